@@ -1,0 +1,131 @@
+"""Files that are either whole or absent: written under a temporary name, fsynced, renamed.
+
+A run may be killed at any instant; whoever reads afterwards finds the old file or the new one, never half
+of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from kdcompress.errors import KdcompressError, UserError, WorldError
+
+_READ_BYTES = 1 << 20
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Puts `content` at `path`, atomically.
+
+    Raises:
+        UserError: The folder does not exist or must not be written to.
+        WorldError: The disk is full or fails; `path` is as it was.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Puts `content` at `path` as UTF-8, atomically; raises as `write_bytes`."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Puts `document` at `path` as indented JSON with a final newline, atomically; raises as `write_bytes`.
+
+    NaN and infinities are refused (ValueError): they are no JSON, and most readers stop at them.
+    """
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block ends, and vanishes if it raises.
+
+    For libraries that write files themselves; the block must close what it opens.
+
+    Args:
+        path: The final name; its folder must exist.
+
+    Raises:
+        UserError: The folder does not exist or must not be written to.
+        WorldError: The disk is full or fails; `path` is as it was.
+    """
+    path = Path(path)
+    # Hidden and unique: two processes that write the same file must not write into one temporary.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with translated(path):
+            yield temporary
+            sync_file(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turns an operating system's error while writing `path` into one sentence of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise _sentence(path, error) from error
+
+
+def sync_file(path: Path) -> None:
+    """Waits until the file's content is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the folder's entries are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE file systems cannot sync a folder; the rename itself has happened.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EBADF}:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def _sentence(path: Path, error: OSError) -> KdcompressError:
+    folder = path.parent
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        why = "disk is full" if error.errno == errno.ENOSPC else "disk quota is used up"
+        return WorldError(f"{why}: cannot write {path}; free some space and run again with --resume")
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return UserError(f"{folder}: no permission to write here ({error.strerror}); choose another folder")
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return UserError(f"{folder}: no such folder, so {path.name} cannot be written there")
+    if error.errno == errno.EISDIR:
+        return UserError(f"{path}: is a folder, so no file can be written under this name")
+    return WorldError(f"{path}: cannot be written: {error.strerror or error}")

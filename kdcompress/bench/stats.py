@@ -1,0 +1,144 @@
+"""What may be said of a set of timings: medians with distribution-free intervals, paired ratios, verdicts.
+
+No mean, no clipping, no outlier removed: latencies are skewed, come in modes, and what looks like an
+outlier is what a user waits for. Everything here is a pure function of numbers; the unit of what goes in
+comes out again.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+Interval = tuple[float, float]
+Verdict = Literal["faster", "slower", "no difference"]
+
+MIN_ROUNDS = 6
+"""With five values even (least, greatest) covers the median with only 1 - 2/2**5 = 93.75 %."""
+
+MIN_CALLS = {90: 64, 99: 662}
+"""Calls that a percentile needs (MLPerf inference, early stopping at 99 % confidence)."""
+
+LEAST_DIFFERENCE = 0.02
+"""A ratio closer to 1 than this is no difference, however narrow its interval."""
+
+MODE_RATIO = 1.3
+"""Two groups of timings whose medians are further apart than this are two modes of the machine."""
+
+
+def median_of_medians(rounds: Sequence[Sequence[float]]) -> float:
+    """The central value: the median over rounds of the median over a round's calls.
+
+    Args:
+        rounds: The calls' durations, one sequence per round, none empty.
+    """
+    return statistics.median(statistics.median(calls) for calls in rounds)
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Order-statistic interval for the median of whatever distribution the values are drawn from.
+
+    The k-th least and k-th greatest value, with the largest k whose coverage 1 - 2 P(Binomial(n, 1/2) < k)
+    still reaches the confidence. Nine values: the second and the eighth, 96.1 %.
+
+    Args:
+        values: Independent draws, in any order.
+        confidence: Coverage to reach, below 1.
+
+    Returns:
+        (low, high), or None if there are too few values for any such interval (below six for 95 %).
+
+    Source: W. R. Thompson, On confidence ranges for the median, Annals of Mathematical Statistics, 1936.
+    """
+    ordered, n = sorted(values), len(values)
+    rank, below = 0, 0.0  # below = P(Binomial(n, 1/2) < rank + 1)
+    while rank < n // 2:
+        below += math.comb(n, rank) / 2**n
+        if 1 - 2 * below < confidence:
+            break
+        rank += 1
+    return (ordered[rank - 1], ordered[n - rank]) if rank else None
+
+
+def percentile(calls: Sequence[float], percent: int) -> float | None:
+    """The nearest-rank percentile, or None when there are too few calls to know it.
+
+    Args:
+        calls: Durations of single calls.
+        percent: A key of `MIN_CALLS`.
+    """
+    if len(calls) < MIN_CALLS[percent]:
+        return None
+    return sorted(calls)[math.ceil(percent / 100 * len(calls)) - 1]
+
+
+def paired_ratio(baseline: Sequence[float], own: Sequence[float]) -> tuple[float, Interval | None]:
+    """Median over rounds of baseline duration / own duration, with its interval; 2.0 means twice as fast.
+
+    A round measures both within a second, so what slows the machine for a while slows both and cancels.
+
+    Args:
+        baseline: One duration per round.
+        own: The same rounds'.
+    """
+    ratios = [base / this for base, this in zip(baseline, own, strict=True)]
+    return statistics.median(ratios), interval(ratios)
+
+
+def margin(control: Interval | None) -> float:
+    """How far from 1 a ratio must lie to be a difference: as far as identical things were seen to differ.
+
+    Args:
+        control: Interval of the ratio of the baseline to a second copy of itself, or None if there is none.
+
+    Returns:
+        The control interval's greatest distance from 1, at least `LEAST_DIFFERENCE`.
+    """
+    if control is None:
+        return LEAST_DIFFERENCE
+    return max(LEAST_DIFFERENCE, control[1] - 1, 1 / control[0] - 1)
+
+
+def verdict(ratio: Interval | None, least: float = LEAST_DIFFERENCE) -> Verdict:
+    """What a ratio's interval shows; swapping the two sides swaps faster and slower.
+
+    Args:
+        ratio: Interval of baseline time / own time; None shows nothing.
+        least: As from `margin`.
+
+    Returns:
+        "faster" or "slower" only if the whole interval lies beyond the margin.
+    """
+    if ratio is not None and ratio[0] > 1 + least:
+        return "faster"
+    if ratio is not None and ratio[1] < 1 / (1 + least):
+        return "slower"
+    return "no difference"
+
+
+def has_two_modes(values: Sequence[float]) -> bool:
+    """Whether the values fall into two groups apart, as when a neighbour takes a core for some of the rounds.
+
+    The sorted values are cut at their widest relative gap, leaving at least a tenth of them (and two) on each
+    side. They are modes if the groups' medians differ by more than `MODE_RATIO` and at least half of that way
+    (on a logarithmic scale) is the gap: a slow drift is a spread, not two modes.
+
+    Args:
+        values: Positive durations: of rounds, or of calls.
+    """
+    ordered = sorted(values)
+    least = max(2, math.ceil(len(ordered) / 10))
+    cuts = range(least, len(ordered) - least + 1)
+    if not cuts:
+        return False
+    cut = max(cuts, key=lambda i: ordered[i] / ordered[i - 1])
+    ratio = statistics.median(ordered[cut:]) / statistics.median(ordered[:cut])
+    return ratio > MODE_RATIO and ordered[cut] / ordered[cut - 1] > math.sqrt(ratio)
+
+
+def share_over_twice_the_median(calls: Sequence[float]) -> float:
+    """The share of calls that took more than twice the median call: the tail that a median hides."""
+    twice = 2 * statistics.median(calls)
+    return sum(call > twice for call in calls) / len(calls)

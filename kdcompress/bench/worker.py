@@ -1,0 +1,287 @@
+"""The process that is timed: one artefact in one runtime at one thread count, driven by JSON lines.
+
+This file stands alone (standard library, numpy and the runtime; Python 3.8 and newer), so that it can be
+copied to a board that has no kdcompress. `torch` and kdcompress are imported only by the torch runtime.
+
+Started as `python worker.py '{"threads": 1, "parent": 4711}'`. Each line on stdin is a command, each line
+on stdout its answer: `{"ok": true, ...}`, or `{"ok": false, "type", "message"}` and the worker ends.
+
+- `load`: runtime, file, batch, shape ([C, H, W] or null), images (an .npy file of [N, C, H, W] in [0, 1],
+  or null), seed
+- `block`: seconds, min_calls -> every call's duration, and what the operating system did meanwhile
+- `logits`: of the first `count` images, one batch after another
+- `quit`
+
+A runtime is a class with `load(path, threads, batch, shape)`, `run(images)` and `info()`. Beside the two
+built in, `/path/to/file.py:ClassName` names one of the user's. A runtime that has a `clock_ns` method is
+timed with that clock (a device with its own event timer).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, Dict, List, Optional
+
+SETTINGS = json.loads(sys.argv[1]) if __name__ == "__main__" else {}
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    # Read once, when the library is loaded: it must be set before the first import of anything that computes.
+    if "threads" in SETTINGS:
+        os.environ[_variable] = str(SETTINGS["threads"])
+
+import ctypes  # noqa: E402
+import importlib.util  # noqa: E402
+import queue  # noqa: E402
+import resource  # noqa: E402
+import signal  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+INPUTS = 8
+"""Different batches that a block goes through in turn, prepared before it."""
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the CPU, with the asked-for number of threads and its default spinning."""
+
+    def load(self, path: str, threads: int, batch: int, shape: Optional[List[int]]) -> List[int]:
+        """Opens a session; gives the images' shape [C, H, W]."""
+        import onnxruntime
+
+        self._version = onnxruntime.__version__
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        asked = ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(path, options, providers=asked)
+        self._provider = self._session.get_providers()[0]
+        if self._provider != asked[0]:
+            raise RuntimeError("asked for %s, got %s" % (asked[0], self._provider))
+        first = self._session.get_inputs()[0]
+        if len(first.shape) != 4:
+            raise ValueError("the model's input has %d axes, not 4 (batch, C, H, W)" % len(first.shape))
+        if isinstance(first.shape[0], int) and first.shape[0] != batch:
+            raise ValueError("the model's batch is fixed at %d, asked for %d" % (first.shape[0], batch))
+        self._name = first.name
+        self._type = {"tensor(float)": np.float32, "tensor(float16)": np.float16}.get(first.type)
+        if self._type is None:
+            raise ValueError("the model's input is %s, not floating-point images" % first.type)
+        return _resolved(first.shape[1:], shape)
+
+    def prepare(self, images: Any) -> Any:
+        """The images as this model takes them; not timed."""
+        return np.ascontiguousarray(images, dtype=self._type)
+
+    def run(self, images: Any) -> Any:
+        """All outputs of one call."""
+        return self._session.run(None, {self._name: images})[0]
+
+    def info(self) -> Dict[str, str]:
+        """What really ran."""
+        return {"provider": self._provider, "version": self._version}
+
+
+class Torch:
+    """PyTorch in eager mode on the CPU, normalisation included, as in the exported file."""
+
+    def load(self, path: str, threads: int, batch: int, shape: Optional[List[int]]) -> List[int]:
+        """Builds the network and loads its weights; gives the images' shape [C, H, W]."""
+        import torch
+
+        from kdcompress.deploy.load import load
+
+        self._torch = torch
+        torch.set_num_threads(threads)
+        self._network, spec = load(path)
+        self._network.eval()
+        self._mean = torch.tensor(spec.mean).reshape(1, -1, 1, 1)
+        self._std = torch.tensor(spec.std).reshape(1, -1, 1, 1)
+        return _resolved([spec.channels, None, None], shape or [spec.channels, spec.height, spec.width])
+
+    def prepare(self, images: Any) -> Any:
+        """The images as a tensor; not timed."""
+        return self._torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
+
+    def run(self, images: Any) -> Any:
+        """The logits of one call."""
+        with self._torch.inference_mode():
+            return self._network((images - self._mean) / self._std).numpy()
+
+    def info(self) -> Dict[str, str]:
+        """What really ran."""
+        return {"provider": "cpu", "version": self._torch.__version__}
+
+
+RUNTIMES = {"onnxruntime": OnnxRuntime, "torch": Torch}
+
+
+class Worker:
+    """The state between commands."""
+
+    images: Any
+
+    def load(self, command: Dict[str, Any]) -> Dict[str, Any]:
+        """Loads the artefact, makes the inputs and runs the first call; durations in ms."""
+        self.runtime = _find_runtime(command["runtime"])()
+        self.clock_ns = getattr(self.runtime, "clock_ns", time.perf_counter_ns)
+        base_mb = peak_mb()
+        start = self.clock_ns()
+        shape = self.runtime.load(command["file"], SETTINGS["threads"], command["batch"], command["shape"])
+        load_ms = (self.clock_ns() - start) / 1e6
+        self.batch, self.images = command["batch"], None
+        if command["images"] is not None:
+            images = np.load(command["images"], allow_pickle=False)
+            # A network of another input size (a teacher at 224) is timed on noise of its own size, and it
+            # says so.
+            self.images = images if list(images.shape[1:]) == list(shape) else None
+        is_real = self.images is not None
+        if not is_real:
+            drawn = np.random.RandomState(command["seed"])
+            self.images = drawn.random_sample([INPUTS * self.batch, *shape]).astype(np.float32)
+        prepare = getattr(self.runtime, "prepare", lambda images: images)
+        rows = np.arange(INPUTS * self.batch).reshape(INPUTS, self.batch) % len(self.images)
+        self.prepare, self.inputs = prepare, [prepare(self.images[row]) for row in rows]
+        start = self.clock_ns()
+        logits = self.runtime.run(self.inputs[0])
+        first_ms = (self.clock_ns() - start) / 1e6
+        answer = {"load_ms": load_ms, "first_ms": first_ms, "base_mb": base_mb, "shape": list(shape)}
+        answer["images"] = "real" if is_real else "noise"
+        answer["outputs"] = list(np.shape(logits))
+        answer.update(self.runtime.info())
+        return answer
+
+    def block(self, command: Dict[str, Any]) -> Dict[str, Any]:
+        """Calls for at least so long and so often, each timed on its own."""
+        run, clock_ns, inputs = self.runtime.run, self.clock_ns, self.inputs
+        for i in range(
+            2
+        ):  # the first calls after a pause wake threads and refill caches; they are not recorded
+            run(inputs[i % len(inputs)])
+        samples: List[int] = []
+        before, steal_before = resource.getrusage(resource.RUSAGE_SELF), _steal_s()
+        wall_start, begin = time.perf_counter(), clock_ns()
+        end = begin + command["seconds"] * 1e9
+        while True:
+            images = inputs[len(samples) % len(inputs)]
+            start = clock_ns()
+            run(images)
+            stop = clock_ns()
+            samples.append(stop - start)
+            if stop >= end and len(samples) >= command["min_calls"]:
+                break
+        wall_s = time.perf_counter() - wall_start
+        after, steal_after = resource.getrusage(resource.RUSAGE_SELF), _steal_s()
+        return {
+            "samples_ns": samples,
+            "wall_s": wall_s,
+            "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+            "involuntary_switches": after.ru_nivcsw - before.ru_nivcsw,
+            "steal_s": None if steal_before is None or steal_after is None else steal_after - steal_before,
+            "peak_mb": peak_mb(),
+        }
+
+    def logits(self, command: Dict[str, Any]) -> Dict[str, Any]:
+        """The logits of the first images, for a comparison with what they should be."""
+        rows = np.arange(-(-command["count"] // self.batch) * self.batch) % len(self.images)
+        batches = [
+            np.asarray(self.runtime.run(self.prepare(self.images[part])), dtype=np.float64)
+            for part in rows.reshape(-1, self.batch)
+        ]
+        return {"logits": np.concatenate(batches)[: command["count"]].tolist()}
+
+
+def peak_mb() -> float:
+    """Greatest resident memory of this process so far, in MB of 1e6 bytes."""
+    try:
+        # ru_maxrss would also count the parent's memory at the moment of the fork.
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass  # no Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+
+
+def _steal_s() -> Optional[float]:
+    """Seconds of all cores that the hypervisor gave to others, or None where it is not told."""
+    try:
+        with open("/proc/stat") as stat:
+            fields = stat.readline().split()
+    except OSError:
+        return None
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 else None
+
+
+def _resolved(own: List[Any], asked: Optional[List[int]]) -> List[int]:
+    """The images' shape: the model's own fixed axes, the asked-for ones where it leaves them open."""
+    own = [size if isinstance(size, int) else None for size in own]
+    if asked is None:
+        if None in own:
+            raise ValueError("the model leaves its image size open (%s); give one" % own)
+        return own
+    if any(own[i] is not None and own[i] != asked[i] for i in range(3)):
+        raise ValueError("the model takes images of %s, asked for %s" % (own, list(asked)))
+    return list(asked)
+
+
+def _find_runtime(name: str) -> Any:
+    if name in RUNTIMES:
+        return RUNTIMES[name]
+    path, _, class_name = name.rpartition(":")
+    spec = importlib.util.spec_from_file_location("user_runtime", path)
+    if spec is None or spec.loader is None or not os.path.isfile(path):
+        raise ValueError("unknown runtime %r; choices: %s" % (name, ", ".join(sorted(RUNTIMES))))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, class_name)
+
+
+def _die_with_parent(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+
+def _read_commands(commands: Any) -> None:
+    for line in sys.stdin:
+        commands.put(json.loads(line))
+    os._exit(0)  # end of file: whoever drives this is gone, even if a call hangs
+
+
+def _answer(stream: Any, document: Dict[str, Any]) -> None:
+    stream.write(json.dumps(document) + "\n")
+    stream.flush()
+
+
+def main() -> None:
+    """Answers commands until told to quit."""
+    # Libraries print on stdout; the answers go through a descriptor that they do not know.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    _die_with_parent(SETTINGS["parent"])
+    commands: Any = queue.Queue()
+    threading.Thread(target=_read_commands, args=(commands,), daemon=True).start()
+    sys.excepthook = lambda kind, error, trace: _answer(
+        answers, {"ok": False, "type": kind.__name__, "message": str(error) or kind.__name__}
+    )
+    worker = Worker()
+    stages = {"load": worker.load, "block": worker.block, "logits": worker.logits}
+    while True:
+        command = commands.get()
+        if command["cmd"] == "quit":
+            _answer(answers, {"ok": True})
+            os._exit(0)  # at once: a hanging pool of some library must not keep the driver waiting
+        answer = stages[command["cmd"]](command)
+        answer["ok"] = True
+        _answer(answers, answer)
+
+
+if __name__ == "__main__":
+    main()

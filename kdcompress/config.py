@@ -1,0 +1,17 @@
+"""What a checked, frozen section of a recipe is; every method's Config is one too."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A frozen mapping whose unknown keys are errors and whose values are never coerced across types.
+
+    Integers are accepted where a float is asked for; text never becomes a number (the YAML reader already
+    turned `1e-3` into one). Field docstrings are the keys' documentation.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, protected_namespaces=()
+    )

@@ -1,0 +1,21 @@
+"""Where things that can be made or fetched again are kept between runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """The folder of everything that can be made or fetched again: data sets, weights, prepared teachers.
+
+    Returns:
+        `$KDCOMPRESS_CACHE` if it is set and not empty (`~` expanded), else the user's cache folder for
+        kdcompress. It is not created here: whoever writes makes the folder below it that it needs.
+    """
+    named = os.environ.get("KDCOMPRESS_CACHE")
+    if named:
+        return Path(named).expanduser()
+    return Path(platformdirs.user_cache_dir("kdcompress"))

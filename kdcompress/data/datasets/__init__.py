@@ -1,0 +1,1 @@
+"""One file per data set; its file name is its name."""

@@ -1,0 +1,158 @@
+"""From an image file to upright 8-bit pixels, whatever camera, scanner or drawing program made it."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from kdcompress.errors import DataError
+
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".tga",
+    ]
+)
+"""File names that are taken for images, in lower case; other files are passed over."""
+
+# What Pillow's readers raise on damaged files; they have no common base.
+_UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError,
+    OverflowError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+# EXIF orientation -> what sets the image upright (1 is upright already).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_ORIENTATION_TAG = 0x0112
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Keeps Pillow's remarks on odd but readable files off the terminal; for the main thread of a process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An image file whose header is read and whose pixels are not yet.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        DataError: The file cannot be read, here or within the block; the message is `path: why`.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: {why_unreadable(error)}") from None
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) in pixels once the image stands upright."""
+    return (image.height, image.width) if _orientation(image) >= 5 else image.size
+
+
+def decoded(image: Image.Image, channels: int) -> Image.Image:
+    """An upright copy in 8 bits per channel.
+
+    EXIF orientation is applied; 16-bit greys are scaled (not clipped); transparency is laid on white;
+    palettes, CMYK and other colour spaces become RGB; of an animation the first frame is taken.
+
+    Args:
+        image: As `opened` gives it; after its `draft`, a JPEG is decoded at a half, a quarter or an eighth.
+        channels: 3 gives mode RGB, 1 gives mode L.
+    """
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    flat = _flattened(image, "RGB" if channels == 3 else "L")
+    return flat.copy() if turn is None else flat.transpose(turn)
+
+
+def problem_of(path: Path) -> str | None:
+    """Why the file cannot be decoded to its end, or None if it can."""
+    try:
+        with Image.open(path) as image:
+            image.draft(None, (1, 1))  # a JPEG's whole stream is still read, at an eighth of the size
+            image.load()
+            _flattened(image, "RGB")
+    except _UNREADABLE as error:
+        return why_unreadable(error)
+    return None
+
+
+def why_unreadable(error: Exception) -> str:
+    """A short reason without the path, which the caller names."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or damaged at its start"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).split("\n", 1)[0]
+    return text or type(error).__name__
+
+
+def pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """`[C, H, W]` uint8 of an image of mode L or RGB."""
+    array = np.array(image)  # a copy: PIL's buffer is read-only
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _UNREADABLE:
+        return 1  # a damaged EXIF block beside sound pixels: viewers show the image as it is stored
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _flattened(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save the image with 8 or 16 bits")
+    if "transparency" in image.info or image.mode in {"RGBA", "LA", "PA", "RGBa", "La"}:
+        clear = image.convert("RGBA")
+        image = Image.new("RGBA", clear.size, (255, 255, 255, 255))
+        image.alpha_composite(clear)
+        image = image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    # Pillow's own convert("L") clips 16-bit greys at 255, which turns nearly every pixel white. 65535 = 255 ·
+    # 257.
+    values = np.asarray(image).astype(np.int64)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise ValueError("32-bit pixels have no known range; save the image with 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

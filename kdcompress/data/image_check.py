@@ -1,0 +1,178 @@
+"""Whether every image file can be read, and whether one stands in two splits; both are kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from kdcompress.atomic import write_text
+from kdcompress.cores import granted_cores
+from kdcompress.data.cache import cache_folder
+from kdcompress.data.decode import problem_of, quiet_pillow
+from kdcompress.data.raw import OnProgress
+from kdcompress.errors import DataError, KdcompressError
+
+SCHEMA = "kdcompress.check/1"
+_HEAD_BYTES = 4096
+_AHEAD = 64  # files per thread that are handed out at once
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A file as the folder lists it.
+
+    Args:
+        name: Relative to the data set's root.
+        size: Bytes.
+        mtime_ns: When it was last written.
+    """
+
+    name: str
+    size: int
+    mtime_ns: int
+
+
+def image_file(root: Path, name: str) -> ImageFile:
+    """The listing's entry of a file.
+
+    Raises:
+        DataError: It cannot be looked at.
+    """
+    try:
+        status = os.stat(root / name)
+    except OSError as error:
+        raise DataError(f"{root / name}: {error.strerror}") from None
+    return ImageFile(name, status.st_size, status.st_mtime_ns)
+
+
+def broken_images(root: Path, files: Sequence[ImageFile], progress: OnProgress | None) -> dict[str, str]:
+    """The files that cannot be decoded to their end, and why.
+
+    Every file is decoded once, in as many threads as there are cores; the result is kept in the cache under
+    the names, sizes and times of all files, so an unchanged folder is not decoded again.
+
+    Args:
+        root: Of the data set.
+        files: To check.
+        progress: Told of the files done.
+    """
+
+    def check() -> dict[str, str]:
+        with quiet_pillow():
+            problems = _mapped(lambda file: problem_of(root / file.name), files, "check images", progress)
+        return {file.name: why for file, why in zip(files, problems, strict=True) if why is not None}
+
+    found: dict[str, str] = _known_or(check, root, "broken", files)
+    return found
+
+
+def shared_images(root: Path, splits: Mapping[str, Sequence[ImageFile]]) -> list[tuple[str, str, str, str]]:
+    """Files with the same bytes in two splits.
+
+    Args:
+        root: Of the data set.
+        splits: Their files, by the split's name.
+
+    Returns:
+        (name of the first split, file there, name of the second split, file there) for each file of a later
+        split that an earlier split holds too; each file once.
+    """
+
+    def compare() -> list[list[str]]:
+        # From cheap to dear: only files of equal size can be equal, and of those most differ in their first
+        # bytes.
+        members = [(split, file) for split, files in splits.items() for file in files]
+        groups = _across_splits(_grouped(members, lambda member: member[1].size))
+        groups = _across_splits(
+            _regrouped(groups, lambda member: _digest(root / member[1].name, _HEAD_BYTES))
+        )
+        groups = _across_splits(_regrouped(groups, lambda member: _digest(root / member[1].name, None)))
+        found = []
+        for group in groups:
+            (first_split, first), *others = group  # in the order of `splits`
+            found += [
+                [first_split, first.name, split, file.name] for split, file in others if split != first_split
+            ]
+        return found
+
+    everything = [
+        ImageFile(f"{split}\0{file.name}", file.size, file.mtime_ns)
+        for split in splits
+        for file in splits[split]
+    ]
+    return [(a, b, c, d) for a, b, c, d in _known_or(compare, root, "shared", everything)]
+
+
+_Member = tuple[str, ImageFile]
+
+
+def _grouped(members: Iterable[_Member], key: Callable[[_Member], Any]) -> Iterator[list[_Member]]:
+    groups: defaultdict[Any, list[_Member]] = defaultdict(list)
+    for member in members:
+        groups[key(member)].append(member)
+    yield from groups.values()
+
+
+def _regrouped(groups: list[list[_Member]], key: Callable[[_Member], Any]) -> Iterator[list[_Member]]:
+    for group in groups:
+        yield from _grouped(group, key)
+
+
+def _across_splits(groups: Iterable[list[_Member]]) -> list[list[_Member]]:
+    return [group for group in groups if len({split for split, _ in group}) > 1]
+
+
+def _digest(path: Path, count: int | None) -> bytes:
+    try:
+        with path.open("rb") as file:
+            if count is not None:
+                return hashlib.sha256(file.read(count)).digest()
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+def _mapped(
+    work: Callable[[ImageFile], str | None],
+    files: Sequence[ImageFile],
+    what: str,
+    progress: OnProgress | None,
+) -> list[str | None]:
+    results: list[str | None] = []
+    threads = granted_cores()
+    rest = iter(files)
+    with ThreadPoolExecutor(threads) as pool:
+        # In portions: a million futures at once would weigh more than the images.
+        while portion := list(islice(rest, threads * _AHEAD)):
+            for result in pool.map(work, portion):
+                results.append(result)
+                if progress:
+                    progress(what, len(results), len(files))
+    return results
+
+
+def _known_or(compute: Callable[[], Any], root: Path, kind: str, files: Sequence[ImageFile]) -> Any:
+    digest = hashlib.sha256(os.fsencode(root.resolve()) + b"\0" + kind.encode())
+    for file in files:
+        digest.update(b"\0%s\0%d\0%d" % (os.fsencode(file.name), file.size, file.mtime_ns))
+    path = cache_folder() / "checks" / f"{digest.hexdigest()}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: it is made again
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] == SCHEMA:
+            return document["result"]
+    result = compute()
+    # A cache that cannot be written costs the next run this check, and nothing else.
+    with suppress(OSError, KdcompressError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # ASCII: file names need not be valid Unicode.
+        write_text(path, json.dumps({"schema": SCHEMA, "result": result}))
+    return result

@@ -1,0 +1,187 @@
+"""Batches for training and for evaluation: the same for any number of workers, processes and resumes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from kdcompress.data.batch import Batch, View
+from kdcompress.data.random_bits import permutation
+from kdcompress.data.source import MemorySource, Source
+from kdcompress.data.workers import EVALUATION, Task, Workers, result_of
+from kdcompress.errors import UserError
+
+RESIDENT_BYTES = 1 << 31
+"""An in-memory set of up to 2 GiB is copied to the accelerator whole."""
+
+
+class TrainingLoader:
+    """The training set, epoch by epoch, in an order that depends on (seed, epoch) alone.
+
+    The last batch of an epoch is left out if it is incomplete; a set smaller than one batch is one batch.
+
+    Args:
+        source: The training images.
+        batch_size: Global, over all processes together.
+        views: Augmentations of each image a batch holds (V).
+        seed: The run's.
+        augment: Name of the augmentation.
+        device: Where the batches are put.
+        rank: Of this process: it gets rows [rank · b, (rank + 1) · b) of each global batch, b = batch_size /
+            world.
+        world: Number of processes.
+        workers: Processes that decode image files; an in-memory set uses none.
+        order: Gives the sample indices of an epoch (int64, at least steps × batch_size of them) in place of
+            the shuffled order.
+
+    Raises:
+        UserError: The batch does not divide evenly over the processes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        views: int = 1,
+        seed: int,
+        augment: str,
+        device: torch.device | str,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        order: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        assert 0 <= rank < world, (rank, world)
+        assert views >= 1, views
+        if len(source) == 0:
+            raise UserError("data: there are no training images")
+        batch_size = min(batch_size, len(source))
+        if batch_size % world:
+            raise UserError(
+                f"data.batch_size: a batch of {batch_size} does not divide evenly over {world} processes; "
+                f"choose a multiple of {world}"
+            )
+        self.device = torch.device(device)
+        self.source = _near(source.with_augment(augment), self.device)
+        self.batch_size, self.views, self.seed = batch_size, views, seed
+        self.rank, self.world = rank, world
+        self._order = order
+        self._workers = _workers(self.source, workers, self.device)
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        return len(self.source) // self.batch_size
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This process's batches of an epoch.
+
+        Args:
+            epoch: Counted from 0.
+            start_step: Of the first batch given; the others are not even read.
+
+        Yields:
+            Batches of `batch_size / world` samples; view k has the number epoch × V + k.
+
+        Raises:
+            WorldError: A worker process died.
+            DataError: An image file cannot be read any more.
+        """
+        order = permutation(self.seed, epoch, len(self.source)) if self._order is None else self._order(epoch)
+        assert len(order) >= self.steps * self.batch_size, (len(order), self.steps, self.batch_size)
+        share = self.batch_size // self.world
+        starts = [step * self.batch_size + self.rank * share for step in range(start_step, self.steps)]
+        numbers = tuple(range(epoch * self.views, (epoch + 1) * self.views))
+        tasks = [Task(order[start : start + share], numbers, self.seed) for start in starts]
+        for task, images in zip(tasks, _results(self.source, self._workers, tasks), strict=True):
+            yield _batch(self.source, task.indices, images, numbers, self.device)
+
+    def close(self) -> None:
+        """Ends the worker processes; a later `epoch` starts new ones."""
+        if self._workers is not None:
+            self._workers.close()
+
+
+class EvaluationLoader:
+    """All images of a split in their order, not augmented: one view with the number -1.
+
+    Args:
+        source: The images.
+        batch_size: The last batch may be smaller.
+        device: Where the batches are put.
+        workers: Processes that decode image files; an in-memory set uses none.
+    """
+
+    def __init__(
+        self, source: Source, *, batch_size: int = 256, device: torch.device | str, workers: int = 0
+    ) -> None:
+        assert batch_size >= 1, batch_size
+        self.device = torch.device(device)
+        self.source = _near(source, self.device)
+        self.batch_size = batch_size
+        self._workers = _workers(self.source, workers, self.device)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.source) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        parts = torch.split(torch.arange(len(self.source)), self.batch_size) if len(self.source) else ()
+        tasks = [Task(part, (EVALUATION,), 0) for part in parts]
+        for task, images in zip(tasks, _results(self.source, self._workers, tasks), strict=True):
+            yield _batch(self.source, task.indices, images, (EVALUATION,), self.device)
+
+    def close(self) -> None:
+        """Ends the worker processes; a later iteration starts new ones."""
+        if self._workers is not None:
+            self._workers.close()
+
+
+def on_device(images: Tensor, device: torch.device) -> Tensor:
+    """Images as networks take them.
+
+    Args:
+        images: `[B, C, H, W]` uint8.
+        device: Where they go; to CUDA from pinned memory and without waiting.
+
+    Returns:
+        The same in float32 in [0, 1], channels last.
+    """
+    if device.type == "cuda" and images.device.type == "cpu":
+        # uint8 travels: a quarter of the bytes.
+        images = (
+            images.contiguous(memory_format=torch.channels_last).pin_memory().to(device, non_blocking=True)
+        )
+    images = images.to(device)
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def _near(source: Source, device: torch.device) -> Source:
+    if isinstance(source, MemorySource) and device.type != "cpu" and source.nbytes <= RESIDENT_BYTES:
+        return source.to(device)
+    return source
+
+
+def _workers(source: Source, count: int, device: torch.device) -> Workers | None:
+    if count == 0 or isinstance(source, MemorySource):
+        return None
+    return Workers(source, count, pin=device.type == "cuda")
+
+
+def _results(source: Source, workers: Workers | None, tasks: Sequence[Task]) -> Iterator[list[Tensor]]:
+    if workers is not None:
+        return workers.run(tasks)
+    return (result_of(source, task) for task in tasks)
+
+
+def _batch(
+    source: Source, indices: Tensor, images: Sequence[Tensor], numbers: Sequence[int], device: torch.device
+) -> Batch:
+    labels, here = source.labels[indices].to(device), indices.to(device)
+    views = (
+        View(on_device(each, device), here, number) for each, number in zip(images, numbers, strict=True)
+    )
+    return Batch(tuple(views), labels, here)

@@ -1,0 +1,38 @@
+"""What a data set's file hands over, before it is cut, resized and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kdcompress.data.source import FolderSource, MemorySource
+
+OnProgress = Callable[[str, int, int], None]
+"""(what is under way, done, total); called often, from the thread that waits. A total of 0 is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A data set as it comes.
+
+    Args:
+        train: All images that are not in an official split below.
+        class_names: K names; labels are positions in it.
+        listing_sha256: Hash of what the set consists of.
+        augment: What is usual for its training images.
+        test: The official test split, or None: it is cut from `train`.
+        held_out: The official validation split beside a test split, or None.
+        license: Of the images, or None if not known.
+        broken: Image files that cannot be read; they are in none of the splits.
+        warnings: Sentences for the user.
+    """
+
+    train: MemorySource | FolderSource
+    class_names: tuple[str, ...]
+    listing_sha256: str
+    augment: str
+    test: MemorySource | FolderSource | None = None
+    held_out: MemorySource | FolderSource | None = None
+    license: str | None = None
+    broken: int = 0
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,231 @@
+"""Where images come from: a tensor in memory, or files on disk; both give uint8 batches by index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kdcompress.data.augment import augment, checked_preset, crop_box, resized, usual_pad
+from kdcompress.data.decode import decoded, opened, pixels, quiet_pillow, upright_size
+
+CROP_SHARE = 0.875
+"""Side of the central crop to the shorter side before it (224 of 256), for images from files."""
+MATERIALISE_BYTES = 1 << 28
+"""A resized in-memory set is kept resized up to 256 MiB; a larger one is resized batch by batch, to the same
+pixels."""
+_CHUNK = 1024  # images resized at once: bounds the float32 copies to a few hundred MiB
+
+
+class Source(Protocol):
+    """Images with labels, by position."""
+
+    @property
+    def labels(self) -> Tensor:
+        """`[N]` int64 on the CPU; -1 means no label."""
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of what the two image methods give."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def subset(self, indices: Tensor) -> Self:
+        """The images at these positions, renumbered from 0."""
+
+    def with_augment(self, preset: str) -> Self:
+        """The same images with another augmentation (a name of `augment.PRESETS`)."""
+
+    def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
+        """`[B, C, H, W]` uint8: the augmented view of that number."""
+
+    def evaluation_images(self, indices: Tensor) -> Tensor:
+        """`[B, C, H, W]` uint8, not augmented."""
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySource:
+    """A set that fits into memory.
+
+    Args:
+        images: `[N, C, H, W]` uint8. Kept channels last, which makes cropping a single gather.
+        labels: `[N]` int64.
+        channels: 3 repeats grey images on three channels; else the images' own number.
+        size: (H, W) that images are resized to, antialiased; None: their own.
+        preset: Augmentation of training images.
+        pad: Pixels of padding for the random crop; None: an eighth of the side.
+    """
+
+    images: Tensor
+    labels: Tensor
+    channels: int = 0
+    size: tuple[int, int] | None = None
+    preset: str = "none"
+    pad: int | None = None
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == torch.uint8, self.images.dtype
+        assert self.images.dim() == 4, self.images.shape
+        assert len(self.images) == len(self.labels), (len(self.images), len(self.labels))
+        checked_preset(self.preset)
+        object.__setattr__(self, "images", self.images.contiguous(memory_format=torch.channels_last))
+        object.__setattr__(self, "labels", self.labels.to(torch.int64))
+        if self.channels == 0:
+            object.__setattr__(self, "channels", self.images.shape[1])
+        assert self.channels in {self.images.shape[1], 3}, self.channels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images it gives."""
+        return self.size or (int(self.images.shape[2]), int(self.images.shape[3]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels."""
+        return self.images.numel()
+
+    def subset(self, indices: Tensor) -> Self:
+        """The images at these positions, renumbered from 0."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def with_augment(self, preset: str) -> Self:
+        """The same images with another augmentation."""
+        return replace(self, preset=preset)
+
+    def with_channels(self, channels: int) -> Self:
+        """The same images with grey repeated on three channels, or as they are."""
+        return replace(self, channels=channels)
+
+    def with_size(self, size: tuple[int, int]) -> Self:
+        """The same images, given in another size; those of a small set are resized once and for all."""
+        count, channels = self.images.shape[:2]
+        if count * channels * math.prod(size) > MATERIALISE_BYTES:
+            return replace(self, size=size)
+        parts = [resized(part, size) for part in torch.split(self.images, _CHUNK)]
+        return replace(self, images=torch.cat(parts) if parts else self.images, size=size)
+
+    def to(self, device: torch.device) -> Self:
+        """The same with the pixels on a device; the labels stay on the CPU."""
+        return replace(self, images=self.images.to(device))
+
+    def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
+        """`[B, C, H, W]` uint8 on the pixels' device: the augmented view of that number."""
+        indices = indices.to(self.images.device)
+        pad = usual_pad(min(self.image_size)) if self.pad is None else self.pad
+        images = resized(self.images[indices], self.image_size)
+        images = augment(images, indices, seed=seed, view=view, preset=self.preset, pad=pad)
+        return images.expand(-1, self.channels, -1, -1)
+
+    def evaluation_images(self, indices: Tensor) -> Tensor:
+        """`[B, C, H, W]` uint8 on the pixels' device, not augmented."""
+        images = resized(self.images[indices.to(self.images.device)], self.image_size)
+        return images.expand(-1, self.channels, -1, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSource:
+    """Image files, decoded when they are asked for.
+
+    Args:
+        root: The folder that the file names are relative to.
+        files: N names.
+        labels: `[N]` int64.
+        side: H = W in pixels of the images it gives.
+        channels: 3 or 1; images are converted to it.
+        preset: Augmentation of training images.
+    """
+
+    root: Path
+    files: Sequence[str]
+    labels: Tensor
+    side: int
+    channels: int = 3
+    preset: str = "resized_crop_flip"
+
+    def __post_init__(self) -> None:
+        assert len(self.files) == len(self.labels), (len(self.files), len(self.labels))
+        checked_preset(self.preset)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images it gives."""
+        return self.side, self.side
+
+    @property
+    def resize(self) -> int:
+        """Pixels of the shorter side before the central crop."""
+        return round(self.side / CROP_SHARE)
+
+    def subset(self, indices: Tensor) -> Self:
+        """The images at these positions, renumbered from 0."""
+        files = tuple(self.files[i] for i in indices.tolist())
+        return replace(self, files=files, labels=self.labels[indices])
+
+    def with_augment(self, preset: str) -> Self:
+        """The same images with another augmentation."""
+        return replace(self, preset=preset)
+
+    def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
+        """`[B, C, H, W]` uint8: the augmented view of that number.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        if self.preset != "resized_crop_flip":
+            pad = usual_pad(self.side)
+            images = self.evaluation_images(indices)
+            return augment(images, indices, seed=seed, view=view, preset=self.preset, pad=pad)
+        with quiet_pillow():
+            return torch.stack([self._random_part(index, view, seed) for index in indices.tolist()])
+
+    def evaluation_images(self, indices: Tensor) -> Tensor:
+        """`[B, C, H, W]` uint8: the shorter side resized, then the central crop.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        with quiet_pillow():
+            return torch.stack([self._central_part(index) for index in indices.tolist()])
+
+    def _random_part(self, index: int, view: int, seed: int) -> Tensor:
+        with opened(self.root / self.files[index]) as stored:
+            width, height = upright_size(stored)
+            box, flip = crop_box(seed, view, index, width, height)
+            # A JPEG may be decoded smaller as long as the box keeps the pixels that are asked for. The same
+            # bound for both sides, because it is for the image as stored, which may lie on its side.
+            across, down = box[2] - box[0], box[3] - box[1]
+            least = math.ceil(self.side * max(width / across, height / down))
+            stored.draft(None, (least, least))
+            image = decoded(stored, self.channels)
+        x, y = image.width / width, image.height / height
+        scaled = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+        image = image.resize((self.side, self.side), Image.Resampling.BILINEAR, box=scaled)
+        if flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(pixels(image))
+
+    def _central_part(self, index: int) -> Tensor:
+        with opened(self.root / self.files[index]) as stored:
+            image = decoded(stored, self.channels)
+        short = min(image.size)
+        width, height = (max(self.side, int(self.resize * length / short)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = round((width - self.side) / 2), round((height - self.side) / 2)
+        return torch.from_numpy(pixels(image.crop((left, top, left + self.side, top + self.side))))

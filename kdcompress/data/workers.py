@@ -1,0 +1,185 @@
+"""Processes that decode image files ahead of the training, and what becomes of them when somebody dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kdcompress.data.source import Source
+from kdcompress.errors import KdcompressError, WorldError
+
+EVALUATION = -1
+"""Number of the view that is not augmented."""
+_PARENT_CHECK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One batch to decode.
+
+    Args:
+        indices: `[B]` int64, positions in the source.
+        views: Numbers of the views wanted; `EVALUATION` for the plain image.
+        seed: Of the augmentation.
+    """
+
+    indices: Tensor
+    views: tuple[int, ...]
+    seed: int
+
+
+def result_of(source: Source, task: Task) -> list[Tensor]:
+    """`[B, C, H, W]` uint8 for each view of the task."""
+    return [
+        source.evaluation_images(task.indices)
+        if view == EVALUATION
+        else source.training_images(task.indices, view, task.seed)
+        for view in task.views
+    ]
+
+
+class Workers:
+    """Worker processes over one source, started at the first use and kept until `close`.
+
+    They are spawned, not forked: a fork copies locks that other threads hold and breaks CUDA. They ignore
+    Ctrl-C (whoever started them decides), and end by themselves when their parent is gone, however it went.
+
+    Args:
+        source: What they decode; it is sent to each of them once.
+        count: Of processes.
+        pin: Whether the results are put into pinned memory.
+    """
+
+    def __init__(self, source: Source, count: int, pin: bool) -> None:
+        self._source, self._count, self._pin = source, count, pin
+        self._tasks = _Tasks()
+        self._loader: DataLoader[Any] | None = None
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[list[Tensor]]:
+        """The results of the tasks, in their order, decoded ahead.
+
+        Raises:
+            WorldError: A worker died.
+            KdcompressError: What a worker raised.
+        """
+        if not tasks:
+            return
+        self._tasks.tasks = list(tasks)
+        with warnings.catch_warnings(), self._dead_worker_as_sentence(), _without_interrupts():
+            # More workers than cores are the user's to choose: decoding may wait for a network drive.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            self._loader = self._loader or self._started()
+            results = iter(self._loader)
+        for _ in tasks:
+            with self._dead_worker_as_sentence():
+                result = next(results)
+            if isinstance(result, KdcompressError):
+                raise result
+            yield result
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._loader = None  # its iterator ends them when nobody holds it any more
+
+    def _started(self) -> DataLoader[Any]:
+        return DataLoader(
+            _Decoding(self._source),
+            batch_size=None,
+            sampler=self._tasks,
+            num_workers=self._count,
+            collate_fn=_unchanged,
+            pin_memory=self._pin,
+            worker_init_fn=_start_of_worker,
+            multiprocessing_context="spawn",
+            # Without its own, each pass would take a number from torch's global generator.
+            generator=torch.Generator(),
+            prefetch_factor=2,
+            persistent_workers=True,
+        )
+
+    @contextmanager
+    def _dead_worker_as_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # torch has no exception of its own for this. A worker that dies while its images are handed over
+            # shows as a broken connection; what a worker itself raised is our bug.
+            message = str(error)
+            raised_by_worker = "in DataLoader worker process" in message
+            unrelated = isinstance(error, RuntimeError) and not message.startswith("DataLoader worker (pid")
+            if raised_by_worker or unrelated:
+                raise
+            self.close()  # those that are left would wait for ever
+            raise WorldError(
+                "a process that decodes images died, perhaps for want of memory or shared memory (/dev/shm); "
+                "lower data.workers or data.batch_size and run again with --resume"
+            ) from None
+
+
+class _Decoding(Dataset[Any]):
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, task: Task) -> list[Tensor] | KdcompressError:
+        try:
+            return result_of(self.source, task)
+        except KdcompressError as error:
+            return error  # as a value: torch would wrap it into the text of a traceback
+
+
+class _Tasks(Sampler[Task]):
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+def _unchanged(result: Any) -> Any:
+    return result
+
+
+def _start_of_worker(number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    # torch looks for the parent only between two tasks; a thread also ends a worker that hangs in a read.
+    while os.getppid() == parent:
+        threading.Event().wait(_PARENT_CHECK_SECONDS)
+    os._exit(1)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Starts processes that Ctrl-C never reaches, and whose death is told only to who waits for them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Started first, because its start unblocks SIGINT again.
+    resource_tracker.ensure_running()
+    on_child = signal.getsignal(signal.SIGCHLD)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by what is started here
+    try:
+        yield
+    finally:
+        # torch's handler raises wherever the main thread happens to be when a worker dies. Without it the
+        # next wait for a result notices, within seconds.
+        if on_child is not None and signal.getsignal(signal.SIGCHLD) is not on_child:
+            signal.signal(signal.SIGCHLD, on_child)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

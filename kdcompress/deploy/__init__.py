@@ -1,0 +1,1 @@
+"""What ships: stripped, written, proved."""

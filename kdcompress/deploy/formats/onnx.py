@@ -1,0 +1,227 @@
+"""ONNX: one file with the normalisation in its graph, a free batch size, and no trace of the machine."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from torch import nn
+
+from kdcompress import __version__
+from kdcompress.atomic import write_bytes
+from kdcompress.data.input_spec import InputSpec
+from kdcompress.deploy.macs import evaluating
+from kdcompress.deploy.normalised import Deployed
+from kdcompress.errors import NetworkError, UserError
+
+SUFFIX = ".onnx"
+INPUT = "images"
+OUTPUT = "logits"
+PREFIX = "kdcompress."
+PROVIDER = "CPUExecutionProvider"
+OLDEST_OPSET = 18
+
+_EXAMPLE_BATCH = 2
+"""Of the trace. A batch of one lets some networks bake it into a reshape; the gates then run 1, 2 and 3."""
+
+_ORT_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+def write(
+    network: nn.Module, spec: InputSpec, path: Path, *, metadata: dict[str, str], opset: int | None = None
+) -> None:
+    """Exports the network with its normalisation; equal weights give equal bytes.
+
+    Args:
+        network: The plain network; it is not changed.
+        spec: Its input.
+        path: Where to.
+        metadata: Goes into the file's `metadata_props`, each key under `kdcompress.`.
+        opset: Of the standard operators, 18 or newer. None: the exporter's choice.
+
+    Raises:
+        NetworkError: The network cannot be exported, or gives something other than logits.
+        UserError: The exporter cannot write this opset.
+        WorldError: The disk is full or fails.
+    """
+    if opset is not None and opset < OLDEST_OPSET:
+        raise UserError(
+            f"opset {opset} was asked for, but the exporter can only write {OLDEST_OPSET} and newer; "
+            f"ask for {OLDEST_OPSET}, or for none"
+        )
+    module = Deployed(copy.deepcopy(network), spec).to("cpu", torch.float32).eval()
+    module = module.to(memory_format=torch.contiguous_format)
+    example = torch.zeros(_EXAMPLE_BATCH, spec.channels, spec.height, spec.width)
+    _assert_gives_logits(module, example)
+    try:
+        with _quietly():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: "batch"},),
+                opset_version=opset,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise NetworkError(
+            f"{type(network).__name__}: cannot be exported to ONNX ({_first_line(error.__cause__ or error)})"
+        ) from error
+    assert program is not None
+    # Without this every node carries a stack trace with the paths of the machine it was traced on.
+    ClearMetadataAndDocStringPass()(program.model)
+    program.model.producer_name, program.model.producer_version = "kdcompress", __version__
+    model = program.model_proto
+    properties = {PREFIX + key.removeprefix(PREFIX): value for key, value in metadata.items()}
+    onnx.helper.set_model_props(model, dict(sorted(properties.items())))
+    written = opset_of(model)
+    if opset is not None and written != opset:
+        raise UserError(f"opset {opset} was asked for, but the exporter wrote {written}; ask for {written}")
+    write_bytes(path, _checked(model).SerializeToString(deterministic=True))
+
+
+def open_(path: Path, threads: int = 1) -> OnnxModel:
+    """The file in onnxruntime, on the CPU.
+
+    Args:
+        path: The file.
+        threads: Within one operator.
+
+    Raises:
+        UserError: The file cannot be read, or is not a network of one input and one output.
+    """
+    return OnnxModel(Path(path), threads)
+
+
+class OnnxModel:
+    """Images in [0, 1] to logits, through onnxruntime.
+
+    Args:
+        path: The file.
+        threads: Within one operator.
+    """
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        self.path = path
+        self._opset: int | None = None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; it warns on stderr otherwise
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
+        except _ORT_ERRORS as error:
+            raise UserError(f"{path}: onnxruntime cannot load it ({_first_line(error)})") from None
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
+            raise UserError(
+                f"{path}: expected one input of four axes and one output, as of an image classifier"
+            )
+        self._input = inputs[0].name
+        self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers really in use, in order of preference."""
+        return tuple(self.session.get_providers())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The file's `metadata_props`."""
+        return dict(self.session.get_modelmeta().custom_metadata_map)
+
+    @property
+    def opset(self) -> int:
+        """Of the standard operators, as the file says."""
+        if self._opset is None:
+            self._opset = opset_of(onnx.load(self.path, load_external_data=False))
+        return self._opset
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits `[B, K]` of float32 images `[B, C, H, W]`.
+
+        Raises:
+            UserError: The file does not take images of this shape, the batch size included.
+        """
+        try:
+            logits: NDArray[np.float32] = self.session.run(None, {self._input: images})[0]
+        except _ORT_ERRORS as error:
+            shape = "×".join(map(str, images.shape))
+            raise UserError(f"{self.path}: fails on input of {shape}: {_first_line(error)}") from None
+        return logits
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operators that a model imports."""
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+
+
+def _assert_gives_logits(module: nn.Module, example: torch.Tensor) -> None:
+    with evaluating(module), torch.no_grad():
+        output = module(example)
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(example):
+        given = f"a {type(output).__name__}"
+        if isinstance(output, torch.Tensor):
+            given = f"a tensor of {'×'.join(map(str, output.shape))}"
+        raise NetworkError(
+            f"a classifier gives one tensor of logits [batch, classes]; this one gives {given}"
+        )
+
+
+def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, its inferred shapes made anew if the exporter left inconsistent ones.
+
+    onnxruntime ignores them, other tools do not. What is still wrong afterwards the gates find.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        del model.graph.value_info[:]
+        return onnx.shape_inference.infer_shapes(model)
+    return model
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    # The exporter warns of its own deprecations, logs what it did, and prints graphs when it fails. What
+    # matters is proved by the gates or said in the exception; standard output belongs to --json.
+    hush = io.StringIO()
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # torch gives each of its loggers a level of its own
+    try:
+        with warnings.catch_warnings(), redirect_stdout(hush), redirect_stderr(hush):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: BaseException) -> str:
+    # The exporter colours its messages for a terminal.
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n", 1)[0]

@@ -1,0 +1,66 @@
+"""What a ship gate says: a figure, the limit it is held against, and whether it passed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SCHEMA = "kdcompress.gates/1"
+
+Figure = float | int | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One check that can fail a run.
+
+    Args:
+        gate: Its name.
+        passed: Whether the figure keeps the limit.
+        figure: What was measured.
+        limit: What it is held against.
+        detail: One sentence: what was compared, and on what.
+    """
+
+    gate: str
+    passed: bool
+    figure: Figure
+    limit: Figure
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of `gates.json`; what JSON has no number for (NaN, infinity) becomes text."""
+        return {key: _json(value) for key, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        return f"{self.gate}: {_short(self.figure)} (limit {_short(self.limit)}): {self.detail}"
+
+
+def at_most(gate: str, figure: float, limit: float, detail: str) -> Gate:
+    """A gate that passes when the figure is at or below the limit; NaN never passes."""
+    return Gate(gate, bool(figure <= limit), figure, limit, detail)
+
+
+def equal(gate: str, figure: Figure, limit: Figure, detail: str) -> Gate:
+    """A gate that passes when the figure is exactly the limit."""
+    return Gate(gate, figure == limit, figure, limit, detail)
+
+
+def relative(figure: float, scale: float) -> float:
+    """`figure / scale`; infinite where there is no scale to measure a figure against."""
+    return figure / scale if scale > 0 else (0.0 if figure == 0 else math.inf)
+
+
+def document(gates: Sequence[Gate]) -> dict[str, Any]:
+    """The content of `gates.json`."""
+    return {"schema": SCHEMA, "gates": [gate.to_json() for gate in gates]}
+
+
+def _json(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _short(value: Figure) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,101 @@
+"""The gates that look at an ONNX file itself: valid, of the right opset, one file, silent about its maker."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+
+from kdcompress.deploy.formats.onnx import PREFIX, PROVIDER, OnnxModel, opset_of
+from kdcompress.deploy.gate import Gate, equal
+
+_LABELS = PREFIX + "labels"
+_ABSOLUTE = re.compile(r"""(?:^|[\s"'(=:\[,])(?:/[^/\s"']+){2,}|(?:^|[\s"'(=\[,])[A-Za-z]:\\|file://""")
+"""A path from the root (two names deep, so that "/s" or "and/or" is none), a drive letter, a file address."""
+_SHORTEST = 5
+"""Characters of a folder's name below which finding it by chance is likely: `/`, `/tmp`."""
+
+
+def graph_gates(file: OnnxModel, opset: int | None) -> list[Gate]:
+    """`onnx_checker`, `opset`, `one_file_no_paths` and `provider`.
+
+    Args:
+        file: Opened in onnxruntime.
+        opset: What was asked for; None: any.
+    """
+    model = onnx.load(file.path, load_external_data=False)
+    written = opset_of(model)
+    wanted = (
+        f"IR version {model.ir_version}; limit: {'as asked for' if opset else 'the choice of the exporter'}"
+    )
+    leaks = list(dict.fromkeys([*_outside(model), *paths_in(model)]))
+    clean = "all weights inside, no folder of this machine named"
+    found = f"found: {'; '.join(leaks[:3])}" if leaks else clean
+    return [
+        _checker(model),
+        equal("opset", written, opset or written, wanted),
+        equal("one_file_no_paths", len(leaks), 0, found),
+        equal(
+            "provider",
+            ", ".join(file.providers),
+            PROVIDER,
+            "what onnxruntime runs it on; limit: as asked for",
+        ),
+    ]
+
+
+def paths_in(model: onnx.ModelProto) -> Iterator[str]:
+    """The folders of this machine, and all that looks like a path, named in the file outside its weights."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for tensor in bare.graph.initializer:
+        # Random bytes contain everything; names are what is searched.
+        for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+            tensor.ClearField(field)
+    content = bare.SerializeToString()
+    for folder in _folders():
+        # Whole names only: "/work" is not in "some/workshop".
+        if re.search(rb"(?<![\w.-])" + re.escape(folder.encode()) + rb"(?![\w.-])", content):
+            yield folder
+    for text in _texts(model):
+        if _ABSOLUTE.search(text):
+            yield text[:80]
+
+
+def _checker(model: onnx.ModelProto) -> Gate:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return Gate("onnx_checker", False, "invalid", "valid", str(error).strip().split("\n", 1)[0])
+    return Gate("onnx_checker", True, "valid", "valid", "onnx.checker with inferred shapes")
+
+
+def _outside(model: onnx.ModelProto) -> Iterator[str]:
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            yield f"weights outside the file: {tensor.name}"
+
+
+def _folders() -> list[str]:
+    package = Path(__file__).resolve().parents[2]
+    places = [Path.home(), Path.cwd(), Path(sys.prefix), Path(torch.__file__).parent, package]
+    places.append(Path(tempfile.gettempdir()))
+    return sorted({str(place) for place in places if len(str(place)) >= _SHORTEST})
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str]:
+    """What people and tools write into a file; class names are the user's own and may look like anything."""
+    yield from (entry.value for entry in model.metadata_props if entry.key != _LABELS)
+    yield model.doc_string
+    yield model.graph.doc_string
+    yield from (entry.value for entry in model.graph.metadata_props)
+    for node in model.graph.node:
+        yield node.doc_string
+        yield from (entry.value for entry in node.metadata_props)
+    for tensor in model.graph.initializer:
+        yield tensor.doc_string

@@ -1,0 +1,248 @@
+"""Shipping: strip, export, prove, and only then the final names."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from kdcompress import __version__, discovery
+from kdcompress.atomic import sha256_of, sync_folder, translated, write_bytes, write_json
+from kdcompress.data.input_spec import InputSpec
+from kdcompress.deploy.accuracy import Batches, Predictions, accuracy, logits_of
+from kdcompress.deploy.config import NAME as CONFIG
+from kdcompress.deploy.config import write_config
+from kdcompress.deploy.gate import Gate, document
+from kdcompress.deploy.macs import count_macs, count_parameters
+from kdcompress.deploy.network_gates import strict_load
+from kdcompress.deploy.normalised import Deployed
+from kdcompress.deploy.strip import fresh_student, load_strictly
+from kdcompress.deploy.verify import prove
+from kdcompress.errors import GateFailed, NetworkError
+
+GATES = "gates.json"
+LABELS = "labels.json"
+FAILED = "failed"
+
+_STAGING = ".staging"
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """What a run shipped.
+
+    Args:
+        files: `{name: {sha256, bytes}}` of every file that got its final name.
+        gates: All passed.
+        student: The `student` object of `results.json`; its accuracy is that of the exported file.
+        predictions: The exported file's, on the test split in its order.
+    """
+
+    files: dict[str, dict[str, Any]]
+    gates: list[Gate]
+    student: dict[str, Any]
+    predictions: Predictions
+
+
+def ship(
+    trained: nn.Module,
+    model: str,
+    spec: InputSpec,
+    class_names: Sequence[str],
+    test_batches: Callable[[], Batches],
+    folder: Path,
+    *,
+    formats: Sequence[str],
+    metadata: dict[str, str],
+    allow_code: bool = False,
+    extra_gates: Sequence[Gate] = (),
+    opset: int | None = None,
+) -> Shipped:
+    """Exports a trained student, proves the files, and gives them their final names in `folder`.
+
+    Args:
+        trained: The candidate that ships; takes normalised images. Neither changed nor moved.
+        model: The `FAMILY/NAME` whose plain class it is.
+        spec: Its input.
+        class_names: K names, by class number.
+        test_batches: Opens the test split, which is not empty; called several times, for the same images.
+        folder: The run folder; exists. Nobody else ships into it meanwhile.
+        formats: Of `discovery.names("format")`, at least one.
+        metadata: What the exported file shall say under `kdcompress.*`, such as recipe and teacher; labels,
+            input, model, version and accuracy are added here. No path of this machine: a gate looks for them.
+        allow_code: Whether a `python:` network may be built.
+        extra_gates: Proved elsewhere (the teacher is unchanged, …); they join the others.
+        opset: Of the ONNX file; None: the exporter's choice.
+
+    Returns:
+        Names, hashes and figures. `gates.json` is written as well.
+
+    Raises:
+        GateFailed: At least one gate failed. The files are under `folder/failed/`, none under its final name.
+        NetworkError: No such network.
+        WorldError: The disk is full or fails.
+    """
+    fresh = functools.partial(
+        fresh_student,
+        model,
+        num_classes=len(class_names),
+        channels=spec.channels,
+        image_size=(spec.height, spec.width),
+        allow_code=allow_code,
+    )
+    with _staging(folder) as staging:
+        plain = fresh()
+        loaded = strict_load(trained, plain)
+        if not loaded.passed:
+            tensors = {key: tensor.detach().cpu().clone() for key, tensor in trained.state_dict().items()}
+            write_bytes(staging / "trained.safetensors", safetensors.torch.save(tensors))
+            raise _failed(folder, staging, [loaded, *extra_gates])
+        load_strictly(plain, trained.state_dict(), model)
+        plain.eval()
+        reference_NK, score = _score(plain, spec, test_batches, len(class_names))
+        described = _describe(metadata, model, spec, class_names, score)
+        _write_config(staging, plain, model, spec, class_names)
+        files, gates = _write_formats(plain, spec, staging, formats, described, opset)
+        proof = prove(
+            trained=trained,
+            plain=plain,
+            fresh=fresh,
+            spec=spec,
+            files=files,
+            batches=test_batches,
+            reference_NK=reference_NK,
+            opset=opset,
+            allow_code=allow_code,
+        )
+        gates = [*gates, *proof.gates, *extra_gates]
+        if proof.exported is None or not all(gate.passed for gate in gates):
+            raise _failed(folder, staging, gates)
+        scored = files[sorted(files)[0]]
+        student = {
+            **proof.exported.score(len(class_names)),
+            "params": count_parameters(plain),
+            "macs": count_macs(plain, spec.channels, spec.height, spec.width),
+            "bytes": scored.stat().st_size,
+            "file": scored.name,
+            "top1_pytorch": score["top1"],
+        }
+        shipped = _give_final_names(staging, folder)
+        write_json(folder / GATES, document(gates))
+    return Shipped(shipped, gates, student, proof.exported)
+
+
+def _score(
+    plain: nn.Module, spec: InputSpec, batches: Callable[[], Batches], num_classes: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """PyTorch's logits on the test split, and how good they are."""
+    deployed = Deployed(plain, spec)
+    deployed.eval()
+    logits_NK, labels_N = logits_of(deployed.run, batches())
+    return logits_NK, accuracy(logits_NK, labels_N, num_classes)
+
+
+def _describe(
+    metadata: dict[str, str], model: str, spec: InputSpec, class_names: Sequence[str], score: dict[str, Any]
+) -> dict[str, str]:
+    described = {
+        **metadata,
+        "version": __version__,
+        "model": model,
+        "labels": json.dumps(list(class_names), ensure_ascii=False),
+        # Mean and std are told for the record; the graph already applies them.
+        "input": json.dumps(spec.to_json()),
+        "normalisation": "in the graph: images in [0, 1]",
+    }
+    if score["top1"] is not None:
+        described["accuracy"] = json.dumps({"split": "test", "top1": score["top1"], "n": score["n"]})
+    return described
+
+
+def _write_config(
+    staging: Path, plain: nn.Module, model: str, spec: InputSpec, class_names: Sequence[str]
+) -> None:
+    features = [
+        part.in_features
+        for part in plain.modules()
+        if isinstance(part, nn.Linear) and part.out_features == len(class_names)
+    ]
+    write_config(
+        staging / CONFIG,
+        model=model,
+        num_classes=len(class_names),
+        spec=spec,
+        class_names=tuple(class_names),
+        extra={"num_features": features[-1]} if features else {},
+    )
+    write_json(staging / LABELS, list(class_names))
+
+
+def _write_formats(
+    plain: nn.Module,
+    spec: InputSpec,
+    staging: Path,
+    formats: Sequence[str],
+    metadata: dict[str, str],
+    opset: int | None,
+) -> tuple[dict[str, Path], list[Gate]]:
+    """The files by format; a format that cannot take this network fails its gate and the others go on."""
+    files: dict[str, Path] = {}
+    gates: list[Gate] = []
+    for name in formats:
+        plugin = discovery.load("format", name)
+        path = staging / f"student{plugin.SUFFIX}"
+        try:
+            plugin.write(plain, spec, path, metadata=metadata, opset=opset)
+        except NetworkError as error:
+            gates.append(Gate(f"{name}_written", False, None, None, str(error)))
+            continue
+        files[name] = path
+    return files, gates
+
+
+def _give_final_names(staging: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    names = sorted(path.name for path in staging.iterdir())
+    told = {
+        name: {"sha256": sha256_of(staging / name), "bytes": (staging / name).stat().st_size}
+        for name in names
+    }
+    for name in names:
+        with translated(folder / name):
+            os.replace(staging / name, folder / name)
+    sync_folder(folder)
+    return told
+
+
+def _failed(folder: Path, staging: Path, gates: Sequence[Gate]) -> GateFailed:
+    """Puts the files where nobody takes them for good ones, and says what is wrong with them."""
+    target = folder / FAILED
+    with translated(target):
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(staging, target)
+    write_json(folder / GATES, document(gates))
+    lost = [gate for gate in gates if not gate.passed]
+    count = f"{len(lost)} gate{'s' if len(lost) != 1 else ''} failed"
+    lines = [f"the student does not ship: {count}; the files are under {target}", *map(str, lost)]
+    return GateFailed("\n  ".join(lines))
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A folder on the same disk, so that a rename gives the final name; gone when the block ends."""
+    staging = folder / _STAGING
+    with translated(staging):
+        shutil.rmtree(staging, ignore_errors=True)  # a killed run's
+        staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,267 @@
+"""The ship gates: what is proved of a student before any file gets its final name.
+
+The chain of proof: the trained module equals a plain network of the student's own class (strict load, equal
+outputs), the plain network is no larger than a fresh one, and each exported file computes what the plain
+network computes — on real images, at batch sizes it was not traced with, and on the whole test split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kdcompress import discovery
+from kdcompress.data.input_spec import InputSpec
+from kdcompress.deploy.accuracy import (
+    Batches,
+    Comparison,
+    Predictions,
+    Run,
+    accuracy,
+    as_input,
+    compare,
+    logits_of,
+    spread,
+)
+from kdcompress.deploy.formats import onnx, safetensors
+from kdcompress.deploy.gate import Gate, at_most, relative
+from kdcompress.deploy.graph_gates import graph_gates
+from kdcompress.deploy.network_gates import network_gates
+from kdcompress.deploy.normalised import Deployed
+from kdcompress.deploy.strip import misfits, told
+from kdcompress.errors import UserError
+
+__all__ = ["Gate", "Proof", "accuracy", "parity_gates", "prove", "split_gates"]
+
+PARITY_LIMIT = 5e-3
+"""Of S, the spread of the logits between images. Deep networks were seen at 2e-3, shallow ones at 1e-5."""
+VARY_LIMIT = 1e-4
+"""Least spread over the mean logit: below it the outputs do not depend on the image, and parity is empty."""
+INVARIANCE_LIMIT = 1e-4
+"""Of S: an image alone against the same image in a batch."""
+ROUNDING = 16 * 2.0**-23
+"""Of the largest logit: what two orders of summation may differ by in float32, whatever S is."""
+PARITY_BATCHES = (1, 2, 3)
+"""The exporter traces with 2; a network that bakes its batch in is right there and wrong at 1 or 3."""
+PARITY_IMAGES = 24
+"""A multiple of each of `PARITY_BATCHES`."""
+
+_PARITY = "largest error of a logit over the spread of the logits between images"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was found out.
+
+    Args:
+        gates: Every gate, passed or not.
+        exported: The exported file's predictions on the test split; None if it could not be run there.
+        reference: PyTorch's, likewise.
+    """
+
+    gates: list[Gate]
+    exported: Predictions | None
+    reference: Predictions | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(gate.passed for gate in self.gates)
+
+
+def prove(
+    *,
+    trained: nn.Module,
+    plain: nn.Module,
+    fresh: Callable[[], nn.Module],
+    spec: InputSpec,
+    files: dict[str, Path],
+    batches: Callable[[], Batches],
+    reference_NK: Tensor | None = None,
+    opset: int | None = None,
+    allow_code: bool = False,
+) -> Proof:
+    """Runs every gate that applies to the files there are.
+
+    Args:
+        trained: The module that was trained (takes normalised images); neither changed nor moved.
+        plain: The plain network with its weights, on the CPU.
+        fresh: Builds an untrained network of the student's class.
+        spec: The student's input.
+        files: Format name to file; `onnx` goes before `safetensors` as the one that is scored.
+        batches: Opens the test split, which is not empty; called more than once, for the same images.
+        reference_NK: The plain network's logits on the test split (`logits_of`), if they are known already.
+        opset: What was asked for; None: any.
+        allow_code: Whether a `python:` network may be built.
+    """
+    images = _first_images(batches())
+    deployed = Deployed(plain, spec)
+    deployed.eval()
+    gates = network_gates(trained, plain, fresh, spec, images)
+    scored: Run | None = None
+    for name in sorted(files):
+        file, more = _open(name, files[name], opset, allow_code)
+        gates += more
+        if name == "safetensors":
+            gates.append(_round_trip(files[name], plain, deployed, file, images))
+        scored = scored or file
+    if scored is None:
+        return Proof(gates, None, None)
+    if reference_NK is None:
+        reference_NK, _ = logits_of(deployed.run, batches())
+    comparison, more = split_gates(reference_NK, scored, batches())
+    gates += [*more, *parity_gates(deployed.run, scored, images, reference_NK)]
+    if comparison is None:
+        return Proof(gates, None, None)
+    return Proof(gates, comparison.exported, comparison.reference)
+
+
+def split_gates(
+    reference_NK: Tensor, exported: Run, batches: Batches
+) -> tuple[Comparison | None, list[Gate]]:
+    """What the exported file does on the whole test split, beside PyTorch.
+
+    An image whose two best logits are nearer to each other than the parity limit allows is a tie: either
+    class is right. No other image may get another class.
+
+    Args:
+        reference_NK: The logits of the PyTorch network with its normalisation, in the split's order.
+        exported: The file.
+        batches: The test split.
+
+    Returns:
+        The comparison (None if the file cannot be run on it) and the gates `outputs_vary`,
+        `parity_test_split` and `top1_exported`.
+    """
+    try:
+        found = compare(reference_NK, exported, batches)
+    except UserError as error:
+        return None, [Gate("top1_exported", False, None, 1.0, str(error))]
+    count, signal = len(found.errors), spread(reference_NK)
+    on = f"on the {count:,} test images"
+    vary = relative(found.spread, found.mean_logit)
+    worst = relative(float(found.errors.max()), signal)
+    differ = found.exported.classes != found.reference.classes
+    ties = differ & (found.margins <= PARITY_LIMIT * signal)
+    agreement = 1 - int((differ & ~ties).sum()) / count
+    varies = bool(found.spread > 0 and vary >= VARY_LIMIT)
+    varied = f"spread of the logits between images over their mean size {on}; the limit is the least"
+    if not varies:
+        varied += (
+            ". The outputs do not depend on the image: the weights look untrained, so nothing can be verified"
+        )
+    classes = f"share of PyTorch's classes {on}, {int(ties.sum())} ties aside{_top1s(found)}"
+    return found, [
+        Gate("outputs_vary", varies, vary, VARY_LIMIT, varied),
+        at_most("parity_test_split", worst, PARITY_LIMIT, f"{_PARITY}, {on}"),
+        Gate("top1_exported", agreement == 1.0, agreement, 1.0, classes),
+    ]
+
+
+def parity_gates(reference: Run, exported: Run, images: Tensor, reference_NK: Tensor) -> list[Gate]:
+    """The exported file against PyTorch at batch 1, 2 and 3, and against itself between them.
+
+    Args:
+        reference: The PyTorch network with its normalisation.
+        exported: The file.
+        images: `[PARITY_IMAGES, C, H, W]` real images in [0, 1].
+        reference_NK: PyTorch's logits on the test split, whose spread S is the measure.
+    """
+    signal, largest_logit = spread(reference_NK), float(reference_NK.abs().max())
+    array = as_input(images)
+    expected = reference(array)
+    gates: list[Gate] = []
+    rows: dict[int, NDArray[np.float32]] = {}
+    for size in PARITY_BATCHES:
+        name = f"parity_batch_{size}"
+        try:
+            rows[size] = _in_batches(exported, array, size)
+        except UserError as error:
+            detail = f"a batch size was baked into the file: {error}"
+            gates.append(Gate(name, False, None, PARITY_LIMIT, detail))
+            continue
+        apart = relative(_largest_difference(rows[size], expected), signal)
+        gates.append(at_most(name, apart, PARITY_LIMIT, f"{_PARITY}, on {len(array)} real images"))
+    if 1 in rows and 3 in rows:
+        moved = relative(_largest_difference(rows[1], rows[3]), signal)
+        # A barely trained network has a small S; rounding alone must not fail it.
+        limit = max(INVARIANCE_LIMIT, relative(ROUNDING * largest_logit, signal))
+        detail = "an image alone against the same image in a batch of 3, over the spread between images"
+        gates.append(at_most("batch_invariance", moved, limit, detail))
+    return gates
+
+
+def _open(name: str, path: Path, opset: int | None, allow_code: bool) -> tuple[Run | None, list[Gate]]:
+    """The file as something to run, and the gates that look at the file itself."""
+    threads = torch.get_num_threads()
+    try:
+        if name == "safetensors":
+            return safetensors.open_(path, threads, allow_code=allow_code), []
+        if name == "onnx":
+            file = onnx.open_(path, threads)
+            return file, graph_gates(file, opset)
+        opened: Run = discovery.load("format", name).open_(path, threads)
+        return opened, []
+    except UserError as error:
+        return None, [Gate(f"{name}_opens", False, None, None, str(error))]
+
+
+def _round_trip(path: Path, plain: nn.Module, deployed: Deployed, file: Run | None, images: Tensor) -> Gate:
+    """Whether the safetensors file gives back every tensor and the same logits."""
+    name = "safetensors_round_trip"
+    if file is None:
+        return Gate(name, False, None, 0, "the file cannot be opened with its config.json")
+    stored, held = safetensors.tensors_of(path), plain.state_dict()
+    problems = misfits(plain, stored)
+    if problems:
+        return Gate(name, False, sum(map(len, problems.values())), 0, told(problems))
+    changed = [key for key, tensor in held.items() if not torch.equal(tensor, stored[key])]
+    if changed:
+        return Gate(name, False, len(changed), 0, f"tensors that changed: {', '.join(changed[:3])}")
+    array = as_input(images)
+    difference = _largest_difference(file(array), deployed.run(array))
+    return at_most(name, difference, 0.0, "reloaded strictly: equal tensors, largest difference of a logit")
+
+
+def _top1s(found: Comparison) -> str:
+    known = found.exported.labels >= 0
+    if not bool(known.any()):
+        return ""
+    ours, theirs = (
+        float((predictions.classes == predictions.labels)[known].double().mean())
+        for predictions in (found.exported, found.reference)
+    )
+    return f": top-1 {ours:.4f} of the file, {theirs:.4f} of PyTorch"
+
+
+def _first_images(batches: Batches) -> Tensor:
+    """`[PARITY_IMAGES, C, H, W]`: the first of the split, repeated where it has fewer."""
+    taken: list[Tensor] = []
+    for images, _ in batches:
+        taken.append(images.detach().to("cpu", torch.float32))
+        if sum(map(len, taken)) >= PARITY_IMAGES:
+            break
+    assert taken, "the test split has no batch"
+    few = torch.cat(taken)
+    return few.repeat(math.ceil(PARITY_IMAGES / len(few)), 1, 1, 1)[:PARITY_IMAGES].contiguous()
+
+
+def _in_batches(run: Run, array: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    parts = [run(array[start : start + size]) for start in range(0, len(array), size)]
+    rows = len(parts[0])
+    if rows != size:
+        raise UserError(f"{size} images give {rows} rows of logits")
+    return np.concatenate(parts)
+
+
+def _largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    if a.shape != b.shape:
+        return math.inf
+    return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())

@@ -1,0 +1,102 @@
+"""Plugins: a plugin is a file, and its file name is its name.
+
+`names` and `header` read file names, docstrings and literal constants without importing anything heavy, so
+the listings start at once; `load` imports the one file that was asked for.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from kdcompress.errors import UserError, suggest
+
+Kind = Literal["method", "family", "dataset", "format"]
+
+_PACKAGE = Path(__file__).parent
+_FOLDERS: dict[str, dict[str, str]] = {
+    # kind -> {folder below the package: what the listing calls it}
+    "method": {"methods/offline": "offline", "methods/online": "online", "methods/selfkd": "self"},
+    "family": {"networks/families": ""},
+    "dataset": {"data/datasets": ""},
+    "format": {"deploy/formats": ""},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a plugin's file says of itself before it is imported.
+
+    Args:
+        name: The file name with hyphens for underscores (`fashion_mnist.py` is `fashion-mnist`).
+        summary: First line of its docstring, without the full stop.
+        group: For methods offline, online or self; else empty.
+        constants: Its module-level names in capitals that are literals.
+    """
+
+    name: str
+    summary: str
+    group: str
+    constants: dict[str, Any]
+
+
+def names(kind: Kind) -> list[str]:
+    """The plugins of a kind, sorted."""
+    return sorted(_files(kind))
+
+
+def header(kind: Kind, name: str) -> Header:
+    """Reads a plugin's docstring and literal constants without importing it.
+
+    Raises:
+        UserError: No such plugin; the message suggests or lists the choices.
+    """
+    path, group = _find(kind, name)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    summary = (ast.get_docstring(tree) or "").split("\n", 1)[0].rstrip(".")
+    constants: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            target, value = node.target, node.value
+        else:
+            continue
+        if isinstance(target, ast.Name) and target.id.isupper():
+            try:
+                constants[target.id] = ast.literal_eval(value)
+            except ValueError:
+                continue  # a computed constant is no part of the header
+    return Header(name, summary, group, constants)
+
+
+def load(kind: Kind, name: str) -> ModuleType:
+    """Imports a plugin's file.
+
+    Raises:
+        UserError: No such plugin; the message suggests or lists the choices.
+    """
+    path, _ = _find(kind, name)
+    dotted = ".".join(("kdcompress", *path.relative_to(_PACKAGE).with_suffix("").parts))
+    return importlib.import_module(dotted)
+
+
+def _files(kind: Kind) -> dict[str, tuple[Path, str]]:
+    return {
+        path.stem.replace("_", "-"): (path, group)
+        for folder, group in _FOLDERS[kind].items()
+        for path in (_PACKAGE / folder).glob("*.py")
+        if not path.stem.startswith("_")
+    }
+
+
+def _find(kind: Kind, name: str) -> tuple[Path, str]:
+    files = _files(kind)
+    key = str(name).replace("_", "-")
+    if key not in files:
+        raise UserError(f"unknown {kind} {name!r}{suggest(name, files)}")
+    return files[key]

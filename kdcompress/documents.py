@@ -1,0 +1,120 @@
+"""The documents of a run: the files' metadata, `results.json`, `manifest.json` and `seeds.json`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+from kdcompress import __version__
+from kdcompress.networks.weights import ResolvedWeights
+from kdcompress.recipe import Recipe
+
+RESULTS_SCHEMA = "kdcompress.results/1"
+SEEDS_SCHEMA = "kdcompress.seeds/1"
+PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
+
+
+def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, str]:
+    """What an exported file says of its making; folders of the user's machine stay out of it.
+
+    Args:
+        recipe: Resolved.
+        teacher: As in the manifest.
+    """
+    document = recipe.model_dump(mode="json")
+    document["data"]["root"] = None
+    for section in (document["student"], document["teacher"], *document["peers"]):
+        if section is not None and section["weights"] is not None:
+            section["weights"] = Path(section["weights"]).name
+    told = {"recipe": json.dumps(document, sort_keys=True)}
+    if teacher is not None:
+        told["teacher"] = json.dumps({**teacher, "weights": document["teacher"]["weights"]}, sort_keys=True)
+    return told
+
+
+def teacher_entry(
+    recipe: Recipe, weights: ResolvedWeights | None, sha256: str | None
+) -> dict[str, Any] | None:
+    """The manifest's `teacher` object.
+
+    Args:
+        recipe: Resolved.
+        weights: What it was loaded from, if anything.
+        sha256: Of the weights that taught, where they were trained here; None: those of `weights`.
+    """
+    if recipe.teacher is None:
+        return None
+    return {
+        "model": recipe.teacher.model,
+        "weights": recipe.teacher.weights,
+        "sha256": sha256 or (weights.sha256 if weights is not None else None),
+        "license": weights.license if weights is not None else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides the result."""
+    found = {"python": platform.python_version(), "kdcompress": __version__}
+    return found | {name: packages.version(name) for name in PACKAGES}
+
+
+def results(
+    student: dict[str, Any],
+    teacher: dict[str, Any] | None,
+    baseline: dict[str, Any] | None,
+    gain: dict[str, Any] | None,
+    training: dict[str, Any],
+) -> dict[str, Any]:
+    """`results.json`.
+
+    Args:
+        student: Figures of the exported file on the test split.
+        teacher: The same of the teacher in PyTorch.
+        baseline: The same of the exported baseline.
+        gain: Student against baseline.
+        training: Candidate, epoch, held-out figures and seconds of the training.
+    """
+    return {
+        "schema": RESULTS_SCHEMA,
+        "student": student,
+        "teacher": teacher,
+        "baseline": baseline,
+        "gain": gain,
+        "training": training,
+    }
+
+
+def seeds(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`seeds.json`: the top-1 of each seed, their mean and their spread.
+
+    Args:
+        per_seed: `results.json` of each seed, in order.
+    """
+    document: dict[str, Any] = {"schema": SEEDS_SCHEMA, "seeds": len(per_seed)}
+    for who in ("student", "baseline"):
+        values = [result[who]["top1"] for result in per_seed if result[who] is not None]
+        document[who] = _spread(values) if values else None
+    teacher = per_seed[0]["teacher"]
+    document["teacher"] = teacher and {"top1": teacher["top1"], "params": teacher["params"]}
+    if document["baseline"] is not None:
+        pairs = zip(document["student"]["top1"], document["baseline"]["top1"], strict=True)
+        points = [100 * (a - b) for a, b in pairs]
+        document["gain"] = {"points": points, "mean": statistics.fmean(points), "sd": _sd(points)}
+    else:
+        document["gain"] = None
+    document["student"]["params"] = per_seed[0]["student"]["params"]
+    return document
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"top1": values, "mean": statistics.fmean(values), "sd": _sd(values)}
+
+
+def _sd(values: list[float]) -> float | None:
+    """Of the sample; one value has none."""
+    return statistics.stdev(values) if len(values) > 1 else None

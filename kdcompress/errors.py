@@ -1,0 +1,131 @@
+"""What can go wrong, told apart by who can mend it; each becomes one message and an exit code.
+
+```
+KdcompressError
+├── UserError (2)            the input is wrong, and the message says what to change
+│   ├── RecipeError          all problems of a recipe at once, each with its dotted path
+│   ├── DataError            the images or their folder
+│   ├── WeightsError         a checkpoint that cannot or must not be loaded
+│   ├── NetworkError         a network that is unknown, cannot be tapped, or cannot be cut (Uncuttable)
+│   └── RunFolderError       the run folder exists, is in use, or belongs to another recipe
+├── RunFailed (3)            the run did what was asked and the result is not fit to ship
+│   ├── GateFailed           a ship gate
+│   ├── WeakTeacher          the teacher is near chance
+│   └── NonFiniteLoss        a loss term is not finite
+├── TargetUnreachable (4)    the device to measure on
+├── WorldError (5)           download, disk, memory, a lost worker
+│   └── DownloadError
+└── Interrupted (130)        Ctrl-C or SIGTERM, after saving
+```
+
+Anything else that escapes is a bug of ours and keeps its traceback (exit code 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class KdcompressError(Exception):
+    """The root of every error that the library raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(KdcompressError):
+    """The user's input is wrong; nothing has been written."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """All problems of one recipe.
+
+    Args:
+        source: The recipe's name or file, as the user gave it.
+        problems: One line each, `dotted.path: what is wrong; what to change`.
+    """
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
+        super().__init__("\n  ".join([f"{source}: {count}", *self.problems]))
+
+
+class DataError(UserError):
+    """The data set cannot be used as it is."""
+
+
+class WeightsError(UserError):
+    """A checkpoint cannot be loaded, or must not be."""
+
+
+class NetworkError(UserError):
+    """A network is unknown, or does not offer what was asked of it."""
+
+
+class Uncuttable(NetworkError):
+    """A network whose stages are not a straight chain, so no head or branch can be cut from it."""
+
+
+class RunFolderError(UserError):
+    """The run folder exists, is in use, or was made by another recipe."""
+
+
+class RunFailed(KdcompressError):
+    """The run went as asked and its result must not ship; files stay under `RUN/failed/`."""
+
+    exit_code = 3
+
+
+class GateFailed(RunFailed):
+    """At least one ship gate failed."""
+
+
+class WeakTeacher(RunFailed):
+    """The teacher does not know the data well enough to teach it."""
+
+
+class NonFiniteLoss(RunFailed):
+    """A loss term became NaN or infinite; the optimiser has not moved on it."""
+
+
+class TargetUnreachable(KdcompressError):
+    """The device to measure on does not answer."""
+
+    exit_code = 4
+
+
+class WorldError(KdcompressError):
+    """Disk, memory, network or a worker process failed; the last checkpoint is kept."""
+
+    exit_code = 5
+
+
+class DownloadError(WorldError):
+    """A download failed; the message says how to pass a local file instead."""
+
+
+class Interrupted(KdcompressError):
+    """Ctrl-C or SIGTERM, after the state was saved."""
+
+    exit_code = 130
+
+
+def suggest(wrong: str, choices: Iterable[str]) -> str:
+    """The end of an error line that names a close choice, or lists the choices.
+
+    Args:
+        wrong: What the user wrote.
+        choices: What would have been right.
+
+    Returns:
+        `"; did you mean 'x'?"` when one is close, else `"; choices: a, b, c"`.
+    """
+    ordered = sorted(choices)
+    close = difflib.get_close_matches(str(wrong), ordered, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; choices: {', '.join(ordered)}" if ordered else ""

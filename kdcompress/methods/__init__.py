@@ -1,0 +1,1 @@
+"""One file per distillation method; its file name is its name."""

@@ -1,0 +1,211 @@
+"""The one interface: what differs between distillation methods, and nothing else.
+
+A method is an `nn.Module` that owns only what is thrown away after training (heads, banks, queues, gates,
+temperatures). The networks stand beside it, unregistered and unmodified, so nothing has to be cut out of the
+student afterwards.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdcompress import discovery
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.networks.activations import LOGITS, Want
+from kdcompress.networks.networks import Networks
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a method asks of a run, known from its Config alone.
+
+    Args:
+        teacher: Whether there must be a frozen teacher.
+        peers: The least number of peers beside the student, or None if the method has no use for any.
+        views: Augmentations of each image a batch holds.
+        labels: Whether every training image needs its label.
+        student: What is read of the student.
+        read_of_teacher: What is read of the teacher.
+        cut: Whether the student must be a family whose stages can be cut (heads or branches are made of
+            them).
+    """
+
+    teacher: bool = False
+    peers: int | None = None
+    views: int = 1
+    labels: bool = True
+    student: Want = LOGITS
+    read_of_teacher: Want = LOGITS
+    cut: bool = False
+
+    @property
+    def student_maps(self) -> bool:
+        """Whether more than logits is read of the student."""
+        return self.student != LOGITS
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSet:
+    """Parameters that one optimiser moves.
+
+    Args:
+        parameters: At least one.
+        lr_scale: Multiplies the recipe's learning rate.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of the training with optimisers of its own.
+
+    Args:
+        name: Named in the log.
+        share: Of the run's epochs; the shares of all phases add up to 1.
+        sets: The parameter sets that move; every other parameter is held still.
+        freeze_bn: Whether the networks' batch-norm statistics stay as they are.
+    """
+
+    name: str
+    share: float
+    sets: tuple[str, ...]
+    freeze_bn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A network that may ship; the best one on held-out data does.
+
+    Args:
+        module: The trained module.
+        model: The `FAMILY/NAME` whose plain class its state dictionary fits.
+    """
+
+    module: nn.Module
+    model: str
+
+
+class Minimise(Protocol):
+    """What the trainer hands to `Method.step`; precision, clipping and processes are behind it."""
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """`Method.losses`, through what keeps several processes equal; at most once a step."""
+
+    def __call__(self, terms: dict[str, Tensor], *sets: str) -> None:
+        """Checks that the terms are finite and moves the named sets (none named: all of the phase)."""
+
+
+class Method(nn.Module):
+    """Base of all methods.
+
+    Args:
+        config: The recipe's `method:` section.
+        networks: Student, teacher and peers, built and placed.
+        data: What may be known of the data.
+    """
+
+    class Config(Section):
+        """Fields of the recipe's `method:` section, beside its name."""
+
+    config: Any
+    class_weights: Tensor | None
+
+    def __init__(self, config: Any, networks: Networks, data: DataInfo) -> None:
+        super().__init__()
+        self.config = config
+        # Beside the method, not inside it: a plain tuple keeps nn.Module from registering them.
+        self._beside = (networks,)
+        self.data = data
+        self.epoch = 0
+        self.epochs = 1
+        weights = data.class_weights
+        self.register_buffer("class_weights", None if weights is None else weights.float(), persistent=False)
+
+    @property
+    def networks(self) -> Networks:
+        """The networks that are trained or read."""
+        return self._beside[0]
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        """What this method asks of a run."""
+        return Needs()
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of one batch, scalars; their sum is what is minimised, and each is logged."""
+        raise NotImplementedError(f"{type(self).__name__} defines no losses")
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`losses`; the name that distributed wrappers call."""
+        return self.losses(batch)
+
+    def parameter_sets(self) -> dict[str, ParameterSet]:
+        """What is trained, by name; by default one set "main": student, peers and method."""
+        modules: Iterable[nn.Module] = (*self.networks.trained(), self)
+        unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+        return {"main": ParameterSet(tuple(unique.values()))}
+
+    def phases(self) -> list[Phase]:
+        """The stretches of the training; by default one that trains every set."""
+        return [Phase("main", 1.0, tuple(self.parameter_sets()))]
+
+    def step(self, batch: Batch, minimise: Minimise) -> None:
+        """One step; by default the sum of the losses moves everything."""
+        minimise(minimise.losses(batch))
+
+    def on_epoch_start(self, epoch: int, epochs: int) -> None:
+        """Called before each epoch (0-based, over all phases); ramps and curricula read `self.epoch`."""
+        self.epoch, self.epochs = epoch, epochs
+
+    def after_step(self, batch: Batch) -> None:
+        """Called once per optimiser step; banks, queues and averages are brought up to date here."""
+
+    def candidates(self) -> dict[str, Candidate]:
+        """What may ship; by default the student alone."""
+        student = self.networks.student
+        return {"student": Candidate(student.network, student.model)}
+
+    def cross_entropy(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+        """Cross-entropy with the run's label smoothing and class weights, in float32 or wider.
+
+        Args:
+            logits_BK: `[B, K]`.
+            labels_B: `[B]` int64; -1 rows contribute nothing.
+
+        Returns:
+            Mean over the rows that have a label; 0 if none has. Class weights have mean 1 over the training
+            set, so the mean is over rows, not over weights, and splits over processes.
+        """
+        per_row = F.cross_entropy(
+            logits_BK, labels_B, self.class_weights, reduction="none",
+            ignore_index=-1, label_smoothing=self.data.label_smoothing,
+        )  # fmt: skip
+        return per_row.sum() / (labels_B >= 0).sum().clamp(min=1)
+
+
+def find_method(name: str) -> type[Method]:
+    """The Method subclass that a plugin file defines.
+
+    Args:
+        name: As listed by `kdcompress methods`.
+
+    Raises:
+        UserError: No such method.
+    """
+    module = discovery.load("method", name)
+    own = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    assert len(own) == 1, f"{module.__name__} must define one Method, defines {len(own)}"
+    return own[0]

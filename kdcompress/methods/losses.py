@@ -1,0 +1,112 @@
+"""The losses as pure functions, in float32 or wider, reductions and factors of T² written out.
+
+Shape letters: B rows, K classes, D features. `teacher` is whatever is imitated: a frozen network, a peer, a
+deeper head.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+P = ParamSpec("P")
+
+
+def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Runs a loss with autocast off and half-precision arguments widened; float64 stays float64."""
+
+    @functools.wraps(loss)
+    def widened(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        device = next((a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            wide = tuple(_widen(a) for a in args)
+            return loss(*wide, **{k: _widen(v) for k, v in kwargs.items()})  # type: ignore[arg-type]
+
+    return widened
+
+
+def _widen(value: object) -> object:
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    return value
+
+
+@full_precision
+def kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float | Tensor, *, shift: float = 0.0) -> Tensor:
+    """T² · KL(teacher ‖ student) of softened logits, summed over classes, mean over rows.
+
+    Args:
+        student_BK: `[B, K]` logits.
+        teacher_BK: `[B, K]` logits; the caller detaches them where the target is a constant.
+        temperature: T > 0.
+        shift: Added to the target probabilities, which are not renormalised; the ONE family of repositories
+            uses 1e-7.
+
+    Returns:
+        Scalar ≥ 0; 0 when both softmaxes are equal (and `shift` is 0).
+
+    Source:
+        Hinton, Vinyals & Dean 2015, section 2; the reduction is that of the RepDistiller code.
+    """
+    log_student = F.log_softmax(student_BK / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher_BK / temperature, dim=1)
+    target = log_teacher.exp()
+    if shift:
+        target = target + shift
+        log_teacher = target.log()
+    return temperature**2 * (target * (log_teacher - log_student)).sum(1).mean()
+
+
+@full_precision
+def guarded_kl(student_BK: Tensor, teacher_BK: Tensor, guard: float) -> Tensor:
+    """KL(teacher ‖ student) at T = 1 with the guards of the DML authors' TensorFlow expression.
+
+    Args:
+        student_BK: `[B, K]` logits.
+        teacher_BK: `[B, K]` logits.
+        guard: Added to the student's probabilities and to the ratio; 1e-8 in the authors' code.
+
+    Returns:
+        Scalar: mean over rows of the sum over classes of q · log(guard + q / (p + guard)).
+
+    Source:
+        Zhang et al., Deep Mutual Learning, CVPR 2018; the authors' code.
+    """
+    student, teacher = student_BK.softmax(1), teacher_BK.softmax(1)
+    return (teacher * (guard + teacher / (student + guard)).log()).sum(1).mean()
+
+
+@full_precision
+def soft_cross_entropy(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy between softened distributions, mean over rows, without a factor of T².
+
+    Its gradient is that of `kl` divided by T²; its value is larger by the target's entropy.
+
+    Args:
+        student_BK: `[B, K]` logits.
+        teacher_BK: `[B, K]` logits, detached by the caller.
+        temperature: T > 0.
+
+    Source:
+        Zhang et al., Self-Distillation (TPAMI 2022); the authors' code.
+    """
+    target = F.softmax(teacher_BK / temperature, dim=1)
+    return -(target * F.log_softmax(student_BK / temperature, dim=1)).sum(1).mean()
+
+
+@full_precision
+def euclidean(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
+    """The Euclidean norm of the whole `[B, D]` difference: not squared, not averaged.
+
+    The gradient has norm 1 whatever the distance or the batch; at distance 0 it is 0.
+
+    Source:
+        Zhang et al., Self-Distillation (TPAMI 2022), hint loss; the authors' code.
+    """
+    distance: Tensor = torch.linalg.vector_norm(student_BD - teacher_BD)
+    return distance

@@ -1,0 +1,1 @@
+"""A frozen teacher teaches the student."""

@@ -1,0 +1,1 @@
+"""Peers trained together teach each other."""

@@ -1,0 +1,108 @@
+"""Deep mutual learning: networks trained together imitate each other (Zhang et al. 2018)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch
+from kdcompress.methods import losses
+from kdcompress.methods.base import Candidate, Method, Needs
+
+
+class DML(Method):
+    """For every network: CE(labels) + the divergence from each other network's prediction.
+
+    One batch, one forward pass per network, targets detached, one joint backward pass: the simultaneous form,
+    which every re-implementation uses; the authors' code updates one network after the other.
+
+    Source:
+        Zhang, Xiang, Hospedales & Lu, Deep Mutual Learning, CVPR 2018. The code sums over the other networks,
+        the paper divides by their number; they agree for two networks, and `over_peers` chooses.
+    """
+
+    class Config(Section):
+        """The switches on which versions of this loss differ; the defaults are the authors' code's."""
+
+        weight: float = Field(1.0, ge=0)
+        """Of the divergence beside the cross-entropy."""
+        temperature: float = Field(1.0, gt=0)
+        """With the factor T². The authors use 1; the baselines of later papers use 2 or 3."""
+        over_peers: Literal["sum", "mean"] = "sum"
+        """sum: the authors' code; mean: the paper."""
+        target: Literal["each", "mean_logits"] = "each"
+        """Imitate every other network, or the mean of their logits."""
+        detach: bool = True
+        """Whether a target is a constant."""
+        shift: float = Field(0.0, ge=0)
+        """Added to target probabilities (1e-7 in the repositories that follow ONE)."""
+        guard: float = Field(0.0, ge=0)
+        """Above 0: the authors' TensorFlow expression with its epsilons (1e-8), at T = 1. 0: exact, in log
+        space."""
+
+        @model_validator(mode="after")
+        def _one_form(self) -> DML.Config:
+            if self.guard and (self.temperature != 1 or self.shift):
+                raise ValueError("guard goes with temperature 1 and shift 0")
+            return self
+
+    config: Config
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """One peer or more, of any class."""
+        return Needs(peers=1)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms ce and mimicry of the student and of each peer."""
+        networks = (self.networks.student, *self.networks.peers)
+        logits = [network(batch.images).logits for network in networks]
+        terms: dict[str, Tensor] = {}
+        for i, name in enumerate(self.network_names()):
+            terms[f"ce_{name}"] = self.cross_entropy(_present(logits[i]), batch.labels)
+            terms[f"mimicry_{name}"] = self.mimicry([_present(z) for z in logits], i)
+        return terms
+
+    def mimicry(self, logits: list[Tensor], learner: int) -> Tensor:
+        """The weighted divergence of one network from the others.
+
+        Args:
+            logits: `[B, K]` of every network.
+            learner: Which of them imitates.
+
+        Returns:
+            Scalar; 0 when all networks agree.
+        """
+        c = self.config
+        others = [z.detach() if c.detach else z for j, z in enumerate(logits) if j != learner]
+        if c.target == "mean_logits":
+            others = [torch.stack(others).mean(0)]
+        if c.guard:
+            each = [losses.guarded_kl(logits[learner], z, c.guard) for z in others]
+        else:
+            each = [losses.kl(logits[learner], z, c.temperature, shift=c.shift) for z in others]
+        total = torch.stack(each).sum()
+        return c.weight * (total / len(each) if c.over_peers == "mean" else total)
+
+    def network_names(self) -> list[str]:
+        """student, peer1, peer2, ..."""
+        return ["student", *(f"peer{i + 1}" for i in range(len(self.networks.peers)))]
+
+    def candidates(self) -> dict[str, Candidate]:
+        """The student and every peer of its class: trained alike, so the best on held-out data ships."""
+        student = self.networks.student
+        same = {
+            name: Candidate(network.network, network.model)
+            for name, network in zip(self.network_names(), (student, *self.networks.peers), strict=True)
+            if network.model == student.model
+        }
+        return same
+
+
+def _present(logits: Tensor | None) -> Tensor:
+    assert logits is not None
+    return logits

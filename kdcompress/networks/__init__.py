@@ -1,0 +1,1 @@
+"""Networks, and what can be read of them without touching them."""

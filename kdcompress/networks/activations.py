@@ -1,0 +1,30 @@
+"""What can be read of a network in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Want = frozenset[Literal["logits", "pooled", "stages", "pre"]]
+"""Which of the fields of `Activations` a caller reads; the rest stays empty and costs nothing."""
+
+LOGITS: Want = frozenset({"logits"})
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Float32 readings of one pass, whatever precision the network computed in.
+
+    Args:
+        logits: `[B, K]`, or None for a bare backbone or when not asked for.
+        pooled: `[B, D]`, the classifier's input, or None when not asked for.
+        stages: `{"stage1": [B, C, H, W], ...}`, shallow to deep: the last map before each down-sampling.
+        pre: The same maps before their last activation function (equal to `stages` where there is none).
+    """
+
+    logits: Tensor | None = None
+    pooled: Tensor | None = None
+    stages: dict[str, Tensor] = field(default_factory=dict)
+    pre: dict[str, Tensor] = field(default_factory=dict)

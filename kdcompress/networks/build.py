@@ -1,0 +1,112 @@
+"""From `FAMILY/NAME` to a network: built untrained, and cut into the chain of its stages."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from torch import nn
+
+from kdcompress import discovery
+from kdcompress.errors import NetworkError, Uncuttable, UserError, suggest
+
+MIN_PIXELS = 8
+"""The smallest height and width that any network is built for."""
+
+
+def build(
+    model: str, *, num_classes: int, channels: int, image_size: tuple[int, int], allow_code: bool = False
+) -> nn.Module:
+    """A network with freshly drawn weights, from torch's global random number generator.
+
+    Args:
+        model: `FAMILY/NAME`, or `python:package.module:function`.
+        num_classes: K, the width of the logits.
+        channels: C of the images; one of `accepted_channels(model)`.
+        image_size: (H, W) of the images. Some networks down-sample less when they are small.
+        allow_code: Whether a `python:` network, which runs the user's code, may be built.
+
+    Returns:
+        The family's own class, in training mode on the CPU: normalised images `[B, C, H, W]` to logits `[B,
+        K]`.
+
+    Raises:
+        NetworkError: No such network, or not for these images.
+        UserError: Code is not allowed, or the family's package is missing.
+    """
+    family, name = _split(model)
+    if num_classes < 1:
+        raise NetworkError(f"{model}: a classifier needs at least one class, got {num_classes}")
+    accepted = accepted_channels(model)
+    if channels not in accepted:
+        wanted = " or ".join(map(str, sorted(accepted)))
+        raise NetworkError(f"{model}: takes images of {wanted} channels, got {channels}")
+    if min(image_size) < MIN_PIXELS:
+        height, width = image_size
+        raise NetworkError(
+            f"{model}: images of {height}×{width} pixels are below the least, {MIN_PIXELS}×{MIN_PIXELS}; "
+            "set data.image_size"
+        )
+    if family == "python" and not allow_code:
+        raise UserError(f"{model!r} runs code of yours; pass --allow-code to let it")
+    network = _family(family).build(name, num_classes=num_classes, channels=channels, image_size=image_size)
+    assert isinstance(network, nn.Module), f"{model} built a {type(network).__name__}"
+    return network
+
+
+def accepted_channels(model: str) -> frozenset[int]:
+    """The channel counts that a network can be built for, without building it.
+
+    Raises:
+        NetworkError: No such family.
+    """
+    family, _ = _split(model)
+    return frozenset(discovery.header("family", family).constants["CHANNELS"])
+
+
+def segments(model: str, network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The network as an ordered chain: `stem`, `stage1` … `stageN`, `head`.
+
+    Applying the segments one after the other gives what the network gives. They share the network's own
+    modules (no copies), so training a segment trains the network. A stage ends with the last map of its
+    resolution and, but for stage1, begins with the down-sampling; its children are its blocks. The head is
+    pooling, flattening and classifier. The stem is empty where its map would be a stage.
+
+    Args:
+        model: What the network was built from.
+        network: As built by `build`, or a deep copy of it.
+
+    Raises:
+        Uncuttable: The stages of this network are not a straight chain, or not known to be.
+    """
+    family, name = _split(model)
+    chain: list[tuple[str, nn.Module]] = _family(family).segments(name, network)
+    names = [segment for segment, _ in chain]
+    assert names == ["stem", *(f"stage{i}" for i in range(1, len(chain) - 1)), "head"], names
+    if len(chain) < 3:
+        raise Uncuttable(f"{model}: has no stages to cut at")
+    return chain
+
+
+def family_of(model: str) -> str:
+    """The family's name: `torchvision` of `torchvision/resnet18`, `python` of `python:module:function`.
+
+    Raises:
+        NetworkError: No such family.
+    """
+    return _split(model)[0]
+
+
+def _split(model: str) -> tuple[str, str]:
+    if model.startswith("python:"):
+        return "python", model.removeprefix("python:")
+    family, slash, name = model.partition("/")
+    families = [known for known in discovery.names("family") if known != "python"]
+    if not slash or not name:
+        raise NetworkError(f"expected FAMILY/NAME, got {model!r}; families: {', '.join(families)}")
+    if family not in families:
+        raise NetworkError(f"unknown family {family!r} in {model!r}{suggest(family, families)}")
+    return family, name
+
+
+def _family(name: str) -> ModuleType:
+    return discovery.load("family", name)

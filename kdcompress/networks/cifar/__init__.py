@@ -1,0 +1,1 @@
+"""Networks for small images, as the distillation literature compares them on CIFAR-100."""

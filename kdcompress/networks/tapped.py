@@ -1,0 +1,320 @@
+"""A network that can be read inside while it stays exactly its family's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from kdcompress.errors import NetworkError
+from kdcompress.networks import cut
+from kdcompress.networks import taps as tapping
+from kdcompress.networks.activations import LOGITS, Activations, Want
+from kdcompress.networks.reading import reading
+from kdcompress.networks.taps import Tap, Taps
+from kdcompress.networks.trace import record, run_once, undisturbed
+
+ALL: Want = frozenset({"logits", "pooled", "stages", "pre"})
+
+
+class Tapped:
+    """A network with its readings, normalisation and precision kept beside it; itself no `nn.Module`.
+
+    Between calls the network carries no hook and no wrapper, so it can be copied, saved and exported as it
+    is. Its parameters are laid out channels-last, in place.
+
+    Args:
+        network: Takes normalised images `[B, C, H, W]`, returns logits `[B, K]`.
+        model: `FAMILY/NAME` of the recipe.
+        image_size: (H, W) in pixels of the images it will be given.
+        channels: C.
+        mean: Per channel, of images in [0, 1]; one value stands for all channels.
+        std: Per channel, positive.
+        taps: Module paths that replace the found ones (`{"stage1": ..., "classifier": ...}`).
+
+    Attributes:
+        network: The network itself.
+        model: As given.
+        image_size: As given.
+        channels: As given.
+        num_classes: K, from a dry run.
+        taps: Where it is read.
+        mean: `[C]` float32.
+        std: `[C]` float32.
+        precision: Autocast type of the passes; None is float32 throughout.
+        compiled: Stands in for the network where logits alone are read; None: the network itself.
+
+    Raises:
+        NetworkError: The network does not run on such images, does not return logits, or a named tap does
+            not exist.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        model: str,
+        *,
+        image_size: tuple[int, int],
+        channels: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        taps: Mapping[str, str] | Taps | None = None,
+    ) -> None:
+        self.network = network.to(memory_format=torch.channels_last)
+        self.model = model
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.channels = channels
+        self.precision: torch.dtype | None = None
+        self.compiled: Callable[[Tensor], Any] | None = None
+        self.mean = _per_channel("mean", mean, channels)
+        self.std = _per_channel("std", std, channels)
+        if bool((self.std <= 0).any()):
+            raise NetworkError(f"{model}: std must be positive, got {self.std.tolist()}")
+        self._place(self.device)
+        self._named = taps
+        self._shapes: dict[tuple[int, int], Activations] = {}
+        trace = record(network, self.sample(), model)
+        self.num_classes = trace.nodes[trace.output].shape[1]
+        if isinstance(taps, Taps):
+            self.taps = tapping.again(trace, taps)
+        else:
+            self.taps = tapping.find(trace, network, model, taps)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters lie."""
+        parameter = next(self.network.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves network and normalisation, in place."""
+        self.network.to(device)
+        self._place(torch.device(device))
+        return self
+
+    def __call__(self, images: Tensor, want: Want = LOGITS) -> Activations:
+        """One pass in the network's present mode, under autocast if `precision` says so.
+
+        Args:
+            images: `[B, C, H, W]` float32 in [0, 1], not normalised, on the network's device.
+            want: What is read; the rest stays empty.
+
+        Returns:
+            Float32 readings that carry gradients.
+
+        Raises:
+            NetworkError: "pooled" was asked for and the network has no linear classifier.
+        """
+        if want == LOGITS:
+            run = self.network if self.compiled is None else self.compiled
+            with self.autocast():
+                return Activations(logits=wide(run(self.normalise(images))))
+        with self.autocast(), reading(self.network, self._wanted(want)) as readings:
+            logits = self.network(self.normalise(images))
+        return self._collect(logits, readings, want)
+
+    def functional(self, tensors: Mapping[str, Tensor], images: Tensor, want: Want = LOGITS) -> Activations:
+        """A pass with other parameters and buffers in place of the network's own; gradients reach them.
+
+        Args:
+            tensors: By name as in `state_dict`; names left out keep the network's own tensors.
+            images: As in a call.
+            want: As in a call.
+        """
+        with self.autocast(), reading(self.network, self._wanted(want)) as readings:
+            logits = torch.func.functional_call(self.network, dict(tensors), (self.normalise(images),))
+        return self._collect(logits, readings, want)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """`(images - mean) / std`, channels-last, in one pass over the memory.
+
+        Args:
+            images: `[B, C, H, W]` in [0, 1].
+        """
+        images = images.contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(self._shift, images, self._scale)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """The classifier's logits `[B, K]`, float32; gradients reach `pooled` and the classifier itself.
+
+        Args:
+            pooled: `[B, D]`, from this network or fitted to it.
+
+        Raises:
+            NetworkError: The network has no linear classifier.
+        """
+        with self.autocast():
+            return wide(self.classifier(pooled))
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The module that makes logits of the pooled features.
+
+        Raises:
+            NetworkError: The network has no linear classifier.
+        """
+        return self.network.get_submodule(self._classifier_tap().path)
+
+    def shapes(self, image_size: tuple[int, int] | None = None) -> Activations:
+        """What a call reads, as tensors without data (device "meta") for a batch of two.
+
+        Args:
+            image_size: (H, W) in pixels; None: the size given at construction.
+
+        Raises:
+            NetworkError: The network does not run on such images.
+        """
+        size = self.image_size if image_size is None else (int(image_size[0]), int(image_size[1]))
+        if size not in self._shapes:
+            want = ALL if self.taps.classifier is not None else ALL - {"pooled"}
+            self._shapes[size] = _without_data(self.dry_run(want, size))
+        return self._shapes[size]
+
+    def dry_run(self, want: Want = LOGITS, image_size: tuple[int, int] | None = None) -> Activations:
+        """A pass of `sample` in eval mode and full precision; modes, buffers and generators are left alone.
+
+        Args:
+            want: What is read.
+            image_size: (H, W) in pixels; None: the size given at construction.
+
+        Raises:
+            NetworkError: The network does not run on such images.
+        """
+        with undisturbed(self.network), reading(self.network, self._wanted(want)) as readings:
+            logits = run_once(self.network, self.sample(image_size), self.model)
+        return self._collect(logits, readings, want)
+
+    def tail(self, stage: str, blocks: int | None = None) -> nn.Module:
+        """A freshly drawn copy of what comes after a stage: later stages, pooling and classifier.
+
+        Args:
+            stage: Whose map it takes; one of `shapes().stages`.
+            blocks: At most so many blocks of each later stage (those beyond that a change of shape needs
+                are kept). None: all.
+
+        Returns:
+            Takes `[B, C, H, W]` of that stage, gives logits `[B, K]`; on the network's device, in training
+            mode. Its weights come from torch's global generator.
+
+        Raises:
+            NetworkError: No such stage.
+            Uncuttable: The network is no straight chain behind that stage.
+        """
+        rest = cut.fresh(self, cut.cut(self, stage).position).rest
+        return rest if blocks is None else cut.shortened(self, stage, rest, blocks)
+
+    def train_mode(self, on: bool, freeze_bn: bool = False) -> None:
+        """Switches between training and evaluation, here and nowhere else.
+
+        Args:
+            on: Training.
+            freeze_bn: Leave batch norm in evaluation, so that its statistics stay as they are.
+        """
+        self.network.train(on)
+        if on and freeze_bn:
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def autocast(self) -> torch.autocast:
+        """The context that passes run in; idle when `precision` is None."""
+        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
+
+    def with_network(self, network: nn.Module) -> Tapped:
+        """The same readings of another network of the same module paths; in-place hazards are found anew."""
+        return self._like(network, self.image_size, self.taps)
+
+    def at(self, image_size: tuple[int, int]) -> Tapped:
+        """The same network read at another image size, where other maps may be its stages.
+
+        Args:
+            image_size: (H, W) in pixels.
+        """
+        return self._like(self.network, image_size, self._named)
+
+    def _like(
+        self, network: nn.Module, image_size: tuple[int, int], taps: Mapping[str, str] | Taps | None
+    ) -> Tapped:
+        other = Tapped(
+            network, self.model, image_size=image_size, channels=self.channels,
+            mean=tuple(self.mean.tolist()), std=tuple(self.std.tolist()), taps=taps,
+        )  # fmt: skip
+        other.precision = self.precision
+        return other
+
+    def sample(self, image_size: tuple[int, int] | None = None) -> Tensor:
+        """Two normalised images of noise `[2, C, H, W]`, always the same; no global generator moves."""
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(2, self.channels, *(image_size or self.image_size), generator=generator)
+        return self.normalise(images.to(self.device))
+
+    def _place(self, device: torch.device) -> None:
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        self._scale = (1 / self.std).reshape(1, -1, 1, 1)
+        self._shift = (-self.mean / self.std).reshape(1, -1, 1, 1)
+
+    def _classifier_tap(self) -> Tap:
+        if self.taps.classifier is None:
+            raise NetworkError(
+                f"{self.model}: its logits do not come from a linear layer, so there are no pooled features; "
+                "name the layer in taps: {classifier: MODULE.PATH}"
+            )
+        return self.taps.classifier
+
+    def _wanted(self, want: Want) -> dict[Tap, None]:
+        wanted = [self._classifier_tap()] if "pooled" in want else []
+        if "stages" in want:
+            wanted += self.taps.stages.values()
+        if "pre" in want:
+            wanted += self.taps.pre.values()
+        return dict.fromkeys(wanted)  # a stage may be its own pre
+
+    def _collect(self, logits: Any, readings: Mapping[Tap, Tensor], want: Want) -> Activations:
+        if not isinstance(logits, Tensor):
+            raise NetworkError(
+                f"{self.model}: returns {type(logits).__name__} in training, expected logits in one tensor"
+            )
+        missing = [tap for tap in self._wanted(want) if tap not in readings]
+        if missing:
+            raise NetworkError(
+                f"{self.model}: the module {missing[0].path!r} is not called in this pass as it was in the "
+                "dry run; name other modules in taps"
+            )
+        # A tap that is both a stage and its own pre is widened once.
+        widened = {tap: wide(tensor) for tap, tensor in readings.items()}
+        pooled = widened[self._classifier_tap()] if "pooled" in want else None
+        if pooled is not None and pooled.ndim != 2:
+            raise NetworkError(
+                f"{self.model}: the classifier reads shape {list(pooled.shape)}, expected [batch, features]"
+            )
+        return Activations(
+            logits=wide(logits) if "logits" in want else None,
+            pooled=pooled,
+            stages={n: widened[tap] for n, tap in self.taps.stages.items()} if "stages" in want else {},
+            pre={n: widened[tap] for n, tap in self.taps.pre.items()} if "pre" in want else {},
+        )
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 if it is in half precision; float64 stays, for gradient checks run in it."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _per_channel(name: str, values: tuple[float, ...], channels: int) -> Tensor:
+    if len(values) not in (1, channels):
+        raise NetworkError(f"{name} has {len(values)} values for images of {channels} channels")
+    return torch.tensor(values, dtype=torch.float32).expand(channels).clone()
+
+
+def _without_data(activations: Activations) -> Activations:
+    def meta(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to("meta")
+
+    return Activations(
+        logits=meta(activations.logits),
+        pooled=meta(activations.pooled),
+        stages={name: tensor.to("meta") for name, tensor in activations.stages.items()},
+        pre={name: tensor.to("meta") for name, tensor in activations.pre.items()},
+    )

@@ -1,0 +1,175 @@
+"""The frozen network that teaches, made fast for reading."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdcompress.data.batch import View
+from kdcompress.networks.activations import LOGITS, Activations, Want
+from kdcompress.networks.fold import fold_batch_norm, foldable
+from kdcompress.networks.tapped import Tapped
+
+FOLD_TOLERANCE = 1e-4
+"""Of the spread of each reading; float32 rounding through a deep network stays about ten times below."""
+
+
+class Teacher:
+    """A frozen copy of a network in evaluation mode; the network it was made of is never changed.
+
+    Args:
+        tapped: The trained network. Its precision is taken over.
+        size: (H, W) in pixels that the network expects; images of another size are resized (bilinear,
+            antialiased). None: images go in as they come.
+        fold: Fold each batch norm into the convolution before it. Outputs are compared on random images
+            first; where they differ by more than `FOLD_TOLERANCE`, nothing is folded and `folded` is 0.
+
+    Attributes:
+        tapped: As given, read at the teacher's own size.
+        size: As given.
+        folded: How many batch norms were folded.
+    """
+
+    def __init__(self, tapped: Tapped, *, size: tuple[int, int] | None = None, fold: bool = True) -> None:
+        self.size = None if size is None else (int(size[0]), int(size[1]))
+        # A network made for 224 pixels has other stages on images of 32.
+        self.tapped = tapped if self.size in (None, tapped.image_size) else tapped.at(self.size)
+        self._pairs = foldable(self.tapped) if fold else []
+        self._frozen = self._copy(self._pairs)
+        if self._pairs and not _same_readings(self._frozen, self._copy([])):
+            self._pairs = []
+            self._frozen = self._copy([])
+        self.folded = len(self._pairs)
+        self._before = _fingerprint(tapped.network)
+        self._set_precision(tapped.precision)
+
+    @property
+    def model(self) -> str:
+        """`FAMILY/NAME`."""
+        return self.tapped.model
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.tapped.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where its images must be."""
+        return self._frozen.device
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """Autocast type of the passes; None is float32 throughout."""
+        return self._frozen.precision
+
+    @precision.setter
+    def precision(self, precision: torch.dtype | None) -> None:
+        if precision != self._frozen.precision:
+            device = self.device
+            # From the original: weights that were once rounded do not come back.
+            self._frozen = self._copy(self._pairs).to(device)
+            self._set_precision(precision)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the frozen copy; the network it was made of stays where it is."""
+        self._frozen.to(device)
+        return self
+
+    def __call__(self, images: View | Tensor, want: Want = LOGITS) -> Activations:
+        """One pass under `no_grad`.
+
+        Args:
+            images: A view, or `[B, C, H, W]` float32 in [0, 1].
+            want: What is read; the rest stays empty.
+
+        Returns:
+            Float32 readings without gradients, at the teacher's own size.
+        """
+        tensor = images.images if isinstance(images, View) else images
+        with torch.no_grad():
+            return self._frozen(self._resized(tensor), want)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """The frozen classifier's logits `[B, K]`, float32; gradients reach `pooled`.
+
+        Args:
+            pooled: `[B, D]`, as wide as the teacher's own pooled features.
+        """
+        return self._frozen.classify(pooled)
+
+    def shapes(self, image_size: tuple[int, int] | None = None) -> Activations:
+        """What a call reads, as tensors without data for a batch of two.
+
+        Args:
+            image_size: (H, W) in pixels of the images it will be given; None: those of its construction.
+                Without meaning for a teacher that resizes.
+        """
+        return self.tapped.shapes(self.size or image_size)
+
+    def assert_unchanged(self) -> None:
+        """Holds the teacher to being frozen: its network is, bit for bit, what it was at construction.
+
+        Raises:
+            AssertionError: A parameter or buffer differs; the message names it.
+        """
+        pairs = [
+            ("", self._before, self.tapped.network),
+            ("frozen copy's ", self._frozen_before, self._frozen.network),
+        ]
+        for whose, before, network in pairs:
+            after = _fingerprint(network)
+            changed = sorted(
+                name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+            )
+            assert not changed, f"the teacher's {whose}{changed[0]} changed during training"
+
+    def _resized(self, images: Tensor) -> Tensor:
+        if self.size is None or tuple(images.shape[2:]) == self.size:
+            return images
+        return F.interpolate(images, size=self.size, mode="bilinear", antialias=True, align_corners=False)
+
+    def _copy(self, pairs: list[tuple[str, str]]) -> Tapped:
+        network = copy.deepcopy(self.tapped.network).eval().requires_grad_(False)
+        fold_batch_norm(network, pairs)
+        return self.tapped.with_network(network)
+
+    def _set_precision(self, precision: torch.dtype | None) -> None:
+        self._frozen.precision = precision
+        if precision is not None:
+            # Autocast would round the same weights at every pass. Batch norm keeps float32, as under
+            # autocast.
+            for module in self._frozen.network.modules():
+                if type(module) in (nn.Conv2d, nn.Linear):
+                    module.to(precision)
+        self._frozen_before = _fingerprint(self._frozen.network)
+
+
+def _same_readings(folded: Tapped, plain: Tapped) -> bool:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(4, plain.channels, *plain.image_size, generator=generator).to(plain.device)
+    want: Want = frozenset({"logits", "stages"})
+    with torch.no_grad():
+        for tapped in (folded, plain):
+            tapped.precision = None
+        got, expected = folded(images, want), plain(images, want)
+    assert got.logits is not None
+    assert expected.logits is not None
+    pairs = [(got.logits, expected.logits)]
+    pairs += [(got.stages[name], expected.stages[name]) for name in expected.stages]
+    return all(bool((a - b).abs().max() <= FOLD_TOLERANCE * b.std()) for a, b in pairs)
+
+
+def _fingerprint(network: nn.Module) -> dict[str, str]:
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    return {name: hashlib.sha256(_bytes(tensor)).hexdigest() for name, tensor in tensors}
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()  # bfloat16 has no NumPy type of its own

@@ -1,0 +1,254 @@
+"""Where a network's weights come from, and how they get into it: strictly, or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcompress import discovery
+from kdcompress.atomic import sha256_of
+from kdcompress.data.input_spec import InputSpec
+from kdcompress.errors import WeightsError
+from kdcompress.networks.build import family_of
+from kdcompress.networks.download import fetch as fetch
+from kdcompress.networks.families._pretrained import Pretrained
+from kdcompress.networks.state import PREFIXES, SUFFIXES
+from kdcompress.networks.state import read_state_dict as read_state_dict
+
+__all__ = [
+    "LoadResult",
+    "ResolvedWeights",
+    "classifier_classes",
+    "fetch",
+    "load_into",
+    "read_state_dict",
+    "resolve",
+]
+
+_CONFIG_SCHEMA = "kdcompress.config/"
+_CONFIG_VERSION = 1
+_COUNTER = ".num_batches_tracked"
+"""Checkpoints from before PyTorch 0.4.1 lack it, and nothing but a cumulative average reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedWeights:
+    """Weights and what is known of them.
+
+    Args:
+        state_dict: On the CPU.
+        sha256: Of the file they came in.
+        source: What the user wrote, for messages and the manifest.
+        mean: Per channel, of images in [0, 1], or None if not known.
+        std: Per channel, or None if not known.
+        size: (H, W) they expect, or None if not known.
+        class_names: In the order of the logits, or None if not known.
+        license: One sentence, or None if not known.
+    """
+
+    state_dict: dict[str, Tensor]
+    sha256: str
+    source: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    class_names: tuple[str, ...] | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """How weights went into a network.
+
+    Args:
+        num_classes_in_weights: Rows of their classifier, or None: they have none.
+        head_replaced: Whether the network kept its own, random classifier because theirs has other classes.
+    """
+
+    num_classes_in_weights: int | None
+    head_replaced: bool
+
+
+def resolve(spec: str, model: str, *, progress: bool = False) -> ResolvedWeights:
+    """Finds and reads weights.
+
+    Args:
+        spec: A .safetensors, .pt or .pth file; a run folder; or a name that the network's family publishes
+        weights
+            under (`IMAGENET1K_V2`). What exists on the disk goes before a name.
+        model: The `FAMILY/NAME` they are for.
+        progress: Whether to show a download.
+
+    Raises:
+        WeightsError: No such file or name, or it holds no weights.
+        DownloadError: Published weights cannot be fetched.
+    """
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _from_run(path, spec)
+    if path.is_file():
+        config = path.parent / "config.json"
+        # A student that kdcompress wrote brings what it expects of its images.
+        if path.name == "student.safetensors" and config.is_file():
+            return _from_run(path.parent, spec)
+        return ResolvedWeights(read_state_dict(path), sha256_of(path), spec)
+    if path.name.lower().endswith(SUFFIXES) or len(path.parts) > 1:
+        raise WeightsError(f"no weights file {spec!r}")
+    family = family_of(model)
+    name = model[len(family) + 1 :]
+    found: Pretrained = discovery.load("family", family).pretrained(name, spec, progress)
+    return ResolvedWeights(
+        state_dict=found.state_dict,
+        sha256=found.sha256,
+        source=spec,
+        mean=found.mean,
+        std=found.std,
+        size=found.size,
+        class_names=found.class_names,
+        license=found.license_note,
+    )
+
+
+def load_into(
+    network: nn.Module, state: Mapping[str, Tensor], *, source: str, allow_other_head: bool
+) -> LoadResult:
+    """Loads every tensor into its place, or leaves the network as it was.
+
+    Args:
+        network: Changed in place.
+        state: As read by `read_state_dict`.
+        source: Named in messages.
+        allow_other_head: Whether weights with another number of classes, or without a classifier, are
+            welcome; the network's own classifier then stays as it is.
+
+    Raises:
+        WeightsError: They do not fit (the first missing, unexpected and mis-shaped keys are listed), or a
+            value is not finite.
+    """
+    own = network.state_dict()
+    state = _with_prefix_of(own, state)
+    missing = [key for key in own if key not in state and not key.endswith(_COUNTER)]
+    unexpected = [key for key in state if key not in own]
+    misshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
+    head = _classifier_keys(network)
+    classes = classifier_classes(state, network)
+    same_inputs = all(
+        state[key].shape[1:] == own[key].shape[1:] and state[key].ndim == own[key].ndim for key in misshaped
+    )
+    if unexpected or not head.issuperset(missing + misshaped) or not same_inputs:
+        raise WeightsError(_mismatch(source, own, state, missing, unexpected, misshaped))
+    replaced = bool(missing or misshaped)
+    if replaced and not allow_other_head:
+        wanted = classifier_classes(own, network)
+        have = f"{classes} classes" if classes is not None else "no classifier"
+        raise WeightsError(
+            f"{source}: these weights have {have}, the network has {wanted}; "
+            "with teacher.train: auto they would be fine-tuned to the data"
+        )
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise WeightsError(f"{source}: {key!r} holds values that are not finite; the weights are broken")
+    kept = {key: own[key] for key in head} if replaced else {}
+    counters = {key: own[key] for key in own if key not in state and key.endswith(_COUNTER)}
+    network.load_state_dict({**state, **counters, **kept}, strict=True)
+    return LoadResult(classes, replaced)
+
+
+def classifier_classes(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
+    """How many classes weights were trained for.
+
+    Args:
+        state: The weights.
+        network: One of the architecture they are for, with any number of classes.
+
+    Returns:
+        The rows of the tensor that stands where the network's classifier has its own, or None if there is
+        none.
+    """
+    path = _classifier(network)
+    state = _with_prefix_of(network.state_dict(), state)
+    weight = state.get(f"{path}.weight") if path is not None else None
+    return int(weight.shape[0]) if weight is not None and weight.ndim >= 2 else None
+
+
+def _with_prefix_of(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    # A network whose only child is called `model` lost its prefix when the file was read.
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in own) and not any(key.startswith(prefix) for key in state):
+            return {f"{prefix}{key}": tensor for key, tensor in state.items()}
+    return state
+
+
+def _classifier(network: nn.Module) -> str | None:
+    """The path of the last linear layer, else of the last convolution, in the order of registration."""
+    for kind in (nn.Linear, nn.Conv2d):
+        paths: list[str] = [path for path, module in network.named_modules() if isinstance(module, kind)]
+        if paths:
+            return paths[-1]
+    return None
+
+
+def _classifier_keys(network: nn.Module) -> set[str]:
+    path = _classifier(network)
+    return set() if path is None else {f"{path}.{key}" for key in network.get_submodule(path).state_dict()}
+
+
+def _mismatch(
+    source: str,
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    misshaped: list[str],
+) -> str:
+    def shapes(key: str) -> str:
+        return f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+
+    lines = [f"{source}: these weights are not of this network"]
+    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped)):
+        if keys:
+            named = [shapes(key) if keys is misshaped else key for key in keys[:3]]
+            more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
+            lines.append(f"{what}: {', '.join(named)}{more}")
+    return "\n  ".join(lines)
+
+
+def _from_run(folder: Path, spec: str) -> ResolvedWeights:
+    weights, config = folder / "student.safetensors", folder / "config.json"
+    absent = [path.name for path in (weights, config) if not path.is_file()]
+    if absent:
+        raise WeightsError(f"{folder}: is no finished run folder (no {' and no '.join(absent)})")
+    try:
+        document = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{config}: cannot be read ({error})") from None
+    spec_of_input = _input_of(document, config)
+    names = document.get("label_names")
+    return ResolvedWeights(
+        state_dict=read_state_dict(weights),
+        sha256=sha256_of(weights),
+        source=spec,
+        mean=spec_of_input.mean,
+        std=spec_of_input.std,
+        size=(spec_of_input.height, spec_of_input.width),
+        class_names=tuple(map(str, names)) if isinstance(names, list) else None,
+    )
+
+
+def _input_of(document: Any, config: Path) -> InputSpec:
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(schema, str) or not schema.startswith(_CONFIG_SCHEMA):
+        raise WeightsError(f"{config}: was not written by kdcompress (its schema is {schema!r})")
+    version = schema.removeprefix(_CONFIG_SCHEMA)
+    if not version.isdigit() or int(version) > _CONFIG_VERSION:
+        raise WeightsError(f"{config}: is of a newer kdcompress ({schema}); update kdcompress")
+    try:
+        return InputSpec.from_json(document["input"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{config}: its 'input' is not complete ({error})") from None

@@ -1,0 +1,174 @@
+"""`distill` as a straight line of named steps: read this to know the product.
+
+recipe → data → networks → teacher → training → baseline → ship → bench → report
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcompress import documents
+from kdcompress.atomic import write_json
+from kdcompress.cores import granted_cores
+from kdcompress.data.dataset import Data, open_data
+from kdcompress.errors import UserError
+from kdcompress.networks.build import accepted_channels
+from kdcompress.networks.teacher import Teacher
+from kdcompress.progress import Progress
+from kdcompress.recipe import Recipe, load_recipe
+from kdcompress.run_folder import RunFolder, same_recipe
+from kdcompress.steps.context import Run
+from kdcompress.steps.deliver import deliver, read_json, report
+from kdcompress.steps.learn import build_method, train
+from kdcompress.steps.networks import starts, tapped
+from kdcompress.steps.teach import teach
+from kdcompress.train.processes import Processes, join, leave
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asked for; the fields are its options."""
+
+    recipe: str
+    data: str | None = None
+    out: Path | None = None
+    overrides: tuple[str, ...] = ()
+    resume: bool = False
+    overwrite: bool = False
+    baseline: bool = False
+    seeds: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    allow_code: bool = False
+    command: str = ""
+
+
+def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
+    """Trains, proves, exports and times what a recipe asks for.
+
+    Returns:
+        The results document with the run folder's path; None in the processes that are not the first.
+
+    Raises:
+        KdcompressError: See `kdcompress.errors`; user errors come before anything is written.
+    """
+    recipe = load_recipe(request.recipe, request.overrides, allow_code=request.allow_code)
+    processes = join(request.device)
+    try:
+        folder = RunFolder(request.out or Path("runs") / recipe.name)
+        recipe = processes.agree(_resolved(recipe, request, processes, folder) if processes.first else None)
+        torch.set_num_threads(recipe.train.threads)
+        if recipe.data.batch_size % processes.world:
+            raise UserError(
+                f"data.batch_size: {recipe.data.batch_size} is no multiple of the {processes.world} processes"
+            )
+        data = _open_data(recipe, progress)
+        run = Run(recipe, folder, data, processes, progress, request.allow_code, request.command)
+        _rehearse(
+            run
+        )  # every network can be built and filled, or the user hears of it before anything is written
+        for warning in data.warnings if processes.first else ():
+            progress.warn(warning)
+        with folder.held() if processes.first else contextlib.nullcontext():
+            if processes.first and request.overwrite:
+                folder.clear()
+            processes.wait()
+            return _seeds(run, request) if request.seeds else _one(run, baseline=request.baseline)
+    finally:
+        leave()
+
+
+def _resolved(recipe: Recipe, request: Request, processes: Processes, folder: RunFolder) -> Recipe:
+    """The recipe with what the command line and this machine add to it, checked against the folder's."""
+    folder.check(request.resume, request.overwrite)
+    recorded = folder.recorded_recipe(request.allow_code) if request.resume else None
+    root = request.data or recipe.data.root
+    data = recipe.data.model_copy(update={"root": str(Path(root).absolute()) if root else None})
+    threads = request.threads or recipe.train.threads
+    if threads is None and recorded is not None:
+        threads = recorded.train.threads  # bits depend on it, so a resume keeps it
+    if threads is None:
+        threads = max(1, granted_cores() // processes.world)
+    recipe = recipe.replace(data=data, train=recipe.train.model_copy(update={"threads": threads}))
+    if recorded is not None:
+        same_recipe(recorded, recipe, folder.path)
+    return recipe
+
+
+def _open_data(recipe: Recipe, progress: Progress) -> Data:
+    networks = (recipe.student, *recipe.peers, *([recipe.teacher] if recipe.teacher else []))
+    channels = frozenset.intersection(*(accepted_channels(section.model) for section in networks))
+    if not channels:
+        models = ", ".join(section.model for section in networks)
+        raise UserError(f"no number of image channels suits all networks: {models}")
+    with progress.counter() as tell:
+        return open_data(recipe.data, channels=channels, progress=tell)
+
+
+def _seeds(run: Run, request: Request) -> dict[str, Any] | None:
+    """The same run with several seeds, each a run folder, and one document over all of them."""
+    assert request.seeds is not None
+    if run.processes.first:
+        run.folder.begin(run.recipe)
+    results = []
+    for number in range(request.seeds):
+        recipe = run.recipe.replace(seed=run.recipe.seed + number)
+        folder = RunFolder(run.folder / "seeds" / str(number))
+        results.append(
+            _one(dataclasses.replace(run, recipe=recipe, folder=folder), baseline=request.baseline)
+        )
+    if not run.processes.first:
+        return None
+    document = documents.seeds([result for result in results if result is not None])
+    write_json(run.folder / "seeds.json", document)
+    return {**document, "folder": str(run.folder.path)}
+
+
+def _one(run: Run, *, baseline: bool) -> dict[str, Any] | None:
+    """One run, from whatever of it is done already to its end."""
+    folder, first = run.folder, run.processes.first
+    if run.processes.agree(folder.finished() is not None if first else None):
+        has_baseline = (folder / "baseline" / "manifest.json").exists()
+        if has_baseline or not baseline:
+            return {**read_json(folder / "results.json"), "folder": str(folder.path)} if first else None
+    if first:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.begin(run.recipe)
+    run.processes.wait()
+
+    found = starts(run)
+    teaching = teach(run, found)
+    method = build_method(run, found, teaching.teacher if teaching else None)
+    outcome = train(run, method)
+    if baseline:
+        _one(_baseline_of(run), baseline=False)
+    if not first:
+        return None
+    shipped = deliver(run, found["student"], method, outcome, teaching)
+    return report(run, outcome, shipped, teaching)
+
+
+def _baseline_of(run: Run) -> Run:
+    """The same student, weights, data, order, schedule and seed, trained on the labels alone."""
+    recipe = run.recipe.replace(
+        name=f"{run.recipe.name}-baseline",
+        teacher=None,
+        peers=[],
+        method={"name": "none", "classifier_first": 0.0},
+    )
+    return dataclasses.replace(run, recipe=recipe, folder=RunFolder(run.folder / "baseline"))
+
+
+def _rehearse(run: Run) -> None:
+    """Builds everything once, so that a user hears of what does not fit before anything is written."""
+    found = starts(run)
+    teacher = None
+    if run.recipe.teacher is not None:
+        teacher = Teacher(tapped(run, run.recipe.teacher, found["teacher"]), fold=False)
+    build_method(run, found, teacher)

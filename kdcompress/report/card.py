@@ -1,0 +1,123 @@
+"""The model card: what someone who is handed the files must know, as Markdown with a YAML head."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from kdcompress.atomic import write_text
+from kdcompress.report import numbers, words
+from kdcompress.report.page import networks
+from kdcompress.report.record import Record, read_run
+from kdcompress.report.usage import preprocessing, snippets
+
+NAME = "README.md"
+MOST_CLASSES = 20
+"""Named in the card; `labels.json` has all."""
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|])")
+
+
+def write_card(run: Path) -> Path:
+    """Writes `README.md` into a run folder.
+
+    Args:
+        run: A run that has come to results.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: It is no such run, or a file in it is damaged or from a newer kdcompress.
+    """
+    record = read_run(run)
+    path = record.folder / NAME
+    write_text(path, card(record))
+    return path
+
+
+def card(record: Record) -> str:
+    """The model card as Markdown."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown, not HTML; what comes from outside goes through `md`
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = escaped
+    spec, manifest = record.input_spec, record.manifest
+    names = record.class_names
+    context = {
+        "front_matter": _front_matter(record),
+        "name": record.recipe["name"],
+        "sentence": words.sentence(record),
+        "tiles": words.tiles(record),
+        "gates": record.gates,
+        "failed": record.failed_gates,
+        "student": record.student,
+        "num_classes": record.config.get("num_classes")
+        or len(record.results["student"].get("per_class") or []),
+        "class_names": ", ".join(names[:MOST_CLASSES]) + (", …" if len(names) > MOST_CLASSES else ""),
+        "files": [name for name in ("student.onnx", "student.safetensors") if record.has(name)],
+        "networks_caption": words.split_sentence(record),
+        "gain_sentence": words.gain_sentence(record),
+        "latency": _latency(record),
+        "snippets": snippets(record),
+        "spec": spec,
+        "preprocessing": preprocessing(spec) if spec else "",
+        "asked": words.asked(record),
+        "has_teacher": record.teacher is not None,
+        "data_licence": words.licence(manifest.get("data") or {}),
+        "teacher_licence": words.teacher_licence(manifest.get("teacher") or {}),
+        "weakest": _weakest(record),
+        **networks(record),
+    }
+    return environment.get_template("card.md.j2").render(context)
+
+
+def escaped(text: object) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return _MARKUP.sub(r"\\\1", str(text).replace("\n", " "))
+
+
+def _front_matter(record: Record) -> str:
+    data = record.manifest.get("data") or {}
+    head: dict[str, object] = {
+        # Nobody but its maker can say under which terms a network may be used; the hubs' word for that is
+        # "unknown".
+        "license": "unknown",
+        "library_name": "kdcompress",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "knowledge-distillation", "onnx", record.recipe["method"]["name"]],
+        "datasets": [data.get("name") or record.recipe["data"]["dataset"]],
+    }
+    if record.results["student"]["top1"] is not None:
+        head["metrics"] = ["accuracy"]
+    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+
+
+def _latency(record: Record) -> str:
+    """One sentence per timing of the student."""
+    if record.bench is None:
+        return ""
+    told = []
+    for result in record.bench["results"]:
+        if not result["artefact"].startswith("student"):
+            continue
+        latency = result["latency_ms"]
+        told.append(
+            f"{result['runtime']} with {words.threads(result['threads'])} at batch {result['batch']}: "
+            f"{numbers.milliseconds(latency['p50'])} (95 % interval {numbers.interval(latency['ci95'])})"
+        )
+    return f"Latency on {record.bench['env']['cpu']}: {'; '.join(told)}." if told else ""
+
+
+def _weakest(record: Record) -> list[tuple[str, str]]:
+    """Up to three classes with the lowest top-1, and it."""
+    shares = record.results["student"].get("per_class") or []
+    names = record.class_names or [f"class {number}" for number in range(len(shares))]
+    known = sorted((share, name) for share, name in zip(shares, names, strict=True) if share is not None)
+    return [(name, numbers.percent(share)) for share, name in known[:3]]

@@ -1,0 +1,233 @@
+"""Charts as inline SVG: axes with units, labels readable on a phone, a title for screen readers.
+
+Colours and fonts come from the page's style sheet (classes `c0` to `c5`), so a chart follows the light or
+dark theme and prints in black on white. All text is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from markupsafe import Markup, escape
+
+WIDTH = 420
+"""Of the drawing, in its own units; the page scales it to between 0.85 and 1.3 times that."""
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 42
+_ROW = 30
+
+
+Style = Literal["solid", "dashed", "dot"]
+"""Of a key in a legend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One curve.
+
+    Args:
+        name: In the legend.
+        points: (x, y), x ascending.
+        colour: 0 to 5.
+        dashed: Told apart without colour.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int
+    dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a dot chart.
+
+    Args:
+        label: Above the line.
+        values: (value, colour) of each dot.
+        interval: (low, high) of the first dot, or None.
+        note: At the right end of the label.
+    """
+
+    label: str
+    values: Sequence[tuple[float, int]]
+    interval: tuple[float, float] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A drawing and the legend that belongs to it.
+
+    Args:
+        svg: To be put into the page as it is.
+        title: Its heading.
+        unit: Of the y axis, where it has one; it stands above the drawing, where it needs no turned head.
+        legend: (name, colour, style); not shown if there is nothing to tell apart.
+    """
+
+    svg: Markup
+    title: str
+    unit: str = ""
+    legend: Sequence[tuple[str, int, Style]] = ()
+
+
+def line_chart(
+    lines: Sequence[Line], *, key: str, title: str, x_label: str, y_label: str, from_zero: bool = False
+) -> Chart:
+    """Curves over a common x axis.
+
+    Args:
+        lines: At least one with a point.
+        key: Unique on the page; for the accessible title's id.
+        title: What is shown.
+        x_label: With its unit.
+        y_label: With its unit.
+        from_zero: Whether the y axis must begin at 0.
+    """
+    height = 250
+    xs = [x for line in lines for x, _ in line.points]
+    ys = [y for line in lines for _, y in line.points]
+    x_ticks = [tick for tick in ticks(min(xs), max(xs), 6) if tick == int(tick)]
+    y_ticks = ticks(min(0, *ys) if from_zero else min(ys), max(ys), 5)
+    x_at = _Scale(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
+    y_at = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, _TOP)
+    parts = []
+    for tick in y_ticks:
+        y = y_at(tick)
+        parts.append(_segment("grid", _LEFT, y, WIDTH - _RIGHT, y))
+        parts.append(_text("tick end", _LEFT - 6, y + 4, _tick(tick, y_ticks)))
+    for tick in x_ticks:
+        if min(xs) <= tick <= max(xs):
+            parts.append(_segment("mark", x_at(tick), height - _BOTTOM, x_at(tick), height - _BOTTOM + 4))
+            parts.append(_text("tick middle", x_at(tick), height - _BOTTOM + 17, _tick(tick, x_ticks)))
+    parts.append(_segment("axis", _LEFT, height - _BOTTOM, WIDTH - _RIGHT, height - _BOTTOM))
+    parts.append(_text("label middle", (_LEFT + WIDTH - _RIGHT) / 2, height - 6, x_label))
+    for line in lines:
+        drawn = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in line.points)
+        dashes = " dashed" if line.dashed else ""
+        parts.append(Markup('<polyline class="line c{}{}" points="{}"/>').format(line.colour, dashes, drawn))
+        if len(line.points) <= 12:  # few epochs: a point between two straight lines would be lost
+            parts += [_dot(x_at(x), y_at(y), line.colour, 2.6) for x, y in line.points]
+    ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.3g}" for line in lines if line.points)
+    svg = _svg(key, height, f"{title}: {y_label} over {x_label}", ends, parts)
+    legend: list[tuple[str, int, Style]] = [
+        (line.name, line.colour, "dashed" if line.dashed else "solid") for line in lines
+    ]
+    return Chart(svg, title, y_label, legend)
+
+
+def dot_chart(
+    rows: Sequence[Row],
+    *,
+    key: str,
+    title: str,
+    x_label: str,
+    highest: float | None = None,
+    legend: Sequence[tuple[str, int, Style]] = (),
+) -> Chart:
+    """Values with their intervals on a common axis that begins at 0.
+
+    Args:
+        rows: At least one.
+        key: Unique on the page.
+        title: What is shown.
+        x_label: With its unit.
+        highest: End of the axis; None: as the values need it.
+        legend: (name, colour, style).
+    """
+    height = _TOP + _ROW * len(rows) + _BOTTOM
+    left = 12
+    reached = [value for row in rows for value, _ in row.values] + [
+        row.interval[1] for row in rows if row.interval
+    ]
+    x_ticks = ticks(0, max(reached) if highest is None else highest, 5)
+    x_at = _Scale(0, x_ticks[-1], left, WIDTH - 18)
+    bottom = height - _BOTTOM
+    parts = []
+    for tick in x_ticks:
+        parts.append(_segment("grid", x_at(tick), _TOP, x_at(tick), bottom))
+        parts.append(_text("tick middle", x_at(tick), bottom + 17, _tick(tick, x_ticks)))
+    parts.append(_segment("axis", left, _TOP, left, bottom))
+    for number, row in enumerate(rows):
+        y = _TOP + _ROW * number + 21
+        first, colour = row.values[0]
+        parts.append(_text("row", left + 5, y - 8, row.label))
+        parts.append(_text("row end strong", WIDTH - 2, y - 8, row.note))
+        parts.append(_segment(f"stem c{colour}", left, y, x_at(first), y))
+        if row.interval is not None:
+            low, high = (x_at(end) for end in row.interval)
+            parts.append(_segment(f"whisker c{colour}", low, y, high, y))
+            parts += [_segment(f"whisker c{colour}", end, y - 4, end, y + 4) for end in (low, high)]
+        parts += [_dot(x_at(value), y, shade, 4) for value, shade in reversed(row.values)]
+    parts.append(_text("label middle", (left + WIDTH) / 2, height - 6, x_label))
+    svg = _svg(
+        key, height, f"{title}: {x_label}", "; ".join(f"{row.label}: {row.note}" for row in rows), parts
+    )
+    return Chart(svg, title, legend=legend)
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) that enclose a range.
+
+    Args:
+        low: Least value.
+        high: Greatest value, not below `low`.
+        about: How many are wanted; at least 2 are given.
+    """
+    if high - low < 1e-12 * max(abs(low), abs(high), 1):
+        margin = abs(low) * 0.1 or 1.0  # a flat curve lies in the middle
+        low, high = low - margin, high + margin
+    raw = (high - low) / max(1, about - 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _tick(value: float, among: Sequence[float]) -> str:
+    step = abs(among[1] - among[0]) if len(among) > 1 else 1
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+class _Scale:
+    """A straight map of values onto positions."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self.low, self.start = low, start
+        self.factor = (end - start) / (high - low) if high > low else 0.0
+        self.offset = 0.0 if high > low else (end - start) / 2  # a single value lies in the middle
+
+    def __call__(self, value: float) -> float:
+        return self.start + self.offset + self.factor * (value - self.low)
+
+
+def _svg(key: str, height: float, title: str, description: str, parts: Sequence[Markup]) -> Markup:
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{key}-t {key}-d">'
+        '<title id="{key}-t">{title}</title><desc id="{key}-d">{description}</desc>{parts}</svg>'
+    ).format(
+        width=WIDTH,
+        height=f"{height:g}",
+        key=key,
+        title=title,
+        description=description,
+        parts=Markup("").join(parts),
+    )
+
+
+def _segment(classes: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    coordinates = Markup('x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"').format(x1, y1, x2, y2)
+    return Markup('<line class="{}" {}/>').format(classes, coordinates)
+
+
+def _dot(x: float, y: float, colour: int, radius: float) -> Markup:
+    return Markup('<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="{:g}"/>').format(colour, x, y, radius)
+
+
+def _text(classes: str, x: float, y: float, text: str) -> Markup:
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(classes, x, y, escape(text))

@@ -1,0 +1,135 @@
+"""Code that runs the shipped files, ready to copy, with this run's own sizes in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdcompress.data.input_spec import InputSpec
+from kdcompress.report.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """A piece of Python.
+
+    Args:
+        title: What it needs, in a few words.
+        code: To be run in the run folder.
+    """
+
+    title: str
+    code: str
+
+
+def snippets(record: Record) -> list[Snippet]:
+    """One per way to load the files that this run shipped; empty without a `config.json`."""
+    spec = record.input_spec
+    if spec is None:
+        return []
+    found = []
+    if record.has("student.onnx"):
+        found.append(Snippet("onnxruntime (nothing else is needed)", _onnxruntime(spec)))
+    if record.has("student.safetensors"):
+        found.append(Snippet("kdcompress", _kdcompress(spec)))
+        found.append(Snippet("plain PyTorch", _torch(record, spec)))
+    return found
+
+
+def preprocessing(spec: InputSpec) -> str:
+    """The way from an image file to the network's input, in words."""
+    colours = "grey, 1 channel" if spec.channels == 1 else "RGB, 3 channels"
+    steps = [f"decode as {colours}"]
+    if spec.resize is not None:
+        steps.append(f"resize the shorter side to {spec.resize} pixels ({spec.interpolation}, antialiased)")
+    else:
+        steps.append(f"resize to {spec.width}×{spec.height} pixels ({spec.interpolation}, antialiased)")
+    if spec.crop is not None:
+        steps.append(f"cut the central {spec.crop}×{spec.crop} pixels")
+    steps.append("divide by 255")
+    return "; ".join(steps)
+
+
+def _images(spec: InputSpec) -> str:
+    """Code that makes `images`, a float32 array [1, C, H, W] in [0, 1]."""
+    mode, method = ("L" if spec.channels == 1 else "RGB"), spec.interpolation.upper()
+    lines = [f'image = Image.open("image.jpg").convert("{mode}")']
+    if spec.resize is not None:
+        lines.append(f"scale = {spec.resize} / min(image.size)")
+        lines.append(f"image = image.resize([round(side * scale) for side in image.size], Image.{method})")
+    elif spec.crop is None:
+        lines.append(f"image = image.resize(({spec.width}, {spec.height}), Image.{method})")
+    if spec.crop is not None:
+        lines.append(f"left, top = (image.width - {spec.crop}) // 2, (image.height - {spec.crop}) // 2")
+        lines.append(f"image = image.crop((left, top, left + {spec.crop}, top + {spec.crop}))")
+    pixels = "np.asarray(image, np.float32)"
+    axes = f"{pixels}[None, None]" if spec.channels == 1 else f"{pixels}.transpose(2, 0, 1)[None]"
+    lines.append(f"images = {axes} / 255  # [1, {spec.channels}, {spec.height}, {spec.width}], 0 to 1")
+    return "\n".join(lines)
+
+
+def _onnxruntime(spec: InputSpec) -> str:
+    return f"""import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+{_images(spec)}
+
+session = onnxruntime.InferenceSession("student.onnx")  # the normalisation is in the graph
+(logits,) = session.run(["logits"], {{"images": images}})
+print(json.loads(Path("labels.json").read_text())[logits[0].argmax()])"""
+
+
+def _kdcompress(spec: InputSpec) -> str:
+    return f"""import kdcompress
+import numpy as np
+import torch
+from PIL import Image
+
+{_images(spec)}
+
+network, spec = kdcompress.load(".")  # in eval mode
+mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
+with torch.inference_mode():
+    logits = network((torch.from_numpy(images) - mean) / std)
+print(logits.softmax(1))"""
+
+
+def _torch(record: Record, spec: InputSpec) -> str:
+    mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (spec.mean, spec.std))
+    imports, build = _construction(record, spec)
+    return f"""import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+{imports}
+
+network = {build}
+network.load_state_dict(safetensors.torch.load_file("student.safetensors"), strict=True)
+network.eval()
+
+{_images(spec)}
+
+mean = torch.tensor([{mean}]).view(1, -1, 1, 1)
+std = torch.tensor([{std}]).view(1, -1, 1, 1)
+with torch.inference_mode():
+    logits = network((torch.from_numpy(images) - mean) / std)
+print(logits.softmax(1))"""
+
+
+def _construction(record: Record, spec: InputSpec) -> tuple[str, str]:
+    """(import, expression) of a fresh network of the student's class."""
+    family, _, name = record.student.partition("/")
+    classes = record.config["num_classes"]
+    if family == "torchvision":
+        return "from torchvision.models import get_model", f'get_model("{name}", num_classes={classes})'
+    if family == "timm":
+        channels = f", in_chans={spec.channels}" if spec.channels != 3 else ""
+        return "import timm", f'timm.create_model("{name}", num_classes={classes}{channels})'
+    arguments = f"num_classes={classes}, channels={spec.channels}, image_size=({spec.height}, {spec.width})"
+    if record.student.startswith("python:"):
+        _, module, function = record.student.split(":")
+        return f"from {module} import {function}", f"{function}()  # with the arguments it takes: {arguments}"
+    return "from kdcompress.networks.build import build", f'build(\n    "{record.student}", {arguments}\n)'

@@ -1,0 +1,252 @@
+"""What a run says in words: its headline, what was asked, where everything is from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcompress.report import numbers
+from kdcompress.report.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One figure of the headline.
+
+    Args:
+        figure: Large.
+        what: Of what, in a few words.
+        detail: What it is compared with, and how sure it is.
+    """
+
+    figure: str
+    what: str
+    detail: str
+
+
+def sentence(record: Record) -> str:
+    """What was made from what, in one sentence."""
+    method, data = record.recipe["method"]["name"], record.recipe["data"]["dataset"]
+    if record.teacher is None:
+        return f"{record.student} trained on {data} with {method}."
+    return f"{record.student} learned from {record.teacher} on {data} with {method}."
+
+
+def tiles(record: Record) -> list[Tile]:
+    """The headline: accuracy, size, speed and gain, each as far as it is known."""
+    student, teacher = record.results["student"], record.results.get("teacher")
+    found = [_accuracy_tile(record)]
+    if teacher and teacher.get("params") and student.get("params"):
+        sizes = f"{numbers.count(student['params'])} parameters against {numbers.count(teacher['params'])}"
+        found.append(
+            Tile(numbers.times(teacher["params"] / student["params"]), "smaller than the teacher", sizes)
+        )
+    else:
+        size = numbers.megabytes(student.get("bytes"))
+        found.append(Tile(numbers.count(student.get("params")), "parameters", f"{size} as a file"))
+    found += [tile for tile in (_speed_tile(record), _gain_tile(record)) if tile]
+    return found
+
+
+def _accuracy_tile(record: Record) -> Tile:
+    student, teacher = record.results["student"], record.results.get("teacher")
+    if student["top1"] is None:
+        return Tile(
+            numbers.percent(student.get("agreement")), "agreement with the teacher", "the data has no labels"
+        )
+    detail = "of the exported file, on the test split"
+    if teacher and teacher.get("top1") is not None:
+        below = 100 * (student["top1"] - teacher["top1"])
+        detail = f"teacher {numbers.percent(teacher['top1'])} ({numbers.points(below)} points)"
+    return Tile(numbers.percent(student["top1"]), "top-1 on the test split", detail)
+
+
+def _speed_tile(record: Record) -> Tile | None:
+    result = headline_result(record)
+    if result is None:
+        return None
+    latency = result["latency_ms"]
+    where = f"{result['runtime']}, {threads(result['threads'])}, batch {result['batch']}"
+    against = result["vs_baseline"]
+    if against is None or against["name"] != "teacher":
+        return Tile(numbers.milliseconds(latency["p50"]), "per call", where)
+    ends = numbers.interval(against["ci95"])
+    if against["verdict"] == "no difference":
+        return Tile(
+            numbers.times(against["ratio"]), "the teacher's speed: no difference shown", f"{ends}; {where}"
+        )
+    ratio = against["ratio"] if against["verdict"] == "faster" else 1 / against["ratio"]
+    detail = f"{numbers.milliseconds(latency['p50'])} per call; {where}"
+    return Tile(numbers.times(ratio), f"{against['verdict']} than the teacher", detail)
+
+
+def _gain_tile(record: Record) -> Tile | None:
+    gain = record.results.get("gain")
+    if gain is None:
+        return None
+    what = {
+        "better": "points gained by distillation",
+        "worse": "points: distillation did harm",
+        "no difference shown": "points: no gain shown",
+    }[gain["verdict"]]
+    return Tile(numbers.points(gain["points"]), what, f"95 % interval {numbers.points_interval(gain)}")
+
+
+def headline_result(record: Record) -> dict[str, Any] | None:
+    """The student's first timing, or None."""
+    results = record.bench["results"] if record.bench else []
+    return next((result for result in results if result["artefact"] == "student"), None)
+
+
+def bench_notes(bench: dict[str, Any]) -> list[str]:
+    """What the timings hold for, and what went wrong, in sentences.
+
+    Args:
+        bench: `bench.json`.
+    """
+    env, control = bench["env"], bench["aa"]
+    versions = ", ".join(f"{name} {version}" for name, version in env["runtimes"].items())
+    rounds = bench["protocol"]["rounds"]
+    notes = [
+        f"Measured on {env['cpu']}, {env['granted_cores']} of {env['logical_cores']} cores, with {versions}; "
+        f"{rounds} shuffled rounds."
+    ]
+    if control is not None:
+        ends = numbers.interval(control["ci95"])
+        apart = f"{numbers.times(control['ratio'])} apart (95 % interval {ends})"
+        notes.append(
+            f"Control: two copies of {control['artefact']} came out {apart}. Quality: {bench['quality']}."
+        )
+    notes += [f"Warning: {warning}." for warning in bench["warnings"]]
+    for result in bench["results"]:
+        where = f"{result['artefact']}, {threads(result['threads'])}, batch {result['batch']}"
+        notes += [f"Warning ({where}): {warning}." for warning in result["warnings"]]
+    for failure in bench["failures"]:
+        where = f"{failure['artefact']} in {failure['runtime']}"
+        notes.append(f"Failed: {where}, at {failure['stage']}: {failure['type']}: {failure['message']}.")
+    return notes
+
+
+def gain_sentence(record: Record) -> str:
+    """What the comparison with the baseline shows; empty without one."""
+    gain = record.results.get("gain")
+    if gain is None:
+        return ""
+    return (
+        "The baseline is the same network, trained by the same recipe without distillation. On the same test "
+        f"images the student differs from it by {numbers.points(gain['points'])} points "
+        f"(95 % interval {numbers.points_interval(gain)}): {gain['verdict']}. "
+        "One seed each; the interval covers the choice of test images, not that of the seed."
+    )
+
+
+def split_sentence(record: Record) -> str:
+    """On which images the figures were measured."""
+    count = record.manifest.get("data", {}).get("counts", {}).get("test") or record.results["student"].get(
+        "n"
+    )
+    on = f"{numbers.figure(count)} images of the test split" if count else "the test split"
+    return f"Measured on {on}; the student's and the baseline's on their exported files."
+
+
+def asked(record: Record) -> list[tuple[str, str]]:
+    """The recipe, as far as a reader wants it: (term, words)."""
+    recipe, rows = record.recipe, []
+    method = {key: value for key, value in recipe["method"].items() if key != "name"}
+    rows.append(("student", _network(recipe["student"])))
+    if recipe.get("teacher"):
+        rows.append(("teacher", _network(recipe["teacher"])))
+    if recipe.get("peers"):
+        rows.append(("peers", ", ".join(_network(peer) for peer in recipe["peers"])))
+    rows.append(("method", f"{recipe['method']['name']}{_settings(method)}"))
+    data = {key: recipe["data"].get(key) for key in ("image_size", "batch_size", "held_out", "augment")}
+    rows.append(("data", f"{recipe['data']['dataset']}{_settings(data)}"))
+    train = {
+        key: recipe["train"].get(key)
+        for key in ("epochs", "max_steps", "precision", "ema", "label_smoothing")
+    }
+    rows.append(("training", _settings({key: value for key, value in train.items() if value}).strip(" ()")))
+    optim = {key: value for key, value in recipe["optim"].items() if key not in {"name", "milestones"}}
+    rows.append(("optimiser", f"{recipe['optim']['name']}{_settings(optim)}"))
+    return rows
+
+
+def provenance(record: Record) -> list[tuple[str, str]]:
+    """What the result was made from and with: (term, words)."""
+    manifest, rows = record.manifest, []
+    if manifest.get("command"):
+        rows.append(("command", str(manifest["command"])))
+    for term in ("seed", "threads", "device", "precision"):
+        if manifest.get(term) is not None:
+            rows.append((term, str(manifest[term])))
+    data, teacher = manifest.get("data") or {}, manifest.get("teacher")
+    if data:
+        counts = ", ".join(
+            f"{name} {numbers.figure(count)}" for name, count in data.get("counts", {}).items()
+        )
+        rows.append(("data", f"{data['name']}: {counts}"))
+        rows.append(("data listing", f"SHA-256 {data.get('listing_sha256')}"))
+        rows.append(("data licence", licence(data)))
+        rows += [("about the data", warning) for warning in data.get("warnings", [])]
+    if teacher:
+        rows.append(
+            ("teacher", f"{teacher['model']}, weights: {teacher.get('weights') or 'trained in this run'}")
+        )
+        if teacher.get("sha256"):
+            rows.append(("teacher weights", f"SHA-256 {teacher['sha256']}"))
+        rows.append(("teacher licence", teacher_licence(teacher)))
+    spent = {role: record.seconds(role) for role in ("teacher", "student", "baseline")}
+    known = [f"{role} {numbers.duration(seconds)}" for role, seconds in spent.items() if seconds is not None]
+    if known:
+        rows.append(("training time", ", ".join(known)))
+    if manifest.get("versions"):
+        rows.append(
+            ("versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()))
+        )
+    return rows
+
+
+def licence(entry: dict[str, Any]) -> str:
+    """As recorded in the manifest."""
+    return str(entry.get("license") or "not known to kdcompress; look it up before you pass the files on")
+
+
+def teacher_licence(entry: dict[str, Any]) -> str:
+    """Of the weights that taught; those trained in the run have none of their own."""
+    if entry.get("weights") is None and entry.get("license") is None:
+        return "trained in this run, so that of the data"
+    return licence(entry)
+
+
+def threads(count: int) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count} thread" + ("s" if count != 1 else "")
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, cut with an ellipsis if it is longer than `most` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _network(section: dict[str, Any]) -> str:
+    weights = _weights(section)
+    return f"{section['model']}, " + (f"from {weights}" if weights else "from random weights")
+
+
+def _weights(section: dict[str, Any]) -> str | None:
+    """Where the weights are from, without the folders of the machine: these pages are passed on."""
+    weights = section.get("weights")
+    return Path(weights).name if weights else None
+
+
+def _settings(values: dict[str, Any]) -> str:
+    """` (epochs 60, precision auto)`, leaving out what is not set."""
+    told = [f"{key.replace('_', ' ')} {_value(value)}" for key, value in values.items() if value is not None]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,171 @@
+"""The folder of one run: who may use it, which recipe it belongs to, and whether it is finished."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdcompress.atomic import sha256_of, write_json, write_text
+from kdcompress.errors import RunFolderError, UserError
+from kdcompress.recipe import Recipe, load_recipe
+
+MANIFEST_SCHEMA = "kdcompress.manifest/1"
+
+
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: The folder; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where all that a resume needs is kept."""
+        return self.path / "checkpoints"
+
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """Refuses an existing run unless it was asked for; writes nothing.
+
+        Raises:
+            RunFolderError: The folder holds a run, or something that is none.
+            UserError: It cannot be written to.
+        """
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise RunFolderError(f"{path}: is a file; choose another folder with --out")
+        entries = [p for p in path.iterdir() if p.name != ".lock"] if path.is_dir() else []
+        if entries and not self._is_run():
+            raise RunFolderError(
+                f"{path}: holds files that are no run of kdcompress; choose another folder with --out"
+            )
+        if entries and not (resume or overwrite):
+            raise RunFolderError(
+                f"{path}: holds a run already; go on with --resume, or replace it with --overwrite"
+            )
+        parent = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+            raise UserError(f"{path}: cannot be written to; choose another folder with --out")
+
+    def recorded_recipe(self, allow_code: bool) -> Recipe | None:
+        """The resolved recipe of the run in this folder, or None if there is none."""
+        file = self.path / "recipe.yaml"
+        return load_recipe(str(file), allow_code=allow_code) if file.exists() else None
+
+    def clear(self) -> None:
+        """Removes the run, but not the lock that is held on it."""
+        for entry in self.path.iterdir() if self.path.is_dir() else ():
+            if entry.name == ".lock":
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the folder for this process, creating it; the lock goes with the process, however it ends.
+
+        Raises:
+            RunFolderError: Another process holds it.
+            UserError: It cannot be created.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except PermissionError:
+            raise UserError(f"{self.path}: cannot be written to; choose another folder with --out") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(f"{self.path}: another process is running in it") from None
+            yield
+
+    def begin(self, recipe: Recipe) -> None:
+        """Writes the resolved recipe."""
+        self.checkpoints.mkdir(exist_ok=True)
+        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+
+    def finish(self, manifest: dict[str, Any], files: list[str], *, done: bool = True) -> None:
+        """Writes the manifest with the hashes of the files.
+
+        Args:
+            manifest: What it says beside them.
+            files: Names in the folder.
+            done: Whether this is all, so that a resume has nothing left to do.
+        """
+        hashes = {}
+        for name in files:
+            file = self.path / name
+            hashes[name] = {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+        write_json(
+            self.path / "manifest.json",
+            {"schema": MANIFEST_SCHEMA, "finished": done, **manifest, "files": hashes},
+        )
+
+    def finished(self) -> dict[str, Any] | None:
+        """The manifest of a finished run whose files are as they were written, or None if it is not finished.
+
+        Raises:
+            RunFolderError: A file was changed or is gone.
+        """
+        file = self.path / "manifest.json"
+        if not file.exists():
+            return None
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if manifest.get("schema") != MANIFEST_SCHEMA:
+            raise RunFolderError(
+                f"{file}: schema {manifest.get('schema')!r}, this version reads {MANIFEST_SCHEMA!r}"
+            )
+        if not manifest["finished"]:
+            return None
+        for name, entry in manifest["files"].items():
+            path = self.path / name
+            if not path.exists() or sha256_of(path) != entry["sha256"]:
+                what = "has changed" if path.exists() else "is gone"
+                raise RunFolderError(f"{path}: {what} since the run; start again with --overwrite")
+        return manifest
+
+    def _is_run(self) -> bool:
+        return any(
+            (self.path / name).exists() for name in ("recipe.yaml", "checkpoints", "seeds", "seeds.json")
+        )
+
+
+def same_recipe(recorded: Recipe, asked: Recipe, path: Path) -> None:
+    """Checks that a resume goes on with the recipe that the run began with.
+
+    Raises:
+        RunFolderError: It differs; the message lists where.
+    """
+    before, now = _flat(recorded.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    differing = [
+        f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if differing:
+        listed = "\n  ".join(differing)
+        raise RunFolderError(
+            f"{path}: holds a run of another recipe; choose another --out, or --overwrite\n  {listed}"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        pairs = (_flat(v, f"{prefix}.{k}" if prefix else k).items() for k, v in value.items())
+        return {key: leaf for items in pairs for key, leaf in items}
+    return {prefix: value}

@@ -1,0 +1,146 @@
+"""What can be done with a run once it is over: write its files again, and score a file on data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcompress import discovery, documents
+from kdcompress.cores import granted_cores
+from kdcompress.data.dataset import Data, open_data
+from kdcompress.data.loader import EvaluationLoader
+from kdcompress.data.source import Source
+from kdcompress.deploy.accuracy import Run as Runner
+from kdcompress.deploy.accuracy import predict
+from kdcompress.deploy.formats import onnx, safetensors
+from kdcompress.deploy.load import GRAPH, WEIGHTS, spec_of
+from kdcompress.deploy.ship import ship
+from kdcompress.errors import DataError, UserError, suggest
+from kdcompress.progress import Progress
+from kdcompress.recipe import Recipe, load_recipe
+from kdcompress.run_folder import RunFolder
+
+EVALUATION_SCHEMA = "kdcompress.evaluation/1"
+EXPORT_SCHEMA = "kdcompress.export/1"
+
+
+def export(
+    source: Path, out: Path | None, formats: list[str], progress: Progress, *, allow_code: bool
+) -> dict[str, Any]:
+    """Writes a run's student again and proves the files, in a folder of their own.
+
+    Args:
+        source: A run folder, finished or with its files under `failed/`.
+        out: Where to; None: `RUN/export`.
+        formats: Of `discovery.names("format")`.
+        progress: What a watcher sees.
+        allow_code: Whether a `python:` network may be built.
+
+    Raises:
+        UserError: There is no run, or an unknown format.
+        GateFailed: A gate failed.
+    """
+    known = discovery.names("format")
+    for name in formats:
+        if name not in known:
+            raise UserError(f"--format: unknown format {name!r}{suggest(name, known)}")
+    recipe = RunFolder(source).recorded_recipe(allow_code)
+    if recipe is None:
+        raise UserError(f"{source}: holds no recipe.yaml, so it is no run of kdcompress")
+    file = next((f for f in (source / WEIGHTS, source / "failed" / WEIGHTS) if f.exists()), None)
+    if file is None:
+        raise UserError(f"{source}: holds no {WEIGHTS}; finish the run with --resume first")
+    network, config = safetensors.read(file, allow_code=allow_code)
+    data = _data(recipe, None, (config.spec.height, config.spec.width), config.spec.channels, progress)
+    folder = out or source / "export"
+    folder.mkdir(parents=True, exist_ok=True)
+    shipped = ship(
+        network,
+        config.model,
+        config.spec,
+        config.class_names,
+        lambda: _images(data.test),
+        folder,
+        formats=formats,
+        metadata=documents.file_metadata(recipe, None),
+        allow_code=allow_code,
+    )
+    return {
+        "schema": EXPORT_SCHEMA,
+        "folder": str(folder),
+        "files": shipped.files,
+        "gates": [gate.to_json() for gate in shipped.gates],
+        "student": shipped.student,
+    }
+
+
+def evaluate(
+    source: Path,
+    progress: Progress,
+    *,
+    recipe: str,
+    data: str | None,
+    overrides: tuple[str, ...],
+    split: str,
+    allow_code: bool,
+) -> dict[str, Any]:
+    """Scores a `.onnx` or `.safetensors` file on the data of a recipe.
+
+    Args:
+        source: The file, or a run folder: its ONNX file, else its safetensors.
+        progress: What a watcher sees.
+        recipe: Whose `data:` section says which images, cut how.
+        data: Folder of the data; goes before the recipe's.
+        overrides: As for `distill`.
+        split: test or held_out.
+        allow_code: Whether a `python:` network may be built.
+
+    Raises:
+        UserError: Nothing to evaluate, or it does not fit the data.
+    """
+    file = _artefact(source)
+    run: Runner
+    threads = torch.get_num_threads()
+    if file.suffix == onnx.SUFFIX:
+        graph = onnx.open_(file, threads)
+        run, spec = graph, spec_of(graph)
+    else:
+        network = safetensors.open_(file, threads, allow_code=allow_code)
+        run, spec = network, network.config.spec
+    resolved = load_recipe(recipe, overrides, allow_code=allow_code)
+    opened = _data(resolved, data, (spec.height, spec.width), spec.channels, progress)
+    images = opened.test if split == "test" else opened.held_out
+    if images is None:
+        raise DataError("--split held_out: the recipe holds nothing out (data.held_out: 0)")
+    outputs = run(next(_images(images.subset(torch.tensor([0]))))[0].numpy()).shape[1]
+    if outputs != opened.num_classes:
+        raise UserError(f"{file}: tells {outputs} classes apart, the data has {opened.num_classes}")
+    score = predict(run, _images(images)).score(opened.num_classes)
+    return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": split, **score}
+
+
+def _artefact(source: Path) -> Path:
+    if not source.is_dir():
+        if source.suffix not in {onnx.SUFFIX, safetensors.SUFFIX}:
+            raise UserError(f"{source}: expected a run folder, a .onnx or a .safetensors file")
+        return source
+    for name in (GRAPH, WEIGHTS):
+        if (source / name).is_file():
+            return source / name
+    raise UserError(f"{source}: holds neither {GRAPH} nor {WEIGHTS}, so it is no finished run")
+
+
+def _data(recipe: Recipe, root: str | None, size: tuple[int, int], channels: int, progress: Progress) -> Data:
+    """The recipe's data as a network of this input wants it."""
+    update = {"root": root or recipe.data.root, "image_size": size[0]}
+    with progress.counter() as tell:
+        return open_data(recipe.data.model_copy(update=update), channels=frozenset({channels}), progress=tell)
+
+
+def _images(split: Source) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in EvaluationLoader(split, device=torch.device("cpu"), workers=granted_cores()):
+        yield batch.images, batch.labels

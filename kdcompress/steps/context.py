@@ -1,0 +1,68 @@
+"""What the steps of one run share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kdcompress.cores import granted_cores
+from kdcompress.data.dataset import Data
+from kdcompress.data.loader import EvaluationLoader
+from kdcompress.data.source import Source
+from kdcompress.progress import Progress
+from kdcompress.recipe import Recipe
+from kdcompress.run_folder import RunFolder
+from kdcompress.train import precision
+from kdcompress.train.processes import Processes
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the steps of one run share.
+
+    Args:
+        recipe: Resolved: its threads and its data folder are filled in.
+        folder: Where it writes.
+        data: Opened and checked.
+        processes: This process among all.
+        progress: What a watcher sees.
+        allow_code: Whether `python:` networks may be built.
+        command: As typed, for the manifest and for how to resume.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    data: Data
+    processes: Processes
+    progress: Progress
+    allow_code: bool
+    command: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.processes.device
+
+    @property
+    def precision(self) -> Literal["bf16", "fp16", "fp32"]:
+        """The number format of its passes."""
+        return precision.resolve(self.recipe.train.precision, self.device)
+
+    @property
+    def workers(self) -> int:
+        """Processes that decode images, for each process of the run."""
+        asked = self.recipe.data.workers
+        return max(1, granted_cores() // self.processes.world) if asked is None else asked
+
+    def evaluation(self, split: Source) -> EvaluationLoader:
+        """Un-augmented batches of a split."""
+        return EvaluationLoader(split, device=self.device, workers=self.workers)
+
+    def test_images(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test split as (images in [0, 1], labels), on the CPU."""
+        for batch in EvaluationLoader(self.data.test, device=torch.device("cpu"), workers=self.workers):
+            yield batch.images, batch.labels

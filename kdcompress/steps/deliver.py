@@ -1,0 +1,156 @@
+"""The end of a run: strip, prove, write, time, compare, and make the pages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from kdcompress import __version__, documents
+from kdcompress.atomic import write_bytes, write_json
+from kdcompress.bench.measure import Artefact, measure
+from kdcompress.deploy.ship import Shipped, ship
+from kdcompress.methods.base import Method
+from kdcompress.networks.from_recipe import Start
+from kdcompress.report import verdict
+from kdcompress.report.card import write_card
+from kdcompress.report.page import write_report
+from kdcompress.steps.context import Run
+from kdcompress.steps.networks import input_spec
+from kdcompress.steps.teach import Teaching, figures, manifest_entry, unchanged
+from kdcompress.train.trainer import Outcome
+
+PREDICTIONS = "test_predictions.safetensors"
+"""Classes that the exported file gave on the test split, kept to compare runs image by image."""
+
+
+def deliver(run: Run, start: Start, method: Method, outcome: Outcome, teaching: Teaching | None) -> Shipped:
+    """Strips the chosen candidate, writes it in every format and proves the files."""
+    gates = [] if teaching is None else [teaching.gate, unchanged(teaching.teacher)]
+    # Peers of other classes are no candidates, so any candidate's module can hold the chosen state.
+    trained = next(c.module for c in method.candidates().values() if c.model == outcome.model)
+    trained.load_state_dict(outcome.state)
+    shipped = ship(
+        trained.cpu(),
+        outcome.model,
+        input_spec(run, run.recipe.student, start),
+        run.data.class_names,
+        run.test_images,
+        run.folder.path,
+        formats=run.recipe.export.formats,
+        metadata=documents.file_metadata(run.recipe, manifest_entry(run, teaching)),
+        allow_code=run.allow_code,
+        extra_gates=gates,
+    )
+    predictions = {"classes": shipped.predictions.classes, "labels": shipped.predictions.labels}
+    write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
+    return shipped
+
+
+def _bench(run: Run, shipped: Shipped, teaching: Teaching | None, teacher_file: Path) -> dict[str, Any]:
+    """Times the student against its teacher on this machine."""
+    recipe, folder = run.recipe, run.folder
+    facts = {"params": shipped.student["params"], "macs": shipped.student["macs"]}
+    artefacts = []
+    if teaching is not None:
+        artefacts.append(Artefact("teacher", teacher_file, ("onnxruntime",)))
+    if "onnx" in recipe.export.formats:
+        artefacts.append(Artefact("student", folder / "student.onnx", ("onnxruntime",), **facts))
+    if "safetensors" in recipe.export.formats and not recipe.student.model.startswith("python:"):
+        artefacts.append(Artefact("student (PyTorch)", folder / "student.safetensors", ("torch",), **facts))
+    images = next(run.test_images())[0].numpy()
+    baseline = artefacts[0].name
+    with run.progress.counter() as tell:
+        document = measure(
+            artefacts,
+            threads=recipe.bench.threads,
+            batch=recipe.bench.batch,
+            rounds=recipe.bench.rounds,
+            baseline=baseline,
+            images=images,
+            progress=lambda done, total, _: tell("bench", done, total),
+        )
+    write_json(folder / "bench.json", document)
+    return document
+
+
+def report(run: Run, outcome: Outcome, shipped: Shipped, teaching: Teaching | None) -> dict[str, Any]:
+    """Compares, times, and writes what a person looks at."""
+    folder = run.folder
+    teacher = None
+    teacher_file = folder.checkpoints / "teacher.onnx"
+    if teaching is not None:
+        teacher = figures(run, teaching, teacher_file)
+    _bench(run, shipped, teaching, teacher_file)
+    teacher_file.unlink(missing_ok=True)
+    baseline = gain = None
+    if (folder / "baseline" / "manifest.json").exists():
+        baseline = read_json(folder / "baseline" / "results.json")["student"]
+        gain = verdict.gain(
+            *(_right(path) for path in (folder.checkpoints, folder / "baseline" / "checkpoints"))
+        )
+    training = {
+        "candidate": outcome.candidate,
+        "epoch": outcome.epoch,
+        "best": outcome.best,
+        "last": outcome.last,
+        "seconds": round(outcome.seconds, 1),
+        "teacher_held_out": teaching and teaching.held_out,
+    }
+    write_json(folder / "results.json", documents.results(shipped.student, teacher, baseline, gain, training))
+    manifest = {
+        "kdcompress": __version__,
+        "versions": documents.versions(),
+        "seed": run.recipe.seed,
+        "threads": run.recipe.train.threads,
+        "device": _device_name(run.device),
+        "processes": run.processes.world,
+        "precision": run.precision,
+        "teacher": manifest_entry(run, teaching),
+        "data": {
+            "name": run.data.name,
+            "listing_sha256": run.data.listing_sha256,
+            "counts": run.data.counts,
+            "license": run.data.license,
+            "warnings": list(run.data.warnings),
+        },
+        "command": run.command,
+    }
+    # The pages read the manifest, and the manifest vouches for the pages: it is written before and after
+    # them.
+    folder.finish(manifest, sorted(shipped.files), done=False)
+    pages = write_pages(folder.path)
+    named = ["recipe.yaml", "gates.json", "bench.json", "results.json", *pages]
+    folder.finish(manifest, sorted({*shipped.files, *named}))
+    return {**read_json(folder / "results.json"), "folder": str(folder.path)}
+
+
+def write_pages(folder: Path) -> list[str]:
+    """Writes the report and the model card of a run.
+
+    Returns:
+        Their names in the run folder.
+    """
+    write_report(folder)
+    write_card(folder)
+    return ["report.html", "README.md"]
+
+
+def _right(checkpoints: Path) -> Tensor:
+    """Which test images a run's exported file got right."""
+    tensors = safetensors.torch.load_file(checkpoints / PREDICTIONS)
+    return tensors["classes"] == tensors["labels"]
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A document that this project wrote."""
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document

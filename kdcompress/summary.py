@@ -1,0 +1,80 @@
+"""What `distill` prints when it is done: the few lines a person wants first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Prints the results of a run, or of several seeds, to stdout."""
+    console = Console(highlight=False)
+    if summary["schema"].startswith("kdcompress.seeds"):
+        _print_seeds(summary, console)
+    else:
+        _print_run(summary, console)
+
+
+def _print_run(summary: dict[str, Any], console: Console) -> None:
+    folder = Path(summary["folder"])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "top-1 %", "parameters", "MACs", "latency ms", "file"):
+        table.add_column(heading, justify="left" if heading in {"", "file"} else "right")
+    latency = _latencies(folder)
+    rows = {"student": summary["student"], "teacher": summary["teacher"], "baseline": summary["baseline"]}
+    for name, row in rows.items():
+        if row is not None:
+            file = row.get("file", "") if name == "student" else ""
+            table.add_row(
+                name,
+                f"{100 * row['top1']:.2f}",
+                f"{row['params']:,}",
+                f"{row['macs']:,}",
+                latency.get(name, ""),
+                file,
+            )
+    console.print(table)
+    if summary["gain"] is not None:
+        gain = summary["gain"]
+        low, high = gain["ci95"]
+        console.print(
+            f"Against the baseline: {gain['points']:+.2f} points "
+            f"(95 % interval {low:+.2f} to {high:+.2f}): {gain['verdict']}"
+        )
+    gates = json.loads((folder / "gates.json").read_text(encoding="utf-8"))["gates"]
+    passed = sum(gate["passed"] for gate in gates)
+    console.print(
+        f"{passed} of {len(gates)} gates passed. Files and report: {folder}/ (open {folder / 'report.html'})"
+    )
+
+
+def _print_seeds(summary: dict[str, Any], console: Console) -> None:
+    for who in ("student", "baseline"):
+        row = summary[who]
+        if row is not None:
+            sd = "" if row["sd"] is None else f" ± {100 * row['sd']:.2f} (sd)"
+            values = ", ".join(f"{100 * value:.2f}" for value in row["top1"])
+            console.print(
+                f"{who:<9} top-1 {100 * row['mean']:.2f} %{sd} over {summary['seeds']} seeds: {values}"
+            )
+    if summary["gain"] is not None:
+        gain = summary["gain"]
+        sd = "" if gain["sd"] is None else f" ± {gain['sd']:.2f} (sd)"
+        console.print(f"gain      {gain['mean']:+.2f} points{sd}, paired by seed")
+    console.print(f"Runs: {summary['folder']}/seeds/")
+
+
+def _latencies(folder: Path) -> dict[str, str]:
+    """Median latency of the ONNX files at batch 1 on the first thread count timed."""
+    file = folder / "bench.json"
+    if not file.exists():
+        return {}
+    found: dict[str, str] = {}
+    for row in json.loads(file.read_text(encoding="utf-8"))["results"]:
+        if row["runtime"] == "onnxruntime":
+            found.setdefault(row["artefact"], f"{row['latency_ms']['p50']:.3f}")
+    return found

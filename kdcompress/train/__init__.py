@@ -1,0 +1,1 @@
+"""The one training loop, which names no method."""

@@ -1,0 +1,111 @@
+"""Statistics say what the timings show, and no more."""
+
+from __future__ import annotations
+
+import random
+import statistics
+
+import pytest
+
+from kdcompress.bench import stats
+
+
+def test_nine_rounds_are_bracketed_by_the_second_and_the_eighth():
+    assert stats.interval([9, 1, 8, 2, 7, 3, 6, 4, 5]) == (2, 8)
+
+
+def test_five_rounds_have_no_interval_and_six_have_their_range():
+    assert stats.interval([1, 2, 3, 4, 5]) is None
+    assert stats.interval([6, 1, 2, 3, 4, 5]) == (1, 6)
+    assert stats.interval([]) is None
+
+
+@pytest.mark.parametrize("rounds", [6, 9, 21])
+def test_the_interval_covers_the_median_of_a_skewed_law_at_least_95_times_in_100(rounds):
+    draw = random.Random(0)
+    trials = 2000
+    covered = 0
+    for _ in range(trials):
+        low, high = stats.interval([draw.lognormvariate(0, 1) for _ in range(rounds)])
+        covered += low <= 1.0 <= high  # the median of this law is 1
+    assert covered / trials >= 0.94
+
+
+def test_identical_things_are_rarely_called_different():
+    draw = random.Random(1)
+    wrong = 0
+    for _ in range(500):
+        first, second, third = ([10 * draw.lognormvariate(0, 0.1) for _ in range(21)] for _ in range(3))
+        _, control = stats.paired_ratio(first, second)
+        _, interval = stats.paired_ratio(first, third)
+        wrong += stats.verdict(interval, stats.margin(control)) != "no difference"
+    assert wrong / 500 <= 0.05
+
+
+def test_a_five_per_cent_gain_is_found_in_21_rounds_that_share_their_noise():
+    draw = random.Random(2)
+    weather = [draw.lognormvariate(0, 0.3) for _ in range(21)]
+    base = [10.0 * w * draw.lognormvariate(0, 0.02) for w in weather]
+    own = [10.0 / 1.06 * w * draw.lognormvariate(0, 0.02) for w in weather]
+    assert stats.verdict(stats.paired_ratio(base, own)[1]) == "faster"
+
+
+def test_the_central_value_is_the_median_over_rounds_not_over_calls():
+    assert stats.median_of_medians([[1, 1, 1, 1, 1, 1, 9], [2], [3]]) == 2
+
+
+def test_a_ratio_of_two_means_half_the_time():
+    ratio, interval = stats.paired_ratio([4.0] * 6, [2.0] * 6)
+    assert (ratio, interval) == (2.0, (2.0, 2.0))
+
+
+def test_a_verdict_needs_the_whole_interval_beyond_the_margin():
+    assert stats.verdict((1.03, 1.5)) == "faster"
+    assert stats.verdict((1.01, 1.5)) == "no difference"
+    assert stats.verdict((0.5, 0.9)) == "slower"
+    assert stats.verdict((1.03, 1.5), least=0.05) == "no difference"
+    assert stats.verdict(None) == "no difference"
+
+
+def test_swapping_the_sides_swaps_the_verdict():
+    for low, high in [(1.021, 1.3), (1.019, 1.3), (0.6, 0.979), (0.6, 0.981)]:
+        mirrored = {"faster": "slower", "slower": "faster", "no difference": "no difference"}
+        assert stats.verdict((1 / high, 1 / low)) == mirrored[stats.verdict((low, high))]
+
+
+def test_the_margin_is_what_identical_things_differed_by_but_at_least_two_per_cent():
+    assert stats.margin(None) == 0.02
+    assert stats.margin((0.999, 1.001)) == 0.02
+    assert stats.margin((0.99, 1.10)) == pytest.approx(0.10)
+    assert stats.margin((0.8, 1.0)) == pytest.approx(0.25)
+
+
+def test_a_percentile_without_enough_calls_is_none():
+    assert stats.percentile([1.0] * 63, 90) is None
+    assert stats.percentile(list(range(1, 101)), 90) == 90
+    assert stats.percentile([1.0] * 661, 99) is None
+    assert stats.percentile(list(range(1, 1001)), 99) == 990
+
+
+def test_two_modes_are_told_from_a_drift_and_from_a_tail():
+    assert stats.has_two_modes([1.0, 2.1, 1.02, 2.0, 1.01, 2.05, 1.0, 2.0, 1.03])
+    assert not stats.has_two_modes([1 + i / 8 for i in range(9)])  # a drift
+    assert not stats.has_two_modes([1.0] * 30 + [1.01] * 30 + [5.0])  # one slow call
+    assert not stats.has_two_modes([1.0, 1.2] * 10)  # too close
+    assert not stats.has_two_modes([1.0, 5.0])  # too few
+
+
+def test_one_law_is_rarely_taken_for_two_modes():
+    draw = random.Random(3)
+    samples = [[draw.lognormvariate(0, 0.1) for _ in range(200)] for _ in range(200)]
+    assert not any(stats.has_two_modes(sample) for sample in samples)
+
+
+def test_the_tail_that_a_median_hides_is_counted():
+    assert stats.share_over_twice_the_median([1.0] * 9 + [3.0]) == 0.1
+
+
+def test_no_call_is_thrown_away():
+    calls = [1.0] * 50 + [100.0]
+    assert statistics.median(calls) == 1.0
+    assert stats.share_over_twice_the_median(calls) > 0

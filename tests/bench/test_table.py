@@ -1,0 +1,69 @@
+"""The table shows what the document holds: intervals, unknown percentiles, warnings, failures."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from kdcompress.bench.table import print_table
+
+
+def _result(name, **fields):
+    latency = {"p50": 2.5, "ci95": [2.4, 2.625], "p90": None, "p99": None, "min": 2.0, "n": 60}
+    result = {"artefact": name, "runtime": "onnxruntime", "precision": "fp32", "threads": 1, "batch": 1}
+    result |= {
+        "latency_ms": latency,
+        "vs_baseline": None,
+        "rss_mb": {"base": 50.0, "peak": 91.7},
+        "warnings": [],
+    }
+    return result | fields
+
+
+def _document(**fields):
+    comparison = {"name": "teacher", "ratio": 7.8, "ci95": [7.5, 8.1], "verdict": "faster"}
+    failure = {"artefact": "x", "runtime": "torch", "threads": 1, "stage": "load", "type": "E"}
+    document = {
+        "env": {"cpu": "A CPU", "granted_cores": 2, "logical_cores": 8, "runtimes": {"onnxruntime": "1.2"}},
+        "artefacts": {
+            "student": {"bytes": 1_250_000, "macs": None},
+            "teacher": {"bytes": 178_000_000, "macs": 7_801_000_000},
+        },
+        "results": [_result("student", vs_baseline=comparison, warnings=["two modes"]), _result("teacher")],
+        "aa": {"ratio": 1.01, "ci95": [0.99, 1.03]},
+        "quality": "ok",
+        "warnings": ["the machine is busy"],
+        "failures": [failure | {"message": "[no] file"}],
+    }
+    return document | fields
+
+
+def _printed(document):
+    stream = io.StringIO()
+    print_table(document, Console(file=stream, width=160))
+    return stream.getvalue()
+
+
+def test_a_line_per_result_with_its_interval_and_verdict():
+    text = _printed(_document())
+    (line,) = [line for line in text.splitlines() if line.strip().startswith("student")]
+    assert "2.5 [2.4, 2.62]" in line
+    assert "n/a" in line  # p90 of 60 calls
+    assert "7.80x [7.5, 8.1] faster" in line
+    assert "1.25" in line
+    assert "7.8 " in next(line for line in text.splitlines() if line.strip().startswith("teacher"))
+
+
+def test_the_footer_says_what_the_figures_hold_for():
+    text = _printed(_document())
+    assert "A CPU, 2 of 8 cores; onnxruntime 1.2" in text
+    assert "A/A control (the same file twice): 1.01x [0.99, 1.03]; quality: ok" in text
+    assert "warning: the machine is busy" in text
+    assert "warning: student (onnxruntime, threads 1, batch 1): two modes" in text
+    assert "failed: x (torch, threads 1) at load: E: [no] file" in text  # brackets are no markup
+
+
+def test_without_a_baseline_there_is_no_such_column():
+    text = _printed(_document(results=[_result("teacher")], aa=None))
+    assert "vs baseline" not in text

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdcompress.data.augment import PRESETS, augment, crop_box, resized, usual_pad
+from kdcompress.errors import UserError
+
+
+def images(count=16, channels=3, side=12):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(1, 256, (count, channels, side, side), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_view_is_replayed_whatever_the_batch(preset):
+    stock, indices = images(), torch.arange(16)
+    whole = augment(stock, indices, seed=5, view=3, preset=preset, pad=2)
+    assert whole.shape == stock.shape
+    assert whole.dtype == torch.uint8
+    some = torch.tensor([9, 2, 11])
+    assert torch.equal(augment(stock[some], some, seed=5, view=3, preset=preset, pad=2), whole[some])
+
+
+@pytest.mark.parametrize("preset", ["crop", "crop_flip", "resized_crop_flip"])
+def test_another_view_or_seed_is_another_augmentation(preset):
+    stock, indices = images(), torch.arange(16)
+    views = [
+        augment(stock, indices, seed=s, view=v, preset=preset, pad=2) for s, v in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert not torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+
+
+def test_none_changes_nothing():
+    stock = images()
+    assert torch.equal(augment(stock, torch.arange(16), seed=0, view=0, preset="none", pad=2), stock)
+
+
+def test_a_crop_is_a_window_of_the_zero_padded_image():
+    pad, side = 2, 12
+    stock = images(200, 1, side)
+    found = set()
+    crops = augment(stock, torch.arange(200), seed=0, view=0, preset="crop", pad=pad)
+    padded = torch.nn.functional.pad(stock, (pad, pad, pad, pad))
+    for image, crop in zip(padded, crops, strict=True):
+        places = [
+            (y, x)
+            for y in range(2 * pad + 1)
+            for x in range(2 * pad + 1)
+            if torch.equal(image[:, y : y + side, x : x + side], crop)
+        ]
+        assert len(places) == 1
+        found.add(places[0])
+    assert len(found) == (2 * pad + 1) ** 2
+
+
+def test_half_of_the_images_are_mirrored():
+    stock = images(1000, 1, 8)
+    crops = augment(stock, torch.arange(1000), seed=0, view=0, preset="crop", pad=1)
+    flips = augment(stock, torch.arange(1000), seed=0, view=0, preset="crop_flip", pad=1)
+    mirrored = (crops.flip(3) == flips).flatten(1).all(1)
+    assert (mirrored | (crops == flips).flatten(1).all(1)).all()
+    assert 430 < int(mirrored.sum()) < 570
+
+
+def test_the_usual_padding_is_an_eighth():
+    assert [usual_pad(side) for side in (8, 28, 32, 64, 4)] == [1, 4, 4, 8, 1]
+
+
+def test_crop_boxes_follow_the_law_of_area_and_ratio():
+    width, height = 400, 300
+    boxes = [crop_box(0, 0, index, width, height) for index in range(4000)]
+    areas, ratios = [], []
+    for (left, top, right, bottom), _ in boxes:
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        areas.append((right - left) * (bottom - top) / (width * height))
+        ratios.append((right - left) / (bottom - top))
+    assert min(areas) > 0.078
+    assert max(areas) <= 1.0
+    assert min(areas) < 0.1  # the range is used to its ends
+    assert max(areas) > 0.9
+    assert min(ratios) > 0.73
+    assert max(ratios) < 1.37
+    assert 0.46 < sum(flip for _, flip in boxes) / len(boxes) < 0.54
+
+
+def test_an_image_too_narrow_for_any_box_gives_its_central_part():
+    box, _ = crop_box(0, 0, 0, 1000, 10)
+    assert box == (493, 0, 506, 10)
+    assert crop_box(0, 0, 0, 1, 1)[0] == (0, 0, 1, 1)
+
+
+def test_resizing_to_the_same_size_copies_nothing():
+    stock = images()
+    assert resized(stock, (12, 12)) is stock
+
+
+def test_resizing_down_averages():
+    board = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    board[..., ::2] = 200  # stripes: without antialiasing they would stay stripes, or vanish
+    assert (resized(board, (2, 2)).int() - 100).abs().max() <= 15
+
+
+def test_an_unknown_preset_names_the_close_one():
+    with pytest.raises(UserError, match="did you mean 'crop_flip'"):
+        augment(images(), torch.arange(16), seed=0, view=0, preset="crop_flop", pad=2)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdcompress.data.dataset import channel_statistics, open_data, scaled_class_weights
+from kdcompress.data.loader import EvaluationLoader
+from kdcompress.errors import DataError, UserError
+from kdcompress.recipe import DataSection
+
+
+def digits(channels=(1, 3), **more):
+    return open_data(DataSection(dataset="digits", **more), channels=frozenset(channels))
+
+
+def test_grey_is_repeated_where_the_networks_want_colour():
+    data = digits(channels=(3,))
+    assert data.channels == data.input_spec().channels == 3
+    assert data.mean == digits().mean * 3
+    assert data.test.evaluation_images(torch.arange(2)).shape == (2, 3, 8, 8)
+
+
+def test_networks_that_agree_on_no_channels_are_an_error():
+    with pytest.raises(DataError, match="the networks accept no common number"):
+        digits(channels=())
+
+
+def test_another_size_is_resized_to_and_written_into_the_input_specification():
+    data = digits(image_size=16)
+    assert data.image_size == (16, 16)
+    assert data.train.training_images(torch.arange(3), 0, 0).shape == (3, 1, 16, 16)
+    spec = data.input_spec()
+    assert (spec.height, spec.width, spec.resize, spec.crop) == (16, 16, 16, 16)
+    assert data.mean == digits().mean
+    assert digits(image_size=8).input_spec().resize is None
+
+
+def test_held_out_is_a_share_a_number_or_nothing():
+    assert digits(held_out=0.2).counts["held_out"] == 359
+    assert digits(held_out=100.0).counts["held_out"] == 100
+    nothing = digits(held_out=0.0)
+    assert nothing.held_out is None
+    assert nothing.counts == {"train": 1617, "held_out": 0, "test": 180, "broken": 0}
+    with pytest.raises(DataError, match="at most"):
+        digits(held_out=5000.0)
+
+
+def test_the_test_split_does_not_move_with_held_out():
+    assert torch.equal(digits(held_out=0.0).test.images, digits(held_out=0.3).test.images)
+
+
+def test_a_named_augmentation_goes_before_the_usual_one():
+    data = digits(augment="none")
+    assert data.augment == data.train.preset == "none"
+
+
+def test_the_information_for_methods_is_of_the_training_split():
+    data = digits()
+    info = data.info("balanced", 0.1)
+    assert torch.equal(info.labels, data.train.labels)
+    assert (info.num_classes, info.channels, info.image_size, info.label_smoothing) == (10, 1, (8, 8), 0.1)
+    assert isinstance(info.held_out, EvaluationLoader)
+    assert sum(len(batch) for batch in info.held_out) == 180
+    assert info.class_weights[info.labels].mean() == pytest.approx(1.0, abs=1e-5)
+    assert list(digits(held_out=0.0).info().held_out) == []
+
+
+def test_statistics_are_exact():
+    images = torch.tensor([[[[0, 255]], [[51, 51]]]], dtype=torch.uint8)
+    assert channel_statistics(images) == ((0.5, 0.2), (0.5, 1.0))  # a flat channel is divided by 1
+
+
+def test_balanced_weights_are_inverse_to_frequency():
+    labels = torch.tensor([0, 0, 0, 1, -1])
+    weights = scaled_class_weights("balanced", labels, 2)
+    assert torch.allclose(weights, torch.tensor([2 / 3, 2.0]))
+    assert scaled_class_weights("none", labels, 2) is None
+    assert scaled_class_weights(None, labels, 2) is None
+
+
+def test_given_weights_are_scaled_to_a_mean_of_one_over_the_images():
+    labels = torch.tensor([0, 0, 0, 1])
+    weights = scaled_class_weights([1, 5], labels, 2)
+    assert torch.allclose(weights, torch.tensor([0.5, 2.5]))
+    assert weights[labels].mean() == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        ([1.0], "expected 2 numbers, one per class, got 1"),
+        ([1.0, -1.0], "from 0 on"),
+        ([0.0, 0.0], "positive one"),
+        ([1.0, float("nan")], "from 0 on"),
+    ],
+)
+def test_weights_that_fit_no_class_are_refused(weights, sentence):
+    with pytest.raises(UserError, match=sentence):
+        scaled_class_weights(weights, torch.tensor([0, 1]), 2)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdcompress.data.decode import decoded, opened, pixels, problem_of, upright_size
+from kdcompress.errors import DataError
+
+
+def read(path, channels=3):
+    with opened(path) as image:
+        return pixels(decoded(image, channels))
+
+
+def half_red(size=(8, 4)):
+    """Left half red, right half blue."""
+    image = Image.new("RGB", size, (255, 0, 0))
+    image.paste((0, 0, 255), (size[0] // 2, 0, size[0], size[1]))
+    return image
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_stands_upright_whatever_the_exif_orientation(tmp_path, orientation):
+    # What a camera stores under an orientation is the upright image put through the inverse turn.
+    inverse = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }  # fmt: skip
+    upright = half_red()
+    stored = upright.transpose(inverse[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("turned.png", "turned.jpg"):
+        stored.save(
+            tmp_path / name, exif=exif, **({"quality": 100, "subsampling": 0} if "jpg" in name else {})
+        )
+        with opened(tmp_path / name) as image:
+            assert upright_size(image) == (8, 4)
+        difference = read(tmp_path / name).astype(int) - np.asarray(upright).transpose(2, 0, 1)
+        assert abs(difference[:, :, [0, 1, 6, 7]]).max() < 12  # JPEG blurs the border of the colours
+
+
+def test_grey_is_the_same_on_three_channels(tmp_path):
+    Image.new("L", (5, 4), 77).save(tmp_path / "grey.png")
+    assert (read(tmp_path / "grey.png") == 77).all()
+    assert read(tmp_path / "grey.png").shape == (3, 4, 5)
+    assert read(tmp_path / "grey.png", channels=1).shape == (1, 4, 5)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    for name in ("deep.png", "deep.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        assert read(tmp_path / name)[0].tolist() == [[0, 1, 128, 255]]
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (read(tmp_path / "clear.png") == 255).all()
+    Image.new("RGBA", (2, 2), (0, 0, 0, 51)).save(tmp_path / "faint.png")
+    assert (read(tmp_path / "faint.png") == 204).all()
+    Image.new("LA", (2, 2), (0, 0)).save(tmp_path / "grey.png")
+    assert (read(tmp_path / "grey.png", channels=1) == 255).all()
+
+
+def test_a_palette_with_a_transparent_colour_is_read(tmp_path):
+    image = half_red().convert("P")
+    blue = image.getpixel((7, 0))
+    image.save(tmp_path / "palette.png", transparency=blue)
+    image.save(tmp_path / "palette.gif")
+    assert read(tmp_path / "palette.png")[:, 0, 7].tolist() == [255, 255, 255]
+    assert read(tmp_path / "palette.png")[:, 0, 0].tolist() == [255, 0, 0]
+    assert read(tmp_path / "palette.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_cmyk_and_bilevel_become_rgb(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=100)
+    red, green, blue = read(tmp_path / "print.jpg")[:, 4, 4].tolist()
+    assert red > 240
+    assert max(green, blue) < 15
+    Image.new("1", (8, 8), 1).save(tmp_path / "fax.png")
+    assert (read(tmp_path / "fax.png") == 255).all()
+
+
+def test_a_damaged_file_is_one_sentence_with_its_path(tmp_path):
+    sound = tmp_path / "sound.jpg"
+    half_red((64, 64)).save(sound)
+    content = sound.read_bytes()
+    broken = {"cut.jpg": content[:-200], "text.jpg": b"no image at all", "empty.png": b""}
+    for name, data in broken.items():
+        (tmp_path / name).write_bytes(data)
+        assert problem_of(tmp_path / name)
+        with pytest.raises(DataError, match=name) as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    assert problem_of(sound) is None
+    assert problem_of(tmp_path / "absent.jpg") == "No such file or directory"
+
+
+def test_a_damaged_png_is_found(tmp_path):
+    path = tmp_path / "a.png"
+    Image.effect_noise((64, 64), 90).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    assert problem_of(path)
+
+
+def test_floating_point_pixels_are_refused_with_the_reason(tmp_path):
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
+    assert "8 or 16 bits" in problem_of(tmp_path / "float.tif")

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from several_families import images_for, tapped
+
+from kdcompress.errors import NetworkError, Uncuttable
+from kdcompress.networks.build import build
+from kdcompress.networks.cohort import Cohort
+from kdcompress.networks.tapped import ALL
+
+CUTTABLE = {
+    "cifar/resnet8x4": "stage2",
+    "cifar/wrn-16-1": "stage2",
+    "cifar/vgg8": "stage2",
+    "cifar/mobilenet-v2": "stage2",
+    "cifar/shufflenet-v2": "stage2",
+    "torchvision/resnet18": "stage2",
+    "torchvision/mobilenet_v3_small": "stage3",
+    "torchvision/densenet121": "stage1",
+}
+
+
+@pytest.mark.parametrize("model", CUTTABLE)
+def test_branch_zero_is_the_student_and_the_others_are_fresh(model):
+    student = tapped(model)
+    cohort = Cohort(student, 3, CUTTABLE[model])
+    student.train_mode(False)
+    cohort.eval()
+    images = images_for(student)
+    with torch.no_grad():
+        shared, branches = cohort(images)
+        alone = student(images, ALL)
+    assert len(cohort) == len(branches) == 3
+    torch.testing.assert_close(shared, alone.stages[CUTTABLE[model]])
+    torch.testing.assert_close(branches[0].logits, alone.logits)
+    torch.testing.assert_close(branches[0].pooled, alone.pooled)
+    assert not torch.allclose(branches[1].logits, branches[2].logits)
+    assert branches[1].pooled.shape == alone.pooled.shape
+
+
+@pytest.mark.parametrize("model", CUTTABLE)
+def test_every_branch_becomes_a_plain_network_that_gives_the_same(model):
+    student = tapped(model)
+    cohort = Cohort(student, 2, CUTTABLE[model])
+    student.train_mode(True)
+    images = images_for(student, 4)
+    _, branches = cohort(images)  # moves every batch norm's statistics, those of the fresh branch too
+    sum(branch.logits.square().mean() for branch in branches).backward()
+    student.train_mode(False)
+    cohort.eval()
+    state = torch.get_rng_state()
+    plains = [cohort.plain(k) for k in range(2)]
+    assert torch.equal(state, torch.get_rng_state())
+    with torch.no_grad():
+        _, branches = cohort(images)
+        for branch, network in zip(branches, plains, strict=True):
+            torch.testing.assert_close(network(student.normalise(images)), branch.logits)
+    expected = student.network.state_dict()
+    assert list(plains[0].state_dict()) == list(expected)
+    for name, tensor in plains[0].state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    fresh = build(model, num_classes=5, channels=3, image_size=student.image_size)
+    fresh.load_state_dict(plains[1].state_dict(), strict=True)
+    shared = {id(p) for p in [*student.network.parameters(), *cohort.parameters()]}
+    assert not any(id(p) in shared for network in plains for p in network.parameters())
+
+
+def test_a_cohort_owns_its_further_branches_and_nothing_of_the_student():
+    student = tapped("cifar/resnet8x4")
+    cohort = Cohort(student, 3, "stage1")
+    own = {id(p) for p in student.network.parameters()}
+    assert not any(id(p) in own for p in cohort.parameters())
+    assert all(name.startswith("tails.") for name in cohort.state_dict())
+    cohort.eval()
+    assert student.network.training
+
+
+def test_gradients_of_all_branches_meet_in_the_shared_part():
+    student = tapped("cifar/resnet8x4")
+    cohort = Cohort(student, 2, "stage2")
+    _, branches = cohort(images_for(student))
+    branches[1].logits.square().sum().backward()
+    assert student.network.conv1.weight.grad is not None
+    assert student.network.fc.weight.grad is None
+    assert all(p.grad is not None for p in cohort.parameters())
+
+
+def test_a_cohort_runs_in_the_students_precision_and_reads_float32():
+    student = tapped("cifar/resnet8x4")
+    cohort = Cohort(student, 2, "stage2")
+    student.precision = torch.bfloat16
+    shared, branches = cohort(images_for(student))
+    assert shared.dtype == branches[1].logits.dtype == branches[1].pooled.dtype == torch.float32
+
+
+def test_no_hook_outlives_a_pass():
+    student = tapped("cifar/resnet8x4")
+    cohort = Cohort(student, 2, "stage2")
+    cohort(images_for(student))
+    for module in [*student.network.modules(), *cohort.modules()]:
+        assert not module._forward_pre_hooks
+    copy.deepcopy(cohort)
+
+
+def test_what_is_no_cohort_says_so():
+    student = tapped("cifar/resnet8x4")
+    with pytest.raises(NetworkError, match="at least 2 branches, got 1"):
+        Cohort(student, 1, "stage1")
+    with pytest.raises(NetworkError, match="no stage 'stage7'"):
+        Cohort(student, 2, "stage7")
+    with pytest.raises(Uncuttable, match="cannot be cut behind"):
+        Cohort(tapped("cifar/resnet8x4", stage1="layer1.0.conv1"), 2, "stage1")

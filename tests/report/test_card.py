@@ -1,0 +1,106 @@
+"""The card can be read by people and by model hubs, and its code runs."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from PIL import Image
+from run_folders import CLASSES, write_run
+
+from kdcompress.report.card import card, escaped, write_card
+from kdcompress.report.record import read_run
+from kdcompress.report.usage import snippets
+
+
+def _front_matter(text):
+    _, head, _ = text.split("---\n", 2)
+    return yaml.safe_load(head)
+
+
+def test_the_head_is_yaml_that_hubs_read(tmp_path):
+    head = _front_matter(write_card(write_run(tmp_path / "run")).read_text())
+    assert head["pipeline_tag"] == "image-classification"
+    assert head["license"] == "unknown"
+    assert {"knowledge-distillation", "kd"} <= set(head["tags"])
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"teacher": False}, {"bench": False, "baseline": False}, {"labels": False}], ids=str
+)
+def test_the_card_is_whole_whatever_the_run_has(tmp_path, parts):
+    text = card(read_run(write_run(tmp_path / "run", **parts)))
+    assert not re.search(r"(?<!\[)\bNone\b", text)  # `[None]` is in the code
+    assert ("Teacher:" in text) == parts.get("teacher", True)
+    assert text.count("```") % 2 == 0
+    assert "\n\n\n" not in text
+
+
+def test_a_run_that_failed_its_gates_says_so(tmp_path):
+    text = card(read_run(write_run(tmp_path / "run", gate_fails=True)))
+    assert "**Not fit to ship:** 1 of 12 ship gates failed (top1_exported)" in text
+
+
+def test_folders_of_the_machine_are_not_passed_on(tmp_path):
+    folder = write_run(tmp_path / "run")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["teacher"]["weights"] = "/home/someone/private/teacher.pt"
+    recipe["data"]["root"] = "/home/someone/images"
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    text = card(read_run(folder))
+    assert "someone" not in text
+    assert "from teacher.pt" in text
+
+
+def test_markup_in_names_is_shown_as_it_is():
+    assert escaped("a|b *c*\n<d>") == r"a\|b \*c\* \<d\>"
+
+
+def test_every_snippet_compiles_and_has_this_runs_sizes(tmp_path):
+    record = read_run(write_run(tmp_path / "run"))
+    found = snippets(record)
+    assert [snippet.title.split(" ")[0] for snippet in found] == ["onnxruntime", "kdcompress", "plain"]
+    for snippet in found:
+        compile(snippet.code, snippet.title, "exec")
+        assert "(32, 32)" in snippet.code
+        assert max(map(len, snippet.code.splitlines())) <= 110
+
+
+def test_no_snippet_names_a_file_that_was_not_shipped(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "student.onnx").unlink()
+    assert all("student.onnx" not in snippet.code for snippet in snippets(read_run(folder)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("crop", [None, 16])
+def test_the_onnxruntime_snippet_runs_and_names_the_class(tmp_path, monkeypatch, capsys, channels, crop):
+    folder = write_run(tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["input"] |= {"channels": channels, "height": 16, "width": 16, "resize": crop and 18, "crop": crop}
+    (folder / "config.json").write_text(json.dumps(config))
+    _onnx_that_always_says(folder / "student.onnx", 7, channels)
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(folder / "image.jpg")
+    monkeypatch.chdir(folder)
+    code = next(snippet.code for snippet in snippets(read_run(folder)) if "onnxruntime" in snippet.title)
+    exec(compile(code, "snippet", "exec"), {})
+    assert capsys.readouterr().out == f"{CLASSES[7]}\n"
+
+
+def _onnx_that_always_says(path, number, channels):
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    images = helper.make_tensor_value_info("images", kind, ["batch", channels, 16, 16])
+    logits = helper.make_tensor_value_info("logits", kind, ["batch", 10])
+    weight = onnx.numpy_helper.from_array(np.zeros((channels, 10), np.float32), "weight")
+    bias = onnx.numpy_helper.from_array(np.eye(10, dtype=np.float32)[number], "bias")
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["map"]),
+        helper.make_node("Flatten", ["map"], ["pooled"]),
+        helper.make_node("Gemm", ["pooled", "weight", "bias"], ["logits"]),
+    ]
+    graph = helper.make_graph(nodes, "constant", [images], [logits], [weight, bias])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)

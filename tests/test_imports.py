@@ -1,0 +1,106 @@
+"""Imports go one way, and start-up stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "kdcompress"
+
+# Lowest first. A file may import its own layer and those below it.
+LAYERS = [
+    {"errors", "config", "atomic", "cores", "progress", "discovery", "listing"},
+    {"recipe"},
+    {"run_folder"},
+    {"data"},
+    {"networks"},
+    {"methods"},
+    {"train", "deploy", "bench", "report"},
+    {"documents", "summary"},
+    {"steps"},
+    {"pipeline"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+SIBLINGS_APART = {"train", "deploy", "bench", "report"}
+# Both look a plugin up by name, when a recipe names it: the mechanism by which lower files reach higher ones.
+DYNAMIC = {("recipe", "methods")}
+
+
+def rooms():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path):
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kdcompress":
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [a.name for a in node.names if a.name in LEVEL]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("kdcompress."))
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    room = room_of(path)
+    if room in {"__init__", "__main__"}:
+        return
+    assert room in LEVEL, f"{room} has no place in the order of tests/test_imports.py"
+    for other in imported_rooms(path):
+        if (room, other) in DYNAMIC:
+            continue
+        assert LEVEL[other] <= LEVEL[room], f"{path.name} ({room}) imports {other}, which stands above it"
+        if room in SIBLINGS_APART and other in SIBLINGS_APART:
+            assert room == other or (room, other) in ALLOWED_SIBLINGS, f"{room} imports its sibling {other}"
+
+
+# The worker that times a safetensors file opens it as a user would.
+ALLOWED_SIBLINGS = {("bench", "deploy")}
+
+
+def test_methods_never_import_each_other():
+    for path in sorted((PACKAGE / "methods").glob("*/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdcompress.methods."):
+                assert node.module in {"kdcompress.methods.base", "kdcompress.methods.losses"}, path.name
+
+
+def test_the_trainer_names_no_method():
+    methods = {p.stem for p in (PACKAGE / "methods").glob("*/*.py") if p.stem != "__init__"}
+    for path in sorted((PACKAGE / "train").glob("*.py")):
+        words = {
+            node.value if isinstance(node, ast.Constant) else getattr(node, "id", None)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        }
+        assert not (methods - {"none"}) & {w for w in words if isinstance(w, str)}, path.name
+
+
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pydantic", "rich", "sklearn")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"], ["distill", "--help"], ["export", "--help"], ["evaluate", "--help"], ["show", "--help"],
+        ["report", "--help"], ["recipes"], ["methods"], ["students"], ["datasets"], ["methods", "--json"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_listings_and_help_import_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom kdcompress.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
