@@ -1,6 +1,6 @@
 """Time of the commands that must start at once, against `python -c "import click, yaml"`.
 
-    python benchmarks/start_up.py [--rounds 15]
+python benchmarks/start_up.py [--rounds 15]
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from kdcompress import __version__, listing
+from kdcompress.cores import MAX_THREADS
 from kdcompress.errors import Interrupted, KdcompressError, UserError, WorldError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,6 +33,11 @@ class Commands(click.Group):
         before = signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
+        except click.MissingParameter as error:
+            if error.param is None or error.param.name != "recipe":
+                raise
+            hint = "`kdcompress recipes` lists the shipped ones; a YAML file is fine too."
+            raise click.MissingParameter(hint, error.ctx, error.param) from None
         except (KdcompressError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
             ours = _translated(error)
             if ours is None:
@@ -51,10 +58,17 @@ def _translated(error: BaseException) -> KdcompressError | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return WorldError("out of memory; lower data.batch_size (train.accumulate keeps the effective batch)")
     if isinstance(error, OSError):
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return WorldError(f"the disk is full ({error.filename}); free some and go on with --resume")
+        place = f"{error.filename}: " if error.filename else ""
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            return WorldError(
+                f"{place}the disk is full ({error.strerror}); free some and go on with --resume"
+            )
+        if error.errno in {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE}:
+            return WorldError(f"{place}{error.strerror}; what was saved before stays")
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
-            return UserError(f"{error.filename}: {error.strerror}; choose another folder with --out")
+            return UserError(f"{place}{error.strerror}; choose another folder with --out")
+        if error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
+            return UserError(f"{place}{error.strerror}")
     if "can't allocate memory" in str(error):
         return _translated(MemoryError())
     return None
@@ -89,7 +103,9 @@ def main() -> None:
 @click.option("--baseline", is_flag=True, help="Train the same student without distillation beside it.")
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Repeat with N seeds.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; part of the run.")
+@click.option(
+    "--threads", type=click.IntRange(1, MAX_THREADS), metavar="N", help="CPU threads; part of the run."
+)
 @click.option(
     "--allow-code", is_flag=True, help="Let the recipe name python:package.module:function networks."
 )
@@ -101,7 +117,7 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
     from kdcompress.pipeline import Request, distill
     from kdcompress.progress import Progress
 
-    command = "kdcompress " + " ".join(sys.argv[1:])
+    command = shlex.join(["kdcompress", *sys.argv[1:]])
     summary = distill(Request(command=command, **options), Progress(quiet))
     if summary is None:  # a process of torchrun that is not the first
         return
@@ -111,17 +127,18 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
 @main.command()
 @click.argument("source", metavar="RUN")
 @click.option(
-    "--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to. [default: RUN]"
+    "--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to. [default: RUN/export]"
 )
 @click.option("--format", "formats", metavar="LIST", default="onnx,safetensors", show_default=True)
 @click.option("--allow-code", is_flag=True, help="Let the run's network be python:package.module:function.")
 @_common
 def export(source: str, out: Path | None, formats: str, allow_code: bool, as_json: bool, quiet: bool) -> None:
     """Write and prove the files of a finished or a failed run again."""
-    from kdcompress.steps.afterwards import export
     from kdcompress.progress import Progress
+    from kdcompress.steps.afterwards import export
 
-    summary = export(Path(source), out, formats.split(","), Progress(quiet), allow_code=allow_code)
+    names = [name.strip() for name in formats.split(",")]
+    summary = export(Path(source), out, names, Progress(quiet), allow_code=allow_code)
     _give(summary, as_json, lambda: _print_files(summary))
 
 
@@ -139,22 +156,23 @@ def export(source: str, out: Path | None, formats: str, allow_code: bool, as_jso
 @_common
 def evaluate(source: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Top-1 of a .onnx or .safetensors file, or of a run's exported student."""
-    from kdcompress.steps.afterwards import evaluate
     from kdcompress.progress import Progress
+    from kdcompress.steps.afterwards import evaluate
 
     result = evaluate(Path(source), Progress(quiet), **options)
     _give(result, as_json, lambda: _print_evaluation(result))
 
 
 @main.command()
-@click.argument("runs", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @_common
-def report(runs: Path, as_json: bool, quiet: bool) -> None:
+def report(run: Path, as_json: bool, quiet: bool) -> None:
     """Write the HTML report and the model card of a run again."""
-    from kdcompress.steps.deliver import write_pages
+    from kdcompress.steps.afterwards import report
 
-    files = write_pages(runs)
-    _give({"schema": "kdcompress.files/1", "files": files}, as_json, lambda: click.echo("\n".join(files)))
+    written = report(run)
+    lines = "\n".join(str(run / name) for name in written["files"])
+    _give(written, as_json, lambda: click.echo(lines))
 
 
 @main.command()
@@ -237,6 +255,7 @@ def _print_files(summary: dict[str, Any]) -> None:
 
 def _print_evaluation(result: dict[str, Any]) -> None:
     click.echo(
-        f"{result['file']}: top-1 {100 * result['top1']:.2f} %, balanced {100 * result['balanced_top1']:.2f} %, "
+        f"{result['file']}: top-1 {100 * result['top1']:.2f} %, "
+        f"balanced {100 * result['balanced_top1']:.2f} %, "
         f"loss {result['loss']:.4f} on {result['n']:,} images of {result['split']}"
     )

@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+MAX_THREADS = 1024
+"""More than any machine has cores; OpenMP ends the process where it cannot start what it is asked for."""
+
 _PROC = Path("/proc/self")
 
 

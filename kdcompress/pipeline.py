@@ -60,6 +60,8 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
     """
     recipe = load_recipe(request.recipe, request.overrides, allow_code=request.allow_code)
     processes = join(request.device)
+    if not processes.first:
+        progress = Progress(quiet=True)  # one bar is enough
     try:
         folder = RunFolder(request.out or Path("runs") / recipe.name)
         recipe = processes.agree(_resolved(recipe, request, processes, folder) if processes.first else None)
@@ -68,11 +70,12 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             raise UserError(
                 f"data.batch_size: {recipe.data.batch_size} is no multiple of the {processes.world} processes"
             )
-        data = _open_data(recipe, progress)
+        with processes.in_turn():
+            data = _open_data(recipe, progress)
         run = Run(recipe, folder, data, processes, progress, request.allow_code, request.command)
-        _rehearse(
-            run
-        )  # every network can be built and filled, or the user hears of it before anything is written
+        # Every network can be built and filled, or the user hears of it before anything is written.
+        with processes.in_turn():
+            _rehearse(run)
         for warning in data.warnings if processes.first else ():
             progress.warn(warning)
         with folder.held() if processes.first else contextlib.nullcontext():
@@ -86,7 +89,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
 
 def _resolved(recipe: Recipe, request: Request, processes: Processes, folder: RunFolder) -> Recipe:
     """The recipe with what the command line and this machine add to it, checked against the folder's."""
-    folder.check(request.resume, request.overwrite)
+    folder.check(request.resume, request.overwrite, seeds=request.seeds is not None)
     recorded = folder.recorded_recipe(request.allow_code) if request.resume else None
     root = request.data or recipe.data.root
     data = recipe.data.model_copy(update={"root": str(Path(root).absolute()) if root else None})
@@ -150,8 +153,9 @@ def _one(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         _one(_baseline_of(run), baseline=False)
     if not first:
         return None
-    shipped = deliver(run, found["student"], method, outcome, teaching)
-    return report(run, outcome, shipped, teaching)
+    with run.test_split() as test:
+        shipped = deliver(run, found["student"], method, outcome, teaching, test)
+        return report(run, outcome, shipped, teaching, test)
 
 
 def _baseline_of(run: Run) -> Run:

@@ -51,7 +51,7 @@ class Progress:
 
     @contextmanager
     def counter(self) -> Iterator[Callable[[str, int, int], None]]:
-        """A function (what is under way, done, total) for work that counts for itself; a total of 0 is unknown."""
+        """A function (what is under way, done, total; 0 if unknown) for work that counts for itself."""
         if not self.visible:
             yield lambda what, done, total: None
             return
@@ -84,8 +84,14 @@ class _Rich:
 
 def _bars() -> RichProgress:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description:<30}"),

@@ -9,20 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kdcompress import discovery
 from kdcompress.config import Section
+from kdcompress.cores import MAX_THREADS
 from kdcompress.errors import RecipeError, UserError, suggest
 from kdcompress.listing import shipped_recipes
+from kdcompress.problems import describe, keys
+from kdcompress.strict_yaml import parse_value, read_yaml, to_yaml
 
-MAX_RECIPE_BYTES = 1 << 20
-"""No honest recipe comes near 1 MiB."""
-
-_MODEL = r"^[a-z0-9_]+[/:].+$"
+if TYPE_CHECKING:
+    from kdcompress.methods.base import Method
 
 
 class DataSection(Section):
@@ -50,13 +50,20 @@ class DataSection(Section):
     max_broken: float = Field(0.01, ge=0, le=1)
     """Share of image files that may be unreadable before it is an error; they are named and counted."""
 
+    @field_validator("held_out")
+    @classmethod
+    def _share_or_number(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("expected a share below 1 or a whole number of images")
+        return value
+
 
 class InputSection(Section):
     """`teacher.input:` what a teacher from elsewhere expects of its images."""
 
-    mean: list[float] | None = None
+    mean: list[float] | None = Field(None, min_length=1)
     """Per channel, of images in [0, 1]. None: what its weights say, else the data set's."""
-    std: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1)
     size: int | None = Field(None, ge=8, le=4096)
     """Side in pixels the images are resized to for this network. None: what its weights say."""
 
@@ -64,7 +71,7 @@ class InputSection(Section):
 class NetworkSection(Section):
     """`student:` and each of `peers:` a network and where its weights start."""
 
-    model: str = Field(pattern=_MODEL)
+    model: str
     """`FAMILY/NAME`, or `python:package.module:function` with --allow-code."""
     weights: str | None = None
     """An enum name of the family (IMAGENET1K_V2), a .safetensors/.pt/.pth file, or a run folder. None:
@@ -97,7 +104,7 @@ class TrainSection(Section):
     epochs: int = Field(ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Ends every training of the run (the teacher's too) after so many optimiser steps; for trials."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=MAX_THREADS)
     """Of one process. None: the cores granted to it. Part of the run: results differ in bits between
     counts."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -131,7 +138,7 @@ class OptimSection(Section):
     nesterov: bool = True
     weight_decay: float = Field(5e-4, ge=0)
     schedule: Literal["constant", "cosine", "multistep", "one_cycle"] = "cosine"
-    milestones: list[float] = Field([0.625, 0.75, 0.875])
+    milestones: list[Annotated[float, Field(ge=0)]] = Field([0.625, 0.75, 0.875])
     """Of multistep: fractions of the run (below 1) or epochs (1 and above); the rate is divided by ten at
     each."""
     warmup: float = Field(0.0, ge=0)
@@ -147,8 +154,8 @@ class ExportSection(Section):
 class BenchSection(Section):
     """`bench:` how the result is timed."""
 
-    threads: list[int | Literal["all"]] = Field([1], min_length=1)
-    batch: list[int] = Field([1], min_length=1)
+    threads: list[Annotated[int, Field(ge=1)] | Literal["all"]] = Field([1], min_length=1)
+    batch: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
     rounds: int = Field(21, ge=1)
     """Shuffled, interleaved; below 6 no 95 % interval exists, and from about 21 a 5 % difference is found."""
 
@@ -171,15 +178,11 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _short_peers(cls, document: Any) -> Any:
-        # `peers: [cifar/resnet8]` is what people write; a bare name is a network without weights.
-        if isinstance(document, dict) and isinstance(document.get("peers"), list):
-            peers = [{"model": peer} if isinstance(peer, str) else peer for peer in document["peers"]]
-            return {**document, "peers": peers}
-        return document
+        return _with_peers_as_sections(document) if isinstance(document, dict) else document
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+        return to_yaml(self.model_dump(mode="json"))
 
     def replace(self, **sections: Any) -> Self:
         """A copy with whole sections replaced."""
@@ -200,93 +203,24 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = (), *, allow_code:
     """
     path = _find(name_or_file)
     document = read_yaml(path)
-    source = name_or_file
     if not isinstance(document, dict):
-        raise RecipeError(source, ["a recipe is a mapping of sections, such as 'student:' and 'train:'"])
+        raise RecipeError(name_or_file, ["a recipe is a mapping of sections, such as 'student:', 'train:'"])
     document.setdefault("name", path.stem)
-    problems = [problem for item in overrides if (problem := _override(document, item))]
+    document = _with_peers_as_sections(document)
+    # A change of method throws away the other method's keys, so it comes before the new one's.
+    ordered = sorted(overrides, key=lambda item: not item.startswith("method.name="))
+    problems = [problem for item in ordered if (problem := _override(document, item))]
     problems += _plugin_problems(document, allow_code)
-    method, more = _method(document.get("method"))
+    method, more = _method(document)
     problems += more
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(source, problems + describe(error, Recipe)) from None
-    if not problems:
-        problems = _misfits(recipe, method)
+        own = [f"method.{key}" for key in _config_keys(document)]
+        problems += describe(error, Recipe, elsewhere=[*keys(Recipe), *own])
     if problems:
-        raise RecipeError(source, problems)
+        raise RecipeError(name_or_file, problems)
     return recipe.replace(method=method)
-
-
-def read_yaml(path: Path) -> Any:
-    """Reads one YAML document: no tags that build objects, no aliases, no key twice, `1e-3` is a number.
-
-    Raises:
-        RecipeError: It cannot be read.
-    """
-    try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(str(path), ["larger than 1 MiB, so it is no recipe"])
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(str(path), [f"cannot be read: {error.strerror}"]) from None
-    except UnicodeDecodeError:
-        raise RecipeError(str(path), ["is not UTF-8 text"]) from None
-    return _parse(text, str(path))
-
-
-def describe(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Each problem of a pydantic error as one line: `dotted.path: what is wrong`."""
-    lines = []
-    for item in error.errors():
-        path = [part for part in item["loc"] if not _is_union_tag(part)]
-        dotted = ".".join([prefix, *map(str, path)] if prefix else [str(part) for part in path])
-        lines.append(f"{dotted}: {_sentence(item, path, model)}")
-    return list(dict.fromkeys(lines))  # a union reports the same value once per member
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, stricter where YAML 1.1 surprises."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            # A few nested aliases expand to gigabytes; no recipe needs one.
-            mark = self.current_event.start_mark if self.current_event else None
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed in a recipe", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                message = f"keys are text, not {key!r}"
-                raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
-            if key in keys:
-                message = f"the key {key!r} stands twice"
-                raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
-            keys.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads `1e-3` as text, for want of a dot; every learning rate is written that way.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise RecipeError(source, [f"{where}{error.problem}"]) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(source, [f"is not valid YAML: {str(error).splitlines()[0]}"]) from None
 
 
 def _find(name_or_file: str) -> Path:
@@ -294,31 +228,64 @@ def _find(name_or_file: str) -> Path:
     if name_or_file in recipes:
         return recipes[name_or_file]
     path = Path(name_or_file)
-    looks_like_a_file = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
     if path.is_file():
         return path
-    if looks_like_a_file:
-        raise UserError(f"no recipe file {name_or_file!r}")
+    if name_or_file and path.is_dir():
+        inside = path / "recipe.yaml"
+        hint = f"did you mean {str(inside)!r}?" if inside.is_file() else "expected a shipped name or a file"
+        raise UserError(f"{name_or_file}: is a folder, no recipe; {hint}")
+    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+        shipped = f"; did you mean the shipped {path.stem!r}?" if path.stem in recipes else ""
+        raise UserError(f"no recipe file {name_or_file!r}{shipped}")
     raise UserError(f"unknown recipe {name_or_file!r}{suggest(name_or_file, recipes)}")
 
 
+def _with_peers_as_sections(document: dict[str, Any]) -> dict[str, Any]:
+    # `peers: [cifar/resnet8]` is what people write; a bare name is a network without weights.
+    if not isinstance(document.get("peers"), list):
+        return document
+    peers = [{"model": peer} if isinstance(peer, str) else peer for peer in document["peers"]]
+    return {**document, "peers": peers}
+
+
 def _override(document: dict[str, Any], item: str) -> str | None:
+    """Puts `key.path=value` into the document, or says what is wrong with it."""
     key, equals, text = item.partition("=")
-    parts = key.split(".")
-    if not equals or not all(parts):
+    *above, last = key.split(".")
+    if not equals or not last or not all(above):
         return f"--set {item}: expected key.path=value"
-    value = _parse(text, f"--set {item}")
+    value, problem = parse_value(text)
+    if problem is not None:
+        return f"--set {item}: {problem}"
     here: Any = document
-    for part in parts[:-1]:
-        if here.get(part) is None:
+    for depth, part in enumerate(above):
+        if isinstance(here, dict) and here.get(part) is None:
             here[part] = {}
-        here = here[part]
-        if not isinstance(here, dict):
-            return f"--set {item}: {part!r} holds a value, not a section"
-    if parts == ["method", "name"] and here.get("name") != value:
+        inner, problem = _entry(here, part, ".".join(above[:depth]))
+        if problem is not None:
+            return f"--set {item}: {problem}"
+        here = inner
+    if not isinstance(here, dict):
+        _, problem = _entry(here, last, ".".join(above))
+        if problem is not None:
+            return f"--set {item}: {problem}"
+        here[int(last)] = value
+        return None
+    if key == "method.name" and here.get("name") != value:
         here.clear()  # the other keys are the other method's
-    here[parts[-1]] = value
+    here[last] = value
     return None
+
+
+def _entry(here: Any, part: str, where: str) -> tuple[Any, str | None]:
+    """(an entry of a section or a list, None), or (None, why there is none)."""
+    if isinstance(here, dict):
+        return here[part], None
+    if not isinstance(here, list):
+        return None, f"{where!r} holds a value, not a section"
+    if not part.isdecimal() or int(part) >= len(here):
+        return None, f"{where!r} is a list of {len(here)}, numbered from 0; it has no {part!r}"
+    return here[int(part)], None
 
 
 def _plugin_problems(document: dict[str, Any], allow_code: bool) -> list[str]:
@@ -358,93 +325,65 @@ def model_problem(model: str, allow_code: bool) -> str | None:
         return f"expected FAMILY/NAME, got {model!r}; families: {', '.join(families)}"
     if family not in families:
         return f"unknown family {family!r}{suggest(family, families)}"
-    known = discovery.header("family", family).constants.get("NAMES")
-    if known is not None and name not in known:  # a family without NAMES (timm) is asked when it is built
-        return f"unknown network {name!r} of family {family!r}{suggest(name, known)}"
-    return None
+    constants = discovery.header("family", family).constants
+    known, pattern = constants.get("NAMES"), constants.get("PATTERN")
+    if known is None or name in known or (pattern is not None and re.fullmatch(pattern, name)):
+        return None  # a family without NAMES (timm) is asked when it is built
+    return f"unknown network {name!r} of family {family!r}{suggest(name, known)}"
 
 
-def _method(section: Any) -> tuple[dict[str, Any], list[str]]:
-    """The method's section with its defaults filled in, or what is wrong with it."""
-    known = discovery.names("method")
+def _method(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The method's section with its defaults filled in, and what is wrong with it or does not fit it."""
+    section = document.get("method")
     if not isinstance(section, dict):
         return {}, []  # the schema says so itself
     name = section.get("name")
+    known = discovery.names("method")
     if name is None:
         return {}, [f"method.name: required; choices: {', '.join(known)}"]
     if name not in known:
         return {}, [f"method.name: unknown method {name!r}{suggest(str(name), known)}"]
-    from kdcompress.methods.base import (
-        find_method,  # the one look upward: a Config is a section of the recipe
-    )
-
-    config = find_method(name).Config
+    cls = _class_of(name)
     try:
-        checked = config.model_validate({key: value for key, value in section.items() if key != "name"})
+        config = cls.Config.model_validate({key: value for key, value in section.items() if key != "name"})
     except ValidationError as error:
-        return {}, describe(error, config, prefix="method")
-    return {"name": name, **checked.model_dump(mode="json")}, []
+        return {}, describe(error, cls.Config, prefix="method", elsewhere=keys(Recipe))
+    checked = {"name": name, **config.model_dump(mode="json")}
+    return checked, _misfits(document, name, cls, config)
 
 
-def _misfits(recipe: Recipe, method: dict[str, Any]) -> list[str]:
-    """Where the method's needs and the rest of the recipe do not fit."""
+def _config_keys(document: dict[str, Any]) -> list[str]:
+    """The keys of the method that a recipe names, if it names one."""
+    section = document.get("method")
+    name = section.get("name") if isinstance(section, dict) else None
+    return list(_class_of(name).Config.model_fields) if name in discovery.names("method") else []
+
+
+def _class_of(name: str) -> type[Method]:
+    # The one look upward: a method's Config is a section of the recipe.
     from kdcompress.methods.base import find_method
 
-    name = method["name"]
-    cls = find_method(name)
-    needs = cls.needs(
-        cls.Config.model_validate({key: value for key, value in method.items() if key != "name"})
-    )
+    return find_method(name)
+
+
+def _misfits(document: dict[str, Any], name: str, cls: type[Method], config: Section) -> list[str]:
+    """Where the method's needs and the rest of the recipe do not fit."""
+    needs = cls.needs(config)
+    has_teacher = document.get("teacher") is not None
+    peers = document.get("peers") or []
+    train = document.get("train")
     problems = []
-    if needs.teacher and recipe.teacher is None:
+    if needs.teacher and not has_teacher:
         problems.append(f"teacher: required by the method {name!r}")
-    if not needs.teacher and recipe.teacher is not None:
+    if not needs.teacher and has_teacher:
         problems.append(f"teacher: the method {name!r} has no use for one; take it out (--set teacher=null)")
-    if needs.peers is not None and len(recipe.peers) < needs.peers:
-        problems.append(f"peers: the method {name!r} needs at least {needs.peers}, got {len(recipe.peers)}")
-    if needs.peers is None and recipe.peers:
-        problems.append(f"peers: the method {name!r} has no use for them; take them out (--set peers=[])")
-    if recipe.train.compile and needs.student_maps:
+    if isinstance(peers, list):  # else the schema says so
+        if needs.peers is not None and len(peers) < needs.peers:
+            problems.append(f"peers: the method {name!r} needs at least {needs.peers}, got {len(peers)}")
+        if needs.peers is None and peers:
+            problems.append(f"peers: the method {name!r} has no use for them; take them out (--set peers=[])")
+    if isinstance(train, dict) and train.get("compile") is True and needs.student_maps:
         problems.append(
             f"train.compile: the method {name!r} reads more than logits; compile works with logits alone"
         )
     return problems
-
-
-def _is_union_tag(part: Any) -> bool:
-    # pydantic puts the tried member of a union into the path: 'int', "literal['all']", 'list[float]'.
-    return isinstance(part, str) and (part in {"int", "float", "str", "bool"} or "[" in part)
-
-
-def _sentence(item: Any, path: list[Any], model: type[BaseModel]) -> str:
-    kind, given = item["type"], item.get("input")
-    context = item.get("ctx", {})
-    if kind == "extra_forbidden":
-        return f"unknown key{suggest(str(path[-1]), _fields_at(model, path[:-1]))}"
-    if kind == "missing":
-        return "required"
-    if kind == "literal_error":
-        return f"expected one of {context['expected'].replace(' or ', ', ')}, got {given!r}"
-    expected = {
-        "int_type": "int", "float_type": "float", "string_type": "text", "bool_type": "true or false",
-        "list_type": "a list", "dict_type": "a section", "model_type": "a section", "int_from_float": "int",
-    }.get(kind)  # fmt: skip
-    if expected:
-        return f"expected {expected}, got {given!r}"
-    if kind == "string_pattern_mismatch" and path and path[-1] == "model":
-        return f"expected FAMILY/NAME, got {given!r}"
-    message = item["msg"][0].lower() + item["msg"][1:].removeprefix("Value error, ")
-    return f"{message}, got {given!r}"
-
-
-def _fields_at(model: type[BaseModel], path: list[Any]) -> list[str]:
-    here: Any = model
-    for part in path:
-        if isinstance(part, int):
-            continue
-        annotation = here.model_fields[part].annotation
-        members = [annotation, *getattr(annotation, "__args__", ())]
-        here = next((m for m in members if isinstance(m, type) and issubclass(m, BaseModel)), None)
-        if here is None:
-            return []
-    return list(here.model_fields)

@@ -36,16 +36,20 @@ class RunFolder:
         """Where all that a resume needs is kept."""
         return self.path / "checkpoints"
 
-    def check(self, resume: bool, overwrite: bool) -> None:
+    def check(self, resume: bool, overwrite: bool, seeds: bool = False) -> None:
         """Refuses an existing run unless it was asked for; writes nothing.
+
+        Args:
+            resume: Whether to go on with it.
+            overwrite: Whether it may be thrown away.
+            seeds: Whether it is to hold the runs of several seeds.
 
         Raises:
             RunFolderError: The folder holds a run, or something that is none.
             UserError: It cannot be written to.
         """
         path = self.path
-        if path.exists() and not path.is_dir():
-            raise RunFolderError(f"{path}: is a file; choose another folder with --out")
+        check_writable(path)
         entries = [p for p in path.iterdir() if p.name != ".lock"] if path.is_dir() else []
         if entries and not self._is_run():
             raise RunFolderError(
@@ -55,9 +59,11 @@ class RunFolder:
             raise RunFolderError(
                 f"{path}: holds a run already; go on with --resume, or replace it with --overwrite"
             )
-        parent = next(p for p in (path, *path.absolute().parents) if p.exists())
-        if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
-            raise UserError(f"{path}: cannot be written to; choose another folder with --out")
+
+        if entries and resume and (path / "seeds").is_dir() and not seeds:
+            raise RunFolderError(f"{path}: holds the runs of several seeds; go on with --resume --seeds N")
+        if entries and resume and (path / "log.jsonl").exists() and seeds:
+            raise RunFolderError(f"{path}: holds a single run; choose another folder for --seeds with --out")
 
     def recorded_recipe(self, allow_code: bool) -> Recipe | None:
         """The resolved recipe of the run in this folder, or None if there is none."""
@@ -85,7 +91,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
-        except PermissionError:
+        except (PermissionError, FileExistsError, NotADirectoryError):  # since it was checked, or a dead link
             raise UserError(f"{self.path}: cannot be written to; choose another folder with --out") from None
         with lock:
             try:
@@ -107,14 +113,18 @@ class RunFolder:
             files: Names in the folder.
             done: Whether this is all, so that a resume has nothing left to do.
         """
-        hashes = {}
-        for name in files:
-            file = self.path / name
-            hashes[name] = {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+        hashes = self._hashes(files)
         write_json(
             self.path / "manifest.json",
             {"schema": MANIFEST_SCHEMA, "finished": done, **manifest, "files": hashes},
         )
+
+    def vouch_again(self, files: list[str]) -> None:
+        """Puts the hashes of files that were written again into the manifest, if there is one."""
+        file = self.path / "manifest.json"
+        if file.exists():
+            manifest = _manifest(file)
+            write_json(file, {**manifest, "files": {**manifest["files"], **self._hashes(files)}})
 
     def finished(self) -> dict[str, Any] | None:
         """The manifest of a finished run whose files are as they were written, or None if it is not finished.
@@ -125,11 +135,7 @@ class RunFolder:
         file = self.path / "manifest.json"
         if not file.exists():
             return None
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if manifest.get("schema") != MANIFEST_SCHEMA:
-            raise RunFolderError(
-                f"{file}: schema {manifest.get('schema')!r}, this version reads {MANIFEST_SCHEMA!r}"
-            )
+        manifest = _manifest(file)
         if not manifest["finished"]:
             return None
         for name, entry in manifest["files"].items():
@@ -139,10 +145,27 @@ class RunFolder:
                 raise RunFolderError(f"{path}: {what} since the run; start again with --overwrite")
         return manifest
 
+    def _hashes(self, names: list[str]) -> dict[str, dict[str, Any]]:
+        paths = {name: self.path / name for name in names}
+        return {n: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for n, path in paths.items()}
+
     def _is_run(self) -> bool:
         return any(
             (self.path / name).exists() for name in ("recipe.yaml", "checkpoints", "seeds", "seeds.json")
         )
+
+
+def check_writable(path: Path) -> None:
+    """Checks that a folder can be written to or created; creates nothing.
+
+    Raises:
+        UserError: It cannot.
+    """
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{path}: cannot be a folder, since {nearest} is a file; choose another with --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: cannot be written to; choose another folder with --out")
 
 
 def same_recipe(recorded: Recipe, asked: Recipe, path: Path) -> None:
@@ -162,6 +185,17 @@ def same_recipe(recorded: Recipe, asked: Recipe, path: Path) -> None:
         raise RunFolderError(
             f"{path}: holds a run of another recipe; choose another --out, or --overwrite\n  {listed}"
         )
+
+
+def _manifest(file: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunFolderError(f"{file}: is not JSON; start again with --overwrite") from None
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != MANIFEST_SCHEMA:
+        raise RunFolderError(f"{file}: schema {schema!r}, this version reads {MANIFEST_SCHEMA!r}")
+    return manifest
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""One thread: two busy threads make small steps fifty times slower on a shared machine, and change the bits."""
+"""One thread: two busy threads make small steps much slower on a shared machine, and change the bits."""
 
 from __future__ import annotations
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the processes that tests start
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the tests that import onnxruntime themselves
 
 import pytest
 import torch

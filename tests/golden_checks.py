@@ -1,7 +1,7 @@
 """How each golden file is checked: through the functions and classes that training uses.
 
-A check is given the file's arrays, the number format and `compare(name, got)`, which compares with the stored array at
-the file's tolerance. Nothing assumes how many rows or classes a file has.
+A check is given the file's arrays, the number format and `compare(name, got)`, which compares with the stored
+array at the file's tolerance. Nothing assumes how many rows or classes a file has.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from kdcompress.methods.base import find_method
 
 
 def method(name, num_classes, *, peers=0, label_smoothing=0.0, **config):
-    """A method with its Config, beside networks that nobody runs: golden files give the outputs themselves."""
+    """A method with its Config, beside networks that nobody runs: golden files give the outputs
+    themselves."""
     cls = find_method(name)
     info = DataInfo(
         num_classes, torch.zeros(0, dtype=torch.int64), (8, 8), 1, label_smoothing=label_smoothing
@@ -34,7 +35,7 @@ def gradients(total, inputs):
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 
-def kd_T4(z, dtype, compare):  # noqa: N802 - the file's name
+def kd_T4(z, dtype, compare):
     student = z.tensor("logits_s").requires_grad_()
     teacher = z.tensor("logits_t")
     for suffix, temperature in (("", z.number("hp_T")), ("_T1", 1.0), ("_T2", 2.0)):

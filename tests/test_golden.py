@@ -1,4 +1,5 @@
-"""Every golden file is met, in both precisions, by the code that trains; a file that nobody checks is a failure."""
+"""Every golden file is met, in both precisions, by the code that trains; a file that nobody checks is a
+failure."""
 
 from __future__ import annotations
 
@@ -8,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from golden_checks import CHECKS
 
 FOLDER = Path(os.environ.get("KDCOMPRESS_GOLDEN") or Path(__file__).parent / "golden")

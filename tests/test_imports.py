@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "kdcompress"
 
 # Lowest first. A file may import its own layer and those below it.
 LAYERS = [
-    {"errors", "config", "atomic", "cores", "progress", "discovery", "listing"},
+    {"errors", "config", "atomic", "cores", "progress", "discovery", "listing", "problems", "strict_yaml"},
     {"recipe"},
     {"run_folder"},
     {"data"},

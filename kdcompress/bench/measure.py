@@ -199,7 +199,7 @@ class _Run:
         """The rounds."""
         order = random.Random(self.protocol.seed)
         for number in range(self.rounds):
-            self.progress(number, self.rounds, f"round {number + 1} of {self.rounds}")
+            self.progress(number, self.rounds, f"timing round {number + 1} of {self.rounds}")
             turn = list(cells)
             order.shuffle(turn)
             for cell in turn:
@@ -212,7 +212,7 @@ class _Run:
                     cells.remove(cell)
                 else:
                     cell.blocks.append(Block.from_answer(answer))
-        self.progress(self.rounds, self.rounds, "done")
+        self.progress(self.rounds, self.rounds, "timing done")
 
     def _ask(self, cell: Cell, command: str, **arguments: Any) -> dict[str, Any] | None:
         assert cell.session is not None

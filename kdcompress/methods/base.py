@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcompress import discovery
 from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.methods import losses
+from kdcompress.methods.gather import gather_rows
 from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
 
@@ -97,9 +98,6 @@ class Candidate:
 class Minimise(Protocol):
     """What the trainer hands to `Method.step`; precision, clipping and processes are behind it."""
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`Method.losses`, through what keeps several processes equal; at most once a step."""
-
     def __call__(self, terms: dict[str, Tensor], *sets: str) -> None:
         """Checks that the terms are finite and moves the named sets (none named: all of the phase)."""
 
@@ -144,10 +142,6 @@ class Method(nn.Module):
         """The weighted terms of one batch, scalars; their sum is what is minimised, and each is logged."""
         raise NotImplementedError(f"{type(self).__name__} defines no losses")
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`losses`; the name that distributed wrappers call."""
-        return self.losses(batch)
-
     def parameter_sets(self) -> dict[str, ParameterSet]:
         """What is trained, by name; by default one set "main": student, peers and method."""
         modules: Iterable[nn.Module] = (*self.networks.trained(), self)
@@ -160,7 +154,7 @@ class Method(nn.Module):
 
     def step(self, batch: Batch, minimise: Minimise) -> None:
         """One step; by default the sum of the losses moves everything."""
-        minimise(minimise.losses(batch))
+        minimise(self.losses(batch))
 
     def on_epoch_start(self, epoch: int, epochs: int) -> None:
         """Called before each epoch (0-based, over all phases); ramps and curricula read `self.epoch`."""
@@ -175,21 +169,20 @@ class Method(nn.Module):
         return {"student": Candidate(student.network, student.model)}
 
     def cross_entropy(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-        """Cross-entropy with the run's label smoothing and class weights, in float32 or wider.
+        """`losses.cross_entropy` with the run's label smoothing and class weights."""
+        return losses.cross_entropy(logits_BK, labels_B, self.class_weights, self.data.label_smoothing)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, for a loss that is no mean over rows.
 
         Args:
-            logits_BK: `[B, K]`.
-            labels_B: `[B]` int64; -1 rows contribute nothing.
+            rows: `[B, ...]`, as many in every process.
 
         Returns:
-            Mean over the rows that have a label; 0 if none has. Class weights have mean 1 over the training
-            set, so the mean is over rows, not over weights, and splits over processes.
+            `[B · processes, ...]` by rank, with gradients to every process's rows; `rows` itself in a run of
+            one process.
         """
-        per_row = F.cross_entropy(
-            logits_BK, labels_B, self.class_weights, reduction="none",
-            ignore_index=-1, label_smoothing=self.data.label_smoothing,
-        )  # fmt: skip
-        return per_row.sum() / (labels_B >= 0).sum().clamp(min=1)
+        return gather_rows(rows)
 
 
 def find_method(name: str) -> type[Method]:

@@ -37,6 +37,29 @@ def _widen(value: object) -> object:
 
 
 @full_precision
+def cross_entropy(
+    logits_BK: Tensor, labels_B: Tensor, class_weights_K: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy with the labels, mean over the rows that have one.
+
+    Args:
+        logits_BK: `[B, K]`.
+        labels_B: `[B]` int64; -1 rows contribute nothing.
+        class_weights_K: `[K]`, of mean 1 over the training set: the mean here is over rows, not over weights,
+            so that it splits over batches and processes.
+        label_smoothing: In [0, 1): the share of the target that goes to all classes evenly.
+
+    Returns:
+        Scalar ≥ 0; 0 if no row has a label.
+    """
+    per_row = F.cross_entropy(
+        logits_BK, labels_B, class_weights_K, reduction="none", ignore_index=-1,
+        label_smoothing=label_smoothing,
+    )  # fmt: skip
+    return per_row.sum() / (labels_B >= 0).sum().clamp(min=1)
+
+
+@full_precision
 def kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float | Tensor, *, shift: float = 0.0) -> Tensor:
     """T² · KL(teacher ‖ student) of softened logits, summed over classes, mean over rows.
 

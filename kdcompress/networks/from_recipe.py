@@ -45,6 +45,7 @@ def start(
     purpose: str,
     allow_code: bool,
     keep_classes: bool = False,
+    progress: bool = False,
 ) -> Start:
     """Builds a network and loads its weights.
 
@@ -57,6 +58,7 @@ def start(
         purpose: student, teacher, peer1, ...; each draws its fresh weights independently.
         allow_code: Whether `python:` networks may be built.
         keep_classes: Whether weights with another number of classes are an error.
+        progress: Whether to show a download.
 
     Raises:
         UserError: The network cannot be built, or the weights do not fit.
@@ -72,7 +74,7 @@ def start(
     )
     if section.weights is None:
         return Start(network, None, False)
-    found = weights.resolve(section.weights, section.model)
+    found = weights.resolve(section.weights, section.model, progress=progress)
     classes = weights.classifier_classes(found.state_dict, network)
     if keep_classes and classes is not None and classes != num_classes:
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.errors import UserError
-from kdcompress.recipe import read_yaml
+from kdcompress.strict_yaml import read_yaml
 
 READS = 1
 """The newest version of each schema that is understood here."""

@@ -22,9 +22,11 @@ from kdcompress.deploy.ship import ship
 from kdcompress.errors import DataError, UserError, suggest
 from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe, load_recipe
-from kdcompress.run_folder import RunFolder
+from kdcompress.run_folder import RunFolder, check_writable
+from kdcompress.steps.deliver import write_pages
 
 EVALUATION_SCHEMA = "kdcompress.evaluation/1"
+FILES_SCHEMA = "kdcompress.files/1"
 EXPORT_SCHEMA = "kdcompress.export/1"
 
 
@@ -48,6 +50,14 @@ def export(
     for name in formats:
         if name not in known:
             raise UserError(f"--format: unknown format {name!r}{suggest(name, known)}")
+    if not source.is_dir():
+        what = "is a file; expected a run folder" if source.exists() else "no such run folder"
+        raise UserError(f"{source}: {what}")
+    _check_single(source)
+    folder = out or source / "export"
+    if folder.resolve() == source.resolve():
+        raise UserError(f"--out {out}: is the run itself, whose files stay as its manifest says they are")
+    check_writable(folder)
     recipe = RunFolder(source).recorded_recipe(allow_code)
     if recipe is None:
         raise UserError(f"{source}: holds no recipe.yaml, so it is no run of kdcompress")
@@ -56,16 +66,15 @@ def export(
         raise UserError(f"{source}: holds no {WEIGHTS}; finish the run with --resume first")
     network, config = safetensors.read(file, allow_code=allow_code)
     data = _data(recipe, None, (config.spec.height, config.spec.width), config.spec.channels, progress)
-    folder = out or source / "export"
     folder.mkdir(parents=True, exist_ok=True)
     shipped = ship(
         network,
         config.model,
         config.spec,
         config.class_names,
-        lambda: _images(data.test),
+        lambda: _images(data.test, workers=granted_cores()),
         folder,
-        formats=formats,
+        formats=list(dict.fromkeys(formats)),
         metadata=documents.file_metadata(recipe, None),
         allow_code=allow_code,
     )
@@ -116,22 +125,48 @@ def evaluate(
     images = opened.test if split == "test" else opened.held_out
     if images is None:
         raise DataError("--split held_out: the recipe holds nothing out (data.held_out: 0)")
-    outputs = run(next(_images(images.subset(torch.tensor([0]))))[0].numpy()).shape[1]
+    one_image = images.subset(torch.tensor([0]))
+    outputs = run(next(_images(one_image, workers=0))[0].numpy()).shape[1]
     if outputs != opened.num_classes:
         raise UserError(f"{file}: tells {outputs} classes apart, the data has {opened.num_classes}")
-    score = predict(run, _images(images)).score(opened.num_classes)
+    score = predict(run, _images(images, workers=granted_cores())).score(opened.num_classes)
     return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": split, **score}
+
+
+def report(source: Path) -> dict[str, Any]:
+    """Writes the pages of a run again; its manifest then vouches for the new ones.
+
+    Args:
+        source: A run folder that has come to results.
+
+    Raises:
+        UserError: It is none.
+    """
+    _check_single(source)
+    names = write_pages(source)
+    RunFolder(source).vouch_again(names)
+    return {"schema": FILES_SCHEMA, "folder": str(source), "files": names}
 
 
 def _artefact(source: Path) -> Path:
     if not source.is_dir():
+        if not source.exists():
+            raise UserError(f"{source}: no such file or run folder")
         if source.suffix not in {onnx.SUFFIX, safetensors.SUFFIX}:
             raise UserError(f"{source}: expected a run folder, a .onnx or a .safetensors file")
         return source
+    _check_single(source)
     for name in (GRAPH, WEIGHTS):
         if (source / name).is_file():
             return source / name
     raise UserError(f"{source}: holds neither {GRAPH} nor {WEIGHTS}, so it is no finished run")
+
+
+def _check_single(source: Path) -> None:
+    if (source / "seeds").is_dir():
+        raise UserError(
+            f"{source}: holds the runs of several seeds; name one, such as {source / 'seeds' / '0'}"
+        )
 
 
 def _data(recipe: Recipe, root: str | None, size: tuple[int, int], channels: int, progress: Progress) -> Data:
@@ -141,6 +176,6 @@ def _data(recipe: Recipe, root: str | None, size: tuple[int, int], channels: int
         return open_data(recipe.data.model_copy(update=update), channels=frozenset({channels}), progress=tell)
 
 
-def _images(split: Source) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in EvaluationLoader(split, device=torch.device("cpu"), workers=granted_cores()):
+def _images(split: Source, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in EvaluationLoader(split, device=torch.device("cpu"), workers=workers):
         yield batch.images, batch.labels

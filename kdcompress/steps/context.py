@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,9 @@ from kdcompress.recipe import Recipe
 from kdcompress.run_folder import RunFolder
 from kdcompress.train import precision
 from kdcompress.train.processes import Processes
+
+TestSplit = Callable[[], Generator[tuple[Tensor, Tensor], None, None]]
+"""Opens the test split: (images `[B, C, H, W]` in [0, 1], labels `[B]`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,22 @@ class Run:
         asked = self.recipe.data.workers
         return max(1, granted_cores() // self.processes.world) if asked is None else asked
 
-    def evaluation(self, split: Source) -> EvaluationLoader:
-        """Un-augmented batches of a split."""
-        return EvaluationLoader(split, device=self.device, workers=self.workers)
+    @contextmanager
+    def evaluation(self, split: Source, device: torch.device | None = None) -> Iterator[EvaluationLoader]:
+        """Un-augmented batches of a split; the processes that decode them end with the block.
 
-    def test_images(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test split as (images in [0, 1], labels), on the CPU."""
-        for batch in EvaluationLoader(self.data.test, device=torch.device("cpu"), workers=self.workers):
-            yield batch.images, batch.labels
+        Args:
+            split: Of the data.
+            device: Where the batches go; None: where the run computes.
+        """
+        loader = EvaluationLoader(split, device=device or self.device, workers=self.workers)
+        try:
+            yield loader
+        finally:
+            loader.close()
+
+    @contextmanager
+    def test_split(self) -> Iterator[TestSplit]:
+        """Opens the test split on the CPU, as often as wanted, through the same decoding processes."""
+        with self.evaluation(self.data.test, torch.device("cpu")) as loader:
+            yield lambda: ((batch.images, batch.labels) for batch in loader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,18 @@ from kdcompress.networks.from_recipe import Start
 from kdcompress.report import verdict
 from kdcompress.report.card import write_card
 from kdcompress.report.page import write_report
-from kdcompress.steps.context import Run
+from kdcompress.steps.context import Run, TestSplit
 from kdcompress.steps.networks import input_spec
 from kdcompress.steps.teach import Teaching, figures, manifest_entry, unchanged
-from kdcompress.train.trainer import Outcome
+from kdcompress.train.job import Outcome
 
 PREDICTIONS = "test_predictions.safetensors"
 """Classes that the exported file gave on the test split, kept to compare runs image by image."""
 
 
-def deliver(run: Run, start: Start, method: Method, outcome: Outcome, teaching: Teaching | None) -> Shipped:
+def deliver(
+    run: Run, start: Start, method: Method, outcome: Outcome, teaching: Teaching | None, test: TestSplit
+) -> Shipped:
     """Strips the chosen candidate, writes it in every format and proves the files."""
     gates = [] if teaching is None else [teaching.gate, unchanged(teaching.teacher)]
     # Peers of other classes are no candidates, so any candidate's module can hold the chosen state.
@@ -39,7 +42,7 @@ def deliver(run: Run, start: Start, method: Method, outcome: Outcome, teaching: 
         outcome.model,
         input_spec(run, run.recipe.student, start),
         run.data.class_names,
-        run.test_images,
+        test,
         run.folder.path,
         formats=run.recipe.export.formats,
         metadata=documents.file_metadata(run.recipe, manifest_entry(run, teaching)),
@@ -51,41 +54,45 @@ def deliver(run: Run, start: Start, method: Method, outcome: Outcome, teaching: 
     return shipped
 
 
-def _bench(run: Run, shipped: Shipped, teaching: Teaching | None, teacher_file: Path) -> dict[str, Any]:
-    """Times the student against its teacher on this machine."""
+def _bench(
+    run: Run, student: dict[str, Any], teacher: dict[str, Any] | None, teacher_file: Path, test: TestSplit
+) -> None:
+    """Times the student against its teacher on this machine, on real images."""
     recipe, folder = run.recipe, run.folder
-    facts = {"params": shipped.student["params"], "macs": shipped.student["macs"]}
+    facts = {key: student[key] for key in ("params", "macs")}
     artefacts = []
-    if teaching is not None:
-        artefacts.append(Artefact("teacher", teacher_file, ("onnxruntime",)))
+    if teacher is not None:
+        known = {key: teacher[key] for key in ("params", "macs")}
+        artefacts.append(Artefact("teacher", teacher_file, ("onnxruntime",), **known))
     if "onnx" in recipe.export.formats:
         artefacts.append(Artefact("student", folder / "student.onnx", ("onnxruntime",), **facts))
     if "safetensors" in recipe.export.formats and not recipe.student.model.startswith("python:"):
         artefacts.append(Artefact("student (PyTorch)", folder / "student.safetensors", ("torch",), **facts))
-    images = next(run.test_images())[0].numpy()
-    baseline = artefacts[0].name
+    with contextlib.closing(test()) as batches:
+        images = next(batches)[0].numpy()
     with run.progress.counter() as tell:
         document = measure(
             artefacts,
             threads=recipe.bench.threads,
             batch=recipe.bench.batch,
             rounds=recipe.bench.rounds,
-            baseline=baseline,
+            baseline=artefacts[0].name,
             images=images,
-            progress=lambda done, total, _: tell("bench", done, total),
+            progress=lambda done, total, what: tell(f"bench: {what.split()[0]}", done, total),
         )
     write_json(folder / "bench.json", document)
-    return document
 
 
-def report(run: Run, outcome: Outcome, shipped: Shipped, teaching: Teaching | None) -> dict[str, Any]:
+def report(
+    run: Run, outcome: Outcome, shipped: Shipped, teaching: Teaching | None, test: TestSplit
+) -> dict[str, Any]:
     """Compares, times, and writes what a person looks at."""
     folder = run.folder
     teacher = None
     teacher_file = folder.checkpoints / "teacher.onnx"
     if teaching is not None:
-        teacher = figures(run, teaching, teacher_file)
-    _bench(run, shipped, teaching, teacher_file)
+        teacher = figures(run, teaching, teacher_file, test)
+    _bench(run, shipped.student, teacher, teacher_file, test)
     teacher_file.unlink(missing_ok=True)
     baseline = gain = None
     if (folder / "baseline" / "manifest.json").exists():
@@ -120,8 +127,7 @@ def report(run: Run, outcome: Outcome, shipped: Shipped, teaching: Teaching | No
         },
         "command": run.command,
     }
-    # The pages read the manifest, and the manifest vouches for the pages: it is written before and after
-    # them.
+    # The pages read the manifest, and the manifest vouches for the pages: it comes before and after them.
     folder.finish(manifest, sorted(shipped.files), done=False)
     pages = write_pages(folder.path)
     named = ["recipe.yaml", "gates.json", "bench.json", "results.json", *pages]

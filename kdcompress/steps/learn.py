@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
 
-from kdcompress.data.batch import Batch
 from kdcompress.data.loader import TrainingLoader
 from kdcompress.methods.base import Method, find_method
 from kdcompress.networks.from_recipe import Start, seeded
@@ -13,8 +12,9 @@ from kdcompress.networks.teacher import Teacher
 from kdcompress.recipe import TrainSection
 from kdcompress.steps.context import Run
 from kdcompress.steps.networks import info, tapped
+from kdcompress.train.job import Job, Outcome
 from kdcompress.train.journal import Journal
-from kdcompress.train.trainer import Job, Outcome, Trainer
+from kdcompress.train.trainer import Trainer
 
 
 def build_method(run: Run, found: dict[str, Start], teacher: Teacher | None) -> Method:
@@ -83,16 +83,17 @@ def loop(
         optim=recipe.optim.model_copy(update={"lr": lr}),
         epochs=epochs,
         fp16=run.precision == "fp16",
-        resume_hint=_resume_hint(run.command),
+        resume_hint=_resume_hint(run.command, run.processes.world),
     )
-    held_out: Iterable[Batch] | None = None if data.held_out is None else run.evaluation(data.held_out)
     journal = Journal(run.folder.path if run.processes.first else None)
-    seeded(seed, f"training of {label}")
-    try:
+    # Each process drops out by its own dice: their rows are different ones.
+    seeded(seed, f"training of {label}" + (f" in process {run.processes.rank}" if run.processes.rank else ""))
+    with contextlib.closing(loader), contextlib.ExitStack() as stack:
+        held_out = None if data.held_out is None else stack.enter_context(run.evaluation(data.held_out))
         return Trainer(method, loader, held_out, job, run.processes, journal, run.progress).run()
-    finally:
-        loader.close()
 
 
-def _resume_hint(command: str) -> str:
-    return command if "--resume" in command else f"{command.replace(' --overwrite', '')} --resume"
+def _resume_hint(command: str, processes: int) -> str:
+    if "--resume" not in command:
+        command = f"{command.replace(' --overwrite', '')} --resume"
+    return f"torchrun --nproc_per_node {processes} -m {command}" if processes > 1 else command

@@ -6,6 +6,7 @@ import dataclasses
 
 from kdcompress.data.batch import DataInfo
 from kdcompress.data.input_spec import InputSpec
+from kdcompress.errors import UserError
 from kdcompress.networks.from_recipe import Start, start, teacher_needs_training
 from kdcompress.networks.tapped import Tapped
 from kdcompress.recipe import InputSection, NetworkSection, TeacherSection
@@ -31,9 +32,15 @@ def starts(run: Run) -> dict[str, Start]:
             purpose=name,
             allow_code=run.allow_code,
             keep_classes=recipe.teacher is not None and name == "teacher" and recipe.teacher.train == "never",
+            progress=run.progress.visible and run.processes.first,
         )
     if recipe.teacher is not None:
-        teacher_needs_training(recipe.teacher, found["teacher"])
+        trained = teacher_needs_training(recipe.teacher, found["teacher"])
+        if trained and recipe.teacher.input.size not in (None, data.image_size[0]):
+            raise UserError(
+                f"teacher.input.size: {recipe.teacher.input.size}, but a teacher that is trained here takes "
+                f"the images as they are, {data.image_size[0]} pixels; set data.image_size"
+            )
     return found
 
 
@@ -53,6 +60,12 @@ def input_spec(run: Run, section: NetworkSection, start: Start) -> InputSpec:
     """What a network expects of its input: the data's way, with its own normalisation."""
     spec = run.data.input_spec()
     own = section.input if isinstance(section, TeacherSection) else InputSection()
+    for key, values in (("mean", own.mean), ("std", own.std)):
+        if values is not None and len(values) != spec.channels:
+            raise UserError(
+                f"teacher.input.{key}: expected one value per channel of the images, which have "
+                f"{spec.channels}, got {len(values)}"
+            )
     known = start.weights
     mean = own.mean or (known.mean if known is not None else None) or spec.mean
     std = own.std or (known.std if known is not None else None) or spec.std

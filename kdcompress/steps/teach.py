@@ -11,6 +11,7 @@ import torch
 
 from kdcompress import discovery, documents
 from kdcompress.atomic import sha256_of
+from kdcompress.data.batch import Batch, View
 from kdcompress.deploy.accuracy import accuracy
 from kdcompress.deploy.gate import Gate
 from kdcompress.deploy.macs import count_macs, count_parameters
@@ -20,7 +21,7 @@ from kdcompress.networks.from_recipe import Start, teacher_needs_training
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import Teacher
 from kdcompress.recipe import TeacherSection
-from kdcompress.steps.context import Run
+from kdcompress.steps.context import Run, TestSplit
 from kdcompress.steps.learn import loop
 from kdcompress.steps.networks import info, tapped
 from kdcompress.train import teacher_store
@@ -86,6 +87,8 @@ def _prepare(run: Run, start: Start) -> None:
         "device": run.device.type,
         "precision": run.precision,
         "processes": run.processes.world,
+        # Grey images are repeated on three channels where the student takes no others.
+        "channels": run.data.channels,
     }
     key = teacher_store.key(
         recipe,
@@ -95,10 +98,11 @@ def _prepare(run: Run, start: Start) -> None:
     )
     kept = teacher_store.find(run.folder.checkpoints, key)
     if run.processes.agree(kept is not None):
-        assert kept is not None
         if run.processes.first:
+            assert kept is not None
             teacher_store.store(run.folder.checkpoints, key, kept.state, kept.note)
-        teacher_store.fill(start.network, kept.state)
+            teacher_store.fill(start.network, kept.state)
+        run.processes.share([start.network], parameters=True)
         return
     fine_tuned = start.weights is not None
     rate = section.lr or recipe.optim.lr * (0.1 if fine_tuned else 1.0)
@@ -122,24 +126,24 @@ def _prepare(run: Run, start: Start) -> None:
 def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
     section, data = run.recipe.teacher, run.data
     assert section is not None
-    if data.held_out is not None:
-        where, batches = "held-out", run.evaluation(data.held_out)
-    else:
+    where, images = "held-out", data.held_out
+    if images is None:
         every = max(1, len(data.train) // HELD_OUT_SAMPLE)
-        where, batches = (
-            "training",
-            run.evaluation(data.train.subset(torch.arange(0, len(data.train), every))),
-        )
-    figures = score(*predict_teacher(teacher, batches))
+        where, images = "training", data.train.subset(torch.arange(0, len(data.train), every))
+    figures = None
+    if run.processes.first:
+        with run.evaluation(images) as batches:
+            figures = score(*predict_teacher(teacher, batches))
+    figures = run.processes.agree(figures)
     least = teacher_store.least_top1(len(data.class_names)) if section.min_top1 is None else section.min_top1
-    count = len(batches.source)
+    count = len(images)
     waived = ", waived by teacher.min_top1: 0" if section.min_top1 == 0 else ""
     detail = f"top-1 of {section.model} on {count:,} {where} images, before training{waived}"
     gate = Gate("teacher_top1", figures["top1"] >= least, figures["top1"], least, detail)
     if not gate.passed:
         raise WeakTeacher(
-            f"teacher {section.model}: top-1 of {100 * figures['top1']:.1f} % on {count:,} {where} images, at least "
-            f"{100 * least:.1f} % is expected. Check its weights, its class order and its input "
+            f"teacher {section.model}: top-1 of {100 * figures['top1']:.1f} % on {count:,} {where} images, "
+            f"at least {100 * least:.1f} % is expected. Check its weights, its class order and its input "
             "(teacher.input), give it more teacher.epochs, or waive this with teacher.min_top1: 0"
         )
     return {**figures, "n": count, "split": where}, gate
@@ -153,11 +157,12 @@ def unchanged(teacher: Teacher) -> Gate:
     )
 
 
-def figures(run: Run, teaching: Teaching, file: Path) -> dict[str, Any]:
+def figures(run: Run, teaching: Teaching, file: Path, test: TestSplit) -> dict[str, Any]:
     """What the teacher scores on the test split in float32, and its ONNX file for the bench."""
     teacher = teaching.teacher
     teacher.precision = None
-    logits, labels = predict_teacher(teacher, run.evaluation(run.data.test))
+    batches = (Batch((View(images.to(run.device), labels, -1),), labels, labels) for images, labels in test())
+    logits, labels = predict_teacher(teacher, batches)
     tapped = teacher.tapped
     height, width = teacher.size or run.data.image_size
     spec = dataclasses.replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from kdcompress.atomic import write_bytes
 from kdcompress.errors import RunFolderError
 
 SCHEMA = "kdcompress.checkpoint/1"
+_STUMBLES = (
+    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError, OSError,
+    AssertionError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
+"""What PyTorch's reader raises on bytes that are no checkpoint; it has no exception of its own for them."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -28,8 +34,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """Reads a checkpoint, or None where there is none.
+def load(path: Path) -> dict[str, Any] | None:
+    """Reads a checkpoint onto the CPU, or None where there is none.
 
     Raises:
         RunFolderError: It is damaged, or was written by a newer version.
@@ -37,13 +43,21 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | Non
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
-        reason = str(error).split("\n", 1)[0]
+        with zipfile.ZipFile(path) as archive:
+            # PyTorch writes checksums and does not read them: a changed weight would go unnoticed.
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"checksum of {damaged}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _STUMBLES as error:
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise RunFolderError(
             f"{path}: the checkpoint is damaged ({reason}); start again with --overwrite"
         ) from None
     schema = state.get("schema") if isinstance(state, dict) else None
     if schema != SCHEMA:
-        raise RunFolderError(f"{path}: checkpoint of schema {schema!r}, this version reads {SCHEMA!r}")
+        raise RunFolderError(
+            f"{path}: a checkpoint of schema {schema!r}, this version reads {SCHEMA!r}; go on with the "
+            "version of kdcompress that wrote it, or start again with --overwrite"
+        )
     return dict(state)

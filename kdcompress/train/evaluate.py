@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,6 +48,7 @@ def predict_teacher(teacher: Teacher, batches: Iterable[Batch]) -> tuple[Tensor,
 
 
 def score(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Any]:
-    """Top-1 (0 to 1) and mean cross-entropy in nats."""
+    """Top-1 (0 to 1) and mean cross-entropy in nats; None if that is not finite, which JSON cannot say."""
     top1 = (logits_NK.argmax(1) == labels_N).double().mean().item()
-    return {"top1": top1, "loss": F.cross_entropy(logits_NK, labels_N).item()}
+    loss = F.cross_entropy(logits_NK, labels_N).item()
+    return {"top1": top1, "loss": loss if math.isfinite(loss) else None}

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+ECHO_SECONDS = 1.0
+"""A second signal within this time is the first one's echo: on Ctrl-C the terminal signals every process, and
+`torchrun` signals its workers once more."""
 
 
 class StopRequest:
@@ -14,11 +19,12 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self.since = 0.0
 
 
 @contextmanager
 def deferred_stop() -> Iterator[StopRequest]:
-    """Within it, the first SIGINT or SIGTERM only sets a flag; a second one interrupts at once.
+    """Within it, the first SIGINT or SIGTERM only sets a flag; a later one interrupts at once.
 
     Outside the main thread signals are left alone, since Python delivers them to the main thread only.
     """
@@ -28,9 +34,10 @@ def deferred_stop() -> Iterator[StopRequest]:
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
+        if not stop.requested:
+            stop.requested, stop.since = True, time.monotonic()
+        elif time.monotonic() - stop.since > ECHO_SECONDS:
             raise KeyboardInterrupt
-        stop.requested = True
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

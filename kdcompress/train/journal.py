@@ -48,7 +48,7 @@ class Journal:
         if self.folder is None:
             return
         with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"schema": SCHEMA, **line}) + "\n")
+            file.write(json.dumps({"schema": SCHEMA, **line}, allow_nan=False) + "\n")
 
 
 def _size(path: Path) -> int:

@@ -1,22 +1,33 @@
-"""The processes of one run: one, or as many as `torchrun` started."""
+"""The processes of one run: one, or as many as `torchrun` started.
+
+Each process computes on its rows of every global batch. Gradients are averaged in `Minimiser`, so a method
+may run its networks as often and in whatever way it likes. Batch norm normalises by each process's own rows,
+and the first process's statistics are the ones that are kept.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from kdcompress.errors import UserError
+from kdcompress.errors import UserError, WorldError
+
+PATIENCE = timedelta(hours=6)
+"""How long the others wait for the first process, which alone evaluates, exports and times. One that died is
+noticed at once, by its connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process among all of them.
+    """This process among all of them. Whatever talks to the others must be reached by all of them.
 
     Args:
         rank: 0 is the one that writes.
@@ -38,29 +49,82 @@ class Processes:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _talking():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each process, by rank."""
+        values = [value] * self.world
+        if self.world > 1:
+            with _talking():
+                dist.all_gather_object(values, value)
+        return values
 
     def largest(self, value: float) -> float:
         """The largest value of all processes."""
         if self.world == 1:
             return value
-        seen = torch.tensor([value], device=self.device)
-        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+        seen = torch.tensor([value])  # on the CPU, so that no device has to be waited for
+        with _talking():
+            dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         return float(seen.item())
 
-    def share_buffers(self, modules: Iterable[nn.Module]) -> None:
-        """Gives every process the first one's buffers (batch-norm statistics differ from rank to rank)."""
+    def mean(self, values: Tensor) -> Tensor:
+        """The elementwise mean over all processes; a NaN anywhere is a NaN everywhere."""
+        if self.world == 1:
+            return values
+        total = values.clone()
+        with _talking():
+            dist.all_reduce(total)
+        return total / self.world
+
+    @torch.no_grad()
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Gives every process the mean gradient; what no process has a gradient for stays without one."""
         if self.world == 1:
             return
-        for module in modules:
-            for buffer in module.buffers():
-                dist.broadcast(buffer, src=0)
+        # A branch that was not taken in one process leaves no gradient there: that counts as zero.
+        present = [float(p.grad is not None) for p in parameters]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        # One message for all of them; a message of its own for each would be mostly waiting.
+        flat = torch.cat(
+            [torch.tensor(present, device=self.device), *(gradient.reshape(-1) for gradient in gradients)]
+        )
+        flat = self.mean(flat)
+        anywhere, *parts = torch.split(flat, [len(present), *(p.numel() for p in parameters)])
+        for parameter, gradient, part, some in zip(
+            parameters, gradients, parts, anywhere.tolist(), strict=True
+        ):
+            if some:
+                parameter.grad = gradient.copy_(part.view(gradient.shape))
+
+    def share(self, modules: Iterable[nn.Module], *, parameters: bool = False) -> None:
+        """Gives every process the first one's buffers (batch-norm statistics differ from rank to rank).
+
+        Args:
+            modules: The same ones in all processes.
+            parameters: Whether the parameters too.
+        """
+        if self.world == 1:
+            return
+        with _talking():
+            for module in modules:
+                for tensor in [*module.buffers(), *(module.parameters() if parameters else ())]:
+                    dist.broadcast(tensor.detach(), src=0)
 
     def wait(self) -> None:
         """Until all processes are here."""
-        if self.world > 1:
-            dist.barrier()
+        self.largest(0.0)
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The first process goes first: what it downloads or caches is there for the others."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
 
 
 def join(device: str) -> Processes:
@@ -70,7 +134,8 @@ def join(device: str) -> Processes:
         device: auto, cpu or cuda.
 
     Raises:
-        UserError: cuda without a CUDA device.
+        UserError: cuda without a CUDA device, more processes than devices, or processes that do not know of
+            each other.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
@@ -78,15 +143,39 @@ def join(device: str) -> Processes:
     kind = "cuda" if cuda and device != "cpu" else "cpu"
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    place = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
+    if world > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"WORLD_SIZE is {world} and MASTER_ADDR is not set; start several processes with "
+            f"torchrun --nproc_per_node {world} -m kdcompress …, or unset WORLD_SIZE"
+        )
     if kind == "cuda":
-        torch.cuda.set_device(place)
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"--nproc_per_node: {local + 1} processes or more; torch sees {torch.cuda.device_count()} "
+                "CUDA devices here; start one process per device, or take --device cpu"
+            )
+        torch.cuda.set_device(local)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        with _talking():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+    place = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
     return Processes(int(os.environ.get("RANK", "0")), world, place)
 
 
 def leave() -> None:
-    """Ends the process group, if there is one."""
+    """Ends the process group, if there is one; whoever waits in it hears of it."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """Says in one sentence that the other processes are gone (torch's errors for it are RuntimeErrors)."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise WorldError(
+            f"another process of this run has ended, and its own message says why ({reason}); go on with "
+            "--resume when that is mended"
+        ) from error

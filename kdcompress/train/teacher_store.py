@@ -115,11 +115,15 @@ def _read(folder: Path, key: str) -> Kept | None:
     note_file, file = folder / NOTE, folder / FILE
     if not note_file.exists() or not file.exists():
         return None
-    note = json.loads(note_file.read_text(encoding="utf-8"))
-    content = file.read_bytes()
-    # A note of another key or a file that was cut short is as good as none: the teacher is prepared again.
-    if note.get("schema") != SCHEMA or note.get("key") != key:
+    # A damaged note, one of another key, or a file that was cut short is as good as none: the teacher is
+    # prepared again.
+    try:
+        note = json.loads(note_file.read_text(encoding="utf-8"))
+    except ValueError:
         return None
-    if hashlib.sha256(content).hexdigest() != note["sha256"]:
+    if not isinstance(note, dict) or note.get("schema") != SCHEMA or note.get("key") != key:
+        return None
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != note.get("sha256"):
         return None
     return Kept(safetensors.torch.load(content), note)

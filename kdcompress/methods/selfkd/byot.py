@@ -52,8 +52,8 @@ class BYOT(Method):
         if len(maps) < 2:
             height, width = data.image_size
             raise NetworkError(
-                f"method byot: needs two stages or more, {student.model} has {len(maps)} at {height}x{width} pixels; "
-                "name them in student.taps or take larger images"
+                f"method byot: needs two stages or more, {student.model} has {len(maps)} at {height}x{width} "
+                "pixels; name them in student.taps or take larger images"
             )
         assert shapes.pooled is not None
         width = shapes.pooled.shape[1]
@@ -108,7 +108,11 @@ class BYOT(Method):
         )
         if adapters:
             hints = zip(adapters, features[2:], strict=True)
-            terms["hint"] = c.hint_weight * _sum(losses.euclidean(adapt(f), deepest_BD) for adapt, f in hints)
+            # A norm over the batch is no mean over rows, so it takes the rows of all processes.
+            deepest_BD = self.gather(deepest_BD)
+            terms["hint"] = c.hint_weight * _sum(
+                losses.euclidean(self.gather(adapt(f)), deepest_BD) for adapt, f in hints
+            )
         return terms
 
 

@@ -1,0 +1,138 @@
+"""The problems of a recipe as sentences: `dotted.path: what is wrong; what to change`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from kdcompress.errors import suggest
+
+_SHOWN = 60
+"""Characters of a wrong value that are shown."""
+
+_KINDS = {
+    "int_type": "int", "int_from_float": "int", "int_parsing": "int", "float_type": "float",
+    "string_type": "text", "bool_type": "true or false", "list_type": "a list", "dict_type": "a section",
+    "model_type": "a section", "finite_number": "a finite number",
+}  # fmt: skip
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "more than"),
+    "less_than_equal": ("le", "at most"), "less_than": ("lt", "less than"),
+}  # fmt: skip
+
+
+def describe(
+    error: ValidationError, model: type[BaseModel], prefix: str = "", elsewhere: Iterable[str] = ()
+) -> list[str]:
+    """Each problem of a pydantic error as one line.
+
+    Args:
+        error: Of `model`.
+        model: What was asked for.
+        prefix: Dotted path of the section, if it is not the whole recipe.
+        elsewhere: Dotted paths of keys that may have been meant where an unknown one stands.
+    """
+    places = tuple(elsewhere)
+    grouped: dict[str, list[Any]] = {}
+    for item in error.errors():
+        dotted = ".".join(str(part) for part in [*filter(None, [prefix]), *_path(item)])
+        grouped.setdefault(dotted, []).append(item)
+    lines = []
+    for dotted, items in grouped.items():
+        if any(other.startswith(f"{dotted}.") for other in grouped):
+            continue  # a union's other members; the one that was meant says it more closely
+        lines.append(f"{dotted}: {_sentence(dotted, items, model, places)}")
+    return lines
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted paths of all keys of a section and of the sections in it; lists of sections are left out."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        yield path
+        for member in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            # `list[NetworkSection]` has it as an argument too, but its keys need a number between.
+            origin = getattr(field.annotation, "__origin__", None)
+            if isinstance(member, type) and issubclass(member, BaseModel) and origin is not list:
+                yield from keys(member, f"{path}.")
+
+
+def _path(item: Mapping[str, Any]) -> list[Any]:
+    """Where a problem is, without the members of unions that pydantic names on the way."""
+    *above, last = item["loc"] or ("",)
+    path = [part for part in above if not _is_union_member(part)]
+    # An unknown key stands for itself, whatever it is called.
+    return path if item["type"] != "extra_forbidden" and _is_union_member(last) else [*path, last]
+
+
+def _is_union_member(part: Any) -> bool:
+    # 'int', 'constrained-int', "literal['all']", 'list[float]'
+    return isinstance(part, str) and (
+        part in {"int", "float", "str", "bool"} or part.startswith("constrained-") or "[" in part
+    )
+
+
+def _sentence(dotted: str, items: list[Any], model: type[BaseModel], elsewhere: tuple[str, ...]) -> str:
+    item = items[0]
+    if item["type"] == "extra_forbidden":
+        return f"unknown key{_meant(_path(item), model, elsewhere)}"
+    if item["type"] == "missing":
+        return "required"
+    expected = " or ".join(dict.fromkeys(_expected(each) for each in items))
+    hint = ""
+    if item["type"] in {"model_type", "dict_type"} and isinstance(item["input"], str):
+        section = _section_at(model, _path(item))
+        hint = f"; did you mean {dotted}.{next(iter(section.model_fields)) if section else 'name'}?"
+    return f"expected {expected}, got {_shown(item['input'])}{hint}"
+
+
+def _expected(item: Mapping[str, Any]) -> str:
+    kind, context = item["type"], item.get("ctx", {})
+    if kind in _KINDS:
+        return _KINDS[kind]
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        bound = context[key]
+        return f"{words} {int(bound) if bound == int(bound) else bound}"
+    if kind == "literal_error":
+        choices = context["expected"].replace(" or ", ", ")
+        return f"one of {choices}" if ", " in choices else str(choices)
+    if kind == "too_short":
+        return f"at least {context['min_length']} " + ("entry" if context["min_length"] == 1 else "entries")
+    if kind == "string_pattern_mismatch":
+        return "letters, digits, '.', '_' and '-', with a letter or digit first"
+    # Of our own validators, whose messages say what is expected.
+    return str(item["msg"]).removeprefix("Value error, ").removeprefix("expected ")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _meant(path: list[Any], model: type[BaseModel], elsewhere: tuple[str, ...]) -> str:
+    wrong = str(path[-1])
+    same = [key for key in elsewhere if key.rsplit(".", 1)[-1] == wrong]
+    if same:
+        return f"; did you mean {' or '.join(repr(key) for key in same[:3])}?"
+    section = _section_at(model, path[:-1])
+    return suggest(wrong, section.model_fields if section else ())
+
+
+def _section_at(model: type[BaseModel], path: list[Any]) -> type[BaseModel] | None:
+    here: type[BaseModel] | None = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if here is None or part not in here.model_fields:
+            return None
+        annotation = here.model_fields[part].annotation
+        members = [annotation, *getattr(annotation, "__args__", ())]
+        here = next((m for m in members if isinstance(m, type) and issubclass(m, BaseModel)), None)
+    return here

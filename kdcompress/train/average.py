@@ -1,0 +1,38 @@
+"""A running average of the student's weights, which often does better than the weights themselves."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Average:
+    """An exponential moving average of a network's parameters; its buffers are the network's latest.
+
+    Args:
+        network: What is averaged.
+        decay: Per step, in (0, 1).
+
+    Attributes:
+        network: The averaged copy.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self._original, self._decay = network, decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the network as it is after a step.
+
+        Args:
+            step: 0-based. Early on the average follows the weights more closely than the decay says, or it
+                would remember the initialisation for 1 / (1 - decay) steps.
+        """
+        decay = min(self._decay, (1 + step) / (10 + step))
+        for average, value in zip(self.network.parameters(), self._original.parameters(), strict=True):
+            average.lerp_(value, 1 - decay)
+        for mine, theirs in zip(self.network.buffers(), self._original.buffers(), strict=True):
+            mine.copy_(theirs)

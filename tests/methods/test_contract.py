@@ -1,0 +1,227 @@
+"""What every method keeps to. A new method's file is met here without a line being added."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from small_training import CLASSES, SIDES, Small, Watcher, assert_same
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kdcompress import discovery
+from kdcompress.config import Section
+from kdcompress.errors import Interrupted
+from kdcompress.methods.base import Method, find_method
+from kdcompress.networks.build import build
+
+CASES = [(method, student) for method in discovery.names("method") for student in SIDES]
+EXTREMES = {
+    # Settings beside the defaults that make a method another one.
+    "none": [{"classifier_first": 0.5}],
+    "dml": [{"target": "mean_logits", "detach": False}],
+}
+EVERYTHING = {
+    "train": {"ema": 0.9, "accumulate": 2, "clip_norm": 1.0, "label_smoothing": 0.1},
+    "optim": {"name": "adamw", "lr": 0.002, "schedule": "one_cycle", "warmup": 0.2},
+}
+
+
+@pytest.mark.parametrize(("name", "student"), CASES)
+def test_every_parameter_of_every_set_moves_and_the_teacher_does_not(name, student, tmp_path):
+    # Without weight decay, which would move what no gradient reaches.
+    small = Small(tmp_path, name, student=student, train={"epochs": 1}, optim={"weight_decay": 0.0})
+    sets = small.method.parameter_sets()
+    assert sets
+    named = {id(p): key for key, p in parameters(small).items()}
+    before = {key: [p.detach().clone() for p in held.parameters] for key, held in sets.items()}
+    teacher = None if small.teacher is None else copy.deepcopy(small.teacher.network.state_dict())
+    small.run()
+    for key, held in sets.items():
+        assert held.parameters
+        still = [
+            named[id(p)] for p, was in zip(held.parameters, before[key], strict=True) if torch.equal(p, was)
+        ]
+        assert not still, f"set {key}: {still} did not move"
+    if teacher is not None:
+        small.frozen.assert_unchanged()
+        assert_same(teacher, small.teacher.network.state_dict())
+
+
+@pytest.mark.parametrize(("name", "student"), CASES)
+def test_every_trainable_parameter_belongs_to_exactly_one_set_and_every_set_to_a_phase(
+    name, student, tmp_path
+):
+    for config in [{}, *EXTREMES.get(name, [])]:
+        method = Small(tmp_path, name, student=student, config=config).method
+        sets, phases = method.parameter_sets(), method.phases()
+        ids = [id(p) for held in sets.values() for p in held.parameters]
+        assert len(ids) == len(set(ids))
+        modules = [*method.networks.trained(), method]
+        assert set(ids) == {id(p) for module in modules for p in module.parameters() if p.requires_grad}
+        assert {s for phase in phases for s in phase.sets} == set(sets)
+        assert sum(phase.share for phase in phases) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("name", "student"), CASES)
+def test_every_module_is_registered_and_no_network_is_part_of_the_method(name, student, tmp_path):
+    method = Small(tmp_path, name, student=student).method
+    registered = {id(module) for module in method.modules()}
+    beside = [n.network for n in (method.networks.student, *method.networks.peers)]
+    if method.networks.teacher is not None:
+        beside += [method.networks.teacher.tapped.network, method.networks.teacher._frozen.network]
+    theirs = {id(module) for network in beside for module in network.modules()}
+    assert not registered & theirs
+    for owner in method.modules():
+        hidden = [module for module in _hidden(vars(owner)) if id(module) not in registered | theirs]
+        assert not hidden, f"{type(owner).__name__} holds modules that are not registered: {hidden}"
+
+
+def _hidden(value):
+    """The modules and parameters in plain attributes, in whatever container."""
+    if isinstance(value, dict):
+        children = [v for k, v in value.items() if k not in ("_modules", "_parameters", "_buffers")]
+    elif isinstance(value, list | tuple | set):
+        children = list(value)
+    else:
+        children = []
+        if isinstance(value, nn.Module | nn.Parameter):
+            yield value
+    for child in children:
+        yield from _hidden(child)
+
+
+@pytest.mark.parametrize(("name", "student"), CASES)
+def test_terms_are_finite_float32_scalars_and_their_sum_is_what_is_minimised(name, student, tmp_path):
+    one_step = {"train": {"max_steps": 1, "epochs": 1}, "held_out": 0}
+    small = Small(tmp_path / "by_hand", name, student=student, **one_step)
+    small.trainer._train_mode(small.method.phases()[0])
+    small.method.on_epoch_start(0, 1)
+    terms = small.method.losses(next(small.loader.epoch(0)))
+    for key, term in terms.items():
+        assert term.shape == (), key
+        assert term.dtype == torch.float32, key
+        assert term.isfinite(), key
+    assert any(term.requires_grad for term in terms.values())
+    if type(small.method).step is not Method.step:
+        return  # a step of its own may minimise more than `losses`
+    sum(terms.values()).backward()
+    trained = Small(tmp_path / "trained", name, student=student, **one_step)
+    trained.run()
+    line = json.loads((tmp_path / "trained" / "log.jsonl").read_text())
+    assert line["losses"] == pytest.approx(
+        {key: term.item() for key, term in terms.items()}, rel=1e-5, abs=1e-7
+    )
+    expected = parameters(small)
+    for key, parameter in parameters(trained).items():
+        torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def parameters(small):
+    """Everything that has parameters of its own, by name."""
+    modules = small.trainer._modules()
+    return {f"{name}.{key}": p for name, m in modules.items() for key, p in m.named_parameters()}
+
+
+class LossOperations(TorchDispatchMode):
+    """Notes the softmaxes, logarithms, norms and cross-entropies that are given half precision."""
+
+    WATCHED = ("softmax", "log", "exp", "norm", "nll_loss", "mse_loss", "smooth_l1", "div.Tensor", "kl_div")
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.halved = 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::").removeprefix("_")
+        if name.startswith(self.WATCHED) and "batch_norm" not in name:
+            self.seen += 1
+            if any(isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16 for a in args):
+                self.halved.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", discovery.names("method"))
+def test_losses_are_computed_in_float32_under_bf16_autocast(name, tmp_path):
+    small = Small(tmp_path, name, precision=torch.bfloat16)
+    small.method.on_epoch_start(0, 2)
+    batch = next(small.loader.epoch(0))
+    with LossOperations() as operations:
+        terms = small.method.losses(batch)
+    assert operations.seen
+    assert not operations.halved
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    # Even a caller that is itself under autocast gets no other losses.
+    with torch.autocast("cpu", torch.bfloat16), LossOperations() as operations:
+        terms = small.method.losses(batch)
+    assert not operations.halved
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", discovery.names("method"))
+@pytest.mark.parametrize("stop", [3, 7], ids=["first_epoch", "second_epoch"])
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(name, stop, tmp_path):
+    for number, config in enumerate([{}, *EXTREMES.get(name, [])]):
+        folder = tmp_path / str(number)
+        assert_resumes(folder, stop, name, config=config)
+
+
+@pytest.mark.parametrize("name", discovery.names("method"))
+def test_so_it_does_with_every_setting_and_a_network_that_drops_out(name, tmp_path):
+    config = EXTREMES.get(name, [{}])[-1]
+    # Three steps an epoch, the last of them a batch short; step 5 lies within the second epoch and phase.
+    assert_resumes(tmp_path, 5, name, student="torchvision/mobilenet_v3_small", config=config, **EVERYTHING)
+
+
+def assert_resumes(folder, stop, name, **arguments):
+    unbroken = Small(folder / "unbroken", name, **arguments)
+    expected = unbroken.run()
+    stopped = Small(folder / "stopped", name, **arguments, watcher=Watcher(stop))
+    with pytest.raises(Interrupted, match=rf"step {stop} of \d+; go on with: kdcompress distill --resume"):
+        stopped.run()
+    resumed = Small(folder / "stopped", name, **arguments)
+    torch.rand(7)  # whatever a new process draws before it goes on
+    got = resumed.run()
+    assert_same(unbroken.tensors(), resumed.tensors())
+    assert_same(expected.state, got.state)
+    assert (got.candidate, got.epoch, got.best, got.last) == (
+        expected.candidate, expected.epoch, expected.best, expected.last,
+    )  # fmt: skip
+    lines = [log(folder / which) for which in ("unbroken", "stopped")]
+    assert lines[0] == lines[1]
+
+
+def log(folder):
+    """The lines of the log without what a clock says."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_s")} for line in lines]
+
+
+@pytest.mark.parametrize(("name", "student"), CASES)
+def test_what_ships_is_the_plain_class_and_nothing_else(name, student, tmp_path):
+    small = Small(tmp_path, name, student=student, train={"epochs": 1, "ema": 0.5})
+    outcome = small.run()
+    assert outcome.model == student
+    side = SIDES[student]
+    plain = build(student, num_classes=CLASSES, channels=3, image_size=(side, side))
+    assert list(outcome.state) == list(plain.state_dict())
+    for candidate in small.method.candidates().values():
+        fresh = build(candidate.model, num_classes=CLASSES, channels=3, image_size=(side, side))
+        fresh.load_state_dict(candidate.module.state_dict(), strict=True)
+        assert sum(p.numel() for p in candidate.module.parameters()) == sum(
+            p.numel() for p in fresh.parameters()
+        )
+        pixels = small.student.normalise(next(small.loader.epoch(1)).images)
+        with torch.no_grad():
+            assert torch.equal(fresh.eval()(pixels), candidate.module.eval()(pixels))
+    plain.load_state_dict(outcome.state, strict=True)
+
+
+@pytest.mark.parametrize("name", discovery.names("method"))
+def test_a_config_is_a_section_of_the_recipe_with_defaults_and_documented_weights(name):
+    cls = find_method(name)
+    assert issubclass(cls.Config, Section)
+    assert cls.Config() == cls.Config.model_validate(cls.Config().model_dump(mode="json"))
+    assert cls.__doc__

@@ -1,0 +1,134 @@
+"""A training that is small enough for a test, through the loop that every run goes through."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager
+
+import torch
+
+from kdcompress.data.batch import DataInfo
+from kdcompress.data.loader import EvaluationLoader, TrainingLoader
+from kdcompress.data.source import MemorySource
+from kdcompress.methods.base import find_method
+from kdcompress.networks.build import build
+from kdcompress.networks.networks import Networks
+from kdcompress.networks.tapped import Tapped
+from kdcompress.networks.teacher import Teacher
+from kdcompress.recipe import OptimSection, TrainSection
+from kdcompress.train.job import Job
+from kdcompress.train.journal import Journal
+from kdcompress.train.processes import Processes
+from kdcompress.train.trainer import Trainer
+
+CLASSES = 4
+SIDES = {"cifar/resnet8": 8, "torchvision/mobilenet_v3_small": 32}
+TEACHER = "cifar/resnet14"
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def images(count, side, seed=0):
+    """`count` images of noise whose brightness follows their class, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % CLASSES
+    noise = torch.randint(0, 128, (count, 3, side, side), generator=generator)
+    pixels = noise + 30 * labels.reshape(-1, 1, 1, 1)
+    return MemorySource(pixels.to(torch.uint8), labels)
+
+
+def tapped(model, side, device="cpu", precision=None):
+    network = build(model, num_classes=CLASSES, channels=3, image_size=(side, side))
+    made = Tapped(network, model, image_size=(side, side), channels=3, mean=(0.4,) * 3, std=(0.2,) * 3)
+    made.precision = precision
+    return made.to(device)
+
+
+class Small:
+    """A method beside freshly drawn networks, with data, optimiser settings and a folder.
+
+    Everything is drawn from seeds, so that two of them with the same arguments begin equal.
+    """
+
+    def __init__(
+        self,
+        folder,
+        method="none",
+        *,
+        student="cifar/resnet8",
+        peers=None,
+        config=None,
+        train=None,
+        optim=None,
+        count=40,
+        batch_size=8,
+        held_out=12,
+        data=None,
+        processes=ALONE,
+        precision=None,
+        watcher=None,
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        device, side = processes.device, SIDES[student]
+        cls = find_method(method)
+        config = cls.Config(**(config or {}))
+        needs = cls.needs(config)
+        torch.manual_seed(1)
+        self.student = tapped(student, side, device, precision)
+        self.teacher = self.frozen = None
+        if needs.teacher:
+            self.teacher = tapped(TEACHER, side, device, precision)
+            self.frozen = Teacher(self.teacher)
+        if peers is None:
+            peers = [student] * (needs.peers or 0)
+        self.peers = tuple(tapped(peer, side, device, precision) for peer in peers)
+        train_images = images(count, side)
+        info = {"num_classes": CLASSES, "image_size": (side, side), "channels": 3, **(data or {})}
+        networks = Networks(self.student, self.frozen, self.peers)
+        self.method = cls(config, networks, DataInfo(labels=train_images.labels, **info)).to(device)
+        self.folder = folder
+        self.loader = TrainingLoader(
+            train_images, batch_size=batch_size, views=needs.views, seed=0, augment="crop", device=device,
+            rank=processes.rank, world=processes.world,
+        )  # fmt: skip
+        train = TrainSection(**{"epochs": 2, "precision": "fp32", **(train or {})})
+        optim = OptimSection(**{"lr": 0.02, "schedule": "cosine", **(optim or {})})
+        fp16 = precision == torch.float16
+        job = Job("student", folder, train, optim, train.epochs, fp16, "kdcompress distill --resume")
+        on_held_out = EvaluationLoader(images(held_out, side, 1), device=device) if held_out else None
+        journal = Journal(folder if processes.first else None)
+        torch.manual_seed(2 + processes.rank)
+        self.trainer = Trainer(
+            self.method, self.loader, on_held_out, job, processes, journal, watcher or Watcher()
+        )
+
+    def run(self):
+        return self.trainer.run()
+
+    def tensors(self):
+        """Everything a training changes, by name."""
+        modules = self.trainer._modules()
+        return {f"{name}.{key}": t for name, m in modules.items() for key, t in m.state_dict().items()}
+
+
+class Watcher:
+    """A Progress that nobody sees, and that can do something at a step."""
+
+    def __init__(self, step=None, act=lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        self.step, self.act, self.seen = step, act, 0
+
+    @contextmanager
+    def bar(self, description, total, done=0):
+        self.seen = done
+        yield self
+
+    def advance(self, amount=1, note=""):
+        self.seen += amount
+        if self.seen == self.step:
+            self.act()
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, different

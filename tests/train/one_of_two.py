@@ -1,0 +1,96 @@
+"""One of the two processes that test_processes.py starts; writes what it saw to FOLDER/RANK.pt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from small_training import Small, Watcher
+
+from kdcompress.errors import KdcompressError
+from kdcompress.train.processes import join, leave
+
+FROZEN = {
+    # Batch norm is held still, since each process normalises its own rows.
+    "kd": {"method": "kd"},
+    "dml": {"method": "dml"},
+    "byot": {"method": "byot"},
+    "everything": {
+        "method": "kd",
+        "train": {"accumulate": 2, "clip_norm": 0.5, "ema": 0.9},
+        "optim": {"name": "adamw", "lr": 0.002},
+    },
+}
+DROPS_OUT = {"method": "kd", "student": "torchvision/mobilenet_v3_small", "held_out": 0}
+
+
+def frozen(name):
+    arguments = {"held_out": 0, **FROZEN[name]}
+    return {**arguments, "train": {"freeze_bn": True, **arguments.get("train", {})}}
+
+
+def main(folder, processes):
+    seen = {}
+
+    def small(where, **arguments):
+        return Small(folder / where, processes=processes, **arguments)
+
+    for name in FROZEN:
+        made = small(name, **frozen(name))
+        made.run()
+        seen[name] = made.tensors()
+
+    made = small("as_it_is", method="dml")
+    seen["indices"] = [batch.indices for epoch in range(2) for batch in made.loader.epoch(epoch)]
+    outcome = made.run()
+    seen["as_it_is"], seen["outcome"] = made.tensors(), outcome
+
+    made = small("not_finite")
+    losses = made.method.losses
+    if processes.rank == 1:
+        made.method.losses = lambda batch: {
+            name: term / (0 if made.trainer.at.step == 2 else 1) for name, term in losses(batch).items()
+        }
+    seen["not_finite"] = message(made.run)
+    seen["not_finite_step"] = made.trainer.at.step
+
+    # Dropout draws in each process: every generator has to come back.
+    unbroken = small("unbroken", **DROPS_OUT)
+    seen["first_draw"] = torch.get_rng_state()
+    unbroken.run()
+    # Only the second process hears the signal.
+    watcher = Watcher(7) if processes.rank == 1 else Watcher()
+    seen["stopped"] = message(small("stopped", **DROPS_OUT, watcher=watcher).run)
+    resumed = small("stopped", **DROPS_OUT)
+    torch.rand(5 + processes.rank)
+    resumed.run()
+    seen["unbroken"], seen["resumed"] = unbroken.tensors(), resumed.tensors()
+
+    seen["turns"] = []
+    with processes.in_turn():
+        seen["turns"] = sorted(path.name for path in folder.glob("turn*"))
+        (folder / f"turn{processes.rank}").touch()
+
+    torch.save(seen, folder / f"{processes.rank}.pt")
+    if processes.rank == 1:
+        return  # ends, while the first one waits for it
+    seen["left_alone"] = message(lambda: processes.agree(1)) or message(processes.wait)
+    torch.save(seen, folder / f"{processes.rank}.pt")
+
+
+def message(work):
+    try:
+        work()
+    except KdcompressError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    mine = join("cpu")
+    try:
+        main(Path(sys.argv[1]), mine)
+    finally:
+        leave()

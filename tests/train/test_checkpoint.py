@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdcompress import atomic
+from kdcompress.errors import RunFolderError, WorldError
+from kdcompress.train import checkpoint
+
+STATE = {"position": {"step": 3, "seconds": 1.5}, "modules": {"a": {"w": torch.arange(64.0).reshape(8, 8)}}}
+
+
+def saved(folder):
+    path = folder / "student.pt"
+    checkpoint.save(path, STATE)
+    return path
+
+
+def test_what_is_saved_is_read_back_with_its_strides(tmp_path):
+    weight = torch.rand(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)
+    checkpoint.save(tmp_path / "a.pt", {**STATE, "weight": weight})
+    state = checkpoint.load(tmp_path / "a.pt")
+    assert state["schema"] == checkpoint.SCHEMA
+    assert state["position"] == STATE["position"]
+    assert torch.equal(state["modules"]["a"]["w"], STATE["modules"]["a"]["w"])
+    assert torch.equal(state["weight"], weight)
+    assert state["weight"].stride() == weight.stride()
+
+
+def test_where_there_is_none_there_is_none(tmp_path):
+    assert checkpoint.load(tmp_path / "student.pt") is None
+
+
+def test_a_checkpoint_is_the_old_one_until_it_is_the_new_one(tmp_path, monkeypatch):
+    path = saved(tmp_path)
+    before = path.read_bytes()
+
+    def fails(source, target):
+        assert Path(source).stat().st_size > 0
+        assert Path(target).read_bytes() == before
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(atomic.os, "replace", fails)
+    with pytest.raises(WorldError, match="disk is full"):
+        checkpoint.save(path, {**STATE, "position": {"step": 4}})
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["student.pt"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 500, -1])
+def test_a_truncated_checkpoint_is_refused_with_one_sentence(tmp_path, keep):
+    path = saved(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(
+        RunFolderError, match=r"student.pt: the checkpoint is damaged \(.*--overwrite"
+    ) as error:
+        checkpoint.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_flipped_byte_anywhere_is_refused_or_harmless(tmp_path):
+    path = saved(tmp_path)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            state = checkpoint.load(path)
+        except RunFolderError:
+            refused += 1
+            continue
+        # padding and dates of the archive may change; what is read may not
+        assert torch.equal(state["modules"]["a"]["w"], STATE["modules"]["a"]["w"]), place
+        assert state["position"] == STATE["position"], place
+    assert refused
+
+
+@pytest.mark.parametrize("content", [{"schema": "kdcompress.checkpoint/2"}, {"position": {}}, [1, 2]])
+def test_another_schema_is_refused_with_what_to_do(tmp_path, content):
+    torch.save(content, tmp_path / "student.pt")
+    with pytest.raises(
+        RunFolderError, match=r"this version reads 'kdcompress.checkpoint/1'; go on with the version"
+    ):
+        checkpoint.load(tmp_path / "student.pt")
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    torch.save({"schema": checkpoint.SCHEMA, "x": Evil()}, tmp_path / "student.pt")
+    with pytest.raises(RunFolderError, match="damaged"):
+        checkpoint.load(tmp_path / "student.pt")
+    assert not (tmp_path / "owned").exists()
