@@ -17,12 +17,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from kdcompress.errors import UserError, WorldError
 
 PATIENCE = timedelta(hours=6)
 """How long the others wait for the first process, which alone evaluates, exports and times. One that died is
 noticed at once, by its connection."""
+TIME_TO_MEET = timedelta(minutes=5)
+"""Until all processes have started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +159,20 @@ def join(device: str) -> Processes:
             )
         torch.cuda.set_device(local)
     if world > 1 and not dist.is_initialized():
-        with _talking():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+        _meet("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     place = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
     return Processes(int(os.environ.get("RANK", "0")), world, place)
+
+
+def _meet(backend: str) -> None:
+    try:
+        # Whoever is not here within minutes never comes; the patience is for what is done together.
+        store, rank, world = next(rendezvous("env://", timeout=TIME_TO_MEET))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+        raise WorldError(f"the processes did not find each other at {address} ({reason})") from error
 
 
 def leave() -> None:

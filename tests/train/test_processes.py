@@ -26,7 +26,7 @@ def two(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    path = os.pathsep.join([str(TESTS), str(TESTS / "train")])
+    path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "train")))
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": path}
     started = [
         subprocess.Popen(

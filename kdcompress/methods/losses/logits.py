@@ -1,39 +1,11 @@
-"""The losses as pure functions, in float32 or wider, reductions and factors of T² written out.
-
-Shape letters: B rows, K classes, D features. `teacher` is whatever is imitated: a frozen network, a peer, a
-deeper head.
-"""
+"""Losses between logits and labels, and between logits and logits."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import ParamSpec
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-P = ParamSpec("P")
-
-
-def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Runs a loss with autocast off and half-precision arguments widened; float64 stays float64."""
-
-    @functools.wraps(loss)
-    def widened(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        device = next((a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), "cpu")
-        with torch.autocast(device, enabled=False):
-            wide = tuple(_widen(a) for a in args)
-            return loss(*wide, **{k: _widen(v) for k, v in kwargs.items()})  # type: ignore[arg-type]
-
-    return widened
-
-
-def _widen(value: object) -> object:
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
-    return value
+from kdcompress.methods.losses.widening import full_precision
 
 
 @full_precision
@@ -120,16 +92,3 @@ def soft_cross_entropy(student_BK: Tensor, teacher_BK: Tensor, temperature: floa
     """
     target = F.softmax(teacher_BK / temperature, dim=1)
     return -(target * F.log_softmax(student_BK / temperature, dim=1)).sum(1).mean()
-
-
-@full_precision
-def euclidean(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """The Euclidean norm of the whole `[B, D]` difference: not squared, not averaged.
-
-    The gradient has norm 1 whatever the distance or the batch; at distance 0 it is 0.
-
-    Source:
-        Zhang et al., Self-Distillation (TPAMI 2022), hint loss; the authors' code.
-    """
-    distance: Tensor = torch.linalg.vector_norm(student_BD - teacher_BD)
-    return distance
