@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from kdcompress.train.minimiser import Minimiser
 
 from kdcompress.bench.stats import interval
 from kdcompress.cores import granted_cores
@@ -35,8 +34,9 @@ from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import Teacher
 from kdcompress.recipe import OptimSection, TrainSection
 from kdcompress.train import precision
+from kdcompress.train.job import Job
+from kdcompress.train.minimiser import Minimiser
 from kdcompress.train.processes import Processes
-from kdcompress.train.trainer import Job
 
 BATCH, SIDE, CLASSES = 64, 32, 100
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)

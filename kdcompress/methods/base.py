@@ -98,6 +98,9 @@ class Candidate:
 class Minimise(Protocol):
     """What the trainer hands to `Method.step`; precision, clipping and processes are behind it."""
 
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """`Method.losses`, through what keeps several processes equal; at most once a step."""
+
     def __call__(self, terms: dict[str, Tensor], *sets: str) -> None:
         """Checks that the terms are finite and moves the named sets (none named: all of the phase)."""
 
@@ -142,6 +145,10 @@ class Method(nn.Module):
         """The weighted terms of one batch, scalars; their sum is what is minimised, and each is logged."""
         raise NotImplementedError(f"{type(self).__name__} defines no losses")
 
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`losses`; the name that DistributedDataParallel calls."""
+        return self.losses(batch)
+
     def parameter_sets(self) -> dict[str, ParameterSet]:
         """What is trained, by name; by default one set "main": student, peers and method."""
         modules: Iterable[nn.Module] = (*self.networks.trained(), self)
@@ -154,7 +161,7 @@ class Method(nn.Module):
 
     def step(self, batch: Batch, minimise: Minimise) -> None:
         """One step; by default the sum of the losses moves everything."""
-        minimise(self.losses(batch))
+        minimise(minimise.losses(batch))
 
     def on_epoch_start(self, epoch: int, epochs: int) -> None:
         """Called before each epoch (0-based, over all phases); ramps and curricula read `self.epoch`."""

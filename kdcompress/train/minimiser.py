@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from kdcompress.data.batch import Batch
 from kdcompress.errors import NonFiniteLoss
-from kdcompress.methods.base import ParameterSet
+from kdcompress.methods.base import Method, ParameterSet
 from kdcompress.train import optimisers
 from kdcompress.train.job import Job
 from kdcompress.train.processes import Processes
@@ -18,16 +21,23 @@ class Minimiser:
     """Moves parameter sets down a loss; what a method's `step` is handed.
 
     Args:
+        method: Whose losses are minimised.
         sets: What this phase trains.
         job: Clipping, accumulation, optimiser settings.
-        processes: Gradients and terms are averaged over all of them.
+        processes: Terms and, by DistributedDataParallel around the losses, gradients are averaged over them.
 
     Attributes:
         terms: Of the present batch, means over the processes, without gradients.
     """
 
-    def __init__(self, sets: dict[str, ParameterSet], job: Job, processes: Processes) -> None:
+    def __init__(self, method: Method, sets: dict[str, ParameterSet], job: Job, processes: Processes) -> None:
         self.sets, self.job, self.processes = sets, job, processes
+        self._method = method
+        self._wrapped: DistributedDataParallel | None = None
+        if processes.world > 1:
+            ids = [processes.device.index] if processes.device.type == "cuda" else None
+            # Buffers are shared at the borders of epochs and checkpoints, not at every step.
+            self._wrapped = DistributedDataParallel(_Trainable(method), ids, broadcast_buffers=False)
         self.optimisers = {name: optimisers.build(job.optim, s) for name, s in sets.items()}
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=job.fp16)
         self.terms: dict[str, Tensor] = {}
@@ -47,6 +57,15 @@ class Minimiser:
         self._opens, self._closes = place == 0, place + 1 == batches
         self.terms = {}
 
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The method's losses, through the wrapper that averages their gradients over the processes."""
+        if self._wrapped is None:
+            return self._method.losses(batch)
+        # What is only accumulated need not be averaged yet: the last batch of a step carries the sum.
+        with contextlib.nullcontext() if self._closes else self._wrapped.no_sync():
+            terms: dict[str, Tensor] = self._wrapped(batch)
+        return terms
+
     def __call__(self, terms: dict[str, Tensor], *sets: str) -> None:
         """Checks the terms, accumulates their gradient, and with a step's last batch moves the sets.
 
@@ -61,11 +80,10 @@ class Minimiser:
         total = torch.stack([value.float() for value in terms.values()]).sum() / self._batches
         # A loss of some sets must not leave gradients behind in the others.
         only = None if len(names) == len(self.sets) else [p for n in names for p in self.sets[n].parameters]
+        assert only is None or self.processes.world == 1, "DistributedDataParallel moves all sets of a phase"
         torch.autograd.backward(self.scaler.scale(total), inputs=only)
         if not self._closes:
             return
-        # Before anything reads them: every process must clip, skip and move alike.
-        self.processes.average_gradients([p for name in names for p in self.sets[name].parameters])
         if self.job.train.clip_norm is not None:
             for name in names:
                 self._clip(name, self.job.train.clip_norm)
@@ -119,3 +137,16 @@ class Minimiser:
             f"{self.job.label}, step {self._step + 1}: {what} is not finite ({figures}); the optimiser has "
             "not moved. Lower optim.lr, set train.clip_norm, or set train.precision: fp32"
         )
+
+
+class _Trainable(nn.Module):
+    """What DistributedDataParallel must see: the method's parameters and those of the networks beside it."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+        self.networks = nn.ModuleList(method.networks.trained())
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = self.method(batch)
+        return terms

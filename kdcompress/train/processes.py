@@ -1,14 +1,13 @@
 """The processes of one run: one, or as many as `torchrun` started.
 
-Each process computes on its rows of every global batch. Gradients are averaged in `Minimiser`, so a method
-may run its networks as often and in whatever way it likes. Batch norm normalises by each process's own rows,
-and the first process's statistics are the ones that are kept.
+Each process computes on its rows of every global batch; DistributedDataParallel in `Minimiser` averages the
+gradients. Batch norm normalises by each process's own rows, and the first process's statistics are kept.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -82,26 +81,6 @@ class Processes:
             dist.all_reduce(total)
         return total / self.world
 
-    @torch.no_grad()
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Gives every process the mean gradient; what no process has a gradient for stays without one."""
-        if self.world == 1:
-            return
-        # A branch that was not taken in one process leaves no gradient there: that counts as zero.
-        present = [float(p.grad is not None) for p in parameters]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        # One message for all of them; a message of its own for each would be mostly waiting.
-        flat = torch.cat(
-            [torch.tensor(present, device=self.device), *(gradient.reshape(-1) for gradient in gradients)]
-        )
-        flat = self.mean(flat)
-        anywhere, *parts = torch.split(flat, [len(present), *(p.numel() for p in parameters)])
-        for parameter, gradient, part, some in zip(
-            parameters, gradients, parts, anywhere.tolist(), strict=True
-        ):
-            if some:
-                parameter.grad = gradient.copy_(part.view(gradient.shape))
-
     def share(self, modules: Iterable[nn.Module], *, parameters: bool = False) -> None:
         """Gives every process the first one's buffers (batch-norm statistics differ from rank to rank).
 
@@ -170,7 +149,7 @@ def _meet(backend: str) -> None:
         store, rank, world = next(rendezvous("env://", timeout=TIME_TO_MEET))
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     except RuntimeError as error:
-        reason = str(error).strip().split("\n", 1)[0]
+        reason = _reason(error)
         address = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
         raise WorldError(f"the processes did not find each other at {address} ({reason})") from error
 
@@ -187,8 +166,13 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().split("\n", 1)[0]
+        reason = _reason(error)
         raise WorldError(
             f"another process of this run has ended, and its own message says why ({reason}); go on with "
             "--resume when that is mended"
         ) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """The first sentence of an error of torch's, without the place in its source that goes before it."""
+    return str(error).strip().split("\n", 1)[0].split("] ", 1)[-1].split(". ", 1)[0]

@@ -117,7 +117,8 @@ class Trainer:
         for name, held in self.sets.items():
             for parameter in held.parameters:
                 parameter.requires_grad_(name in phase.sets)
-        minimise = Minimiser({name: self.sets[name] for name in phase.sets}, self.job, self.processes)
+        moving = {name: self.sets[name] for name in phase.sets}
+        minimise = Minimiser(self.method, moving, self.job, self.processes)
         if state is not None:
             minimise.load_state_dict(state["optimisers"])
         steps_before = self.at.step - self.at.phase_step
