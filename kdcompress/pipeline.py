@@ -28,6 +28,7 @@ from kdcompress.steps.deliver import deliver, read_json, report
 from kdcompress.steps.learn import build_method, train
 from kdcompress.steps.networks import starts, tapped
 from kdcompress.steps.teach import teach
+from kdcompress.train.journal import require_tensorboard
 from kdcompress.train.processes import Processes, join, leave
 
 
@@ -171,6 +172,8 @@ def _baseline_of(run: Run) -> Run:
 
 def _rehearse(run: Run) -> None:
     """Builds everything once, so that a user hears of what does not fit before anything is written."""
+    if run.recipe.train.tensorboard:
+        require_tensorboard()
     found = starts(run)
     teacher = None
     if run.recipe.teacher is not None:

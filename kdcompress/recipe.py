@@ -127,6 +127,8 @@ class TrainSection(Section):
     """The epoch and candidate with the best held-out top-1, or the last epoch's student."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """A checkpoint is also written within an epoch, this often."""
+    tensorboard: bool = False
+    """Also draw the log under `tensorboard/` of the run folder (needs the extra of that name)."""
 
 
 class OptimSection(Section):

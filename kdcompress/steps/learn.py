@@ -85,7 +85,7 @@ def loop(
         fp16=run.precision == "fp16",
         resume_hint=_resume_hint(run.command, run.processes.world),
     )
-    journal = Journal(run.folder.path if run.processes.first else None)
+    journal = Journal(run.folder.path if run.processes.first else None, train.tensorboard)
     # Each process drops out by its own dice: their rows are different ones.
     seeded(seed, f"training of {label}" + (f" in process {run.processes.rank}" if run.processes.rank else ""))
     with contextlib.closing(loader), contextlib.ExitStack() as stack:

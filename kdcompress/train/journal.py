@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from kdcompress.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 SCHEMA = "kdcompress.log/1"
 
@@ -15,16 +21,20 @@ class Journal:
 
     Args:
         folder: The run folder, or None: nothing is written (the processes that are not the first).
+        tensorboard: Whether the epochs also go to `tensorboard/`.
     """
 
     FILES = ("log.jsonl", "steps.jsonl")
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, tensorboard: bool = False) -> None:
+        self.folder, self.tensorboard = folder, tensorboard
+        self._writers: dict[str, SummaryWriter] = {}
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Appends to `log.jsonl`."""
         self._append("log.jsonl", line)
+        if self.folder is not None and self.tensorboard:
+            self._draw(self.folder / "tensorboard", line)
 
     def step(self, line: dict[str, Any]) -> None:
         """Appends to `steps.jsonl`."""
@@ -44,6 +54,29 @@ class Journal:
             if _size(self.folder / name) > size:
                 os.truncate(self.folder / name, size)
 
+    def _draw(self, folder: Path, line: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        phase, epoch = line["phase"], line["epoch"]
+        if phase not in self._writers:
+            # What an interrupted session drew from this epoch on is not shown any more.
+            self._writers[phase] = SummaryWriter(str(folder / phase), purge_step=epoch)
+        held_out = (
+            {f"held_out/{name}": line["held_out"][name] for name in ("top1", "loss")}
+            if line["held_out"]
+            else {}
+        )
+        losses = {f"losses/{name}": value for name, value in line["losses"].items()}
+        for name, value in {
+            **losses,
+            **held_out,
+            "lr": line["lr"],
+            "images_per_s": line["images_per_s"],
+        }.items():
+            if value is not None:
+                self._writers[phase].add_scalar(name, value, epoch)
+        self._writers[phase].flush()
+
     def _append(self, name: str, line: dict[str, Any]) -> None:
         if self.folder is None:
             return
@@ -53,3 +86,13 @@ class Journal:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def require_tensorboard() -> None:
+    """Says how to install TensorBoard where it is asked for and missing.
+
+    Raises:
+        UserError: It is missing.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError("train.tensorboard: needs the extra; pip install 'kdcompress[tensorboard]'")

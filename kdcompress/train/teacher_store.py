@@ -50,7 +50,7 @@ def key(
     data = recipe.data.model_dump(mode="json", exclude={"root", "workers"})
     # How the student is chosen and watched has no part in the teacher.
     train = recipe.train.model_dump(
-        mode="json", exclude={"epochs", "ema", "ship", "compile", "checkpoint_minutes"}
+        mode="json", exclude={"epochs", "ema", "ship", "compile", "checkpoint_minutes", "tensorboard"}
     )
     optim = recipe.optim.model_dump(mode="json")
     parts = [teacher, data, train, optim, listing_sha256, weights_sha256, surroundings]

@@ -1,0 +1,56 @@
+"""The log, and its drawing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+from kdcompress.errors import UserError
+from kdcompress.train.journal import Journal, require_tensorboard
+
+
+def line(epoch):
+    return {
+        "phase": "student",
+        "epoch": epoch,
+        "lr": 0.1,
+        "images_per_s": 5.0,
+        "losses": {"ce": 1.0},
+        "held_out": {"top1": 0.5, "loss": None},
+    }
+
+
+def test_what_was_written_after_a_checkpoint_is_cut_back(tmp_path):
+    journal = Journal(tmp_path)
+    journal.epoch(line(1))
+    sizes = journal.sizes()
+    journal.epoch(line(2))
+    journal.cut_back(sizes)
+    journal.epoch(line(3))
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in lines] == [1, 3]
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    journal = Journal(None, tensorboard=True)
+    journal.epoch(line(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_shows_every_figure_of_an_epoch(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    journal = Journal(tmp_path, tensorboard=True)
+    journal.epoch(line(1))
+    journal.epoch(line(2))
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "student")).Reload()
+    assert set(events.Tags()["scalars"]) == {"losses/ce", "held_out/top1", "lr", "images_per_s"}
+    assert [event.step for event in events.Scalars("held_out/top1")] == [1, 2]
+
+
+def test_a_missing_tensorboard_is_said_before_the_run(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'kdcompress\[tensorboard\]'"):
+        require_tensorboard()
