@@ -30,6 +30,7 @@ from kdcompress.steps.networks import starts, tapped
 from kdcompress.steps.teach import teach
 from kdcompress.train.journal import require_tensorboard
 from kdcompress.train.processes import Processes, join, leave
+from kdcompress.train.trainer import phase_ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,4 +179,4 @@ def _rehearse(run: Run) -> None:
     teacher = None
     if run.recipe.teacher is not None:
         teacher = Teacher(tapped(run, run.recipe.teacher, found["teacher"]), fold=False)
-    build_method(run, found, teacher)
+    phase_ends(build_method(run, found, teacher).phases(), run.recipe.train.epochs)

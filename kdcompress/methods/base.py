@@ -128,6 +128,7 @@ class Method(nn.Module):
         self.data = data
         self.epoch = 0
         self.epochs = 1
+        self.phase = ""
         weights = data.class_weights
         self.register_buffer("class_weights", None if weights is None else weights.float(), persistent=False)
 
@@ -162,6 +163,10 @@ class Method(nn.Module):
     def step(self, batch: Batch, minimise: Minimise) -> None:
         """One step; by default the sum of the losses moves everything."""
         minimise(minimise.losses(batch))
+
+    def on_phase_start(self, name: str) -> None:
+        """Called before each phase and after a resume within it; losses that differ read `self.phase`."""
+        self.phase = name
 
     def on_epoch_start(self, epoch: int, epochs: int) -> None:
         """Called before each epoch (0-based, over all phases); ramps and curricula read `self.epoch`."""

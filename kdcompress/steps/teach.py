@@ -107,7 +107,8 @@ def _prepare(run: Run, start: Start) -> None:
     fine_tuned = start.weights is not None
     rate = section.lr or recipe.optim.lr * (0.1 if fine_tuned else 1.0)
     plain = find_method("none")
-    config = plain.Config.model_validate({"classifier_first": CLASSIFIER_FIRST if fine_tuned else 0.0})
+    in_two = fine_tuned and section.epochs > 1
+    config = plain.Config.model_validate({"classifier_first": CLASSIFIER_FIRST if in_two else 0.0})
     method = plain(config, Networks(tapped(run, section, start)), info(run)).to(run.device)
     train = recipe.train.model_copy(update={"ema": None, "compile": False, "ship": "best"})
     outcome = loop(run, method, "teacher", seed=section.seed, epochs=section.epochs, train=train, lr=rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from kdcompress.methods.base import Method, ParameterSet
 from kdcompress.train import optimisers
 from kdcompress.train.job import Job
 from kdcompress.train.processes import Processes
+
+# Buffers are shared at the borders of epochs and checkpoints, not at every step. The argument was renamed in
+# torch 2.13, which warns of the old name.
+_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_BUFFERS_STAY: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
 
 
 class Minimiser:
@@ -36,8 +42,7 @@ class Minimiser:
         self._wrapped: DistributedDataParallel | None = None
         if processes.world > 1:
             ids = [processes.device.index] if processes.device.type == "cuda" else None
-            # Buffers are shared at the borders of epochs and checkpoints, not at every step.
-            self._wrapped = DistributedDataParallel(_Trainable(method), ids, broadcast_buffers=False)
+            self._wrapped = DistributedDataParallel(_Trainable(method), ids, **_BUFFERS_STAY)
         self.optimisers = {name: optimisers.build(job.optim, s) for name, s in sets.items()}
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=job.fp16)
         self.terms: dict[str, Tensor] = {}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch
 from kdcompress.data.loader import TrainingLoader
-from kdcompress.errors import Interrupted
+from kdcompress.errors import Interrupted, UserError
 from kdcompress.methods.base import Method, Phase
 from kdcompress.progress import Bar, Progress
 from kdcompress.train import checkpoint, optimisers
@@ -98,14 +98,14 @@ class Trainer:
             self._restore(state)
         # Started from one seed, but another machine may round a random number differently.
         self.processes.share(self._modules().values(), parameters=True)
-        ends = _phase_ends(self.phases, self.job.epochs)
+        ends = phase_ends(self.phases, self.job.epochs)
         description = f"{self.job.label}: {self.method.networks.student.model}"
         with deferred_stop() as stop, self.progress.bar(description, self.total_steps, self.at.step) as bar:
             for number in range(self.at.phase, len(self.phases)):
                 if number != self.at.phase:
                     self.at.phase, self.at.phase_step = number, 0
                 start = ends[number - 1] if number else 0
-                if ends[number] == start or self._done():
+                if self._done():
                     continue
                 in_phase = state if state is not None and state["position"]["phase"] == number else None
                 self._run_phase(self.phases[number], start, ends[number], in_phase, stop, bar)
@@ -114,6 +114,7 @@ class Trainer:
     def _run_phase(
         self, phase: Phase, start: int, end: int, state: dict[str, Any] | None, stop: StopRequest, bar: Bar
     ) -> None:
+        self.method.on_phase_start(phase.name)
         for name, held in self.sets.items():
             for parameter in held.parameters:
                 parameter.requires_grad_(name in phase.sets)
@@ -259,13 +260,27 @@ class Trainer:
             _set_random_state(state["random_states"][self.processes.rank], self.processes.device)
 
 
-def _phase_ends(phases: list[Phase], epochs: int) -> list[int]:
-    """The epoch at which each phase ends; a phase whose share rounds to no epoch is skipped."""
-    ends, share = [], 0.0
-    for phase in phases:
+def phase_ends(phases: list[Phase], epochs: int) -> list[int]:
+    """The epoch at which each phase ends: its share of the epochs, but at least one.
+
+    Args:
+        phases: Their shares add up to 1.
+        epochs: Of all of them together.
+
+    Raises:
+        UserError: There are fewer epochs than phases.
+    """
+    if epochs < len(phases):
+        names = ", ".join(phase.name for phase in phases)
+        raise UserError(
+            f"train.epochs: {epochs}, but the method has {len(phases)} phases ({names}): one each"
+        )
+    ends: list[int] = []
+    share = 0.0
+    for number, phase in enumerate(phases, start=1):
         share += phase.share
-        ends.append(round(share * epochs))
-    ends[-1] = epochs
+        before = ends[-1] if ends else 0
+        ends.append(min(max(round(share * epochs), before + 1), epochs - (len(phases) - number)))
     return ends
 
 

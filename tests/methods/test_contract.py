@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -22,6 +23,19 @@ EXTREMES = {
     # Settings beside the defaults that make a method another one.
     "none": [{"classifier_first": 0.5}],
     "dml": [{"target": "mean_logits", "detach": False}],
+    "kd": [{"logit_standardization": True}],
+    "dkd": [{"logit_standardization": True, "warmup_epochs": 0}],
+    "ctkd": [{"loss": "dkd", "curriculum": "linear", "ramp_epochs": 2, "logit_standardization": True}],
+    "dist": [{"ce_weight": 0.0, "temperature": 1.0, "squared_factor": False}],
+    "mlkd": [{"align": "squared", "align_weight": 0.1, "contrast": "across"}],
+    "fitnet": [{"pre_activation": True, "kd_weight": 1.0}],
+    "at": [{"ce_weight": 0.0, "kd_weight": 1.0}],
+    "ab": [{"initial_share": 0.5, "kd_weight": 1.0}],
+    "sp": [{"stages": "all", "kd_weight": 1.0}],
+    "rkd": [{"sub_batch": 3, "kd_weight": 1.0}],
+    "srrl": [{"kd_weight": 1.0}],
+    "reviewkd": [{"warmup_epochs": 0, "student_maps": "pre", "kd_weight": 1.0}],
+    "crd": [{"positive": "relax", "negatives": 6, "kd_weight": 1.0}],
 }
 EVERYTHING = {
     "train": {"ema": 0.9, "accumulate": 2, "clip_norm": 1.0, "label_smoothing": 0.1},
@@ -31,8 +45,11 @@ EVERYTHING = {
 
 @pytest.mark.parametrize(("name", "student"), CASES)
 def test_every_parameter_of_every_set_moves_and_the_teacher_does_not(name, student, tmp_path):
-    # Without weight decay, which would move what no gradient reaches.
-    small = Small(tmp_path, name, student=student, train={"epochs": 1}, optim={"weight_decay": 0.0})
+    shares = [phase.share for phase in Small(tmp_path, name, student=student).method.phases()]
+    # So many epochs that no phase rounds to none of them and no ramp is still at 0, and without weight decay,
+    # which would move what no gradient reaches.
+    epochs = {"epochs": max(2, math.ceil(1 / min(shares)))}
+    small = Small(tmp_path, name, student=student, train=epochs, optim={"weight_decay": 0.0})
     sets = small.method.parameter_sets()
     assert sets
     named = {id(p): key for key, p in parameters(small).items()}
@@ -95,10 +112,11 @@ def _hidden(value):
 
 @pytest.mark.parametrize(("name", "student"), CASES)
 def test_terms_are_finite_float32_scalars_and_their_sum_is_what_is_minimised(name, student, tmp_path):
-    one_step = {"train": {"max_steps": 1, "epochs": 1}, "held_out": 0}
+    one_step = {"train": {"max_steps": 1, "epochs": 2}, "held_out": 0}
     small = Small(tmp_path / "by_hand", name, student=student, **one_step)
     small.trainer._train_mode(small.method.phases()[0])
-    small.method.on_epoch_start(0, 1)
+    small.method.on_phase_start(small.method.phases()[0].name)
+    small.method.on_epoch_start(0, 2)
     terms = small.method.losses(next(small.loader.epoch(0)))
     for key, term in terms.items():
         assert term.shape == (), key
@@ -146,6 +164,7 @@ class LossOperations(TorchDispatchMode):
 @pytest.mark.parametrize("name", discovery.names("method"))
 def test_losses_are_computed_in_float32_under_bf16_autocast(name, tmp_path):
     small = Small(tmp_path, name, precision=torch.bfloat16)
+    small.method.on_phase_start(small.method.phases()[0].name)
     small.method.on_epoch_start(0, 2)
     batch = next(small.loader.epoch(0))
     with LossOperations() as operations:
@@ -201,7 +220,7 @@ def log(folder):
 
 @pytest.mark.parametrize(("name", "student"), CASES)
 def test_what_ships_is_the_plain_class_and_nothing_else(name, student, tmp_path):
-    small = Small(tmp_path, name, student=student, train={"epochs": 1, "ema": 0.5})
+    small = Small(tmp_path, name, student=student, train={"epochs": 2, "ema": 0.5})
     outcome = small.run()
     assert outcome.model == student
     side = SIDES[student]

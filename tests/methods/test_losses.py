@@ -136,11 +136,25 @@ LOSSES = {
     "soft_cross_entropy": lambda s, t: losses.soft_cross_entropy(s, t, 2.0),
     "euclidean": losses.euclidean,
     "cross_entropy": lambda s, t: losses.cross_entropy(s, t.argmax(1)),
+    "mse": losses.mse,
+    "attention_transfer": lambda s, t: losses.attention_transfer(s[:, None, None], t[:, None, None]),
+    "activation_boundaries": losses.activation_boundaries,
+    "similarity_preserving": losses.similarity_preserving,
+    # Columns as rows: two rows are alike in distances and angles whatever they are.
+    "mutual_distances": lambda s, t: losses.mutual_distances(s.T, t.T),
+    "mutual_angles": lambda s, t: losses.mutual_angles(s.T, t.T),
+    "hierarchical_context": lambda s, t: losses.hierarchical_context(
+        s.reshape(1, 1, 2, 3), t.reshape(1, 1, 2, 3)
+    ),
+    "embedding": lambda s, t: losses.embedding(s, t, t[:, 0]).square()[:, 0].sum(),
+    "bank_scores": lambda s, t: losses.bank_scores(s, t, torch.tensor([[0, 1], [1, 0]]), 2.0).sum(),
+    "noise_contrastive": lambda s, t: losses.noise_contrastive(s.abs(), 3),
 }
+ROOMS = ("logits", "features", "maps", "geometry", "review", "contrast")
 
 
-def test_every_loss_of_the_two_files_is_listed_here():
-    rooms = {"kdcompress.methods.losses.logits", "kdcompress.methods.losses.features"}
+def test_every_loss_of_these_files_is_listed_here():
+    rooms = {f"kdcompress.methods.losses.{room}" for room in ROOMS}
     public = {n for n, v in vars(losses).items() if hasattr(v, "__wrapped__") and v.__module__ in rooms}
     assert public == set(LOSSES)
 

@@ -16,6 +16,10 @@ FROZEN = {
     "kd": {"method": "kd"},
     "dml": {"method": "dml"},
     "byot": {"method": "byot"},
+    "rkd": {"method": "rkd"},
+    "crd": {"method": "crd", "config": {"negatives": 50}},
+    "sp": {"method": "sp", "config": {"weight": 100.0}},
+    "ab": {"method": "ab", "config": {"initial_share": 0.5}},
     "everything": {
         "method": "kd",
         "train": {"accumulate": 2, "clip_norm": 0.5, "ema": 0.9},

@@ -38,7 +38,7 @@ def kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float | Tensor, *, s
     Args:
         student_BK: `[B, K]` logits.
         teacher_BK: `[B, K]` logits; the caller detaches them where the target is a constant.
-        temperature: T > 0.
+        temperature: T > 0, one number or `[B, 1]`.
         shift: Added to the target probabilities, which are not renormalised; the ONE family of repositories
             uses 1e-7.
 
@@ -48,13 +48,20 @@ def kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float | Tensor, *, s
     Source:
         Hinton, Vinyals & Dean 2015, section 2; the reduction is that of the RepDistiller code.
     """
+    return kl_rows(student_BK, teacher_BK, temperature, shift=shift).mean()
+
+
+def kl_rows(
+    student_BK: Tensor, teacher_BK: Tensor, temperature: float | Tensor, *, shift: float = 0.0
+) -> Tensor:
+    """`kl` before its mean: `[B]`, each row with its factor T²; for the losses that are made of it."""
     log_student = F.log_softmax(student_BK / temperature, dim=1)
     log_teacher = F.log_softmax(teacher_BK / temperature, dim=1)
     target = log_teacher.exp()
     if shift:
         target = target + shift
         log_teacher = target.log()
-    return temperature**2 * (target * (log_teacher - log_student)).sum(1).mean()
+    return (temperature**2 * (target * (log_teacher - log_student)).sum(1, keepdim=True)).squeeze(1)
 
 
 @full_precision

@@ -27,6 +27,9 @@ class KD(Method):
         ce_weight: float = Field(0.1, ge=0)
         """0 needs no labels."""
         kd_weight: float = Field(0.9, ge=0)
+        logit_standardization: bool = False
+        """Compare z-scores of the logits (Sun et al. 2024). T and kd_weight then mean something else: the
+        authors take 2 and 9."""
 
     config: Config
 
@@ -47,7 +50,10 @@ class KD(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        terms = {"kd": c.kd_weight * losses.kl(student_BK, teacher_BK, c.temperature)}
+        compared = (student_BK, teacher_BK)
+        if c.logit_standardization:
+            compared = (losses.standardized(student_BK), losses.standardized(teacher_BK))
+        terms = {"kd": c.kd_weight * losses.kl(*compared, c.temperature)}
         if c.ce_weight > 0:
             terms["ce"] = c.ce_weight * self.cross_entropy(student_BK, labels_B)
         return terms

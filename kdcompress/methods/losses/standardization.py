@@ -1,0 +1,25 @@
+"""Logits on a common scale, so that only their order and proportions are imitated."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdcompress.methods.losses.widening import full_precision
+
+
+@full_precision
+def standardized(logits_BK: Tensor) -> Tensor:
+    """Each row less its mean, over (its standard deviation + 1e-7); gradients go through both.
+
+    Args:
+        logits_BK: `[B, K]`, K ≥ 2.
+
+    Returns:
+        `[B, K]` rows of mean 0 and (unbiased) standard deviation 1; 0 for a row of equal logits.
+
+    Source:
+        Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024; the 1e-7 and the unbiased
+        deviation are the code's.
+    """
+    centred = logits_BK - logits_BK.mean(1, keepdim=True)
+    return centred / (logits_BK.std(1, keepdim=True) + 1e-7)

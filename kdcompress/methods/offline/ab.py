@@ -1,0 +1,167 @@
+"""First the teacher's signs before each activation, then training as usual (Heo et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError
+from kdcompress.methods import losses
+from kdcompress.methods.base import Method, Needs, ParameterSet, Phase
+from kdcompress.networks.networks import Networks
+from kdcompress.networks.trace import undisturbed
+
+
+class AB(Method):
+    """Phase "boundaries": weight · Σ_pairs boundary loss. Phase "labels": ce_weight · CE + kd_weight · KL.
+
+    In the first phase what makes the student's paired maps (all but its classifier, as a rule) and the
+    connectors move, on the boundary loss alone; in the second the student moves, with a fresh optimiser.
+    Pairs are stages of exactly one size, shallow to deep with weights 2^(l-n+1): 1 for the deepest, half of
+    it for the one before. Where the channels differ a connector (1×1 convolution without bias, batch norm, no
+    activation) stands between them; it is thrown away.
+
+    Source:
+        Heo et al., Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons,
+        AAAI 2019; the weights are those of the authors' and the RepDistiller code. The authors' code leaves
+        the teacher in training mode, so that its batch-norm statistics drift; here it is frozen.
+    """
+
+    class Config(Section):
+        """The boundary loss is a sum over a map's elements and a mean over rows."""
+
+        initial_share: float = Field(30 / 270, gt=0, lt=1)
+        """Of the epochs that go to the first phase, rounded to whole epochs, at least one. RepDistiller has
+        30 epochs before the 240 of the training."""
+        weight: float = Field(0.003, gt=0)
+        """Of the boundary loss."""
+        margin: float = Field(1.0, gt=0)
+        """How far on its side of 0 a pre-activation must lie to cost nothing."""
+        ce_weight: float = Field(1.0, ge=0)
+        """In the second phase. 0 needs no labels."""
+        kd_weight: float = Field(0.0, ge=0)
+        """Of soft labels in the second phase: none in RepDistiller, a share of them in the authors' code."""
+        temperature: float = Field(3.0, gt=0)
+        """Of the soft labels, the authors'. Their term carries the factor T²."""
+
+        @model_validator(mode="after")
+        def _classifier_learns(self) -> AB.Config:
+            if not self.ce_weight and not self.kd_weight:
+                raise ValueError("nothing trains the classifier where ce_weight and kd_weight are both 0")
+            return self
+
+    config: Config
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        assert networks.teacher is not None
+        student, teacher = networks.student, networks.teacher
+        ours, theirs = student.shapes(), teacher.shapes()
+        self.pairs = losses.pairs_of_one_size(ours, theirs)
+        if not self.pairs:
+            raise NetworkError(
+                "method ab: signs are compared pixel by pixel, and no stage of the student "
+                f"{losses.stage_maps(student.model, ours)} is exactly as large as one of the teacher "
+                f"{losses.stage_maps(teacher.model, theirs)}; choose networks that halve their maps alike, "
+                "or name stages in student.taps and teacher.taps"
+            )
+        self.connectors = nn.ModuleDict(
+            {
+                pair.student: _connector(pair.student_shape[0], pair.teacher_shape[0])
+                for pair in self.pairs
+                if not pair.same_channels
+            }
+        )
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Both networks before their stages' activations, and labels unless their weight is 0."""
+        return Needs(
+            teacher=True,
+            labels=config.ce_weight > 0,
+            student=frozenset({"logits", "pre"}),
+            read_of_teacher=frozenset({"logits", "pre"} if config.kd_weight else {"pre"}),
+        )
+
+    def parameter_sets(self) -> dict[str, ParameterSet]:
+        """The student's features and the rest of it (its classifier), and connectors if there are any."""
+        trainable = [p for p in self.networks.student.network.parameters() if p.requires_grad]
+        features = self._makes_maps(trainable)
+        sets = {
+            "features": [p for p, makes in zip(trainable, features, strict=True) if makes],
+            "rest": [p for p, makes in zip(trainable, features, strict=True) if not makes],
+            "connectors": list(self.connectors.parameters()),
+        }
+        return {name: ParameterSet(tuple(parameters)) for name, parameters in sets.items() if parameters}
+
+    def phases(self) -> list[Phase]:
+        """First boundaries, then labels."""
+        sets, share = self.parameter_sets(), self.config.initial_share
+        return [
+            Phase("boundaries", share, tuple(name for name in sets if name != "rest")),
+            Phase("labels", 1 - share, tuple(name for name in sets if name != "connectors")),
+        ]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Term boundaries in the first phase; ce and kd in the second."""
+        if self.phase == "boundaries":
+            return {"boundaries": self._boundaries(batch)}
+        c = self.config
+        logits = self.networks.student(batch.images).logits
+        assert logits is not None
+        terms = {}
+        if c.ce_weight:
+            terms["ce"] = c.ce_weight * self.cross_entropy(logits, batch.labels)
+        if c.kd_weight:
+            assert self.networks.teacher is not None
+            taught = self.networks.teacher(batch.views[0]).logits
+            assert taught is not None
+            terms["kd"] = c.kd_weight * losses.kl(logits, taught, c.temperature)
+        return terms
+
+    def boundaries(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
+        """The weighted boundary loss of each pair.
+
+        Args:
+            student: Pre-activations `[B, C, H, W]`, connected, shallow to deep.
+            teacher: Pre-activations of the same shapes.
+        """
+        c, last = self.config, len(student) - 1
+        return [
+            c.weight * 2.0 ** (i - last) * losses.activation_boundaries(s, t, c.margin)
+            for i, (s, t) in enumerate(zip(student, teacher, strict=True))
+        ]
+
+    def _makes_maps(self, parameters: Sequence[nn.Parameter]) -> list[bool]:
+        """Whether the paired maps depend on each parameter, which a dry run's gradients tell."""
+        student = self.networks.student
+        images = torch.zeros(2, student.channels, *student.image_size, device=student.device)
+        with undisturbed(student.network), torch.enable_grad():
+            seen = student(images, frozenset({"pre"})).pre
+            total = torch.stack([seen[pair.student].sum() for pair in self.pairs]).sum()
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        return [gradient is not None for gradient in gradients]
+
+    def _boundaries(self, batch: Batch) -> Tensor:
+        assert self.networks.teacher is not None
+        student = self.networks.student
+        seen = student(batch.images, frozenset({"pre"})).pre
+        taught = self.networks.teacher(batch.views[0], frozenset({"pre"})).pre
+        for stage, connector in self.connectors.items():
+            with student.autocast():
+                connected = connector(seen[stage])
+            seen[stage] = connected.float()
+        each = self.boundaries(
+            [seen[pair.student] for pair in self.pairs], [taught[pair.teacher] for pair in self.pairs]
+        )
+        return torch.stack(each).sum()
+
+
+def _connector(before: int, after: int) -> nn.Sequential:
+    # No activation: what it is compared with is a pre-activation.
+    return nn.Sequential(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))

@@ -1,0 +1,217 @@
+"""An image's embedding is told apart from those of other classes, across both networks (Tian et al. 2020)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.data.random_bits import uniform
+from kdcompress.errors import NetworkError
+from kdcompress.methods import losses
+from kdcompress.methods.base import Method, Needs
+from kdcompress.networks.networks import Networks
+
+COLUMNS_STREAM = -3
+"""Views of images count from 0; the draws of columns have a stream of their own."""
+
+
+class CRD(Method):
+    """ce_weight · CE(labels) + weight · (student's + teacher's contrastive loss) + kd_weight · KL.
+
+    Each network's pooled vector goes through a linear map to a unit embedding. A bank per network remembers
+    the embeddings of all training images; the student's embedding is told apart in the teacher's bank, the
+    teacher's in the student's. The linear maps are trained and thrown away with the banks.
+
+    Source:
+        Tian, Krishnan & Isola, Contrastive Representation Distillation, ICLR 2020, and the authors' code.
+        There the negatives of a row are drawn by the loader, without replacement where that is possible; here
+        on the device, with replacement, from the same images. Banks, normalisation and counters are part of
+        the checkpoint, which they are not there, and the same in every process.
+    """
+
+    class Config(Section):
+        """The contrastive loss sums over the negatives and is a mean over rows, like the other terms."""
+
+        weight: float = Field(0.8, gt=0)
+        """Of the sum of both sides."""
+        negatives: int = Field(16384, ge=1)
+        """K: images of other classes that each row meets."""
+        contrast_temperature: float = Field(0.07, gt=0)
+        """Inner products of embeddings are divided by it."""
+        momentum: float = Field(0.5, ge=0, lt=1)
+        """Share of what a bank remembered of an image in what it remembers next."""
+        width: int = Field(128, ge=1)
+        """Of the embeddings. The banks take 8 · width bytes per training image: 51 MB for CIFAR, 1.3 GB for
+        ImageNet."""
+        positive: Literal["exact", "relax"] = "exact"
+        """exact: the image itself; relax: any image of its class."""
+        ce_weight: float = Field(1.0, ge=0)
+        kd_weight: float = Field(0.0, ge=0)
+        """Of the soft labels; 1 in the paper's CRD+KD."""
+        temperature: float = Field(4.0, gt=0)
+        """Of the soft labels. Their term carries the factor T²."""
+
+    config: Config
+    bank_student: Tensor
+    bank_teacher: Tensor
+    normalisation: Tensor
+    seed: Tensor
+    steps: Tensor
+    by_class: Tensor
+    first_of_class: Tensor
+    class_sizes: Tensor
+    labels: Tensor
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        assert networks.teacher is not None
+        widths = []
+        for role, network in (("student", networks.student), ("teacher", networks.teacher)):
+            pooled = network.shapes().pooled
+            if pooled is None:
+                raise NetworkError(
+                    f"method crd: embeds the pooled vectors of images, and the {role} {network.model} has "
+                    f"none, since no linear layer ends it; name that layer in {role}.taps: "
+                    "{classifier: MODULE.PATH}"
+                )
+            widths.append(pooled.shape[1])
+        self.embed_student = nn.Linear(widths[0], config.width)
+        self.embed_teacher = nn.Linear(widths[1], config.width)
+        # As in the code: numbers whose rows have length 1 in the mean square, not each.
+        bound = (3 / config.width) ** 0.5
+        for name in ("bank_student", "bank_teacher"):
+            self.register_buffer(name, torch.empty(len(data.labels), config.width).uniform_(-bound, bound))
+        # Of the student's and of the teacher's scores; 0 until the first batch sets them for good.
+        self.register_buffer("normalisation", torch.zeros(2))
+        self.register_buffer("seed", torch.randint(2**62, ()))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        sizes = data.labels.bincount(minlength=data.num_classes)
+        of_data = {
+            "labels": data.labels,
+            "by_class": data.labels.argsort(stable=True),
+            "first_of_class": sizes.cumsum(0) - sizes,
+            "class_sizes": sizes,
+        }
+        for name, values in of_data.items():
+            self.register_buffer(name, values, persistent=False)
+        self._normalised = False
+        self._unremembered: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Both networks' pooled vectors, and labels in any case: they say what is no negative."""
+        return Needs(
+            teacher=True,
+            student=frozenset({"logits", "pooled"}),
+            read_of_teacher=frozenset({"logits", "pooled"} if config.kd_weight else {"pooled"}),
+        )
+
+    def on_epoch_start(self, epoch: int, epochs: int) -> None:
+        """Also called first after a resume: learns whether the normalisation is set."""
+        super().on_epoch_start(epoch, epochs)
+        # Asked here and not at every step, which would wait for the device.
+        self._normalised = bool(self.normalisation.all())
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms contrast, ce and kd."""
+        assert self.networks.teacher is not None
+        c, needs = self.config, self.needs(self.config)
+        seen = self.networks.student(batch.images, needs.student)
+        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
+        assert seen.logits is not None
+        assert seen.pooled is not None
+        assert taught.pooled is not None
+        terms = {
+            "contrast": self.contrast(seen.pooled, taught.pooled, batch.indices, self.columns(batch.indices))
+        }
+        if c.ce_weight:
+            terms["ce"] = c.ce_weight * self.cross_entropy(seen.logits, batch.labels)
+        if c.kd_weight:
+            assert taught.logits is not None
+            terms["kd"] = c.kd_weight * losses.kl(seen.logits, taught.logits, c.temperature)
+        return terms
+
+    def contrast(
+        self, student_BD: Tensor, teacher_BD: Tensor, indices_B: Tensor, columns_BM: Tensor
+    ) -> Tensor:
+        """The weighted term of given pooled vectors, which `after_step` will remember.
+
+        Args:
+            student_BD: `[B, D]`.
+            teacher_BD: `[B, D']`.
+            indices_B: `[B]` positions in the training set.
+            columns_BM: `[B, 1 + K]`, as `columns` gives them.
+        """
+        ours_BE, theirs_BE = self.embeddings(student_BD, teacher_BD)
+        self._unremembered.append((indices_B, ours_BE.detach(), theirs_BE.detach()))
+        scores = self.scores(ours_BE, theirs_BE, columns_BM)
+        size = len(self.bank_student)
+        each = [losses.noise_contrastive(side_BM, size) for side_BM in scores]
+        return self.config.weight * torch.stack(each).sum()
+
+    def embeddings(self, student_BD: Tensor, teacher_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """The unit embeddings `[B, E]` of both networks' pooled vectors."""
+        ours, theirs = self.embed_student, self.embed_teacher
+        return (
+            losses.embedding(student_BD, ours.weight, ours.bias),
+            losses.embedding(teacher_BD, theirs.weight, theirs.bias),
+        )
+
+    def scores(self, ours_BE: Tensor, theirs_BE: Tensor, columns_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """The normalised scores `[B, 1 + K]` of the student's and of the teacher's embeddings.
+
+        The first call sets the normalisation: the mean of the scores times the number of images.
+        """
+        temperature = self.config.contrast_temperature
+        raw = [
+            losses.bank_scores(ours_BE, self.bank_teacher, columns_BM, temperature),
+            losses.bank_scores(theirs_BE, self.bank_student, columns_BM, temperature),
+        ]
+        if not self._normalised:
+            rows_B2 = torch.stack([side_BM.detach().mean(1) for side_BM in raw], 1)
+            self.normalisation.copy_(self.gather(rows_B2).mean(0) * len(self.bank_student))
+            self._normalised = True
+        return raw[0] / self.normalisation[0], raw[1] / self.normalisation[1]
+
+    def columns(self, indices_B: Tensor) -> Tensor:
+        """Which rows of a bank each image meets in this step: itself, then K images of other classes.
+
+        Determined by the run's seed, the step and the image, whichever process draws them.
+
+        Args:
+            indices_B: `[B]` positions in the training set.
+
+        Returns:
+            `[B, 1 + K]` int64.
+        """
+        size, width = len(self.labels), 1 + self.config.negatives
+        draws_BM = ((self.steps * size + indices_B) * width).unsqueeze(1)
+        draws_BM = self.seed + draws_BM + torch.arange(width, device=indices_B.device)
+        chance_BM = uniform(0, COLUMNS_STREAM, draws_BM, 0)
+        labels_B1 = self.labels[indices_B].unsqueeze(1)
+        first_B1, own_B1 = self.first_of_class[labels_B1], self.class_sizes[labels_B1]
+        # Places in the order by class: those of the own class are stepped over.
+        places_BK = (chance_BM[:, 1:] * (size - own_B1)).to(torch.int64)
+        places_BK = places_BK + own_B1 * (places_BK >= first_B1)
+        positive_B1 = indices_B.unsqueeze(1)
+        if self.config.positive == "relax":
+            positive_B1 = self.by_class[first_B1 + (chance_BM[:, :1] * own_B1).to(torch.int64)]
+        return torch.cat([positive_B1, self.by_class[places_BK]], 1)
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        """Both banks remember what the step's batches, in all processes, were embedded as."""
+        for indices_B, *embeddings in self._unremembered:
+            indices_B = self.gather(indices_B)
+            for bank_NE, new_BE in zip((self.bank_student, self.bank_teacher), embeddings, strict=True):
+                new_BE = self.gather(new_BE)
+                new_BE = torch.lerp(new_BE, bank_NE[indices_B], self.config.momentum)
+                bank_NE[indices_B] = F.normalize(new_BE, dim=1)
+        self._unremembered.clear()
+        self.steps += 1

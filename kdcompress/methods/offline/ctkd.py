@@ -1,0 +1,123 @@
+"""Soft labels at a temperature that is learnt against the student, ever more strongly (Li et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.methods import losses
+from kdcompress.methods.base import Method, Needs
+from kdcompress.networks.networks import Networks
+
+_WEIGHTS = {"kd": {"ce_weight": 0.1, "kd_weight": 0.9}, "dkd": {"ce_weight": 1.0, "kd_weight": 1.0}}
+
+
+class CTKD(Method):
+    """ce_weight · CE(labels) + kd_weight · (KD or DKD at T), T = t_start + t_range · σ(w) with one learnt w.
+
+    The gradient of w is multiplied by λ, which a curriculum takes from 0 to -1: the student descends the
+    loss that w ascends. w stands in the same optimiser as the student, weight decay included, and is thrown
+    away. It begins at 1, so that T begins at 15.6.
+
+    Source:
+        Li et al., Curriculum Temperature for Knowledge Distillation, AAAI 2023, the global temperature; the
+        authors' code. Its linear curriculum stops at -0.9 by a slip; `linear` here reaches the end and
+        `linear_reference` does as the code does. The temperature per image is not built: the code has none.
+    """
+
+    class Config(Section):
+        """For CIFAR-100. On ImageNet: both weights 1, ramp_epochs 5."""
+
+        loss: Literal["kd", "dkd"] = "kd"
+        """What the temperature is put into."""
+        ce_weight: float = Field(0.1, ge=0)
+        """Mean over rows. Where the recipe is silent: 0.1 with kd, 1 with dkd."""
+        kd_weight: float = Field(0.9, ge=0)
+        """Of the distillation loss, T² · KL as a mean over rows. Where the recipe is silent: 0.9 with kd, 1
+        with dkd."""
+        alpha: float = Field(1.0, ge=0)
+        """Of TCKD; dkd only."""
+        beta: float = Field(8.0, ge=0)
+        """Of NCKD; dkd only. See the method dkd."""
+        t_start: float = Field(1.0, gt=0)
+        """The lowest temperature."""
+        t_range: float = Field(20.0, gt=0)
+        """The highest is t_start + t_range."""
+        curriculum: losses.Curriculum = "cosine"
+        """How λ goes over the ramp."""
+        ramp_epochs: int = Field(10, ge=1)
+        """λ is at its end from this epoch on; the first epoch counts as 1."""
+        reversal_start: float = Field(0.0, le=0)
+        """λ before the first epoch."""
+        reversal_end: float = Field(-1.0, le=0)
+        """λ after the ramp. Nearer 0 is gentler."""
+        logit_standardization: bool = False
+        """Compare z-scores of the logits (Sun et al. 2024); the weights then have to be found anew."""
+
+        @model_validator(mode="before")
+        @classmethod
+        def _weights_of_the_loss(cls, given: Any) -> Any:
+            if isinstance(given, dict) and given.get("loss") in _WEIGHTS:
+                return {**_WEIGHTS[given["loss"]], **given}
+            return given
+
+        @model_validator(mode="after")
+        def _nothing_unread(self) -> CTKD.Config:
+            if self.loss == "kd" and (self.alpha, self.beta) != (1.0, 8.0):
+                raise ValueError("alpha and beta go with loss: dkd")
+            return self
+
+    config: Config
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        self.raw_temperature = nn.Parameter(torch.ones(()))
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """A teacher; labels for the cross-entropy and for dkd."""
+        return Needs(teacher=True, labels=config.ce_weight > 0 or config.loss == "dkd")
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms ce, and kd or tckd and nckd."""
+        assert self.networks.teacher is not None
+        student = self.networks.student(batch.images).logits
+        teacher = self.networks.teacher(batch.views[0]).logits
+        assert student is not None
+        assert teacher is not None
+        return self.terms(student, teacher, batch.labels)
+
+    def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        """The weighted terms of given logits."""
+        c = self.config
+        compared = (student_BK, teacher_BK)
+        if c.logit_standardization:
+            compared = (losses.standardized(student_BK), losses.standardized(teacher_BK))
+        temperature = self.temperature()
+        if c.loss == "kd":
+            terms = {"kd": c.kd_weight * losses.kl(*compared, temperature)}
+        else:
+            terms = {
+                "tckd": c.kd_weight * c.alpha * losses.tckd(*compared, labels_B, temperature),
+                "nckd": c.kd_weight * c.beta * losses.nckd(*compared, labels_B, temperature),
+            }
+        if c.ce_weight > 0:
+            terms["ce"] = c.ce_weight * self.cross_entropy(student_BK, labels_B)
+        return terms
+
+    def temperature(self) -> Tensor:
+        """T, scalar; its gradient reaches the parameter times this epoch's λ."""
+        c = self.config
+        return losses.learnt_temperature(self.raw_temperature, c.t_start, c.t_range, self.reversal())
+
+    def reversal(self) -> float:
+        """λ of this epoch."""
+        c = self.config
+        return losses.reversal(
+            self.epoch + 1, c.ramp_epochs, c.curriculum, start=c.reversal_start, end=c.reversal_end
+        )

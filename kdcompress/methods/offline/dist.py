@@ -1,0 +1,65 @@
+"""Correlation with the teacher's predictions, per image and per class (Huang et al. 2022)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch
+from kdcompress.methods import losses
+from kdcompress.methods.base import Method, Needs
+
+
+class DIST(Method):
+    """ce_weight · CE(labels) + inter_weight · (1 - ρ over classes) + intra_weight · (1 - ρ over the batch).
+
+    The student keeps the teacher's preferences among the classes of an image, and among the images of a
+    class, but not its probabilities; so a much stronger teacher asks nothing impossible.
+
+    Source:
+        Huang, You, Wang, Qian & Xu, Knowledge Distillation from A Stronger Teacher, NeurIPS 2022. The
+        authors' code multiplies both terms by T², the paper's listing does not: `squared_factor` chooses.
+    """
+
+    class Config(Section):
+        """For CIFAR-100; on ImageNet T is 1. Neither was checked against the paper's own text."""
+
+        temperature: float = Field(4.0, gt=0)
+        """T, of both softmaxes."""
+        ce_weight: float = Field(1.0, ge=0)
+        """Mean over rows. 0 needs no labels."""
+        inter_weight: float = Field(2.0, ge=0)
+        """Of the correlation over the classes, mean over rows."""
+        intra_weight: float = Field(2.0, ge=0)
+        """Of the correlation over the images of a batch, mean over classes; it depends on the batch size."""
+        squared_factor: bool = True
+        """Whether both correlation terms carry the factor T²."""
+
+    config: Config
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """A teacher, and labels unless their weight is 0."""
+        return Needs(teacher=True, labels=config.ce_weight > 0)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms ce, inter and intra."""
+        assert self.networks.teacher is not None
+        student = self.networks.student(batch.images).logits
+        teacher = self.networks.teacher(batch.views[0]).logits
+        assert student is not None
+        assert teacher is not None
+        return self.terms(student, teacher, batch.labels)
+
+    def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        """The weighted terms of given logits."""
+        c = self.config
+        inter = losses.inter_class(student_BK, teacher_BK, c.temperature, squared_factor=c.squared_factor)
+        # Over the batch means over the rows of all processes.
+        everybody = (self.gather(student_BK), self.gather(teacher_BK))
+        intra = losses.intra_class(*everybody, c.temperature, squared_factor=c.squared_factor)
+        terms = {"inter": c.inter_weight * inter, "intra": c.intra_weight * intra}
+        if c.ce_weight > 0:
+            terms["ce"] = c.ce_weight * self.cross_entropy(student_BK, labels_B)
+        return terms

@@ -1,0 +1,76 @@
+"""Soft labels in two parts: the true class against the rest, and the rest alone (Zhao et al. 2022)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch
+from kdcompress.methods import losses
+from kdcompress.methods.base import Method, Needs
+
+
+class DKD(Method):
+    """ce_weight · CE(labels) + ramp · (alpha · TCKD + beta · NCKD), the ramp min(epoch / warmup_epochs, 1).
+
+    Rows without a label contribute nothing. With two classes NCKD is 0 and TCKD is plain soft labels.
+
+    Source:
+        Zhao, Cui, Song, Qiu & Liang, Decoupled Knowledge Distillation, CVPR 2022; the authors' code for the
+        factor T², the ramp and the defaults, which are those of the resnet32x4 pairs on CIFAR-100. The code's
+        other values of beta there: 6 for students of vgg13 and for wrn-40-2 to a smaller wrn, 2 for
+        resnet56 to resnet20 and resnet110 to resnet32. On ImageNet: T 1, beta 0.5 (resnet34 to resnet18) or
+        2 (resnet50 to MobileNetV1), one warm-up epoch.
+    """
+
+    class Config(Section):
+        """Weights stand beside their reductions: all terms are means over the labelled rows of a batch."""
+
+        temperature: float = Field(4.0, gt=0)
+        """T. Both distillation terms carry the factor T²."""
+        ce_weight: float = Field(1.0, ge=0)
+        alpha: float = Field(1.0, ge=0)
+        """Of TCKD, the labelled class against all others together."""
+        beta: float = Field(8.0, ge=0)
+        """Of NCKD, the distribution over the other classes. The paper wants it larger where the teacher is
+        more certain."""
+        warmup_epochs: int = Field(20, ge=0)
+        """Over which TCKD and NCKD (not the cross-entropy) grow to their weights; the first epoch has 1 /
+        warmup_epochs of them. 0: full from the start."""
+        logit_standardization: bool = False
+        """Compare z-scores of the logits (Sun et al. 2024). T, alpha and beta then mean something else: the
+        authors take T 2 and multiply alpha and beta by a weight such as 9."""
+
+    config: Config
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """A teacher and labels, which say what is to be decoupled."""
+        return Needs(teacher=True)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms ce, tckd and nckd."""
+        assert self.networks.teacher is not None
+        student = self.networks.student(batch.images).logits
+        teacher = self.networks.teacher(batch.views[0]).logits
+        assert student is not None
+        assert teacher is not None
+        return self.terms(student, teacher, batch.labels)
+
+    def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        """The weighted terms of given logits."""
+        c = self.config
+        compared = (student_BK, teacher_BK)
+        if c.logit_standardization:
+            compared = (losses.standardized(student_BK), losses.standardized(teacher_BK))
+        ramp = self.ramp()
+        return {
+            "ce": c.ce_weight * self.cross_entropy(student_BK, labels_B),
+            "tckd": ramp * c.alpha * losses.tckd(*compared, labels_B, c.temperature),
+            "nckd": ramp * c.beta * losses.nckd(*compared, labels_B, c.temperature),
+        }
+
+    def ramp(self) -> float:
+        """The warm-up's factor in this epoch, in (0, 1]."""
+        return min((self.epoch + 1) / max(self.config.warmup_epochs, 1), 1.0)

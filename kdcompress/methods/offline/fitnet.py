@@ -1,0 +1,170 @@
+"""A middle map of the student, through a regressor, imitates the teacher's (Romero et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError, suggest
+from kdcompress.methods import losses
+from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.losses import Pair
+from kdcompress.networks.networks import Networks
+
+
+class FitNet(Method):
+    """ce_weight · CE(labels) + weight · MSE(regressor(student map), teacher map) + kd_weight · KL.
+
+    Trained jointly, as every re-implementation on torch does; the paper trains the student up to the guided
+    stage on the hint alone first. The regressor is trained along and thrown away.
+
+    Source:
+        Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015; regressor, weight and middle stage are
+        those of the RepDistiller code.
+    """
+
+    class Config(Section):
+        """The hint is a mean over all elements of the map; the other terms are means over rows."""
+
+        weight: float = Field(100.0, gt=0)
+        """Of the hint."""
+        ce_weight: float = Field(1.0, ge=0)
+        """0 needs no labels."""
+        kd_weight: float = Field(0.0, ge=0)
+        """Of the soft labels, which the published figures do without."""
+        temperature: float = Field(4.0, gt=0)
+        """Of the soft labels. Their term carries the factor T²."""
+        hint: str | None = None
+        """The teacher's stage. None: the middle one of those that a regressor can reach (of an even number
+        the shallower)."""
+        guided: str | None = None
+        """The student's stage. None: the one of the hint's resolution."""
+        pre_activation: bool = False
+        """Read the teacher before its activation function; the regressor then ends without one, since a ReLU
+        cannot reach negative values."""
+
+        @model_validator(mode="after")
+        def _classifier_learns(self) -> FitNet.Config:
+            if not self.ce_weight and not self.kd_weight:
+                raise ValueError("nothing trains the classifier where ce_weight and kd_weight are both 0")
+            return self
+
+    config: Config
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        self.pair = self._chosen()
+        self.regressor = Regressor(
+            self.pair.student_shape, self.pair.teacher_shape, activation=not config.pre_activation
+        )
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Stages of both (before their activation if asked for), and labels unless their weight is 0."""
+        kind: Literal["pre", "stages"] = "pre" if config.pre_activation else "stages"
+        return Needs(
+            teacher=True,
+            labels=config.ce_weight > 0,
+            student=frozenset({"logits", "stages"}),
+            read_of_teacher=frozenset({kind, "logits"} if config.kd_weight else {kind}),
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms hint, ce and kd."""
+        assert self.networks.teacher is not None
+        needs, student = self.needs(self.config), self.networks.student
+        seen = student(batch.images, needs.student)
+        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
+        with student.autocast():
+            regressed = self.regressor(seen.stages[self.pair.student])
+        hint = (taught.pre if self.config.pre_activation else taught.stages)[self.pair.teacher]
+        terms = {"hint": self.config.weight * losses.mse(regressed.float(), hint)}
+        if self.config.ce_weight:
+            assert seen.logits is not None
+            terms["ce"] = self.config.ce_weight * self.cross_entropy(seen.logits, batch.labels)
+        if self.config.kd_weight:
+            assert seen.logits is not None
+            assert taught.logits is not None
+            kl = losses.kl(seen.logits, taught.logits, self.config.temperature)
+            terms["kd"] = self.config.kd_weight * kl
+        return terms
+
+    def _chosen(self) -> Pair:
+        """The pair that the Config names, or the middle one of those that a regressor can join.
+
+        Raises:
+            NetworkError: A stage does not exist, or no regressor joins any pair.
+        """
+        assert self.networks.teacher is not None
+        c, student, teacher = self.config, self.networks.student, self.networks.teacher
+        ours, theirs = student.shapes(), teacher.shapes()
+        for key, name, known in (("guided", c.guided, ours.stages), ("hint", c.hint, theirs.stages)):
+            if name is not None and name not in known:
+                raise NetworkError(f"method.{key}: no stage {name!r}{suggest(name, known)}")
+        if c.guided is not None and c.hint is not None:
+            pairs: tuple[Pair, ...] = (losses.pair(ours, theirs, c.guided, c.hint),)
+        else:
+            pairs = losses.pairs(ours, theirs)
+        fitting = [
+            pair
+            for pair in pairs
+            if c.guided in (None, pair.student)
+            and c.hint in (None, pair.teacher)
+            and reachable(pair.student_shape, pair.teacher_shape)
+        ]
+        if not fitting:
+            raise NetworkError(
+                "method fitnet: no regressor leads from a stage of the student "
+                f"{losses.stage_maps(student.model, ours)} to its counterpart in the teacher "
+                f"{losses.stage_maps(teacher.model, theirs)}: the student's map must be exactly half "
+                "as large, or as large or larger; name two such stages in method.guided and method.hint"
+            )
+        return fitting[(len(fitting) - 1) // 2]
+
+
+def reachable(student_CHW: Sequence[int], teacher_CHW: Sequence[int]) -> bool:
+    """Whether there is a regressor from one map's shape to the other's."""
+    _, h, w = student_CHW
+    _, height, width = teacher_CHW
+    return (2 * h, 2 * w) == (height, width) or (h >= height and w >= width)
+
+
+class Regressor(nn.Module):
+    """A convolution to the teacher's shape with batch norm and, by default, ReLU.
+
+    A map of half the size goes through a transposed 4×4 convolution of stride 2, one of twice the size
+    through a 3×3 convolution of stride 2, any other through an unpadded one whose kernel takes away what is
+    too much (1×1 between maps of one size).
+
+    Args:
+        student_CHW: The shape of what it is given.
+        teacher_CHW: The shape of what it gives; `reachable`.
+        activation: Whether a ReLU comes last.
+    """
+
+    def __init__(
+        self, student_CHW: Sequence[int], teacher_CHW: Sequence[int], *, activation: bool = True
+    ) -> None:
+        super().__init__()
+        assert reachable(student_CHW, teacher_CHW)
+        before, h, w = student_CHW
+        after, height, width = teacher_CHW
+        self.conv: nn.Conv2d | nn.ConvTranspose2d
+        if (2 * h, 2 * w) == (height, width):
+            self.conv = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
+        elif (h, w) == (2 * height, 2 * width):
+            self.conv = nn.Conv2d(before, after, 3, stride=2, padding=1)
+        else:
+            self.conv = nn.Conv2d(before, after, (1 + h - height, 1 + w - width))
+        self.norm = nn.BatchNorm2d(after)
+        self.activation = nn.ReLU() if activation else nn.Identity()
+
+    def forward(self, map_BCHW: Tensor) -> Tensor:
+        """The student's map, in the teacher's shape."""
+        regressed: Tensor = self.activation(self.norm(self.conv(map_BCHW)))
+        return regressed

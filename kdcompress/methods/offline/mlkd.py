@@ -1,0 +1,192 @@
+"""Alignment, correlation and supervised contrast of pooled features of rotated images (Ding et al. 2020)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError
+from kdcompress.methods import losses
+from kdcompress.methods.base import Method, Needs
+from kdcompress.networks.networks import Networks
+
+
+class MLKD(Method):
+    """CE of the upright images, and three terms between the pooled features of all four rotations.
+
+    Alignment of each student feature with the teacher's; correlation of the turned with the upright images
+    (KL of softmaxed cosines); contrast of the rows of one class, of either network, with all others. Both
+    networks see 4·B images a step. The projections, the teacher's too, are trained and thrown away.
+    Not the Multi-Level Logit Distillation (CVPR 2023) that is also called MLKD.
+
+    Source:
+        Ding et al., Multi-level Knowledge Distillation, arXiv 2012.00573 (journal version: DLKD); the
+        authors' code. Where the paper's wording differs, `align` and `contrast` choose.
+    """
+
+    class Config(Section):
+        """The code's values for CIFAR-100; on ImageNet 20, 0.5 and 10 for corr, sup and align."""
+
+        ce_weight: float = Field(1.0, ge=0)
+        """Mean over the upright images."""
+        corr_weight: float = Field(50.0, ge=0)
+        """Of the correlation, mean over the 3·B turned images, without a factor T²."""
+        sup_weight: float = Field(1.0, ge=0)
+        """Of the contrast, mean over all rows of both networks."""
+        align_weight: float = Field(20.0, ge=0)
+        """Of the alignment, mean over the 4·B rows."""
+        corr_temperature: float = Field(0.5, gt=0)
+        """Divides the cosines of the correlation."""
+        sup_temperature: float = Field(0.07, gt=0)
+        """Divides the cosines of the contrast."""
+        embedding_width: int = Field(128, ge=1)
+        """Of the contrast's embeddings."""
+        expansion: int = Field(16, ge=1)
+        """The aligning layers are this many times as wide as the teacher's pooled features."""
+        align: Literal["cosine", "squared"] = "cosine"
+        """cosine: 2 - 2 · cos, the code. squared: the squared distance, summed over features, the paper."""
+        contrast: Literal["both", "across"] = "both"
+        """both: with the rows of both networks, the code. across: with the other network's alone."""
+
+    config: Config
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        height, width = data.image_size
+        if height != width:
+            raise NetworkError(
+                f"method mlkd: turns images by quarters, so they must be square, not {height}x{width}; set "
+                "data.image_size to one number"
+            )
+        assert networks.teacher is not None
+        widths = []
+        for role, model, shapes in (
+            ("student", networks.student.model, networks.student.shapes()),
+            ("teacher", networks.teacher.model, networks.teacher.shapes()),
+        ):
+            if shapes.pooled is None:
+                raise NetworkError(
+                    f"method mlkd: the {role} {model} has no pooled features, since its logits do not come "
+                    f"from a linear layer; name the layer in {role}.taps: {{classifier: MODULE.PATH}}"
+                )
+            widths.append(shapes.pooled.shape[1])
+        self.projections = Projections(config, *widths)
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Both networks' pooled features; labels if cross-entropy or contrast has a weight."""
+        return Needs(
+            teacher=True,
+            labels=config.ce_weight > 0 or config.sup_weight > 0,
+            student=frozenset({"logits", "pooled"}),
+            read_of_teacher=frozenset({"pooled"}),
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms align, corr, sup and ce; a term without weight is left out."""
+        assert self.networks.teacher is not None
+        needs = self.needs(self.config)
+        images = losses.four_rotations(batch.images)
+        student = self.networks.student(images, needs.student)
+        teacher = self.networks.teacher(images, needs.read_of_teacher)
+        assert student.logits is not None
+        assert student.pooled is not None
+        assert teacher.pooled is not None
+        with self.networks.student.autocast():
+            projected = self.projections(student.pooled, teacher.pooled)
+        return self.terms(student.logits, projected, teacher.pooled, batch.labels)
+
+    def terms(
+        self, logits_RK: Tensor, projected: Projected, teacher_RE: Tensor, labels_B: Tensor
+    ) -> dict[str, Tensor]:
+        """The weighted terms of given outputs.
+
+        Args:
+            logits_RK: `[4·B, K]`, of the student; row 4·i + k is image i turned k times.
+            projected: Of the same rows.
+            teacher_RE: `[4·B, E]` pooled features.
+            labels_B: `[B]`.
+        """
+        c = self.config
+        terms = {}
+        if projected.aligned_RE is not None:
+            distance = losses.cosine_alignment if c.align == "cosine" else losses.squared_alignment
+            terms["align"] = c.align_weight * distance(projected.aligned_RE, teacher_RE)
+        if projected.related_RD is not None:
+            turned_s, upright_s = _turned_and_upright(projected.related_RD)
+            turned_t, upright_t = _turned_and_upright(teacher_RE)
+            # Every turned image is compared with the upright ones of all processes.
+            upright_s, upright_t = self.gather(upright_s), self.gather(upright_t)
+            terms["corr"] = c.corr_weight * losses.relation_kl(
+                turned_s, upright_s, turned_t, upright_t, c.corr_temperature
+            )
+        if projected.contrasted is not None:
+            student_RM, teacher_RM = projected.contrasted
+            terms["sup"] = c.sup_weight * losses.supervised_contrast(
+                self.gather(student_RM),
+                self.gather(teacher_RM),
+                self.gather(labels_B.repeat_interleave(4)),
+                c.sup_temperature,
+                across=c.contrast == "across",
+            )
+        if c.ce_weight > 0:
+            terms["ce"] = c.ce_weight * self.cross_entropy(logits_RK[0::4], labels_B)
+        return terms
+
+
+class Projected(NamedTuple):
+    """What the terms compare; None where a term has no weight.
+
+    Args:
+        aligned_RE: The student's rows, as wide as the teacher's.
+        related_RD: The student's rows, as wide as before.
+        contrasted: The student's and the teacher's rows, equally wide.
+    """
+
+    aligned_RE: Tensor | None
+    related_RD: Tensor | None
+    contrasted: tuple[Tensor, Tensor] | None
+
+
+class Projections(nn.Module):
+    """What stands between pooled features and losses; only what has a weight is made.
+
+    Args:
+        config: Widths and weights.
+        student: D, width of the student's pooled features.
+        teacher: E, width of the teacher's.
+    """
+
+    def __init__(self, config: MLKD.Config, student: int, teacher: int) -> None:
+        super().__init__()
+        width = config.embedding_width
+        align, corr, sup = config.align_weight > 0, config.corr_weight > 0, config.sup_weight > 0
+        self.align = _two_layers(student, config.expansion * teacher, teacher) if align else None
+        self.corr = _two_layers(student, student, student) if corr else None
+        self.embed_student = nn.Linear(student, width) if sup else None
+        self.embed_teacher = nn.Linear(teacher, width) if sup else None
+
+    def forward(self, student_RD: Tensor, teacher_RE: Tensor) -> Projected:
+        """`[R, D]` and `[R, E]` pooled features to what the terms compare."""
+        contrasted = None
+        if self.embed_student is not None and self.embed_teacher is not None:
+            contrasted = (self.embed_student(student_RD), self.embed_teacher(teacher_RE))
+        return Projected(
+            None if self.align is None else self.align(student_RD),
+            None if self.corr is None else self.corr(student_RD),
+            contrasted,
+        )
+
+
+def _two_layers(width: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+def _turned_and_upright(rows_RD: Tensor) -> tuple[Tensor, Tensor]:
+    """`[3·B, D]` and `[B, D]`."""
+    by_image = rows_RD.reshape(-1, 4, rows_RD.shape[1])
+    return by_image[:, 1:].flatten(0, 1), by_image[:, 0]

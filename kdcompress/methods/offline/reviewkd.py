@@ -1,0 +1,179 @@
+"""Deep maps of the student review its shallow ones before they imitate the teacher's (Chen et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError
+from kdcompress.methods import losses
+from kdcompress.methods.base import Method, Needs
+from kdcompress.networks.activations import Activations
+from kdcompress.networks.networks import Networks
+
+WIDEST = 512
+"""Channels of the fused maps at most; the authors' value."""
+
+
+class ReviewKD(Method):
+    """ce_weight · CE(labels) + weight · ramp · Σ HCL(fused map, teacher map) + kd_weight · KL.
+
+    Levels are the stages that both networks have at one resolution, and the pooled vector as a map of one
+    pixel. From the deepest level to the shallowest, a fusion module (thrown away) joins the student's map
+    with the fused map of the level below it and gives a map of the teacher's shape, which is held to the
+    teacher's by the hierarchical context loss.
+
+    Source:
+        Chen, Liu, Zhao & Jia, Distilling Knowledge via Knowledge Review, CVPR 2021, and the authors' code,
+        whose CIFAR script leaves the teacher's batch norm in training mode; here it is frozen.
+    """
+
+    class Config(Section):
+        """Each level is a weighted mean of mean squared differences; the other terms are means over rows."""
+
+        weight: float = Field(5.0, gt=0)
+        """Of the sum over levels. 5 for the pairs of wide and of 32x4 ResNets; 0.6 for ResNet-56 to 20, 1 for
+        ResNet-110 to 32 and, on ImageNet, for 34 to 18; 8 for ResNet-32x4 to ShuffleNetV2 and, on ImageNet,
+        for ResNet-50 to MobileNetV1."""
+        warmup_epochs: int = Field(20, ge=0)
+        """The ramp is epoch / warmup_epochs, at most 1, with the first epoch 0: that one is trained without
+        this term. 0: no ramp."""
+        student_maps: Literal["stages", "pre"] = "stages"
+        """The student's maps after or before their activation function; the teacher's are before it."""
+        ce_weight: float = Field(1.0, ge=0)
+        """0 needs no labels."""
+        kd_weight: float = Field(0.0, ge=0)
+        """Of the soft labels, which the published figures do without."""
+        temperature: float = Field(4.0, gt=0)
+        """Of the soft labels. Their term carries the factor T²."""
+
+    config: Config
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        assert networks.teacher is not None
+        ours, theirs = networks.student.shapes(), networks.teacher.shapes()
+        self.pairs = losses.pairs(ours, theirs)
+        if not self.pairs or ours.pooled is None or theirs.pooled is None:
+            described = [
+                losses.stage_maps(network.model, shapes)
+                + ("" if shapes.pooled is not None else " without a linear classifier")
+                for network, shapes in ((networks.student, ours), (networks.teacher, theirs))
+            ]
+            raise NetworkError(
+                "method reviewkd: needs a stage and a pooled vector of both networks, student "
+                f"{described[0]} and teacher {described[1]}; name them in student.taps and teacher.taps: "
+                "{stage1: MODULE.PATH, classifier: MODULE.PATH}"
+            )
+        deepest = ours.pooled.shape[1]
+        middle = min(WIDEST, deepest)
+        channels = [(deepest, theirs.pooled.shape[1])]
+        channels += [(pair.student_shape[0], pair.teacher_shape[0]) for pair in reversed(self.pairs)]
+        # The deepest first, as they are run.
+        self.fusions = nn.ModuleList(
+            Fusion(before, middle, after, reviews=level > 0) for level, (before, after) in enumerate(channels)
+        )
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """The student's stages, the teacher's before their activations, and both pooled vectors."""
+        return Needs(
+            teacher=True,
+            labels=config.ce_weight > 0,
+            student=frozenset({"logits", "pooled", config.student_maps}),
+            read_of_teacher=frozenset({"logits", "pooled", "pre"} if config.kd_weight else {"pooled", "pre"}),
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms review, ce and kd."""
+        assert self.networks.teacher is not None
+        c, needs, student = self.config, self.needs(self.config), self.networks.student
+        seen = student(batch.images, needs.student)
+        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
+        assert seen.logits is not None
+        maps, targets = self.levels(seen, taught)
+        with student.autocast():
+            fused = self.fused(maps, targets)
+        terms = {"review": self.review([f.float() for f in fused], targets)}
+        if c.ce_weight:
+            terms["ce"] = c.ce_weight * self.cross_entropy(seen.logits, batch.labels)
+        if c.kd_weight:
+            assert taught.logits is not None
+            terms["kd"] = c.kd_weight * losses.kl(seen.logits, taught.logits, c.temperature)
+        return terms
+
+    def levels(self, seen: Activations, taught: Activations) -> tuple[list[Tensor], list[Tensor]]:
+        """The student's and the teacher's maps of each level, deepest first."""
+        assert seen.pooled is not None
+        assert taught.pooled is not None
+        ours = seen.pre if self.config.student_maps == "pre" else seen.stages
+        maps, targets = [seen.pooled[:, :, None, None]], [taught.pooled[:, :, None, None]]
+        for pair in reversed(self.pairs):
+            maps.append(ours[pair.student])
+            targets.append(taught.pre[pair.teacher])
+        return maps, targets
+
+    def fused(self, maps: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
+        """What is held to each of the teacher's maps, in its shape.
+
+        Args:
+            maps: The student's, deepest first.
+            targets: The teacher's; only their sizes are read.
+        """
+        outputs: list[Tensor] = []
+        below: Tensor | None = None
+        for fusion, map_BCHW, target in zip(self.fusions, maps, targets, strict=True):
+            below, output = fusion(map_BCHW, below, target.shape[2:])
+            outputs.append(output)
+        return outputs
+
+    def review(self, fused: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """The weighted term of given fused maps; 0 in the first epoch of a ramp."""
+        ramp = min(1.0, self.epoch / self.config.warmup_epochs) if self.config.warmup_epochs else 1.0
+        each = [losses.hierarchical_context(f, t) for f, t in zip(fused, targets, strict=True)]
+        return self.config.weight * ramp * torch.stack(each).sum()
+
+
+class Fusion(nn.Module):
+    """A map of one level joined with the fused map of the level below it, by two gates per pixel.
+
+    Args:
+        before: Channels of the student's map.
+        middle: Channels of the fused map.
+        after: Channels of the teacher's map.
+        reviews: Whether there is a level below.
+    """
+
+    def __init__(self, before: int, middle: int, after: int, *, reviews: bool) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Conv2d(before, middle, 1, bias=False), nn.BatchNorm2d(middle))
+        self.gates = nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid()) if reviews else None
+        self.expand = nn.Sequential(nn.Conv2d(middle, after, 3, padding=1, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, map_BCHW: Tensor, below: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
+        """The fused map `[B, middle, *size]` and what is made of it `[B, after, *size]`.
+
+        Args:
+            map_BCHW: The student's.
+            below: The fused map of the level below, of any size; None at the deepest.
+            size: Of the teacher's map.
+        """
+        fused = self.reduce(map_BCHW)
+        if self.gates is not None:
+            assert below is not None
+            below = _resized(below, fused.shape[2:])
+            own, reviewed = self.gates(torch.cat([fused, below], 1)).split(1, 1)
+            fused = fused * own + below * reviewed
+        fused = _resized(fused, size)
+        return fused, self.expand(fused)
+
+
+def _resized(map_BCHW: Tensor, size: torch.Size) -> Tensor:
+    return map_BCHW if map_BCHW.shape[2:] == size else F.interpolate(map_BCHW, size=size, mode="nearest")

@@ -1,0 +1,111 @@
+"""Distances and angles between the images of a batch, as the teacher sees them (Park et al. 2019)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError
+from kdcompress.methods import losses
+from kdcompress.methods.base import Method, Needs
+from kdcompress.networks.networks import Networks
+
+
+class RKD(Method):
+    """ce_weight · CE(labels) + distance_weight · distances + angle_weight · angles + kd_weight · KL.
+
+    Distances and angles are those between pooled vectors, whose widths need not agree; nothing is trained
+    beside the student. All rows of a batch, over all processes, are related to each other; `sub_batch` bounds
+    what that costs.
+
+    Source:
+        Park, Kim, Lu & Cho, Relational Knowledge Distillation, CVPR 2019. Weights of 25 and 50 are those of
+        the CRD set-up; the paper's metric learning has 1 and 2.
+    """
+
+    class Config(Section):
+        """Distances are a mean over B² pairs, angles over B³ triples; the other terms are means over rows."""
+
+        distance_weight: float = Field(25.0, ge=0)
+        angle_weight: float = Field(50.0, ge=0)
+        sub_batch: int | None = Field(None, ge=3)
+        """A batch is cut into groups of so many rows, related within the group. None: all rows of a batch.
+        Angles take rows² · width numbers per network: 537 MB for 256 rows of width 2048."""
+        ce_weight: float = Field(1.0, ge=0)
+        """0 needs no labels."""
+        kd_weight: float = Field(0.0, ge=0)
+        """Of the soft labels, which the published figures do without."""
+        temperature: float = Field(4.0, gt=0)
+        """Of the soft labels. Their term carries the factor T²."""
+
+    config: Config
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        assert networks.teacher is not None
+        for role, network in (("student", networks.student), ("teacher", networks.teacher)):
+            if network.shapes().pooled is None:
+                raise NetworkError(
+                    f"method rkd: relates the pooled vectors of images, and the {role} {network.model} has "
+                    f"none, since no linear layer ends it; name that layer in {role}.taps: "
+                    "{classifier: MODULE.PATH}"
+                )
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Both networks' pooled vectors, and labels unless their weight is 0."""
+        return Needs(
+            teacher=True,
+            labels=config.ce_weight > 0,
+            student=frozenset({"logits", "pooled"}),
+            read_of_teacher=frozenset({"logits", "pooled"} if config.kd_weight else {"pooled"}),
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms distance, angle, ce and kd."""
+        assert self.networks.teacher is not None
+        c, needs = self.config, self.needs(self.config)
+        seen = self.networks.student(batch.images, needs.student)
+        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
+        assert seen.logits is not None
+        assert seen.pooled is not None
+        assert taught.pooled is not None
+        terms = self.relations(seen.pooled, taught.pooled)
+        if c.ce_weight:
+            terms["ce"] = c.ce_weight * self.cross_entropy(seen.logits, batch.labels)
+        if c.kd_weight:
+            assert taught.logits is not None
+            terms["kd"] = c.kd_weight * losses.kl(seen.logits, taught.logits, c.temperature)
+        return terms
+
+    def relations(self, student_BD: Tensor, teacher_BE: Tensor) -> dict[str, Tensor]:
+        """The weighted terms distance and angle of given pooled vectors.
+
+        Args:
+            student_BD: `[B, D]`.
+            teacher_BE: `[B, E]`, a constant.
+        """
+        c = self.config
+        if c.sub_batch is None or len(student_BD) % c.sub_batch:
+            # Otherwise every process has whole groups, and their mean splits over the processes.
+            student_BD, teacher_BE = self.gather(student_BD), self.gather(teacher_BE)
+        rows = len(student_BD)
+        size = c.sub_batch or rows
+        groups = [
+            (len(ours) / rows, ours, theirs)
+            for ours, theirs in zip(torch.split(student_BD, size), torch.split(teacher_BE, size), strict=True)
+        ]
+        terms: dict[str, Tensor] = {}
+        for name, weight, relation in (
+            ("distance", c.distance_weight, losses.mutual_distances),
+            ("angle", c.angle_weight, losses.mutual_angles),
+        ):
+            if weight:
+                total = student_BD.new_zeros(())
+                for share, ours, theirs in groups:
+                    total = total + share * relation(ours, theirs)
+                terms[name] = weight * total
+        return terms

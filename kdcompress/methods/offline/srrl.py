@@ -1,0 +1,109 @@
+"""The teacher's own classifier reads the student's features (Yang et al. 2021)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError
+from kdcompress.methods import losses
+from kdcompress.methods.base import Method, Needs
+from kdcompress.networks.networks import Networks
+
+
+class SRRL(Method):
+    """ce_weight · CE + feature_weight · MSE(features) + classifier_weight · MSE(logits) + kd_weight · KL.
+
+    A connector (1×1 convolution, batch norm, ReLU; thrown away) brings the student's last map to the width of
+    what the teacher's classifier reads, and its average is held to that. What the teacher's classifier makes
+    of the average is held to the teacher's logits; the gradient passes through the classifier, which stays
+    frozen.
+
+    Source:
+        Yang, Martinez, Bulat & Tzimiropoulos, Knowledge Distillation via Softmax Regression Representation
+        Learning, ICLR 2021. The code's single weight was first on the sum of both terms, later on the second
+        alone; here each has its own. The features are the teacher's pooled vector, which for the paper's
+        networks is the average of the last map.
+    """
+
+    class Config(Section):
+        """Both squared differences are means over all elements; the other terms are means over rows."""
+
+        feature_weight: float = Field(1.0, ge=0)
+        """1 and 1 on ImageNet; for CIFAR the authors name (1, 1), (1, 5) and (10, 1) as what to try."""
+        classifier_weight: float = Field(1.0, ge=0)
+        ce_weight: float = Field(1.0, ge=0)
+        """0 needs no labels."""
+        kd_weight: float = Field(0.0, ge=0)
+        """Of the soft labels, which the paper does without."""
+        temperature: float = Field(4.0, gt=0)
+        """Of the soft labels. Their term carries the factor T²."""
+
+    config: Config
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        assert networks.teacher is not None
+        student, teacher = networks.student, networks.teacher
+        ours, theirs = student.shapes(), teacher.shapes()
+        if theirs.pooled is None:
+            raise NetworkError(
+                "method srrl: reads the student's features with the teacher's linear classifier, and "
+                f"{teacher.model} does not end in one; name it in teacher.taps: {{classifier: MODULE.PATH}}"
+            )
+        if not ours.stages:
+            raise NetworkError(
+                f"method srrl: needs the last map of the student, {losses.stage_maps(student.model, ours)}; "
+                f"the teacher {teacher.model} reads {theirs.pooled.shape[1]} features; name a module in "
+                "student.taps: {stage1: MODULE.PATH}"
+            )
+        self.stage, last = list(ours.stages.items())[-1]
+        width = theirs.pooled.shape[1]
+        self.connector = nn.Sequential(
+            nn.Conv2d(last.shape[1], width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """The student's last map, the teacher's pooled vector, and labels unless their weight is 0."""
+        return Needs(
+            teacher=True,
+            labels=config.ce_weight > 0,
+            student=frozenset({"logits", "stages"}),
+            read_of_teacher=frozenset({"logits", "pooled"}),
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms features, classifier, ce and kd."""
+        assert self.networks.teacher is not None
+        c, needs, student = self.config, self.needs(self.config), self.networks.student
+        seen = student(batch.images, needs.student)
+        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
+        assert seen.logits is not None
+        assert taught.logits is not None
+        assert taught.pooled is not None
+        with student.autocast():
+            connected_BDHW = self.connector(seen.stages[self.stage])
+        terms = self.regressions(connected_BDHW.float().mean((2, 3)), taught.pooled, taught.logits)
+        if c.ce_weight:
+            terms["ce"] = c.ce_weight * self.cross_entropy(seen.logits, batch.labels)
+        if c.kd_weight:
+            terms["kd"] = c.kd_weight * losses.kl(seen.logits, taught.logits, c.temperature)
+        return terms
+
+    def regressions(self, connected_BD: Tensor, pooled_BD: Tensor, logits_BK: Tensor) -> dict[str, Tensor]:
+        """The weighted terms features and classifier.
+
+        Args:
+            connected_BD: The averaged output of the connector.
+            pooled_BD: What the teacher's classifier reads, a constant.
+            logits_BK: The teacher's, a constant.
+        """
+        assert self.networks.teacher is not None
+        read_BK = self.networks.teacher.classify(connected_BD)
+        return {
+            "features": self.config.feature_weight * losses.mse(connected_BD, pooled_BD),
+            "classifier": self.config.classifier_weight * losses.mse(read_BK, logits_BK),
+        }
