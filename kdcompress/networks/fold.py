@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it, on a network that no longer learns.
+"""What can be saved in a network that no longer learns: batch norm folded away, activations in place.
 
 In evaluation mode batch norm is an affine map per channel, and so is absorbed by the convolution's weight
 and bias (Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -15,6 +15,12 @@ from torch import nn
 
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.trace import record
+
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
+_FRESH = frozenset(
+    {"convolution", "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "add"}
+)
+"""Operations whose result is a tensor of its own."""
 
 
 def foldable(tapped: Tapped) -> list[tuple[str, str]]:
@@ -70,6 +76,33 @@ def fold_batch_norm(network: nn.Module, pairs: Iterable[tuple[str, str]]) -> Non
         # Under the same names, so that what was tapped inside still is.
         inside = OrderedDict(norm.named_children())
         network.set_submodule(norm_path, nn.Sequential(inside) if inside else nn.Identity())
+
+
+def overwritable(tapped: Tapped) -> list[str]:
+    """The module paths of each activation that may write its result over its input: nobody else reads that.
+
+    The input must be a tensor of its own, not a view of one that others read.
+    """
+    trace = record(tapped.network, tapped.sample(), tapped.model)
+    readers = trace.consumers()
+    safe: dict[str, bool] = {}
+    for call in trace.calls:
+        if type(call.module) in _ACTIVATIONS:
+            own = call.read is not None and trace.nodes[call.read].operation in _FRESH
+            alone = own and call.read is not None and len(readers[call.read]) == 1
+            safe[call.path] = safe.get(call.path, True) and alone
+    return [path for path, is_safe in safe.items() if is_safe]
+
+
+def overwrite(network: nn.Module, paths: Iterable[str]) -> None:
+    """Lets activations write over their input, in place.
+
+    Args:
+        network: That no longer learns.
+        paths: From `overwritable`.
+    """
+    for path in paths:
+        network.get_submodule(path).inplace = True  # type: ignore[assignment]
 
 
 def _has_activation(norm: nn.BatchNorm2d) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdcompress.data.batch import View
 from kdcompress.networks.activations import LOGITS, Activations, Want
-from kdcompress.networks.fold import fold_batch_norm, foldable
+from kdcompress.networks.fold import fold_batch_norm, foldable, overwritable, overwrite
 from kdcompress.networks.tapped import Tapped
 
 FOLD_TOLERANCE = 1e-4
@@ -26,8 +26,9 @@ class Teacher:
         tapped: The trained network. Its precision is taken over.
         size: (H, W) in pixels that the network expects; images of another size are resized (bilinear,
             antialiased). None: images go in as they come.
-        fold: Fold each batch norm into the convolution before it. Outputs are compared on random images
-            first; where they differ by more than `FOLD_TOLERANCE`, nothing is folded and `folded` is 0.
+        fold: Fold each batch norm into the convolution before it and let activations write in place, where
+            nobody else reads that. Outputs are compared on random images first; where they differ more than
+            `FOLD_TOLERANCE`, none of it is done and `folded` is 0.
 
     Attributes:
         tapped: As given, read at the teacher's own size.
@@ -40,10 +41,11 @@ class Teacher:
         # A network made for 224 pixels has other stages on images of 32.
         self.tapped = tapped if self.size in (None, tapped.image_size) else tapped.at(self.size)
         self._pairs = foldable(self.tapped) if fold else []
-        self._frozen = self._copy(self._pairs)
-        if self._pairs and not _same_readings(self._frozen, self._copy([])):
-            self._pairs = []
-            self._frozen = self._copy([])
+        self._in_place = overwritable(self.tapped) if fold else []
+        self._frozen = self._copy(self._pairs, self._in_place)
+        if fold and not _same_readings(self._frozen, self._copy([], [])):
+            self._pairs, self._in_place = [], []
+            self._frozen = self._copy([], [])
         self.folded = len(self._pairs)
         self._before = _fingerprint(tapped.network)
         self._set_precision(tapped.precision)
@@ -73,7 +75,7 @@ class Teacher:
         if precision != self._frozen.precision:
             device = self.device
             # From the original: weights that were once rounded do not come back.
-            self._frozen = self._copy(self._pairs).to(device)
+            self._frozen = self._copy(self._pairs, self._in_place).to(device)
             self._set_precision(precision)
 
     def to(self, device: torch.device | str) -> Self:
@@ -134,8 +136,9 @@ class Teacher:
             return images
         return F.interpolate(images, size=self.size, mode="bilinear", antialias=True, align_corners=False)
 
-    def _copy(self, pairs: list[tuple[str, str]]) -> Tapped:
+    def _copy(self, pairs: list[tuple[str, str]], in_place: list[str]) -> Tapped:
         network = copy.deepcopy(self.tapped.network).eval().requires_grad_(False)
+        overwrite(network, in_place)
         fold_batch_norm(network, pairs)
         return self.tapped.with_network(network)
 

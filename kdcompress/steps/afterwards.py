@@ -23,7 +23,7 @@ from kdcompress.errors import DataError, UserError, suggest
 from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe, load_recipe
 from kdcompress.run_folder import RunFolder, check_writable
-from kdcompress.steps.deliver import write_pages
+from kdcompress.steps.deliver import read_json, write_pages
 
 EVALUATION_SCHEMA = "kdcompress.evaluation/1"
 FILES_SCHEMA = "kdcompress.files/1"
@@ -75,7 +75,7 @@ def export(
         lambda: _images(data.test, workers=granted_cores()),
         folder,
         formats=list(dict.fromkeys(formats)),
-        metadata=documents.file_metadata(recipe, None),
+        metadata=documents.file_metadata(recipe, _teacher_of(source)),
         allow_code=allow_code,
     )
     return {
@@ -146,6 +146,12 @@ def report(source: Path) -> dict[str, Any]:
     names = write_pages(source)
     RunFolder(source).vouch_again(names)
     return {"schema": FILES_SCHEMA, "folder": str(source), "files": names}
+
+
+def _teacher_of(run: Path) -> dict[str, Any] | None:
+    """What the run's manifest says of its teacher; a run that did not finish has no manifest."""
+    file = run / "manifest.json"
+    return read_json(file)["teacher"] if file.exists() else None
 
 
 def _artefact(source: Path) -> Path:
