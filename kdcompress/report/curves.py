@@ -35,7 +35,7 @@ def _losses(phase: str, lines: list[dict[str, Any]]) -> Chart | None:
     terms = list(dict.fromkeys(term for line in lines for term in line.get("losses") or {}))
     curves = []
     for number, term in enumerate(terms):
-        values = [(line["epoch"] + 1, (line.get("losses") or {}).get(term)) for line in lines]
+        values = [(line["epoch"], (line.get("losses") or {}).get(term)) for line in lines]
         curves.append(_line(term, values, (0, 2, 3, 4, 5, 1)[number % 6], number % 2 == 1))
     curves = [curve for curve in curves if curve.points]
     if not curves:
@@ -54,7 +54,7 @@ def _top1(lines: list[dict[str, Any]]) -> list[tuple[float, float | None]]:
     found = []
     for line in lines:
         top1 = (line.get("held_out") or {}).get("top1")
-        found.append((line["epoch"] + 1, None if top1 is None else 100 * top1))
+        found.append((line["epoch"], None if top1 is None else 100 * top1))
     return found
 
 

@@ -12,7 +12,7 @@ SOURCE = Path(worker.__file__).read_text(encoding="utf-8")
 
 
 def test_the_worker_is_python_3_8():
-    ast.parse(SOURCE, feature_version=(3, 8))
+    assert ast.parse(SOURCE, feature_version=(3, 8)).body
 
 
 def test_at_its_top_the_worker_imports_the_standard_library_and_numpy_alone():

@@ -61,7 +61,7 @@ def _log_line(phase, epoch, epochs, top1, start):
     return {
         "schema": "kdcompress.log/1",
         "phase": phase,
-        "epoch": epoch,
+        "epoch": epoch + 1,
         "step": 703 * (epoch + 1),
         "seconds": 41.5,
         "images_per_s": 1084.0,

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Method, Needs, ParameterSet, Phase
+from kdcompress.methods.base import Needs, ParameterSet, Phase
+from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.trace import undisturbed
 
 
-class AB(Method):
+class AB(Taught):
     """Phase "boundaries": weight · Σ_pairs boundary loss. Phase "labels": ce_weight · CE + kd_weight · KL.
 
     In the first phase what makes the student's paired maps (all but its classifier, as a rule) and the
@@ -32,7 +32,7 @@ class AB(Method):
         the teacher in training mode, so that its batch-norm statistics drift; here it is frozen.
     """
 
-    class Config(Section):
+    class Config(ClassifierLearns):
         """The boundary loss is a sum over a map's elements and a mean over rows."""
 
         initial_share: float = Field(30 / 270, gt=0, lt=1)
@@ -48,12 +48,6 @@ class AB(Method):
         """Of soft labels in the second phase: none in RepDistiller, a share of them in the authors' code."""
         temperature: float = Field(3.0, gt=0)
         """Of the soft labels, the authors'. Their term carries the factor T²."""
-
-        @model_validator(mode="after")
-        def _classifier_learns(self) -> AB.Config:
-            if not self.ce_weight and not self.kd_weight:
-                raise ValueError("nothing trains the classifier where ce_weight and kd_weight are both 0")
-            return self
 
     config: Config
 
@@ -111,18 +105,10 @@ class AB(Method):
         """Term boundaries in the first phase; ce and kd in the second."""
         if self.phase == "boundaries":
             return {"boundaries": self._boundaries(batch)}
-        c = self.config
+        assert self.networks.teacher is not None
         logits = self.networks.student(batch.images).logits
-        assert logits is not None
-        terms = {}
-        if c.ce_weight:
-            terms["ce"] = c.ce_weight * self.cross_entropy(logits, batch.labels)
-        if c.kd_weight:
-            assert self.networks.teacher is not None
-            taught = self.networks.teacher(batch.views[0]).logits
-            assert taught is not None
-            terms["kd"] = c.kd_weight * losses.kl(logits, taught, c.temperature)
-        return terms
+        taught = self.networks.teacher(batch.views[0]).logits if self.config.kd_weight else None
+        return self.label_terms(logits, taught, batch.labels)
 
     def boundaries(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
         """The weighted boundary loss of each pair.

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.base import Needs
+from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.networks import Networks
 
 
-class AT(Method):
+class AT(Taught):
     """ce_weight · CE(labels) + weight · Σ_pairs attention difference + kd_weight · KL.
 
     Stages are paired by resolution and the deepest with the deepest, where the code pairs them by order;
@@ -29,25 +29,13 @@ class AT(Method):
         by orders of magnitude.
     """
 
-    class Config(Section):
+    class Config(ClassifierLearns):
         """A pair's difference is a mean over rows and positions; pairs are added up."""
 
         weight: float = Field(1000.0, gt=0)
         """Of the sum over pairs."""
         power: float = Field(2.0, ge=1)
         """To which activations are raised before their mean over channels."""
-        ce_weight: float = Field(1.0, ge=0)
-        """0 needs no labels."""
-        kd_weight: float = Field(0.0, ge=0)
-        """Of the soft labels, which the published figures do without."""
-        temperature: float = Field(4.0, gt=0)
-        """Of the soft labels. Their term carries the factor T²."""
-
-        @model_validator(mode="after")
-        def _classifier_learns(self) -> AT.Config:
-            if not self.ce_weight and not self.kd_weight:
-                raise ValueError("nothing trains the classifier where ce_weight and kd_weight are both 0")
-            return self
 
     config: Config
 
@@ -77,7 +65,7 @@ class AT(Method):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms attention, ce and kd."""
         assert self.networks.teacher is not None
-        c, needs = self.config, self.needs(self.config)
+        needs = self.needs(self.config)
         seen = self.networks.student(batch.images, needs.student)
         taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
         terms = {
@@ -86,13 +74,7 @@ class AT(Method):
                 [taught.stages[pair.teacher] for pair in self.pairs],
             )
         }
-        assert seen.logits is not None
-        if c.ce_weight:
-            terms["ce"] = c.ce_weight * self.cross_entropy(seen.logits, batch.labels)
-        if c.kd_weight:
-            assert taught.logits is not None
-            terms["kd"] = c.kd_weight * losses.kl(seen.logits, taught.logits, c.temperature)
-        return terms
+        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def attention(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The weighted sum over pairs of maps `[B, C, H, W]`."""

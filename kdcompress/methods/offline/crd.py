@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.data.random_bits import uniform
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.base import Needs
+from kdcompress.methods.taught import Taught
 from kdcompress.networks.networks import Networks
 
 COLUMNS_STREAM = -3
 """Views of images count from 0; the draws of columns have a stream of their own."""
 
 
-class CRD(Method):
+class CRD(Taught):
     """ce_weight · CE(labels) + weight · (student's + teacher's contrastive loss) + kd_weight · KL.
 
     Each network's pooled vector goes through a linear map to a unit embedding. A bank per network remembers
@@ -35,7 +35,7 @@ class CRD(Method):
         the checkpoint, which they are not there, and the same in every process.
     """
 
-    class Config(Section):
+    class Config(Taught.Config):
         """The contrastive loss sums over the negatives and is a mean over rows, like the other terms."""
 
         weight: float = Field(0.8, gt=0)
@@ -52,10 +52,9 @@ class CRD(Method):
         positive: Literal["exact", "relax"] = "exact"
         """exact: the image itself; relax: any image of its class."""
         ce_weight: float = Field(1.0, ge=0)
+        """Labels are needed even at 0: they say what is no negative."""
         kd_weight: float = Field(0.0, ge=0)
         """Of the soft labels; 1 in the paper's CRD+KD."""
-        temperature: float = Field(4.0, gt=0)
-        """Of the soft labels. Their term carries the factor T²."""
 
     config: Config
     bank_student: Tensor
@@ -121,21 +120,15 @@ class CRD(Method):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms contrast, ce and kd."""
         assert self.networks.teacher is not None
-        c, needs = self.config, self.needs(self.config)
+        needs = self.needs(self.config)
         seen = self.networks.student(batch.images, needs.student)
         taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
-        assert seen.logits is not None
         assert seen.pooled is not None
         assert taught.pooled is not None
         terms = {
             "contrast": self.contrast(seen.pooled, taught.pooled, batch.indices, self.columns(batch.indices))
         }
-        if c.ce_weight:
-            terms["ce"] = c.ce_weight * self.cross_entropy(seen.logits, batch.labels)
-        if c.kd_weight:
-            assert taught.logits is not None
-            terms["kd"] = c.kd_weight * losses.kl(seen.logits, taught.logits, c.temperature)
-        return terms
+        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def contrast(
         self, student_BD: Tensor, teacher_BD: Tensor, indices_B: Tensor, columns_BM: Tensor

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError, suggest
 from kdcompress.methods import losses
-from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.base import Needs
 from kdcompress.methods.losses import Pair
+from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.networks import Networks
 
 
-class FitNet(Method):
+class FitNet(Taught):
     """ce_weight · CE(labels) + weight · MSE(regressor(student map), teacher map) + kd_weight · KL.
 
     Trained jointly, as every re-implementation on torch does; the paper trains the student up to the guided
@@ -28,17 +28,11 @@ class FitNet(Method):
         those of the RepDistiller code.
     """
 
-    class Config(Section):
+    class Config(ClassifierLearns):
         """The hint is a mean over all elements of the map; the other terms are means over rows."""
 
         weight: float = Field(100.0, gt=0)
         """Of the hint."""
-        ce_weight: float = Field(1.0, ge=0)
-        """0 needs no labels."""
-        kd_weight: float = Field(0.0, ge=0)
-        """Of the soft labels, which the published figures do without."""
-        temperature: float = Field(4.0, gt=0)
-        """Of the soft labels. Their term carries the factor T²."""
         hint: str | None = None
         """The teacher's stage. None: the middle one of those that a regressor can reach (of an even number
         the shallower)."""
@@ -47,12 +41,6 @@ class FitNet(Method):
         pre_activation: bool = False
         """Read the teacher before its activation function; the regressor then ends without one, since a ReLU
         cannot reach negative values."""
-
-        @model_validator(mode="after")
-        def _classifier_learns(self) -> FitNet.Config:
-            if not self.ce_weight and not self.kd_weight:
-                raise ValueError("nothing trains the classifier where ce_weight and kd_weight are both 0")
-            return self
 
     config: Config
 
@@ -84,15 +72,7 @@ class FitNet(Method):
             regressed = self.regressor(seen.stages[self.pair.student])
         hint = (taught.pre if self.config.pre_activation else taught.stages)[self.pair.teacher]
         terms = {"hint": self.config.weight * losses.mse(regressed.float(), hint)}
-        if self.config.ce_weight:
-            assert seen.logits is not None
-            terms["ce"] = self.config.ce_weight * self.cross_entropy(seen.logits, batch.labels)
-        if self.config.kd_weight:
-            assert seen.logits is not None
-            assert taught.logits is not None
-            kl = losses.kl(seen.logits, taught.logits, self.config.temperature)
-            terms["kd"] = self.config.kd_weight * kl
-        return terms
+        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def _chosen(self) -> Pair:
         """The pair that the Config names, or the middle one of those that a regressor can join.

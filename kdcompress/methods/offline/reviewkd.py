@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.base import Needs
+from kdcompress.methods.taught import Taught
 from kdcompress.networks.activations import Activations
 from kdcompress.networks.networks import Networks
 
@@ -22,7 +22,7 @@ WIDEST = 512
 """Channels of the fused maps at most; the authors' value."""
 
 
-class ReviewKD(Method):
+class ReviewKD(Taught):
     """ce_weight · CE(labels) + weight · ramp · Σ HCL(fused map, teacher map) + kd_weight · KL.
 
     Levels are the stages that both networks have at one resolution, and the pooled vector as a map of one
@@ -35,7 +35,7 @@ class ReviewKD(Method):
         whose CIFAR script leaves the teacher's batch norm in training mode; here it is frozen.
     """
 
-    class Config(Section):
+    class Config(Taught.Config):
         """Each level is a weighted mean of mean squared differences; the other terms are means over rows."""
 
         weight: float = Field(5.0, gt=0)
@@ -47,12 +47,6 @@ class ReviewKD(Method):
         this term. 0: no ramp."""
         student_maps: Literal["stages", "pre"] = "stages"
         """The student's maps after or before their activation function; the teacher's are before it."""
-        ce_weight: float = Field(1.0, ge=0)
-        """0 needs no labels."""
-        kd_weight: float = Field(0.0, ge=0)
-        """Of the soft labels, which the published figures do without."""
-        temperature: float = Field(4.0, gt=0)
-        """Of the soft labels. Their term carries the factor T²."""
 
     config: Config
 
@@ -94,20 +88,14 @@ class ReviewKD(Method):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms review, ce and kd."""
         assert self.networks.teacher is not None
-        c, needs, student = self.config, self.needs(self.config), self.networks.student
+        needs, student = self.needs(self.config), self.networks.student
         seen = student(batch.images, needs.student)
         taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
-        assert seen.logits is not None
         maps, targets = self.levels(seen, taught)
         with student.autocast():
             fused = self.fused(maps, targets)
         terms = {"review": self.review([f.float() for f in fused], targets)}
-        if c.ce_weight:
-            terms["ce"] = c.ce_weight * self.cross_entropy(seen.logits, batch.labels)
-        if c.kd_weight:
-            assert taught.logits is not None
-            terms["kd"] = c.kd_weight * losses.kl(seen.logits, taught.logits, c.temperature)
-        return terms
+        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def levels(self, seen: Activations, taught: Activations) -> tuple[list[Tensor], list[Tensor]]:
         """The student's and the teacher's maps of each level, deepest first."""

@@ -6,15 +6,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.base import Needs
+from kdcompress.methods.taught import Taught
 from kdcompress.networks.networks import Networks
 
 
-class RKD(Method):
+class RKD(Taught):
     """ce_weight · CE(labels) + distance_weight · distances + angle_weight · angles + kd_weight · KL.
 
     Distances and angles are those between pooled vectors, whose widths need not agree; nothing is trained
@@ -26,7 +26,7 @@ class RKD(Method):
         the CRD set-up; the paper's metric learning has 1 and 2.
     """
 
-    class Config(Section):
+    class Config(Taught.Config):
         """Distances are a mean over B² pairs, angles over B³ triples; the other terms are means over rows."""
 
         distance_weight: float = Field(25.0, ge=0)
@@ -34,12 +34,6 @@ class RKD(Method):
         sub_batch: int | None = Field(None, ge=3)
         """A batch is cut into groups of so many rows, related within the group. None: all rows of a batch.
         Angles take rows² · width numbers per network: 537 MB for 256 rows of width 2048."""
-        ce_weight: float = Field(1.0, ge=0)
-        """0 needs no labels."""
-        kd_weight: float = Field(0.0, ge=0)
-        """Of the soft labels, which the published figures do without."""
-        temperature: float = Field(4.0, gt=0)
-        """Of the soft labels. Their term carries the factor T²."""
 
     config: Config
 
@@ -67,19 +61,13 @@ class RKD(Method):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms distance, angle, ce and kd."""
         assert self.networks.teacher is not None
-        c, needs = self.config, self.needs(self.config)
+        needs = self.needs(self.config)
         seen = self.networks.student(batch.images, needs.student)
         taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
-        assert seen.logits is not None
         assert seen.pooled is not None
         assert taught.pooled is not None
         terms = self.relations(seen.pooled, taught.pooled)
-        if c.ce_weight:
-            terms["ce"] = c.ce_weight * self.cross_entropy(seen.logits, batch.labels)
-        if c.kd_weight:
-            assert taught.logits is not None
-            terms["kd"] = c.kd_weight * losses.kl(seen.logits, taught.logits, c.temperature)
-        return terms
+        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def relations(self, student_BD: Tensor, teacher_BE: Tensor) -> dict[str, Tensor]:
         """The weighted terms distance and angle of given pooled vectors.

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.base import Needs
+from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.networks import Networks
 
 
-class SP(Method):
+class SP(Taught):
     """ce_weight · CE(labels) + weight · Σ_pairs difference of similarity matrices + kd_weight · KL.
 
     The matrices are over the whole batch, of all processes together: the loss depends on which images meet
@@ -27,25 +27,13 @@ class SP(Method):
         deepest stage alone are those of the RepDistiller code.
     """
 
-    class Config(Section):
+    class Config(ClassifierLearns):
         """A pair's difference is a sum over the matrix divided by B²; pairs are added up."""
 
         weight: float = Field(3000.0, gt=0)
         """Of the sum over pairs, at batches of 64; the loss shrinks as 1/B."""
         stages: Literal["deepest", "all"] = "deepest"
         """deepest: as published figures have it; all: every pair of stages of one resolution besides."""
-        ce_weight: float = Field(1.0, ge=0)
-        """0 needs no labels."""
-        kd_weight: float = Field(0.0, ge=0)
-        """Of the soft labels, which the published figures do without."""
-        temperature: float = Field(4.0, gt=0)
-        """Of the soft labels. Their term carries the factor T²."""
-
-        @model_validator(mode="after")
-        def _classifier_learns(self) -> SP.Config:
-            if not self.ce_weight and not self.kd_weight:
-                raise ValueError("nothing trains the classifier where ce_weight and kd_weight are both 0")
-            return self
 
     config: Config
 
@@ -86,10 +74,4 @@ class SP(Method):
             for pair in self.pairs
         ]
         terms = {"similarity": c.weight * torch.stack(each).sum()}
-        assert seen.logits is not None
-        if c.ce_weight:
-            terms["ce"] = c.ce_weight * self.cross_entropy(seen.logits, batch.labels)
-        if c.kd_weight:
-            assert taught.logits is not None
-            terms["kd"] = c.kd_weight * losses.kl(seen.logits, taught.logits, c.temperature)
-        return terms
+        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)

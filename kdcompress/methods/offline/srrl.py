@@ -5,15 +5,15 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.base import Needs
+from kdcompress.methods.taught import Taught
 from kdcompress.networks.networks import Networks
 
 
-class SRRL(Method):
+class SRRL(Taught):
     """ce_weight · CE + feature_weight · MSE(features) + classifier_weight · MSE(logits) + kd_weight · KL.
 
     A connector (1×1 convolution, batch norm, ReLU; thrown away) brings the student's last map to the width of
@@ -28,18 +28,12 @@ class SRRL(Method):
         networks is the average of the last map.
     """
 
-    class Config(Section):
+    class Config(Taught.Config):
         """Both squared differences are means over all elements; the other terms are means over rows."""
 
         feature_weight: float = Field(1.0, ge=0)
         """1 and 1 on ImageNet; for CIFAR the authors name (1, 1), (1, 5) and (10, 1) as what to try."""
         classifier_weight: float = Field(1.0, ge=0)
-        ce_weight: float = Field(1.0, ge=0)
-        """0 needs no labels."""
-        kd_weight: float = Field(0.0, ge=0)
-        """Of the soft labels, which the paper does without."""
-        temperature: float = Field(4.0, gt=0)
-        """Of the soft labels. Their term carries the factor T²."""
 
     config: Config
 
@@ -78,20 +72,15 @@ class SRRL(Method):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms features, classifier, ce and kd."""
         assert self.networks.teacher is not None
-        c, needs, student = self.config, self.needs(self.config), self.networks.student
+        needs, student = self.needs(self.config), self.networks.student
         seen = student(batch.images, needs.student)
         taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
-        assert seen.logits is not None
         assert taught.logits is not None
         assert taught.pooled is not None
         with student.autocast():
             connected_BDHW = self.connector(seen.stages[self.stage])
         terms = self.regressions(connected_BDHW.float().mean((2, 3)), taught.pooled, taught.logits)
-        if c.ce_weight:
-            terms["ce"] = c.ce_weight * self.cross_entropy(seen.logits, batch.labels)
-        if c.kd_weight:
-            terms["kd"] = c.kd_weight * losses.kl(seen.logits, taught.logits, c.temperature)
-        return terms
+        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def regressions(self, connected_BD: Tensor, pooled_BD: Tensor, logits_BK: Tensor) -> dict[str, Tensor]:
         """The weighted terms features and classifier.
