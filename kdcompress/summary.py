@@ -12,7 +12,8 @@ from rich.table import Table
 
 def print_summary(summary: dict[str, Any]) -> None:
     """Prints the results of a run, or of several seeds, to stdout."""
-    console = Console(highlight=False)
+    # A path that is broken in two can be neither read nor clicked.
+    console = Console(highlight=False, soft_wrap=True)
     if summary["schema"].startswith("kdcompress.seeds"):
         _print_seeds(summary, console)
     else:
