@@ -66,6 +66,7 @@ def default_step(compiled=False):
     student.train_mode(True)
     if compiled:
         student.compiled = torch.compile(student.network)
+        teacher.compile()
 
     def step(images, labels):
         view = View(images.contiguous(memory_format=torch.channels_last), torch.arange(len(labels)), 0)

@@ -110,7 +110,7 @@ class TrainSection(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 where the device computes it natively, fp16 on older GPUs, else fp32."""
     compile: bool = False
-    """torch.compile the student; only for methods that read logits alone."""
+    """torch.compile student and teacher; only for methods that read logits alone."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay per step of an averaged copy of the student, which then is a candidate to ship."""
     clip_norm: float | None = Field(None, gt=0)

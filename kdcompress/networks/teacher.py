@@ -97,6 +97,10 @@ class Teacher:
         with torch.no_grad():
             return self._frozen(self._resized(tensor), want)
 
+    def compile(self) -> None:
+        """Compiles the frozen copy for passes that want logits alone, until its precision is changed."""
+        self._frozen.compiled = torch.compile(self._frozen.network)
+
     def classify(self, pooled: Tensor) -> Tensor:
         """The frozen classifier's logits `[B, K]`, float32; gradients reach `pooled`.
 

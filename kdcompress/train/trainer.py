@@ -84,6 +84,8 @@ class Trainer:
         self.phases = method.phases()
         if job.train.compile:
             student.compiled = torch.compile(student.network)
+            if method.networks.teacher is not None:
+                method.networks.teacher.compile()
 
     def run(self) -> Outcome:
         """Trains to the end, from the checkpoint if there is one.
