@@ -184,6 +184,15 @@ class Method(nn.Module):
         """`losses.cross_entropy` with the run's label smoothing and class weights."""
         return losses.cross_entropy(logits_BK, labels_B, self.class_weights, self.data.label_smoothing)
 
+    def both_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's logits `[B, K]` of the first view; the teacher gets no gradient."""
+        assert self.networks.teacher is not None
+        student = self.networks.student(batch.images).logits
+        teacher = self.networks.teacher(batch.views[0]).logits
+        assert student is not None
+        assert teacher is not None
+        return student, teacher
+
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all processes, for a loss that is no mean over rows.
 

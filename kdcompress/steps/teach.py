@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kdcompress import discovery, documents
+from kdcompress import __version__, discovery, documents
 from kdcompress.atomic import sha256_of
 from kdcompress.data.batch import Batch, View
 from kdcompress.deploy.accuracy import accuracy
@@ -83,6 +83,7 @@ def _prepare(run: Run, start: Start) -> None:
     recipe, section = run.recipe, run.recipe.teacher
     assert section is not None
     surroundings = {
+        "kdcompress": __version__,
         "torch": torch.__version__,
         "device": run.device.type,
         "precision": run.precision,

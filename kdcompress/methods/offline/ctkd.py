@@ -85,12 +85,7 @@ class CTKD(Method):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce, and kd or tckd and nckd."""
-        assert self.networks.teacher is not None
-        student = self.networks.student(batch.images).logits
-        teacher = self.networks.teacher(batch.views[0]).logits
-        assert student is not None
-        assert teacher is not None
-        return self.terms(student, teacher, batch.labels)
+        return self.terms(*self.both_logits(batch), batch.labels)
 
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
