@@ -16,6 +16,8 @@ from kdcompress.recipe import Recipe
 
 RESULTS_SCHEMA = "kdcompress.results/1"
 SEEDS_SCHEMA = "kdcompress.seeds/1"
+_FIGURES = ("top1", "knn_top1", "agreement")
+"""Of which the first that is known stands for a run."""
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
 
 
@@ -28,6 +30,8 @@ def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, s
     """
     document = recipe.model_dump(mode="json")
     document["data"]["root"] = None
+    if document["data"]["extra"] is not None:
+        document["data"]["extra"]["root"] = Path(document["data"]["extra"]["root"]).name
     for section in (document["student"], document["teacher"], *document["peers"]):
         if section is not None and section["weights"] is not None:
             section["weights"] = Path(section["weights"]).name
@@ -90,19 +94,25 @@ def results(
 
 
 def seeds(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`seeds.json`: the top-1 of each seed, their mean and their spread.
+    """`seeds.json`: one figure of each seed, its mean and its spread.
+
+    That is the top-1; of a backbone the top-1 by nearest neighbours; where there are no labels, the agreement
+    with the teacher. `figure` says which.
 
     Args:
         per_seed: `results.json` of each seed, in order.
     """
-    document: dict[str, Any] = {"schema": SEEDS_SCHEMA, "seeds": len(per_seed)}
+    first = per_seed[0]["student"]
+    figure = next(name for name in _FIGURES if first.get(name) is not None)
+    document: dict[str, Any] = {"schema": SEEDS_SCHEMA, "seeds": len(per_seed), "figure": figure}
     for who in ("student", "baseline"):
-        values = [result[who]["top1"] for result in per_seed if result[who] is not None]
-        document[who] = _spread(values) if values else None
+        known = [result[who].get(figure) for result in per_seed if result[who] is not None]
+        values = [value for value in known if value is not None]
+        document[who] = {figure: values, **_spread(values)} if values else None
     teacher = per_seed[0]["teacher"]
-    document["teacher"] = teacher and {"top1": teacher["top1"], "params": teacher["params"]}
+    document["teacher"] = teacher and {figure: teacher.get(figure), "params": teacher["params"]}
     if document["baseline"] is not None:
-        pairs = zip(document["student"]["top1"], document["baseline"]["top1"], strict=True)
+        pairs = zip(document["student"][figure], document["baseline"][figure], strict=True)
         points = [100 * (a - b) for a, b in pairs]
         document["gain"] = {"points": points, "mean": statistics.fmean(points), "sd": _sd(points)}
     else:
@@ -112,7 +122,7 @@ def seeds(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
-    return {"top1": values, "mean": statistics.fmean(values), "sd": _sd(values)}
+    return {"mean": statistics.fmean(values), "sd": _sd(values)}
 
 
 def _sd(values: list[float]) -> float | None:

@@ -25,8 +25,10 @@ from kdcompress.recipe import Recipe, load_recipe
 from kdcompress.run_folder import RunFolder, same_recipe
 from kdcompress.steps.context import Run
 from kdcompress.steps.deliver import deliver, read_json, report
-from kdcompress.steps.learn import build_method, train
-from kdcompress.steps.networks import starts, tapped
+from kdcompress.steps.extra import chosen, rehearsed, with_extra, without_extra
+from kdcompress.steps.learn import build_method, steps_per_epoch, train
+from kdcompress.steps.networks import needs_of, starts, tapped, with_classes
+from kdcompress.steps.prepare import build_preparation, prepare
 from kdcompress.steps.teach import teach
 from kdcompress.train.journal import require_tensorboard
 from kdcompress.train.processes import Processes, join, leave
@@ -74,6 +76,13 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             )
         with processes.in_turn():
             data = _open_data(recipe, progress)
+            data = with_classes(
+                recipe, data, allow_code=request.allow_code, progress=progress.visible and processes.first
+            )
+            with progress.counter() as tell:
+                data = with_extra(recipe, data, tell)
+        if request.baseline:
+            _check_baseline(recipe, data)
         run = Run(recipe, folder, data, processes, progress, request.allow_code, request.command)
         # Every network can be built and filled, or the user hears of it before anything is written.
         with processes.in_turn():
@@ -94,7 +103,12 @@ def _resolved(recipe: Recipe, request: Request, processes: Processes, folder: Ru
     folder.check(request.resume, request.overwrite, seeds=request.seeds is not None)
     recorded = folder.recorded_recipe(request.allow_code) if request.resume else None
     root = request.data or recipe.data.root
-    data = recipe.data.model_copy(update={"root": str(Path(root).absolute()) if root else None})
+    extra = recipe.data.extra
+    if extra is not None:
+        extra = extra.model_copy(update={"root": str(Path(extra.root).expanduser().absolute())})
+    data = recipe.data.model_copy(
+        update={"root": str(Path(root).expanduser().absolute()) if root else None, "extra": extra}
+    )
     threads = request.threads or recipe.train.threads
     if threads is None and recorded is not None:
         threads = recorded.train.threads  # bits depend on it, so a resume keeps it
@@ -104,6 +118,20 @@ def _resolved(recipe: Recipe, request: Request, processes: Processes, folder: Ru
     if recorded is not None:
         same_recipe(recorded, recipe, folder.path)
     return recipe
+
+
+def _check_baseline(recipe: Recipe, data: Data) -> None:
+    """There is a baseline only where labels alone can train what ships.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if data.labelled == 0:
+        raise UserError("--baseline: trains on labels, and no training image has one")
+    if needs_of(recipe).backbone:
+        raise UserError(
+            f"--baseline: labels train a classifier, and {recipe.method['name']} as set trains a backbone"
+        )
 
 
 def _open_data(recipe: Recipe, progress: Progress) -> Data:
@@ -148,27 +176,38 @@ def _one(run: Run, *, baseline: bool) -> dict[str, Any] | None:
     run.processes.wait()
 
     found = starts(run)
-    teaching = teach(run, found)
-    method = build_method(run, found, teaching.teacher if teaching else None)
+    # Generated images are the student's alone: no teacher is trained, tested or prepared with them.
+    real = without_extra(run)
+    teaching = teach(real, found)
+    teacher = teaching.teacher if teaching else None
+    run = chosen(run, teacher)
+    method = build_method(run, found, teacher)
+    prepare(real, method, teacher)
     outcome = train(run, method)
     if baseline:
         _one(_baseline_of(run), baseline=False)
     if not first:
         return None
     with run.test_split() as test:
-        shipped = deliver(run, found["student"], method, outcome, teaching, test)
-        return report(run, outcome, shipped, teaching, test)
+        delivery = deliver(run, found["student"], method, outcome, teaching, test)
+        return report(run, outcome, delivery, teaching, test)
 
 
 def _baseline_of(run: Run) -> Run:
-    """The same student, weights, data, order, schedule and seed, trained on the labels alone."""
+    """The same student, weights, real data, order, schedule and seed, trained on the labels alone.
+
+    Where the student also learns from other images, its epochs take more steps. The baseline then gets as
+    many more epochs, so that a gain is not one of longer training.
+    """
     recipe = run.recipe.replace(
         name=f"{run.recipe.name}-baseline",
+        data=run.recipe.data.model_copy(update={"extra": None}),
         teacher=None,
         peers=[],
         method={"name": "none", "classifier_first": 0.0},
     )
-    return dataclasses.replace(run, recipe=recipe, folder=RunFolder(run.folder / "baseline"))
+    alone = dataclasses.replace(without_extra(run), recipe=recipe, folder=RunFolder(run.folder / "baseline"))
+    return dataclasses.replace(alone, recipe=recipe.lengthened(steps_per_epoch(run) / steps_per_epoch(alone)))
 
 
 def _rehearse(run: Run) -> None:
@@ -179,4 +218,10 @@ def _rehearse(run: Run) -> None:
     teacher = None
     if run.recipe.teacher is not None:
         teacher = Teacher(tapped(run, run.recipe.teacher, found["teacher"]), fold=False)
-    phase_ends(build_method(run, found, teacher).phases(), run.recipe.train.epochs)
+    run = rehearsed(run, teacher)
+    method = build_method(run, found, teacher)
+    phase_ends(method.phases(), run.recipe.train.epochs)
+    asked = method.preparation(method.config)
+    if asked is not None and teacher is not None:
+        build_preparation(without_extra(run), asked, teacher)
+    steps_per_epoch(run)

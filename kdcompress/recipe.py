@@ -25,6 +25,27 @@ if TYPE_CHECKING:
     from kdcompress.methods.base import Method
 
 
+class ExtraSection(Section):
+    """`data.extra:` generated images beside the real ones, for the student's training alone."""
+
+    root: str
+    """A folder (a folder per class, or images alone, without labels) or an .npz file of `images` (uint8) and,
+    if they have them, `labels`. A bare text in place of the section means this."""
+    share: float = Field(0.5, gt=0, lt=1)
+    """Of each batch. An epoch stays one pass through the real images, so it takes 1 / (1 - share) times the
+    steps; a baseline is given as many more epochs."""
+    keep: float = Field(1.0, gt=0, le=1)
+    """Share of each class that is kept: those whose label costs the teacher the least cross-entropy, seen
+    without augmentation. For an image without a label, the class that the teacher gives it."""
+    relabel: bool = False
+    """The class that the teacher gives an image becomes its label, once the worst are left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"root": value} if isinstance(value, str) else value
+
+
 class DataSection(Section):
     """`data:` which images, cut and batched how."""
 
@@ -40,8 +61,11 @@ class DataSection(Section):
     held_out: float = Field(0.1, ge=0)
     """Share (below 1) or number (1 and above) of the training images on which choices are made. 0: train on
     all of them and ship the last epoch."""
-    labels: Literal["all"] = "all"
-    """Every training image has its label."""
+    labels: Literal["all", "none"] | Annotated[int, Field(ge=1)] = "all"
+    """all: as they come. none: the images have none, or they are not looked at. A number: so many training
+    images keep theirs, of every class its share; which ones, no seed of a run moves."""
+    labelled_share: float = Field(0.5, gt=0, lt=1)
+    """Least share of each batch that has labels, where only some images do and the others teach too."""
     workers: int | None = Field(None, ge=0)
     """Processes that decode images; None: one per granted core. Small data sets live in memory and use
     none."""
@@ -49,6 +73,8 @@ class DataSection(Section):
     """What training images go through; auto: what is usual for the data set."""
     max_broken: float = Field(0.01, ge=0, le=1)
     """Share of image files that may be unreadable before it is an error; they are named and counted."""
+    extra: ExtraSection | None = None
+    """Generated images that the student also learns from."""
 
     @field_validator("held_out")
     @classmethod
@@ -180,7 +206,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _short_peers(cls, document: Any) -> Any:
-        return _with_peers_as_sections(document) if isinstance(document, dict) else document
+        return _spelt_out(document) if isinstance(document, dict) else document
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
@@ -189,6 +215,19 @@ class Recipe(Section):
     def replace(self, **sections: Any) -> Self:
         """A copy with whole sections replaced."""
         return self.model_copy(update=sections)
+
+    def lengthened(self, times: float) -> Self:
+        """A copy with so many times the epochs, and with what the schedule counts in epochs moved along."""
+        if times == 1:
+            return self
+        epochs = max(1, round(self.train.epochs * times))
+        times = epochs / self.train.epochs
+        optim, moved = self.optim, [m if m < 1 else m * times for m in self.optim.milestones]
+        warmup = optim.warmup if optim.warmup < 1 else optim.warmup * times
+        return self.replace(
+            train=self.train.model_copy(update={"epochs": epochs}),
+            optim=optim.model_copy(update={"milestones": moved, "warmup": warmup}),
+        )
 
 
 def load_recipe(name_or_file: str, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Recipe:
@@ -208,7 +247,7 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = (), *, allow_code:
     if not isinstance(document, dict):
         raise RecipeError(name_or_file, ["a recipe is a mapping of sections, such as 'student:', 'train:'"])
     document.setdefault("name", path.stem)
-    document = _with_peers_as_sections(document)
+    document = _spelt_out(document)
     # A change of method throws away the other method's keys, so it comes before the new one's.
     ordered = sorted(overrides, key=lambda item: not item.startswith("method.name="))
     problems = [problem for item in ordered if (problem := _override(document, item))]
@@ -242,12 +281,16 @@ def _find(name_or_file: str) -> Path:
     raise UserError(f"unknown recipe {name_or_file!r}{suggest(name_or_file, recipes)}")
 
 
-def _with_peers_as_sections(document: dict[str, Any]) -> dict[str, Any]:
+def _spelt_out(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with sections where a bare text stands for one, so that `--set` reaches into them."""
     # `peers: [cifar/resnet8]` is what people write; a bare name is a network without weights.
-    if not isinstance(document.get("peers"), list):
-        return document
-    peers = [{"model": peer} if isinstance(peer, str) else peer for peer in document["peers"]]
-    return {**document, "peers": peers}
+    if isinstance(document.get("peers"), list):
+        peers = [{"model": peer} if isinstance(peer, str) else peer for peer in document["peers"]]
+        document = {**document, "peers": peers}
+    data = document.get("data")
+    if isinstance(data, dict) and isinstance(data.get("extra"), str):
+        document = {**document, "data": {**data, "extra": {"root": data["extra"]}}}
+    return document
 
 
 def _override(document: dict[str, Any], item: str) -> str | None:
@@ -388,4 +431,12 @@ def _misfits(document: dict[str, Any], name: str, cls: type[Method], config: Sec
         problems.append(
             f"train.compile: the method {name!r} reads more than logits; compile works with logits alone"
         )
+    data = document.get("data")
+    extra = data.get("extra") if isinstance(data, dict) else None
+    if isinstance(extra, dict) and not has_teacher and not needs.teacher:
+        problems += [
+            f"data.extra.{key}: asks a teacher, and there is none; leave it out, or choose a method with one"
+            for key, without in (("keep", 1), ("relabel", False))
+            if extra.get(key, without) != without
+        ]
     return problems

@@ -9,6 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kdcompress.report import words
+
+_NAMES = {"top1": "top-1", "knn_top1": "kNN top-1", "agreement": "agreement"}
+
 
 def print_summary(summary: dict[str, Any]) -> None:
     """Prints the results of a run, or of several seeds, to stdout."""
@@ -23,7 +27,10 @@ def print_summary(summary: dict[str, Any]) -> None:
 def _print_run(summary: dict[str, Any], console: Console) -> None:
     folder = Path(summary["folder"])
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "top-1 %", "parameters", "MACs", "latency ms", "file"):
+    # One figure: more columns would not leave the file's name its room on a narrow terminal.
+    scored = [key for _, key in words.scored(summary["student"])][:1]
+    figures = [f"{_NAMES[key]} %" for key in scored]
+    for heading in ("", *figures, "parameters", "MACs", "latency ms", "file"):
         table.add_column(heading, justify="left" if heading in {"", "file"} else "right")
     latency = _latencies(folder)
     rows = {"student": summary["student"], "teacher": summary["teacher"], "baseline": summary["baseline"]}
@@ -32,7 +39,7 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
             file = row.get("file", "") if name == "student" else ""
             table.add_row(
                 name,
-                f"{100 * row['top1']:.2f}",
+                *(_percent(row.get(key)) for key in scored),
                 f"{row['params']:,}",
                 f"{row['macs']:,}",
                 latency.get(name, ""),
@@ -53,15 +60,19 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
     )
 
 
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
 def _print_seeds(summary: dict[str, Any], console: Console) -> None:
+    figure = summary["figure"]
     for who in ("student", "baseline"):
         row = summary[who]
         if row is not None:
             sd = "" if row["sd"] is None else f" ± {100 * row['sd']:.2f} (sd)"
-            values = ", ".join(f"{100 * value:.2f}" for value in row["top1"])
-            console.print(
-                f"{who:<9} top-1 {100 * row['mean']:.2f} %{sd} over {summary['seeds']} seeds: {values}"
-            )
+            values = ", ".join(f"{100 * value:.2f}" for value in row[figure])
+            mean = f"{who:<9} {_NAMES[figure]} {100 * row['mean']:.2f} %{sd}"
+            console.print(f"{mean} over {summary['seeds']} seeds: {values}")
     if summary["gain"] is not None:
         gain = summary["gain"]
         sd = "" if gain["sd"] is None else f" ± {gain['sd']:.2f} (sd)"

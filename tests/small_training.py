@@ -28,26 +28,35 @@ TEACHER = "cifar/resnet14"
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
-def images(count, side, seed=0):
+def images(count, side, seed=0, labelled=True):
     """`count` images of noise whose brightness follows their class, so that there is something to learn."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % CLASSES
     noise = torch.randint(0, 128, (count, 3, side, side), generator=generator)
     pixels = noise + 30 * labels.reshape(-1, 1, 1, 1)
-    return MemorySource(pixels.to(torch.uint8), labels)
+    return MemorySource(pixels.to(torch.uint8), labels if labelled else torch.full_like(labels, -1))
 
 
-def tapped(model, side, device="cpu", precision=None):
-    network = build(model, num_classes=CLASSES, channels=3, image_size=(side, side))
-    made = Tapped(network, model, image_size=(side, side), channels=3, mean=(0.4,) * 3, std=(0.2,) * 3)
+def tapped(model, side, device="cpu", precision=None, classes=CLASSES):
+    network = build(model, num_classes=classes, channels=3, image_size=(side, side))
+    made = Tapped(
+        network, model, image_size=(side, side), channels=3, mean=(0.4,) * 3, std=(0.2,) * 3,
+        backbone=classes == 0,
+    )  # fmt: skip
     made.precision = precision
     return made.to(device)
+
+
+def backbone(model, side, device="cpu", precision=None):
+    """The same without its classifier."""
+    return tapped(model, side, device, precision, classes=0)
 
 
 class Small:
     """A method beside freshly drawn networks, with data, optimiser settings and a folder.
 
-    Everything is drawn from seeds, so that two of them with the same arguments begin equal.
+    Everything is drawn from seeds, so that two of them with the same arguments begin equal. The student is
+    what the method needs: a classifier, or a backbone; the teacher is a classifier unless `headless` is set.
     """
 
     def __init__(
@@ -67,22 +76,28 @@ class Small:
         processes=ALONE,
         precision=None,
         watcher=None,
+        frozen=None,
+        side=None,
+        headless=False,
+        labelled=True,
     ):
         folder.mkdir(parents=True, exist_ok=True)
-        device, side = processes.device, SIDES[student]
+        device, side = processes.device, side or SIDES[student]
         cls = find_method(method)
         config = cls.Config(**(config or {}))
         needs = cls.needs(config)
         torch.manual_seed(1)
-        self.student = tapped(student, side, device, precision)
+        self.student = (backbone if needs.backbone else tapped)(student, side, device, precision)
         self.teacher = self.frozen = None
-        if needs.teacher:
-            self.teacher = tapped(TEACHER, side, device, precision)
+        if needs.teacher and frozen is not None:
+            self.frozen = frozen  # a Teacher that several trainings share
+        elif needs.teacher:
+            self.teacher = (backbone if headless else tapped)(TEACHER, side, device, precision)
             self.frozen = Teacher(self.teacher)
         if peers is None:
             peers = [student] * (needs.peers or 0)
         self.peers = tuple(tapped(peer, side, device, precision) for peer in peers)
-        train_images = images(count, side)
+        train_images = images(count, side, labelled=labelled)
         info = {"num_classes": CLASSES, "image_size": (side, side), "channels": 3, **(data or {})}
         networks = Networks(self.student, self.frozen, self.peers)
         self.method = cls(config, networks, DataInfo(labels=train_images.labels, **info)).to(device)
@@ -95,7 +110,9 @@ class Small:
         optim = OptimSection(**{"lr": 0.02, "schedule": "cosine", **(optim or {})})
         fp16 = precision == torch.float16
         job = Job("student", folder, train, optim, train.epochs, fp16, "kdcompress distill --resume")
-        on_held_out = EvaluationLoader(images(held_out, side, 1), device=device) if held_out else None
+        on_held_out = None
+        if held_out:
+            on_held_out = EvaluationLoader(images(held_out, side, 1, labelled), device=device)
         journal = Journal(folder if processes.first else None)
         torch.manual_seed(2 + processes.rank)
         self.trainer = Trainer(

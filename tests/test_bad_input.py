@@ -126,6 +126,7 @@ class Code:
         ([*QUICKSTART, "--set", "teacher.input.mean=[1, 2, 3]"], "teacher.input.mean: expected one value"),
         ([*QUICKSTART, "--set", "data.held_out=5000"], "data.held_out: cannot set 5000 of 1617 images"),
         ([*QUICKSTART, "--set", "student.model=cifar/wrn-23-3"], "the depth must be 10, 16, 22"),
+        ([*QUICKSTART, "--set", "method={name: seed, queue: 99, ce_weight: 1}"], "not made of whole batches"),
         (["show", "quickstrat"], "unknown recipe 'quickstrat'"),
         (["show", "quickstart", "--set", "x=1"], "x: unknown key"),
         (["export", "nowhere"], "nowhere: no such run folder"),
@@ -192,7 +193,8 @@ def archive(root):
 
 
 def flat(root):
-    image(root / "1.png")
+    for number in range(20):
+        image(root / f"{number}.png")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def flat(root):
         (one_class, "only one class ('a')"),
         (broken, "no image can be read"),
         (archive, "is a file, not a folder; unpack it"),
-        (flat, "images, but no class folders"),
+        (flat, "no training image has a label, and the method kd needs them as it is set; sort the"),
     ],
     ids=["missing", "empty", "one class", "broken", "file", "flat"],
 )

@@ -17,9 +17,11 @@ from kdcompress import __version__, atomic, pipeline
 from kdcompress.cli import main
 from kdcompress.errors import WorldError
 from kdcompress.networks import from_recipe, weights
+from kdcompress.probe.knowledge import Search
 from kdcompress.progress import Progress
 from kdcompress.recipe import NetworkSection, load_recipe
 from kdcompress.run_folder import RunFolder
+from kdcompress.steps import probing
 from kdcompress.train import checkpoint
 
 TINY = (
@@ -247,6 +249,139 @@ def test_evaluate_without_json_is_one_line(finished):
     assert done.exit_code == 0, done.stderr
     assert "top-1" in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["linear", "knn"])
+def test_a_probe_scores_frozen_features(finished, kind):
+    done = kdcompress("evaluate", finished[1], "--recipe", "quickstart", "--probe", kind, "--json")
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["schema"], document["probe"]) == ("kdcompress.evaluation/1", kind)
+    assert document["file"] == str(finished[1] / "student.safetensors")
+    assert (document["features"], document["loss"], document["split"]) == (64, None, "test")
+    told = json.loads((finished[1] / "manifest.json").read_text())["data"]["counts"]
+    assert (document["n"], document["labelled"]) == (told["test"], told["train"])
+    # The network has taken two steps; even so its features tell the digits apart better than it does.
+    assert document["top1"] > json.loads((finished[1] / "results.json").read_text())["student"]["top1"]
+    assert len(document["per_class"]) == 10
+    if kind == "knn":
+        assert document["k"] == 20
+    else:
+        assert document["C"] in {0.01, 0.1, 1.0, 10.0}
+        assert document["chosen_on"] == "held_out"
+
+
+def test_a_probe_without_json_is_one_line_that_says_how(finished):
+    done = kdcompress("evaluate", finished[1], "--recipe", "quickstart", "--probe", "knn")
+    assert done.exit_code == 0, done.stderr
+    assert "knn probe (k = 20): top-1 " in done.stdout
+    assert done.stdout.endswith("; 64 features of 1,437 labelled training images\n")
+    done = kdcompress(
+        "evaluate", finished[1], "--recipe", "quickstart", "--probe", "linear", "--split", "held_out"
+    )
+    assert "linear probe (C = 1): top-1 " in done.stdout  # what is scored on has not chosen
+    assert "of held_out" in done.stdout
+
+
+def test_a_probe_learns_from_the_images_whose_labels_may_be_seen(finished):
+    options = ["--recipe", "quickstart", "--probe", "knn", "--json"]
+    few = json.loads(kdcompress("evaluate", finished[1], *options, "--set", "data.labels=15").stdout)
+    assert (few["labelled"], few["k"]) == (15, 15)
+    done = kdcompress("evaluate", finished[1], *options, "--set", "data.labels=none")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--probe: no training image has a label to learn from; set data.labels" in done.stderr
+
+
+def test_a_probe_of_a_graph_of_logits_names_the_file_to_take(finished):
+    done = kdcompress("evaluate", finished[1] / "student.onnx", "--recipe", "quickstart", "--probe", "linear")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "gives logits, and a probe reads features; name the student.safetensors" in done.stderr
+
+
+@pytest.fixture(scope="session")
+def looked_into(finished, tmp_path_factory):
+    """A finished run with a baseline that is its student, and what `--knowledge` said of it."""
+    run = shutil.copytree(finished[1], tmp_path_factory.mktemp("looked_into") / "run")
+    (run / "baseline").mkdir()
+    for name in ("student.safetensors", "config.json"):
+        shutil.copy(run / name, run / "baseline" / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "Search", lambda: Search(steps=20))  # as many as show where it goes
+        done = kdcompress(
+            "evaluate", run, "--recipe", run / "recipe.yaml", "--knowledge", "--images", "3", "--json"
+        )
+    return done, run
+
+
+def test_knowledge_compares_the_networks_of_a_run(looked_into):
+    done, run = looked_into
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["schema"] == "kdcompress.knowledge/1"
+    assert (document["images"], document["lambda"], document["view"]) == (3, 0.1, "shifted by 1")
+    networks = document["networks"]
+    assert list(networks) == ["teacher", "student", "baseline"]
+    assert networks["teacher"]["model"] == "cifar/wrn-16-2"
+    assert networks["student"] == networks["baseline"]
+    assert networks["student"]["entropy"] != networks["teacher"]["entropy"]
+    for figures in networks.values():
+        assert 0 < figures["distortion"] < 0.2
+        assert 0 <= figures["concepts"] <= 1
+        assert 0 <= figures["iou"] <= 1
+        assert figures["entropy"] < 1.42
+    with Image.open(run / "knowledge.png") as page:
+        assert page.format == "PNG"
+        assert page.width > 4 * 112
+    assert RunFolder(run).finished() is not None  # its own files are as they were
+
+
+def test_knowledge_without_json_is_a_table_and_the_picture(looked_into, monkeypatch):
+    told, run = json.loads(looked_into[0].stdout), looked_into[1]
+    told["networks"]["baseline"] |= {"sd": None, "iou": None}  # of one image; of none with a concept
+    monkeypatch.setattr(probing, "knowledge", lambda *args, **options: told)
+    lines = kdcompress("evaluate", run, "--recipe", "quickstart", "--knowledge").stdout.splitlines()
+    assert lines[0].split()[:4] == ["entropy", "nats", "distortion", "concepts"]
+    assert [line.split()[0] for line in lines[1:4]] == ["teacher", "student", "baseline"]
+    assert [line.split()[-1] for line in lines[1:4]] == ["cifar/wrn-16-2", "cifar/resnet8", "cifar/resnet8"]
+    assert f"{told['networks']['student']['entropy']:.2f} ± " in lines[2]
+    assert "±" not in lines[3]
+    assert lines[4] == f"3 images of test; second view: shifted by 1. Maps: {run / 'knowledge.png'}"
+
+
+def test_knowledge_wants_a_run_whose_networks_are_there(run, tmp_path):
+    options = ["--recipe", "quickstart", "--knowledge"]
+    done = kdcompress("evaluate", run / "student.safetensors", *options)
+    assert done.exit_code == 2
+    assert "is a file; --knowledge compares the networks of a run" in done.stderr
+    done = kdcompress("evaluate", tmp_path / "none", *options)
+    assert done.exit_code == 2
+    assert "no such file or run folder" in done.stderr
+    (run / "checkpoints" / "teacher.safetensors").unlink()
+    done = kdcompress("evaluate", run, *options)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "teacher.safetensors: is gone, and with it the teacher, which was trained" in done.stderr
+    (run / "student.safetensors").unlink()
+    done = kdcompress("evaluate", run, *options)
+    assert done.exit_code == 2
+    assert "so it is no finished run" in done.stderr
+    assert not (run / "knowledge.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--probe", "knn", "--knowledge"], "--probe and --knowledge exclude each other"),
+        (["--images", "3"], "--images: belongs to --knowledge"),
+        (["--probe", "knn", "--images", "3"], "--images: belongs to --knowledge"),
+        (["--knowledge", "--images", "0"], "0 is not in the range x>=1"),
+        (["--probe", "tree"], "'tree' is not one of 'linear', 'knn'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_ways_of_evaluating_that_do_not_go_together_are_refused(options, message):
+    done = kdcompress("evaluate", "anything", "--recipe", "quickstart", *options)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert message in done.stderr
 
 
 def test_evaluate_on_data_of_other_classes_is_refused(finished, tmp_path):

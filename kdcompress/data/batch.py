@@ -64,6 +64,7 @@ class DataInfo:
         held_out: Batches of the held-out split, one un-augmented view each; empty when nothing is held out.
         class_weights: `[K]` float32 whose mean over the training labels is 1, or None.
         label_smoothing: In [0, 1), uniform over all classes.
+        batch_size: Images of a training batch in all processes together; 0: not known.
     """
 
     num_classes: int
@@ -73,6 +74,12 @@ class DataInfo:
     held_out: Iterable[Batch] = ()
     class_weights: Tensor | None = None
     label_smoothing: float = 0.0
+    batch_size: int = 0
+
+    @property
+    def labelled_classes(self) -> int:
+        """How many of the K classes have a labelled training image."""
+        return int((self.labels[self.labels >= 0].bincount() > 0).sum())
 
 
 def no_labels(count: int) -> Tensor:

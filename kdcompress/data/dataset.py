@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from kdcompress import discovery
-from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.data.batch import Batch, DataInfo, no_labels
+from kdcompress.data.extra import KEY as EXTRA_ROOT
+from kdcompress.data.extra import Extra
 from kdcompress.data.image_check import image_file, shared_images
 from kdcompress.data.input_spec import InputSpec
+from kdcompress.data.joined import JoinedSource
 from kdcompress.data.loader import EvaluationLoader
+from kdcompress.data.pools import EXTRA, LABELLED, REAL, UNLABELLED, Pool
 from kdcompress.data.raw import OnProgress, Raw
 from kdcompress.data.source import FolderSource, MemorySource, Source
-from kdcompress.data.splits import stratified
+from kdcompress.data.splits import LABELS_SEED, stratified
 from kdcompress.errors import DataError, UserError
 from kdcompress.recipe import DataSection
 
@@ -39,7 +43,7 @@ class Data:
 
     Args:
         name: As in `kdcompress datasets`.
-        class_names: K names; labels are positions in it.
+        class_names: K names; labels are positions in it. Empty where nobody has told the classes.
         channels: 1 or 3, of the images that the sources give.
         train: What is trained on.
         held_out: On which choices are made, or None.
@@ -51,6 +55,9 @@ class Data:
         warnings: Sentences for the user.
         augment: Name of the training images' augmentation.
         license: Of the images, or None if not known.
+        labelled_share: Least share of a batch that has labels, where only some training images have.
+        pools: What each batch is made of; empty where all images are alike.
+        extra: Generated images that join the training images of who is taught by them too.
     """
 
     name: str
@@ -66,6 +73,14 @@ class Data:
     warnings: tuple[str, ...]
     augment: str
     license: str | None
+    labelled_share: float = 0.5
+    pools: tuple[Pool, ...] = ()
+    extra: Extra | None = None
+
+    @property
+    def labelled(self) -> int:
+        """Training images that have a label."""
+        return int((self.train.labels >= 0).sum())
 
     @property
     def num_classes(self) -> int:
@@ -87,11 +102,59 @@ class Data:
             resize, crop = min(height, width), min(height, width)
         return InputSpec(self.channels, height, width, self.mean, self.std, resize, crop)
 
+    def taught(self, *, labels: bool, unlabelled: bool) -> Data:
+        """The data as a method trains on it, generated images behind the real ones.
+
+        Args:
+            labels: Whether labels teach it.
+            unlabelled: Whether an image without a label teaches it too; if not, those are left out.
+
+        Raises:
+            DataError: Nothing is left.
+        """
+        real = self._real(labels=labels, unlabelled=unlabelled)
+        if self.extra is None:
+            return real
+        made, train = self.extra.source, real.train
+        if not unlabelled:
+            made = made.subset((made.labels >= 0).nonzero().flatten())
+            if len(made) == 0:
+                raise DataError(
+                    f"{EXTRA_ROOT}: this training needs labels, and no generated image has one; sort them "
+                    "into a folder per class, or let a teacher label them (--set data.extra.relabel=true)"
+                )
+        assert isinstance(train, MemorySource | FolderSource)
+        whole = (Pool(REAL, torch.arange(len(train)), 1.0),)
+        pools = [replace(pool, share=pool.share * (1 - self.extra.share)) for pool in real.pools or whole]
+        behind = torch.arange(len(train), len(train) + len(made))
+        return replace(
+            real,
+            train=JoinedSource((train, made)),
+            pools=(*pools, Pool(EXTRA, behind, self.extra.share)),
+            extra=None,
+        )
+
+    def _real(self, *, labels: bool, unlabelled: bool) -> Data:
+        """The same of the real images."""
+        has_label = self.train.labels >= 0
+        if bool(has_label.all()):
+            return self
+        with_label, without = has_label.nonzero().flatten(), (~has_label).nonzero().flatten()
+        if not unlabelled:
+            if len(with_label) == 0:
+                raise DataError("data: this training needs labels, and no training image has one")
+            return replace(self, train=self.train.subset(with_label), pools=())
+        if len(with_label) == 0 or not labels:
+            return self
+        share = max(self.labelled_share, len(with_label) / len(self.train))
+        return replace(self, pools=(Pool(LABELLED, with_label, share), Pool(UNLABELLED, without, 1 - share)))
+
     def info(
         self,
         class_weights: Literal["none", "balanced"] | Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         *,
+        train_batch_size: int = 0,
         batch_size: int = 256,
         device: torch.device | str = "cpu",
         workers: int = 0,
@@ -101,6 +164,7 @@ class Data:
         Args:
             class_weights: As `train.class_weights` of a recipe.
             label_smoothing: In [0, 1).
+            train_batch_size: Global, as `data.batch_size` of a recipe; 0: not known.
             batch_size: Of the held-out batches.
             device: Of the held-out batches.
             workers: Processes that decode the held-out images.
@@ -117,9 +181,22 @@ class Data:
             image_size=self.image_size,
             channels=self.channels,
             held_out=held_out,
-            class_weights=scaled_class_weights(class_weights, self.train.labels, self.num_classes),
+            class_weights=scaled_class_weights(
+                class_weights, self.train.labels, self.num_classes, self._often()
+            ),
             label_smoothing=label_smoothing,
+            # As the loader has it: a set smaller than one batch is one batch.
+            batch_size=min(train_batch_size, len(self.train)),
         )
+
+    def _often(self) -> Tensor | None:
+        """`[N]` float64: how often each image is met, 1 on the average; None: all alike."""
+        if not self.pools:
+            return None
+        often = torch.zeros(len(self.train), dtype=torch.float64)
+        for pool in self.pools:
+            often[pool.indices] = pool.share * len(often) / len(pool.indices)
+        return often
 
 
 def open_data(
@@ -149,6 +226,7 @@ def open_data(
         mean, std = channel_statistics(train.images)  # of the pixels as they come, whatever size is asked for
     else:
         mean, std = IMAGENET_MEAN, IMAGENET_STD
+    train, held_out = _seen_labels(train, held_out, section.labels, raw.class_names)
     known = {"train": train, "held_out": held_out, "test": test}
     splits = {
         name: _fitted(source, section, channels, preset)
@@ -156,7 +234,9 @@ def open_data(
         if source is not None
     }
     train = splits["train"]
-    warnings = [*raw.warnings, *warnings, *_tiny_classes(train.labels, raw.class_names), *_shared(splits)]
+    warnings = [*raw.warnings, *warnings, *_shared(splits)]
+    if bool((train.labels >= 0).any()):
+        warnings += _tiny_classes(train.labels, raw.class_names)
     mean, std = _of_channels(mean, train.channels), _of_channels(std, train.channels)
     counts = {name: len(splits[name]) if name in splits else 0 for name in known}
     return Data(
@@ -173,6 +253,7 @@ def open_data(
         warnings=tuple(warnings),
         augment=preset,
         license=raw.license,
+        labelled_share=section.labelled_share,
     )
 
 
@@ -202,7 +283,10 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def scaled_class_weights(
-    weights: Literal["none", "balanced"] | Sequence[float] | None, labels: Tensor, num_classes: int
+    weights: Literal["none", "balanced"] | Sequence[float] | None,
+    labels: Tensor,
+    num_classes: int,
+    often: Tensor | None = None,
 ) -> Tensor | None:
     """`[K]` float32 whose mean over the labelled images is 1, or None.
 
@@ -211,15 +295,20 @@ def scaled_class_weights(
             alike.
         labels: `[N]` int64; -1 means no label.
         num_classes: K.
+        often: `[N]` how often each image is met, where they are not met alike.
 
     Raises:
         UserError: A list of another length, with a negative weight, or without a positive one.
     """
     if weights is None or weights == "none":
         return None
-    counts = torch.bincount(labels[labels >= 0], minlength=num_classes).double()
+    has_label = labels >= 0
+    met = None if often is None else often[has_label]
+    counts = torch.bincount(labels[has_label], weights=met, minlength=num_classes).double()
+    if float(counts.sum()) == 0:
+        raise UserError("train.class_weights: no training image has a label to weight")
     if isinstance(weights, str):
-        raw = 1 / counts.clamp(min=1)
+        raw = torch.where(counts > 0, 1 / counts, 1)  # of a class without images: anything finite
     else:
         raw = torch.tensor(list(weights), dtype=torch.float64)
         if len(raw) != num_classes:
@@ -257,6 +346,34 @@ def _cut(raw: Raw, held_out: float) -> _Cut:
     count = held_out if held_out >= 1 else max(1, round(held_out * everything))
     kept, cut = stratified(train.labels, count)
     return train.subset(kept), train.subset(cut), test, warnings
+
+
+def _seen_labels(
+    train: MemorySource | FolderSource,
+    held_out: MemorySource | FolderSource | None,
+    labels: Literal["all", "none"] | int,
+    class_names: Sequence[str],
+) -> tuple[MemorySource | FolderSource, MemorySource | FolderSource | None]:
+    """Training and held-out images with the labels that `data.labels` lets be seen.
+
+    A number leaves the held-out labels: they choose among epochs and teach nothing.
+    """
+    if labels == "all":
+        return train, held_out
+    if labels == "none":
+        hidden = None if held_out is None else replace(held_out, labels=no_labels(len(held_out)))
+        return replace(train, labels=no_labels(len(train))), hidden
+    known = int((train.labels >= 0).sum())
+    most = known - len(class_names)
+    if not len(class_names) <= labels <= most:
+        raise DataError(
+            f"data.labels: {labels} of {known} training labels in {len(class_names)} classes; expected "
+            f"{len(class_names)} to {most}, or all"
+        )
+    hidden_at, _ = stratified(train.labels, labels, LABELS_SEED)
+    seen = train.labels.clone()
+    seen[hidden_at] = -1
+    return replace(train, labels=seen), held_out
 
 
 def _fitted(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from kdcompress.data.batch import Batch, View
+from kdcompress.data.joined import JoinedSource
+from kdcompress.data.pools import Pool, PooledOrder
 from kdcompress.data.random_bits import permutation
 from kdcompress.data.source import MemorySource, Source
 from kdcompress.data.workers import EVALUATION, Task, Workers, result_of
@@ -23,6 +25,9 @@ class TrainingLoader:
 
     The last batch of an epoch is left out if it is incomplete; a set smaller than one batch is one batch.
 
+    Attributes:
+        steps: Batches per epoch.
+
     Args:
         source: The training images.
         batch_size: Global, over all processes together.
@@ -36,9 +41,11 @@ class TrainingLoader:
         workers: Processes that decode image files; an in-memory set uses none.
         order: Gives the sample indices of an epoch (int64, at least steps × batch_size of them) in place of
             the shuffled order.
+        pools: What each batch is made of, in place of the shuffled order; an epoch then is one pass through
+            the first of them. Empty: all images are alike.
 
     Raises:
-        UserError: The batch does not divide evenly over the processes.
+        UserError: The batch does not divide evenly over the processes, or holds none of a pool.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class TrainingLoader:
         world: int = 1,
         workers: int = 0,
         order: Callable[[int], Tensor] | None = None,
+        pools: Sequence[Pool] = (),
     ) -> None:
         assert 0 <= rank < world, (rank, world)
         assert views >= 1, views
@@ -69,13 +77,12 @@ class TrainingLoader:
         self.source = _near(source.with_augment(augment), self.device)
         self.batch_size, self.views, self.seed = batch_size, views, seed
         self.rank, self.world = rank, world
+        self.steps = len(self.source) // batch_size
+        if pools:
+            pooled = PooledOrder(pools, batch_size=batch_size, seed=seed)
+            order, self.steps = pooled, pooled.steps
         self._order = order
         self._workers = _workers(self.source, workers, self.device)
-
-    @property
-    def steps(self) -> int:
-        """Batches per epoch."""
-        return len(self.source) // self.batch_size
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch.
@@ -160,13 +167,16 @@ def on_device(images: Tensor, device: torch.device) -> Tensor:
 
 
 def _near(source: Source, device: torch.device) -> Source:
-    if isinstance(source, MemorySource) and device.type != "cpu" and source.nbytes <= RESIDENT_BYTES:
-        return source.to(device)
-    return source
+    if device.type == "cpu" or not isinstance(source, MemorySource | JoinedSource):
+        return source
+    if isinstance(source, JoinedSource) and not source.in_memory:
+        return source
+    return source.to(device) if source.nbytes <= RESIDENT_BYTES else source
 
 
 def _workers(source: Source, count: int, device: torch.device) -> Workers | None:
-    if count == 0 or isinstance(source, MemorySource):
+    in_memory = source.in_memory if isinstance(source, JoinedSource) else isinstance(source, MemorySource)
+    if count == 0 or in_memory:
         return None
     return Workers(source, count, pin=device.type == "cuda")
 

@@ -65,6 +65,7 @@ class MemorySource:
         size: (H, W) that images are resized to, antialiased; None: their own.
         preset: Augmentation of training images.
         pad: Pixels of padding for the random crop; None: an eighth of the side.
+        first: Position of its first image in the training set, which keys the augmentation.
     """
 
     images: Tensor
@@ -73,6 +74,7 @@ class MemorySource:
     size: tuple[int, int] | None = None
     preset: str = "none"
     pad: int | None = None
+    first: int = 0
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8, self.images.dtype
@@ -127,7 +129,7 @@ class MemorySource:
         indices = indices.to(self.images.device)
         pad = usual_pad(min(self.image_size)) if self.pad is None else self.pad
         images = resized(self.images[indices], self.image_size)
-        images = augment(images, indices, seed=seed, view=view, preset=self.preset, pad=pad)
+        images = augment(images, indices + self.first, seed=seed, view=view, preset=self.preset, pad=pad)
         return images.expand(-1, self.channels, -1, -1)
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
@@ -147,6 +149,8 @@ class FolderSource:
         side: H = W in pixels of the images it gives.
         channels: 3 or 1; images are converted to it.
         preset: Augmentation of training images.
+        crop_share: Side of the central crop to the shorter side before it; 1 keeps all of a square image.
+        first: Position of its first image in the training set, which keys the augmentation.
     """
 
     root: Path
@@ -155,6 +159,8 @@ class FolderSource:
     side: int
     channels: int = 3
     preset: str = "resized_crop_flip"
+    crop_share: float = CROP_SHARE
+    first: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.files) == len(self.labels), (len(self.files), len(self.labels))
@@ -171,7 +177,7 @@ class FolderSource:
     @property
     def resize(self) -> int:
         """Pixels of the shorter side before the central crop."""
-        return round(self.side / CROP_SHARE)
+        return round(self.side / self.crop_share)
 
     def subset(self, indices: Tensor) -> Self:
         """The images at these positions, renumbered from 0."""
@@ -191,7 +197,8 @@ class FolderSource:
         if self.preset != "resized_crop_flip":
             pad = usual_pad(self.side)
             images = self.evaluation_images(indices)
-            return augment(images, indices, seed=seed, view=view, preset=self.preset, pad=pad)
+            places = indices + self.first
+            return augment(images, places, seed=seed, view=view, preset=self.preset, pad=pad)
         with quiet_pillow():
             return torch.stack([self._random_part(index, view, seed) for index in indices.tolist()])
 
@@ -207,7 +214,7 @@ class FolderSource:
     def _random_part(self, index: int, view: int, seed: int) -> Tensor:
         with opened(self.root / self.files[index]) as stored:
             width, height = upright_size(stored)
-            box, flip = crop_box(seed, view, index, width, height)
+            box, flip = crop_box(seed, view, index + self.first, width, height)
             # A JPEG may be decoded smaller as long as the box keeps the pixels that are asked for. The same
             # bound for both sides, because it is for the image as stored, which may lie on its side.
             across, down = box[2] - box[0], box[3] - box[1]

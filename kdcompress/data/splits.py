@@ -14,6 +14,10 @@ DATA_SEED = 20_150_309
 """Keys every cut. No recipe key and no `--seeds` moves it: runs to compare are judged on the same images."""
 
 
+LABELS_SEED = DATA_SEED + 1
+"""Keys which images keep their labels where only some may; likewise moved by nothing."""
+
+
 def stratified(labels: Tensor, share_or_count: float, seed: int = DATA_SEED) -> tuple[Tensor, Tensor]:
     """A cut that takes the same share of every class, as nearly as whole images allow.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcompress.errors import UserError
+from kdcompress.networks.neighbours import knn_top1, overlap
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Of the test split: images `[B, C, H, W]` float32 in [0, 1] and labels `[B]` int64 (-1 = none)."""
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Images in [0, 1] to logits, as a format's `open_` gives it."""
+"""Images in [0, 1] to logits, or a backbone's features, as a format's `open_` gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +41,71 @@ class Predictions:
         """`accuracy` of these predictions."""
         return accuracy(self.classes, self.labels, num_classes, losses=self.losses)
 
+    def agreement(self, taught: Tensor) -> float:
+        """The share of images whose class is that of the teacher's largest logit.
+
+        Args:
+            taught: `[N, K]`, the teacher's logits on the same images.
+        """
+        return float((self.classes == taught.argmax(1)).double().mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What a backbone gives on the test split.
+
+    Args:
+        features: `[N, D]` float32.
+        labels: `[N]` int64; -1 = none.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def score(self, num_classes: int) -> dict[str, Any]:
+        """The keys of `accuracy`, empty, and `knn_top1`, None without labels.
+
+        Args:
+            num_classes: 0.
+        """
+        labelled = int((self.labels >= 0).sum())
+        figures = accuracy(torch.zeros(0, dtype=torch.int64), self.labels[:0], num_classes)
+        return {**figures, "knn_top1": knn_top1(self.features, self.labels), "n": labelled}
+
+    def agreement(self, taught: Tensor) -> float | None:
+        """The share of nearest neighbours that are also the teacher's; None of a single image.
+
+        Args:
+            taught: `[N, D']`, the teacher's pooled features of the same images.
+        """
+        return overlap(self.features, taught)
+
+
+Found = Predictions | Embeddings
+"""What a network gives on the test split."""
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One pass of an exported file and of its PyTorch network over the same images.
 
     Args:
-        reference: PyTorch's predictions.
+        reference: PyTorch's predictions or embeddings.
         exported: The file's.
-        errors: `[N]` float64, largest absolute difference of an image's logits.
-        margins: `[N]` float64, PyTorch's largest logit less its second.
-        spread: Of the file's logits, as `spread` gives it.
-        mean_logit: Mean absolute logit of the file.
+        errors: `[N]` float64, largest absolute difference of an image's outputs.
+        margins: `[N]` float64, PyTorch's largest output less its second.
+        turns: `[N]` float64, 1 − cosine of an image's outputs by PyTorch and by the file.
+        spread: Of the file's outputs, as `spread` gives it.
+        mean_output: Mean absolute output of the file.
     """
 
-    reference: Predictions
-    exported: Predictions
+    reference: Found
+    exported: Found
     errors: Tensor
     margins: Tensor
+    turns: Tensor
     spread: float
-    mean_logit: float
+    mean_output: float
 
 
 def accuracy(
@@ -68,7 +114,7 @@ def accuracy(
     """The figures of a classifier on a labelled split.
 
     Args:
-        predictions: `[N]` int64 classes, or `[N, K]` logits.
+        predictions: `[N]` int64 classes, or `[N, K]` logits with K > 0.
         labels: `[N]` int64; rows of -1 do not count.
         num_classes: K.
         losses: `[N]`, cross-entropy of each image. None: computed from logits, unknown for classes.
@@ -111,47 +157,58 @@ def predict(run: Run, batches: Batches) -> Predictions:
     return Predictions(classes, losses, labels)
 
 
-def logits_of(run: Run, batches: Batches) -> tuple[Tensor, Tensor]:
-    """`[N, K]` float32 logits and `[N]` labels of the whole split, which is not empty."""
+def outputs_of(run: Run, batches: Batches) -> tuple[Tensor, Tensor]:
+    """`[N, K]` float32 outputs and `[N]` labels of the whole split, which is not empty."""
     pairs = [(torch.from_numpy(run(as_input(images))), labels.cpu()) for images, labels in batches]
-    logits, labels = zip(*pairs, strict=True)
-    return torch.cat(logits), torch.cat(labels)
+    outputs, labels = zip(*pairs, strict=True)
+    return torch.cat(outputs), torch.cat(labels)
 
 
-def compare(reference_NK: Tensor, exported: Run, batches: Batches) -> Comparison:
-    """Runs an exported file over images whose logits by PyTorch are known.
+def found_in(outputs_NK: Tensor, labels_N: Tensor, *, backbone: bool) -> Found:
+    """What a network's outputs say: classes and losses, or embeddings as they are."""
+    if backbone:
+        return Embeddings(outputs_NK, labels_N)
+    return Predictions(outputs_NK.argmax(1), _losses(outputs_NK, labels_N), labels_N)
+
+
+def compare(reference_NK: Tensor, exported: Run, batches: Batches, *, backbone: bool = False) -> Comparison:
+    """Runs an exported file over images whose outputs by PyTorch are known.
 
     Args:
-        reference_NK: PyTorch's logits, in the split's order.
+        reference_NK: PyTorch's outputs, in the split's order.
         exported: The file.
         batches: The test split; not empty.
+        backbone: Whether the outputs are features and no logits.
 
     Raises:
-        UserError: The file does not take these images, or gives another number of classes.
+        UserError: The file does not take these images, or gives another number of outputs.
     """
-    ours: list[tuple[Tensor, ...]] = []
-    theirs: list[tuple[Tensor, ...]] = []
+    ours: list[Found] = []
+    theirs: list[Found] = []
     apart: list[tuple[Tensor, ...]] = []
     moments = _Moments()
     rows = 0
     for images, labels in batches:
-        labels = labels.cpu()
         expected = reference_NK[rows : rows + len(images)]
         rows += len(images)
         got = torch.from_numpy(exported(as_input(images)))
         if expected.shape != got.shape:
-            raise UserError(f"the file gives logits of {list(got.shape)}, its network {list(expected.shape)}")
-        ours.append((expected.argmax(1), _losses(expected, labels), labels))
-        theirs.append((got.argmax(1), _losses(got, labels), labels))
-        apart.append((_largest(expected.double() - got.double()), _margins(expected.double())))
-        moments.add(got.double())
-    assert 0 < rows == len(reference_NK), f"{rows} test images, logits of {len(reference_NK)}"
-    errors, margins = _columns(apart)
+            raise UserError(
+                f"the file gives outputs of {list(got.shape)}, its network {list(expected.shape)}"
+            )
+        ours.append(found_in(expected, labels.cpu(), backbone=backbone))
+        theirs.append(found_in(got, labels.cpu(), backbone=backbone))
+        exact, near = expected.double(), got.double()
+        apart.append((_largest(exact - near), _margins(exact), _turns(exact, near)))
+        moments.add(near)
+    assert 0 < rows == len(reference_NK), f"{rows} test images, outputs of {len(reference_NK)}"
+    errors, margins, turns = _columns(apart)
     return Comparison(
-        Predictions(*_columns(ours)),
-        Predictions(*_columns(theirs)),
+        _joined(ours),
+        _joined(theirs),
         errors,
         margins,
+        turns,
         moments.spread(),
         moments.mean_absolute(),
     )
@@ -162,16 +219,16 @@ def as_input(images: Tensor) -> NDArray[np.float32]:
     return images.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def spread(logits_NK: Tensor) -> float:
-    """S: the standard deviation over images of each class's logit, averaged over classes.
+def spread(outputs_NK: Tensor) -> float:
+    """S: the standard deviation over images of each class's logit (or feature), averaged over classes.
 
-    The signal that an error of a logit is to be measured against: what all images share tells none apart.
+    The signal that an error of an output is to be measured against: what all images share tells none apart.
     """
-    return float(logits_NK.double().std(0, correction=0).mean())
+    return float(outputs_NK.double().std(0, correction=0).mean())
 
 
 class _Moments:
-    """Mean and variance of logits over images, a batch at a time (Chan, Golub and LeVeque 1979)."""
+    """Mean and variance of outputs over images, a batch at a time (Chan, Golub and LeVeque 1979)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -213,6 +270,16 @@ def _margins(logits_BK: Tensor) -> Tensor:
 
 def _largest(difference_BK: Tensor) -> Tensor:
     return difference_BK.abs().amax(1)
+
+
+def _turns(one_BD: Tensor, other_BD: Tensor) -> Tensor:
+    # Half the squared distance of the unit vectors: exact where 1 − cosine cancels, 0 for two that are zero.
+    return (F.normalize(one_BD, dim=1) - F.normalize(other_BD, dim=1)).square().sum(1) / 2
+
+
+def _joined(parts: list[Found]) -> Found:
+    columns = [tuple(getattr(part, field.name) for field in fields(part)) for part in parts]
+    return type(parts[0])(*_columns(columns))
 
 
 def _columns(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -36,7 +36,7 @@ class DeployedConfig:
 
     Args:
         model: The `FAMILY/NAME` that the weights fit.
-        num_classes: K.
+        num_classes: K; 0 of a backbone.
         class_names: K names, by class number.
         spec: The network's input.
     """
@@ -61,7 +61,7 @@ def write_config(
     Args:
         path: Where to.
         model: `FAMILY/NAME`.
-        num_classes: K.
+        num_classes: K; 0 of a backbone.
         spec: The network's input.
         class_names: K names.
         extra: Further top-level keys, such as `num_features` (D).

@@ -28,9 +28,10 @@ def load(
         allow_code: Whether a `python:` network, which runs the user's code, may be built.
 
     Returns:
-        The plain network, which takes normalised images `[B, C, H, W]` and gives logits `[B, K]`, with its
-        input specification: subtract `mean`, divide by `std`. A `.onnx` has the normalisation in its graph;
-        its specification then says mean 0 and std 1, so the same code serves both.
+        The plain network, which takes normalised images `[B, C, H, W]` and gives logits `[B, K]` (a backbone:
+        features `[B, D]`), with its input specification: subtract `mean`, divide by `std`. A `.onnx` has the
+        normalisation in its graph; its specification then says mean 0 and std 1, so that the same code
+        serves both.
 
     Raises:
         UserError: There is nothing to load there, or it is damaged.
@@ -44,7 +45,7 @@ def load(
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file as a module: images in [0, 1] to logits, on the CPU, without gradients.
+    """An ONNX file as a module: images in [0, 1] to logits or features, on the CPU, without gradients.
 
     Args:
         path: The file.
@@ -60,7 +61,7 @@ class OnnxNetwork(nn.Module):
         self.spec = spec_of(self.file)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[B, K]` of images `[B, C, H, W]` in [0, 1], on the images' device."""
+        """Outputs `[B, K]` of images `[B, C, H, W]` in [0, 1], on the images' device."""
         array = np.ascontiguousarray(images.detach().to("cpu", torch.float32).numpy())
         return torch.from_numpy(self.file(array)).to(images.device)
 

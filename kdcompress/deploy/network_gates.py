@@ -15,7 +15,7 @@ from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.strip import misfits, told, without_wrappers
 
 EQUAL_LIMIT = 1e-6
-"""Trained module against plain network, over the largest logit: the same sums, so rounding at most."""
+"""Trained module against plain network, over the largest output: the same sums, so rounding at most."""
 
 
 def network_gates(
@@ -59,7 +59,7 @@ def _equal_outputs(trained: nn.Module, plain: nn.Module, spec: InputSpec, images
         detail = f"the trained module gives {given}, not {list(got.shape)}"
         return Gate("equal_outputs", False, None, EQUAL_LIMIT, detail)
     figure = relative(float((expected - got).abs().max()), float(got.abs().max()))
-    detail = f"largest difference to the trained module over the largest logit, {len(images)} real images"
+    detail = f"largest difference to the trained module over the largest output, {len(images)} real images"
     return at_most("equal_outputs", figure, EQUAL_LIMIT, detail)
 
 

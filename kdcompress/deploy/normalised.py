@@ -14,7 +14,8 @@ class Deployed(nn.Module):
     """A network that takes images in [0, 1].
 
     Args:
-        network: Takes normalised images `[B, C, H, W]`, gives logits `[B, K]`.
+        network: Takes normalised images `[B, C, H, W]`, gives logits `[B, K]`, or features `[B, D]` as a
+            backbone does.
         spec: Says mean and std, and how many channels there are.
     """
 
@@ -29,16 +30,16 @@ class Deployed(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[B, K]` of images `[B, C, H, W]` in [0, 1].
+        """The network's outputs `[B, K]` of images `[B, C, H, W]` in [0, 1].
 
         The mean is subtracted here and not folded into the first convolution: that one pads with zeros, which
         are the mean's value only after the subtraction.
         """
-        logits: Tensor = self.network((images - self.mean) / self.std)
-        return logits
+        outputs: Tensor = self.network((images - self.mean) / self.std)
+        return outputs
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """`forward` as an exported file does it: arrays on the CPU, no gradient."""
         with torch.no_grad():
-            logits: NDArray[np.float32] = self(torch.from_numpy(images)).numpy()
-        return logits
+            outputs: NDArray[np.float32] = self(torch.from_numpy(images)).numpy()
+        return outputs

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdcompress import __version__, discovery
 from kdcompress.atomic import sha256_of, sync_folder, translated, write_bytes, write_json
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.deploy.accuracy import Batches, Predictions, accuracy, logits_of
+from kdcompress.deploy.accuracy import Batches, Found, found_in, outputs_of
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import write_config
 from kdcompress.deploy.gate import Gate, document
@@ -44,13 +44,13 @@ class Shipped:
         files: `{name: {sha256, bytes}}` of every file that got its final name.
         gates: All passed.
         student: The `student` object of `results.json`; its accuracy is that of the exported file.
-        predictions: The exported file's, on the test split in its order.
+        predictions: The exported file's predictions or embeddings, on the test split in its order.
     """
 
     files: dict[str, dict[str, Any]]
     gates: list[Gate]
     student: dict[str, Any]
-    predictions: Predictions
+    predictions: Found
 
 
 def ship(
@@ -66,6 +66,7 @@ def ship(
     allow_code: bool = False,
     extra_gates: Sequence[Gate] = (),
     opset: int | None = None,
+    taught: Tensor | None = None,
 ) -> Shipped:
     """Exports a trained student, proves the files, and gives them their final names in `folder`.
 
@@ -73,7 +74,7 @@ def ship(
         trained: The candidate that ships; takes normalised images. Neither changed nor moved.
         model: The `FAMILY/NAME` whose plain class it is.
         spec: Its input.
-        class_names: K names, by class number.
+        class_names: K names, by class number; none: it is a backbone, and its features ship.
         test_batches: Opens the test split, which is not empty; called several times, for the same images.
         folder: The run folder; exists. Nobody else ships into it meanwhile.
         formats: Of `discovery.names("format")`, at least one.
@@ -82,6 +83,8 @@ def ship(
         allow_code: Whether a `python:` network may be built.
         extra_gates: Proved elsewhere (the teacher is unchanged, …); they join the others.
         opset: Of the ONNX file; None: the exporter's choice.
+        taught: The teacher's logits `[N, K]` on the test split, for a backbone its pooled features `[N, D']`;
+            None: there is no teacher to agree with.
 
     Returns:
         Names, hashes and figures. `gates.json` is written as well.
@@ -108,10 +111,12 @@ def ship(
             raise _failed(folder, staging, [loaded, *extra_gates])
         load_strictly(plain, trained.state_dict(), model)
         plain.eval()
-        reference_NK, score = _score(plain, spec, test_batches, len(class_names))
+        backbone = not class_names
+        reference_NK, score = _score(plain, spec, test_batches, len(class_names), taught)
         described = _describe(metadata, model, spec, class_names, score)
-        _write_config(staging, plain, model, spec, class_names)
-        files, gates = _write_formats(plain, spec, staging, formats, described, opset)
+        features = reference_NK.shape[1] if backbone else _features(plain, len(class_names))
+        _write_config(staging, model, spec, class_names, features)
+        files, gates = _write_formats(plain, spec, staging, formats, described, opset, backbone)
         proof = prove(
             trained=trained,
             plain=plain,
@@ -122,13 +127,14 @@ def ship(
             reference_NK=reference_NK,
             opset=opset,
             allow_code=allow_code,
+            backbone=backbone,
         )
         gates = [*gates, *proof.gates, *extra_gates]
         if proof.exported is None or not all(gate.passed for gate in gates):
             raise _failed(folder, staging, gates)
         scored = files[sorted(files)[0]]
         student = {
-            **proof.exported.score(len(class_names)),
+            **_figures(proof.exported, len(class_names), taught),
             "params": count_parameters(plain),
             "macs": count_macs(plain, spec.channels, spec.height, spec.width),
             "bytes": scored.stat().st_size,
@@ -141,13 +147,23 @@ def ship(
 
 
 def _score(
-    plain: nn.Module, spec: InputSpec, batches: Callable[[], Batches], num_classes: int
+    plain: nn.Module,
+    spec: InputSpec,
+    batches: Callable[[], Batches],
+    num_classes: int,
+    taught: Tensor | None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """PyTorch's logits on the test split, and how good they are."""
+    """PyTorch's outputs on the test split, and how good they are."""
     deployed = Deployed(plain, spec)
     deployed.eval()
-    logits_NK, labels_N = logits_of(deployed.run, batches())
-    return logits_NK, accuracy(logits_NK, labels_N, num_classes)
+    outputs_NK, labels_N = outputs_of(deployed.run, batches())
+    found = found_in(outputs_NK, labels_N, backbone=num_classes == 0)
+    return outputs_NK, _figures(found, num_classes, taught)
+
+
+def _figures(found: Found, num_classes: int, taught: Tensor | None) -> dict[str, Any]:
+    agreement = {} if taught is None else {"agreement": found.agreement(taught)}
+    return {**found.score(num_classes), **agreement}
 
 
 def _describe(
@@ -162,26 +178,34 @@ def _describe(
         "input": json.dumps(spec.to_json()),
         "normalisation": "in the graph: images in [0, 1]",
     }
-    if score["top1"] is not None:
-        described["accuracy"] = json.dumps({"split": "test", "top1": score["top1"], "n": score["n"]})
+    # Without labels only the agreement with the teacher is known.
+    known = ("top1", "knn_top1") if score["n"] else ("agreement",)
+    figures = {name: score[name] for name in known if score.get(name) is not None}
+    if figures:
+        described["accuracy"] = json.dumps({"split": "test", **figures, "n": score["n"]})
     return described
 
 
-def _write_config(
-    staging: Path, plain: nn.Module, model: str, spec: InputSpec, class_names: Sequence[str]
-) -> None:
+def _features(plain: nn.Module, num_classes: int) -> int | None:
+    """D, what the classifier reads, if that is a linear layer."""
     features = [
         part.in_features
         for part in plain.modules()
-        if isinstance(part, nn.Linear) and part.out_features == len(class_names)
+        if isinstance(part, nn.Linear) and part.out_features == num_classes
     ]
+    return features[-1] if features else None
+
+
+def _write_config(
+    staging: Path, model: str, spec: InputSpec, class_names: Sequence[str], features: int | None
+) -> None:
     write_config(
         staging / CONFIG,
         model=model,
         num_classes=len(class_names),
         spec=spec,
         class_names=tuple(class_names),
-        extra={"num_features": features[-1]} if features else {},
+        extra={"num_features": features} if features is not None else {},
     )
     write_json(staging / LABELS, list(class_names))
 
@@ -193,6 +217,7 @@ def _write_formats(
     formats: Sequence[str],
     metadata: dict[str, str],
     opset: int | None,
+    backbone: bool,
 ) -> tuple[dict[str, Path], list[Gate]]:
     """The files by format; a format that cannot take this network fails its gate and the others go on."""
     files: dict[str, Path] = {}
@@ -201,7 +226,7 @@ def _write_formats(
         plugin = discovery.load("format", name)
         path = staging / f"student{plugin.SUFFIX}"
         try:
-            plugin.write(plain, spec, path, metadata=metadata, opset=opset)
+            plugin.write(plain, spec, path, metadata=metadata, opset=opset, backbone=backbone)
         except NetworkError as error:
             gates.append(Gate(f"{name}_written", False, None, None, str(error)))
             continue

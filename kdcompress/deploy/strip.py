@@ -31,7 +31,7 @@ def plain_student(
         candidate_state: The trained module's state dictionary. Prefixes of torch.compile and of parallel
             wrappers are taken off; every other key must fit.
         model: `FAMILY/NAME`.
-        num_classes: K.
+        num_classes: K; 0 for a backbone.
         channels: C.
         image_size: (H, W).
         allow_code: Whether a `python:` network may be built.

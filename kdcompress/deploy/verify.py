@@ -22,12 +22,13 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.accuracy import (
     Batches,
     Comparison,
+    Found,
     Predictions,
     Run,
     accuracy,
     as_input,
     compare,
-    logits_of,
+    outputs_of,
     spread,
 )
 from kdcompress.deploy.formats import onnx, safetensors
@@ -41,19 +42,24 @@ from kdcompress.errors import UserError
 __all__ = ["Gate", "Proof", "accuracy", "parity_gates", "prove", "split_gates"]
 
 PARITY_LIMIT = 5e-3
-"""Of S, the spread of the logits between images. Deep networks were seen at 2e-3, shallow ones at 1e-5."""
+"""Of S, the spread of the outputs between images. Deep networks were seen at 2e-3, shallow ones at 1e-5."""
+TURN_LIMIT = PARITY_LIMIT**2 / 2
+"""Of 1 − cosine: an embedding S long in every feature is turned so far by errors of the parity limit."""
 VARY_LIMIT = 1e-4
-"""Least spread over the mean logit: below it the outputs do not depend on the image, and parity is empty."""
+"""Least spread over the mean output: below it the outputs do not depend on the image, and parity is empty."""
 INVARIANCE_LIMIT = 1e-4
 """Of S: an image alone against the same image in a batch."""
 ROUNDING = 16 * 2.0**-23
-"""Of the largest logit: what two orders of summation may differ by in float32, whatever S is."""
+"""Of the largest output: what two orders of summation may differ by in float32, whatever S is."""
 PARITY_BATCHES = (1, 2, 3)
 """The exporter traces with 2; a network that bakes its batch in is right there and wrong at 1 or 3."""
 PARITY_IMAGES = 24
 """A multiple of each of `PARITY_BATCHES`."""
 
-_PARITY = "largest error of a logit over the spread of the logits between images"
+
+def _parity(backbone: bool) -> str:
+    what, all_of_it = ("a feature", "the features") if backbone else ("a logit", "the logits")
+    return f"largest error of {what} over the spread of {all_of_it} between images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +68,14 @@ class Proof:
 
     Args:
         gates: Every gate, passed or not.
-        exported: The exported file's predictions on the test split; None if it could not be run there.
+        exported: The exported file's predictions or embeddings on the test split; None if it could not be
+            run there.
         reference: PyTorch's, likewise.
     """
 
     gates: list[Gate]
-    exported: Predictions | None
-    reference: Predictions | None
+    exported: Found | None
+    reference: Found | None
 
     @property
     def passed(self) -> bool:
@@ -87,6 +94,7 @@ def prove(
     reference_NK: Tensor | None = None,
     opset: int | None = None,
     allow_code: bool = False,
+    backbone: bool = False,
 ) -> Proof:
     """Runs every gate that applies to the files there are.
 
@@ -97,9 +105,10 @@ def prove(
         spec: The student's input.
         files: Format name to file; `onnx` goes before `safetensors` as the one that is scored.
         batches: Opens the test split, which is not empty; called more than once, for the same images.
-        reference_NK: The plain network's logits on the test split (`logits_of`), if they are known already.
+        reference_NK: The plain network's outputs on the test split (`outputs_of`), if they are known already.
         opset: What was asked for; None: any.
         allow_code: Whether a `python:` network may be built.
+        backbone: Whether it gives features and no logits.
     """
     images = _first_images(batches())
     deployed = Deployed(plain, spec)
@@ -115,66 +124,68 @@ def prove(
     if scored is None:
         return Proof(gates, None, None)
     if reference_NK is None:
-        reference_NK, _ = logits_of(deployed.run, batches())
-    comparison, more = split_gates(reference_NK, scored, batches())
-    gates += [*more, *parity_gates(deployed.run, scored, images, reference_NK)]
+        reference_NK, _ = outputs_of(deployed.run, batches())
+    comparison, more = split_gates(reference_NK, scored, batches(), backbone=backbone)
+    gates += [*more, *parity_gates(deployed.run, scored, images, reference_NK, backbone=backbone)]
     if comparison is None:
         return Proof(gates, None, None)
     return Proof(gates, comparison.exported, comparison.reference)
 
 
 def split_gates(
-    reference_NK: Tensor, exported: Run, batches: Batches
+    reference_NK: Tensor, exported: Run, batches: Batches, *, backbone: bool = False
 ) -> tuple[Comparison | None, list[Gate]]:
     """What the exported file does on the whole test split, beside PyTorch.
 
     An image whose two best logits are nearer to each other than the parity limit allows is a tie: either
-    class is right. No other image may get another class.
+    class is right. No other image may get another class. No embedding may point elsewhere.
 
     Args:
-        reference_NK: The logits of the PyTorch network with its normalisation, in the split's order.
+        reference_NK: The outputs of the PyTorch network with its normalisation, in the split's order.
         exported: The file.
         batches: The test split.
+        backbone: Whether the outputs are features and no logits.
 
     Returns:
         The comparison (None if the file cannot be run on it) and the gates `outputs_vary`,
-        `parity_test_split` and `top1_exported`.
+        `parity_test_split` and `top1_exported`, of a backbone `embedding_exported`.
     """
+    last = "embedding_exported" if backbone else "top1_exported"
     try:
-        found = compare(reference_NK, exported, batches)
+        found = compare(reference_NK, exported, batches, backbone=backbone)
     except UserError as error:
-        return None, [Gate("top1_exported", False, None, 1.0, str(error))]
+        return None, [Gate(last, False, None, TURN_LIMIT if backbone else 1.0, str(error))]
     count, signal = len(found.errors), spread(reference_NK)
     on = f"on the {count:,} test images"
-    vary = relative(found.spread, found.mean_logit)
+    vary = relative(found.spread, found.mean_output)
     worst = relative(float(found.errors.max()), signal)
-    differ = found.exported.classes != found.reference.classes
-    ties = differ & (found.margins <= PARITY_LIMIT * signal)
-    agreement = 1 - int((differ & ~ties).sum()) / count
     varies = bool(found.spread > 0 and vary >= VARY_LIMIT)
-    varied = f"spread of the logits between images over their mean size {on}; the limit is the least"
+    outputs = "features" if backbone else "logits"
+    varied = f"spread of the {outputs} between images over their mean size {on}; the limit is the least"
     if not varies:
         varied += (
             ". The outputs do not depend on the image: the weights look untrained, so nothing can be verified"
         )
-    classes = f"share of PyTorch's classes {on}, {int(ties.sum())} ties aside{_top1s(found)}"
     return found, [
         Gate("outputs_vary", varies, vary, VARY_LIMIT, varied),
-        at_most("parity_test_split", worst, PARITY_LIMIT, f"{_PARITY}, {on}"),
-        Gate("top1_exported", agreement == 1.0, agreement, 1.0, classes),
+        at_most("parity_test_split", worst, PARITY_LIMIT, f"{_parity(backbone)}, {on}"),
+        _same_classes(found, signal, on) if not backbone else _same_directions(found, on),
     ]
 
 
-def parity_gates(reference: Run, exported: Run, images: Tensor, reference_NK: Tensor) -> list[Gate]:
+def parity_gates(
+    reference: Run, exported: Run, images: Tensor, reference_NK: Tensor, *, backbone: bool = False
+) -> list[Gate]:
     """The exported file against PyTorch at batch 1, 2 and 3, and against itself between them.
 
     Args:
         reference: The PyTorch network with its normalisation.
         exported: The file.
         images: `[PARITY_IMAGES, C, H, W]` real images in [0, 1].
-        reference_NK: PyTorch's logits on the test split, whose spread S is the measure.
+        reference_NK: PyTorch's outputs on the test split, whose spread S is the measure.
+        backbone: Whether the outputs are features and no logits.
     """
-    signal, largest_logit = spread(reference_NK), float(reference_NK.abs().max())
+    signal, largest_output = spread(reference_NK), float(reference_NK.abs().max())
     array = as_input(images)
     expected = reference(array)
     gates: list[Gate] = []
@@ -188,11 +199,12 @@ def parity_gates(reference: Run, exported: Run, images: Tensor, reference_NK: Te
             gates.append(Gate(name, False, None, PARITY_LIMIT, detail))
             continue
         apart = relative(_largest_difference(rows[size], expected), signal)
-        gates.append(at_most(name, apart, PARITY_LIMIT, f"{_PARITY}, on {len(array)} real images"))
+        detail = f"{_parity(backbone)}, on {len(array)} real images"
+        gates.append(at_most(name, apart, PARITY_LIMIT, detail))
     if 1 in rows and 3 in rows:
         moved = relative(_largest_difference(rows[1], rows[3]), signal)
         # A barely trained network has a small S; rounding alone must not fail it.
-        limit = max(INVARIANCE_LIMIT, relative(ROUNDING * largest_logit, signal))
+        limit = max(INVARIANCE_LIMIT, relative(ROUNDING * largest_output, signal))
         detail = "an image alone against the same image in a batch of 3, over the spread between images"
         gates.append(at_most("batch_invariance", moved, limit, detail))
     return gates
@@ -214,7 +226,7 @@ def _open(name: str, path: Path, opset: int | None, allow_code: bool) -> tuple[R
 
 
 def _round_trip(path: Path, plain: nn.Module, deployed: Deployed, file: Run | None, images: Tensor) -> Gate:
-    """Whether the safetensors file gives back every tensor and the same logits."""
+    """Whether the safetensors file gives back every tensor and the same outputs."""
     name = "safetensors_round_trip"
     if file is None:
         return Gate(name, False, None, 0, "the file cannot be opened with its config.json")
@@ -227,16 +239,38 @@ def _round_trip(path: Path, plain: nn.Module, deployed: Deployed, file: Run | No
         return Gate(name, False, len(changed), 0, f"tensors that changed: {', '.join(changed[:3])}")
     array = as_input(images)
     difference = _largest_difference(file(array), deployed.run(array))
-    return at_most(name, difference, 0.0, "reloaded strictly: equal tensors, largest difference of a logit")
+    return at_most(name, difference, 0.0, "reloaded strictly: equal tensors, largest difference of an output")
 
 
-def _top1s(found: Comparison) -> str:
-    known = found.exported.labels >= 0
+def _same_classes(found: Comparison, signal: float, on: str) -> Gate:
+    ours, theirs = found.exported, found.reference
+    assert isinstance(ours, Predictions)
+    assert isinstance(theirs, Predictions)
+    differ = ours.classes != theirs.classes
+    ties = differ & (found.margins <= PARITY_LIMIT * signal)
+    agreement = 1 - int((differ & ~ties).sum()) / len(differ)
+    detail = f"share of PyTorch's classes {on}, {int(ties.sum())} ties aside{_top1s(ours, theirs)}"
+    return Gate("top1_exported", agreement == 1.0, agreement, 1.0, detail)
+
+
+def _same_directions(found: Comparison, on: str) -> Gate:
+    # The maximum of tensors is NaN where any of them is, and NaN passes nothing.
+    worst = float(found.turns.max())
+    return at_most(
+        "embedding_exported",
+        worst,
+        TURN_LIMIT,
+        f"largest 1 - cosine between PyTorch's and the file's embedding {on}",
+    )
+
+
+def _top1s(exported: Predictions, reference: Predictions) -> str:
+    known = exported.labels >= 0
     if not bool(known.any()):
         return ""
     ours, theirs = (
         float((predictions.classes == predictions.labels)[known].double().mean())
-        for predictions in (found.exported, found.reference)
+        for predictions in (exported, reference)
     )
     return f": top-1 {ours:.4f} of the file, {theirs:.4f} of PyTorch"
 
@@ -257,7 +291,7 @@ def _in_batches(run: Run, array: NDArray[np.float32], size: int) -> NDArray[np.f
     parts = [run(array[start : start + size]) for start in range(0, len(array), size)]
     rows = len(parts[0])
     if rows != size:
-        raise UserError(f"{size} images give {rows} rows of logits")
+        raise UserError(f"{size} images give {rows} rows of outputs")
     return np.concatenate(parts)
 
 

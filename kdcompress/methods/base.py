@@ -18,7 +18,7 @@ from kdcompress import discovery
 from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
-from kdcompress.methods.gather import gather_rows
+from kdcompress.methods.gather import gather_rows, row_share
 from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
 
@@ -31,20 +31,26 @@ class Needs:
         teacher: Whether there must be a frozen teacher.
         peers: The least number of peers beside the student, or None if the method has no use for any.
         views: Augmentations of each image a batch holds.
-        labels: Whether every training image needs its label.
+        labels: Whether there must be labels.
+        unlabelled: Whether an image without a label teaches too. Else the images that have none are left out
+            of the training.
         student: What is read of the student.
         read_of_teacher: What is read of the teacher.
         cut: Whether the student must be a family whose stages can be cut (heads or branches are made of
             them).
+        backbone: Whether what ships is a backbone, since nothing trains a classifier: the student is built
+            without one, and its output is its pooled features.
     """
 
     teacher: bool = False
     peers: int | None = None
     views: int = 1
     labels: bool = True
+    unlabelled: bool = False
     student: Want = LOGITS
     read_of_teacher: Want = LOGITS
     cut: bool = False
+    backbone: bool = False
 
     @property
     def student_maps(self) -> bool:
@@ -80,6 +86,28 @@ class Phase:
     share: float
     sets: tuple[str, ...]
     freeze_bn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """A training of its own, before the student's, of what the teacher lacks.
+
+    What it leaves is kept and found again like a prepared teacher.
+
+    Args:
+        method: Trains its own modules beside the frozen teacher, and names them in `candidates`; its
+            `networks.student` is not for use.
+        config: Of that method.
+        epochs: Of this training.
+        lr: Base learning rate.
+        milestones: Fractions of the training after which the rate is divided by ten.
+    """
+
+    method: type[Method]
+    config: Any
+    epochs: int
+    lr: float
+    milestones: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +157,7 @@ class Method(nn.Module):
         self.epoch = 0
         self.epochs = 1
         self.phase = ""
+        self._some_unlabelled = bool((data.labels < 0).any())
         weights = data.class_weights
         self.register_buffer("class_weights", None if weights is None else weights.float(), persistent=False)
 
@@ -141,6 +170,15 @@ class Method(nn.Module):
     def needs(cls, config: Any) -> Needs:
         """What this method asks of a run."""
         return Needs()
+
+    @classmethod
+    def preparation(cls, config: Any) -> Preparation | None:
+        """What has to be trained beside the teacher first; by default nothing."""
+        return None
+
+    def take_prepared(self, state: dict[str, Tensor]) -> None:
+        """Takes over what the preparation left: the state dictionary of its chosen candidate."""
+        raise NotImplementedError(f"{type(self).__name__} has no preparation")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms of one batch, scalars; their sum is what is minimised, and each is logged."""
@@ -181,8 +219,14 @@ class Method(nn.Module):
         return {"student": Candidate(student.network, student.model)}
 
     def cross_entropy(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-        """`losses.cross_entropy` with the run's label smoothing and class weights."""
-        return losses.cross_entropy(logits_BK, labels_B, self.class_weights, self.data.label_smoothing)
+        """`losses.cross_entropy` with the run's label smoothing and class weights.
+
+        A mean over the labelled rows of all processes, once the processes' gradients are averaged.
+        """
+        mean = losses.cross_entropy(logits_BK, labels_B, self.class_weights, self.data.label_smoothing)
+        if not self._some_unlabelled:
+            return mean
+        return mean * row_share((labels_B >= 0).sum(), labels_B)
 
     def both_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's logits `[B, K]` of the first view; the teacher gets no gradient."""
@@ -223,3 +267,13 @@ def find_method(name: str) -> type[Method]:
     ]
     assert len(own) == 1, f"{module.__name__} must define one Method, defines {len(own)}"
     return own[0]
+
+
+def configured(section: dict[str, Any]) -> tuple[type[Method], Any]:
+    """A checked recipe's method and its Config.
+
+    Args:
+        section: The recipe's `method:`, its name included.
+    """
+    cls = find_method(section["name"])
+    return cls, cls.Config.model_validate({key: value for key, value in section.items() if key != "name"})

@@ -9,6 +9,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def row_share(rows: int | Tensor, like: Tensor) -> Tensor | float:
+    """By what a mean over this process's rows is multiplied so that the processes' mean is one over all rows.
+
+    Args:
+        rows: How many of this process's rows count.
+        like: Says the device.
+
+    Returns:
+        rows · processes / rows of all processes; 1 in a run of one process.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return 1.0
+    ours = torch.as_tensor(rows, dtype=torch.float32, device=like.device)
+    total = ours.clone()
+    dist.all_reduce(total)
+    return ours * dist.get_world_size() / total.clamp(min=1)
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows of all processes.
 

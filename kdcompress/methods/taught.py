@@ -8,8 +8,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Method
+from kdcompress.methods.base import Method, Needs
+from kdcompress.networks.activations import POOLED, Want
+from kdcompress.networks.networks import Networks
 
 
 class Taught(Method):
@@ -24,6 +28,9 @@ class Taught(Method):
         """Of the soft labels, which the published figures do without."""
         temperature: float = Field(4.0, gt=0)
         """Of the soft labels. Their term carries the factor T²."""
+        logit_standardization: bool = False
+        """Compare z-scores of the logits in the term kd (Sun et al. 2024). T and kd_weight then mean
+        something else: the authors take 2 and 9."""
 
     config: Config
 
@@ -44,7 +51,8 @@ class Taught(Method):
             terms["ce"] = c.ce_weight * self.cross_entropy(student_BK, labels_B)
         if c.kd_weight:
             assert teacher_BK is not None
-            terms["kd"] = c.kd_weight * losses.kl(student_BK, teacher_BK, c.temperature)
+            compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
+            terms["kd"] = c.kd_weight * losses.kl(*compared, c.temperature)
         return terms
 
 
@@ -56,3 +64,78 @@ class ClassifierLearns(Taught.Config):
         if not self.ce_weight and not self.kd_weight:
             raise ValueError("nothing trains the classifier where ce_weight and kd_weight are both 0")
         return self
+
+
+class BackboneLearns(Taught):
+    """Base of the methods whose own terms hold pooled features to the teacher's, without any label.
+
+    With both weights at 0 nothing trains a classifier: the student is built without one and a backbone ships.
+
+    Attributes:
+        widths: Of the student's and of the teacher's pooled features.
+    """
+
+    class Config(Taught.Config):
+        """With ce_weight or kd_weight the student has its classifier, and their gradients reach all of it."""
+
+        ce_weight: float = Field(0.0, ge=0)
+        """0 needs no labels."""
+        kd_weight: float = Field(0.0, ge=0)
+        """Of the soft labels of a teacher that has a classifier."""
+
+    config: Config
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        assert networks.teacher is not None
+        widths = []
+        name = f"method {type(self).__name__.lower()}"
+        for role, network in (("student", networks.student), ("teacher", networks.teacher)):
+            pooled = network.shapes().pooled
+            if pooled is None:
+                raise NetworkError(
+                    f"{name}: compares the pooled features of images, and the {role} {network.model} has "
+                    f"none, since no linear layer ends it; name that layer in {role}.taps: "
+                    "{classifier: MODULE.PATH}"
+                )
+            widths.append(pooled.shape[1])
+        if config.kd_weight and networks.teacher.shapes().logits is None:
+            raise NetworkError(
+                f"{name}: kd_weight {config.kd_weight:g} wants the logits of a teacher, and "
+                f"{networks.teacher.model} has no classifier here; set method.kd_weight to 0"
+            )
+        self.widths = (widths[0], widths[1])
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Pooled features of both; logits, and labels, where a weight asks for them."""
+        both: Want = frozenset({"logits", "pooled"})
+        classifier = config.ce_weight > 0 or config.kd_weight > 0
+        return Needs(
+            teacher=True,
+            labels=config.ce_weight > 0,
+            unlabelled=True,
+            student=both if classifier else POOLED,
+            read_of_teacher=both if config.kd_weight > 0 else POOLED,
+            backbone=not classifier,
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of `feature_terms`, then ce and kd."""
+        assert self.networks.teacher is not None
+        needs = self.needs(self.config)
+        seen = self.networks.student(batch.images, needs.student)
+        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
+        assert seen.pooled is not None
+        assert taught.pooled is not None
+        terms = self.feature_terms(seen.pooled, taught.pooled)
+        return terms if needs.backbone else terms | self.label_terms(seen.logits, taught.logits, batch.labels)
+
+    def feature_terms(self, student_BD: Tensor, teacher_BE: Tensor) -> dict[str, Tensor]:
+        """The method's own weighted terms.
+
+        Args:
+            student_BD: `[B, D]` pooled features.
+            teacher_BE: `[B, E]` pooled features, a constant.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no terms")

@@ -11,6 +11,7 @@ Want = frozenset[Literal["logits", "pooled", "stages", "pre"]]
 """Which of the fields of `Activations` a caller reads; the rest stays empty and costs nothing."""
 
 LOGITS: Want = frozenset({"logits"})
+POOLED: Want = frozenset({"pooled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Activations:
 
     Args:
         logits: `[B, K]`, or None for a bare backbone or when not asked for.
-        pooled: `[B, D]`, the classifier's input, or None when not asked for.
+        pooled: `[B, D]`, the classifier's input (a bare backbone's output), or None when not asked for.
         stages: `{"stage1": [B, C, H, W], ...}`, shallow to deep: the last map before each down-sampling.
         pre: The same maps before their last activation function (equal to `stages` where there is none).
     """

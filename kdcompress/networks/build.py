@@ -20,7 +20,8 @@ def build(
 
     Args:
         model: `FAMILY/NAME`, or `python:package.module:function`.
-        num_classes: K, the width of the logits.
+        num_classes: K, the width of the logits. 0: a backbone, the same class without its last linear layer,
+            which gives the features `[B, D]` that that layer would read.
         channels: C of the images; one of `accepted_channels(model)`.
         image_size: (H, W) of the images. Some networks down-sample less when they are small.
         allow_code: Whether a `python:` network, which runs the user's code, may be built.
@@ -30,11 +31,11 @@ def build(
         K]`.
 
     Raises:
-        NetworkError: No such network, or not for these images.
+        NetworkError: No such network, not for these images, or not without a classifier.
         UserError: Code is not allowed, or the family's package is missing.
     """
     family, name = _split(model)
-    if num_classes < 1:
+    if num_classes < 0:
         raise NetworkError(f"{model}: a classifier needs at least one class, got {num_classes}")
     accepted = accepted_channels(model)
     if channels not in accepted:

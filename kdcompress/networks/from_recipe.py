@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
-from kdcompress.errors import UserError
+from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks import weights
 from kdcompress.networks.build import build
 from kdcompress.recipe import NetworkSection, TeacherSection
+
+Headless = Literal["never", "if_weights_are", "always"]
+"""When a network is built as a backbone, without a classifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +23,23 @@ class Start:
     """A network as a run finds it.
 
     Args:
-        network: Built for the run's classes, filled with the weights if there are any.
+        network: Built for the run's classes or for none, filled with the weights if there are any.
         weights: What was loaded, or None for fresh weights.
         head_replaced: Whether the weights knew other classes, so that the classifier is fresh.
+        num_classes: K that it was built for; 0: a backbone, whose output is its pooled features.
+        dropped: Keys of the weights that it has no place for: a classifier or a projection head.
     """
 
     network: nn.Module
     weights: weights.ResolvedWeights | None
     head_replaced: bool
+    num_classes: int
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def backbone(self) -> bool:
+        """Whether it has no classifier."""
+        return self.num_classes == 0
 
 
 def seeded(seed: int, purpose: str) -> None:
@@ -45,6 +58,7 @@ def start(
     purpose: str,
     allow_code: bool,
     keep_classes: bool = False,
+    headless: Headless = "never",
     progress: bool = False,
 ) -> Start:
     """Builds a network and loads its weights.
@@ -57,24 +71,43 @@ def start(
         seed: Of the run.
         purpose: student, teacher, peer1, ...; each draws its fresh weights independently.
         allow_code: Whether `python:` networks may be built.
-        keep_classes: Whether weights with another number of classes are an error.
+        keep_classes: Whether weights with another number of classes are an error; they are none where the
+            network may be built headless.
+        headless: Whether it is built without a classifier: where its weights have none that fits the data
+            ("if_weights_are"; nobody reads its logits), or in any case. Without weights "if_weights_are" is
+            "never".
         progress: Whether to show a download.
 
     Raises:
         UserError: The network cannot be built, or the weights do not fit.
         DownloadError: The weights could not be fetched.
     """
-    seeded(seed, f"weights of {purpose}")
-    network = build(
-        section.model,
-        num_classes=num_classes,
-        channels=channels,
-        image_size=image_size,
-        allow_code=allow_code,
-    )
+
+    def built(classes: int) -> nn.Module:
+        seeded(seed, f"weights of {purpose}")
+        return build(
+            section.model,
+            num_classes=classes,
+            channels=channels,
+            image_size=image_size,
+            allow_code=allow_code,
+        )
+
+    if headless == "always":
+        num_classes = 0
+    network = built(num_classes)
     if section.weights is None:
-        return Start(network, None, False)
+        return Start(network, None, False, num_classes)
     found = weights.resolve(section.weights, section.model, progress=progress)
+    if headless == "if_weights_are" and num_classes:
+        known = weights.classifier_classes(found.state_dict, network)
+        if known is None or (keep_classes and known != num_classes):
+            num_classes, network = 0, built(0)
+    if num_classes == 0:
+        loaded = weights.load_into(
+            network, found.state_dict, source=found.source, allow_other_head=False, headless=True
+        )
+        return Start(network, found, False, 0, loaded.dropped)
     classes = weights.classifier_classes(found.state_dict, network)
     if keep_classes and classes is not None and classes != num_classes:
         raise UserError(
@@ -84,7 +117,53 @@ def start(
     loaded = weights.load_into(
         network, found.state_dict, source=found.source, allow_other_head=not keep_classes
     )
-    return Start(network, found, loaded.head_replaced)
+    return Start(network, found, loaded.head_replaced, num_classes, loaded.dropped)
+
+
+def headless_teacher(section: TeacherSection, *, logits_read: bool) -> Headless:
+    """When the teacher is built without a classifier.
+
+    Args:
+        section: Of the recipe.
+        logits_read: Whether the method reads its logits.
+
+    Returns:
+        "if_weights_are" where its logits have no reader; "never" where somebody reads them, or where the
+        recipe wants it trained on labels in any case.
+    """
+    return "if_weights_are" if not logits_read and section.train != "always" else "never"
+
+
+def classes_told_by(
+    section: TeacherSection, *, channels: int, image_size: tuple[int, int], allow_code: bool, progress: bool
+) -> tuple[str, ...]:
+    """The classes that a teacher's weights tell apart, where the data does not say: names, else numbers.
+
+    Args:
+        section: Of the recipe; has weights.
+        channels: C of the images.
+        image_size: (H, W) of the images.
+        allow_code: Whether a `python:` network may be built.
+        progress: Whether to show a download.
+
+    Raises:
+        WeightsError: They have no classifier.
+    """
+    assert section.weights is not None
+    found = weights.resolve(section.weights, section.model, progress=progress)
+    # Of any number of classes: it says where the classifier stands.
+    network = build(
+        section.model, num_classes=2, channels=channels, image_size=image_size, allow_code=allow_code
+    )
+    count = weights.classifier_classes(found.state_dict, network)
+    if count is None:
+        raise WeightsError(
+            f"teacher.weights: {found.source} has no classifier, so nobody says which classes the images "
+            "without labels have; take weights with a classifier, or a method that trains a backbone"
+        )
+    if found.class_names is not None and len(found.class_names) == count:
+        return found.class_names
+    return tuple(str(number) for number in range(count))
 
 
 def teacher_needs_training(section: TeacherSection, start: Start) -> bool:
@@ -97,4 +176,6 @@ def teacher_needs_training(section: TeacherSection, start: Start) -> bool:
         if start.weights is None:
             raise UserError("teacher.weights: required with teacher.train: never")
         return False
+    if start.backbone and start.weights is not None:
+        return False  # without a classifier there is nothing that labels could teach it
     return section.train == "always" or start.weights is None or start.head_replaced

@@ -21,7 +21,7 @@ from kdcompress.errors import WeightsError
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar")
 """Of files that may hold a state dictionary."""
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "student")
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "student", "teacher")
 """Keys under which training scripts save the network beside their other state. Averaged weights (`ema`,
 `state_dict_ema`, `model_ema`) are left aside for the plain ones."""
 
@@ -105,6 +105,8 @@ def _unwrap(content: Any, depth: int = 0) -> dict[str, Tensor] | None:
         return None
     if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         return dict(content)
+    if {"student", "teacher"} <= content.keys() and "dino_loss" in content:
+        content = {"teacher": content["teacher"]}  # the average of its students is what DINO evaluates
     inner = (_unwrap(content[key], depth + 1) for key in _WRAPPERS if key in content)
     return next((found for found in inner if found is not None), None)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdcompress.errors import NetworkError
 from kdcompress.networks import cut
 from kdcompress.networks import taps as tapping
-from kdcompress.networks.activations import LOGITS, Activations, Want
+from kdcompress.networks.activations import LOGITS, POOLED, Activations, Want
 from kdcompress.networks.reading import reading
 from kdcompress.networks.taps import Tap, Taps
 from kdcompress.networks.trace import record, run_once, undisturbed
@@ -26,25 +26,28 @@ class Tapped:
     is. Its parameters are laid out channels-last, in place.
 
     Args:
-        network: Takes normalised images `[B, C, H, W]`, returns logits `[B, K]`.
+        network: Takes normalised images `[B, C, H, W]`, returns logits `[B, K]`, or pooled features `[B, D]`
+            if it is a backbone.
         model: `FAMILY/NAME` of the recipe.
         image_size: (H, W) in pixels of the images it will be given.
         channels: C.
         mean: Per channel, of images in [0, 1]; one value stands for all channels.
         std: Per channel, positive.
         taps: Module paths that replace the found ones (`{"stage1": ..., "classifier": ...}`).
+        backbone: Whether it was built without a classifier; asking it for logits is then a bug of the caller.
 
     Attributes:
         network: The network itself.
         model: As given.
         image_size: As given.
         channels: As given.
-        num_classes: K, from a dry run.
+        backbone: As given.
+        num_classes: K, from a dry run; 0 of a backbone.
         taps: Where it is read.
         mean: `[C]` float32.
         std: `[C]` float32.
         precision: Autocast type of the passes; None is float32 throughout.
-        compiled: Stands in for the network where logits alone are read; None: the network itself.
+        compiled: Stands in for the network where its output alone is read; None: the network itself.
 
     Raises:
         NetworkError: The network does not run on such images, does not return logits, or a named tap does
@@ -61,11 +64,13 @@ class Tapped:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         taps: Mapping[str, str] | Taps | None = None,
+        backbone: bool = False,
     ) -> None:
         self.network = network.to(memory_format=torch.channels_last)
         self.model = model
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.channels = channels
+        self.backbone = backbone
         self.precision: torch.dtype | None = None
         self.compiled: Callable[[Tensor], Any] | None = None
         self.mean = _per_channel("mean", mean, channels)
@@ -76,11 +81,12 @@ class Tapped:
         self._named = taps
         self._shapes: dict[tuple[int, int], Activations] = {}
         trace = record(network, self.sample(), model)
-        self.num_classes = trace.nodes[trace.output].shape[1]
+        width = trace.nodes[trace.output].shape[1]
+        self.num_classes = 0 if backbone else width
         if isinstance(taps, Taps):
             self.taps = tapping.again(trace, taps)
         else:
-            self.taps = tapping.find(trace, network, model, taps)
+            self.taps = tapping.find(trace, network, model, taps, backbone=backbone)
 
     @property
     def device(self) -> torch.device:
@@ -105,15 +111,15 @@ class Tapped:
             Float32 readings that carry gradients.
 
         Raises:
-            NetworkError: "pooled" was asked for and the network has no linear classifier.
+            NetworkError: "pooled" was asked for and the network has neither a linear classifier nor none.
         """
-        if want == LOGITS:
+        if want == (POOLED if self.backbone else LOGITS):
             run = self.network if self.compiled is None else self.compiled
             with self.autocast():
-                return Activations(logits=wide(run(self.normalise(images))))
+                return self._collect(run(self.normalise(images)), {}, want)
         with self.autocast(), reading(self.network, self._wanted(want)) as readings:
-            logits = self.network(self.normalise(images))
-        return self._collect(logits, readings, want)
+            output = self.network(self.normalise(images))
+        return self._collect(output, readings, want)
 
     def functional(self, tensors: Mapping[str, Tensor], images: Tensor, want: Want = LOGITS) -> Activations:
         """A pass with other parameters and buffers in place of the network's own; gradients reach them.
@@ -124,8 +130,8 @@ class Tapped:
             want: As in a call.
         """
         with self.autocast(), reading(self.network, self._wanted(want)) as readings:
-            logits = torch.func.functional_call(self.network, dict(tensors), (self.normalise(images),))
-        return self._collect(logits, readings, want)
+            output = torch.func.functional_call(self.network, dict(tensors), (self.normalise(images),))
+        return self._collect(output, readings, want)
 
     def normalise(self, images: Tensor) -> Tensor:
         """`(images - mean) / std`, channels-last, in one pass over the memory.
@@ -169,6 +175,7 @@ class Tapped:
         size = self.image_size if image_size is None else (int(image_size[0]), int(image_size[1]))
         if size not in self._shapes:
             want = ALL if self.taps.classifier is not None else ALL - {"pooled"}
+            want = ALL - LOGITS if self.backbone else want
             self._shapes[size] = _without_data(self.dry_run(want, size))
         return self._shapes[size]
 
@@ -183,8 +190,8 @@ class Tapped:
             NetworkError: The network does not run on such images.
         """
         with undisturbed(self.network), reading(self.network, self._wanted(want)) as readings:
-            logits = run_once(self.network, self.sample(image_size), self.model)
-        return self._collect(logits, readings, want)
+            output = run_once(self.network, self.sample(image_size), self.model)
+        return self._collect(output, readings, want)
 
     def tail(self, stage: str, blocks: int | None = None) -> nn.Module:
         """A freshly drawn copy of what comes after a stage: later stages, pooling and classifier.
@@ -239,7 +246,7 @@ class Tapped:
     ) -> Tapped:
         other = Tapped(
             network, self.model, image_size=image_size, channels=self.channels,
-            mean=tuple(self.mean.tolist()), std=tuple(self.std.tolist()), taps=taps,
+            mean=tuple(self.mean.tolist()), std=tuple(self.std.tolist()), taps=taps, backbone=self.backbone,
         )  # fmt: skip
         other.precision = self.precision
         return other
@@ -256,6 +263,8 @@ class Tapped:
         self._shift = (-self.mean / self.std).reshape(1, -1, 1, 1)
 
     def _classifier_tap(self) -> Tap:
+        if self.backbone:
+            raise NetworkError(f"{self.model}: is a backbone here, built without its classifier")
         if self.taps.classifier is None:
             raise NetworkError(
                 f"{self.model}: its logits do not come from a linear layer, so there are no pooled features; "
@@ -264,17 +273,18 @@ class Tapped:
         return self.taps.classifier
 
     def _wanted(self, want: Want) -> dict[Tap, None]:
-        wanted = [self._classifier_tap()] if "pooled" in want else []
+        assert not (self.backbone and "logits" in want), f"{self.model} is a backbone: it has no logits"
+        wanted = [] if self.backbone or "pooled" not in want else [self._classifier_tap()]
         if "stages" in want:
             wanted += self.taps.stages.values()
         if "pre" in want:
             wanted += self.taps.pre.values()
         return dict.fromkeys(wanted)  # a stage may be its own pre
 
-    def _collect(self, logits: Any, readings: Mapping[Tap, Tensor], want: Want) -> Activations:
-        if not isinstance(logits, Tensor):
+    def _collect(self, output: Any, readings: Mapping[Tap, Tensor], want: Want) -> Activations:
+        if not isinstance(output, Tensor):
             raise NetworkError(
-                f"{self.model}: returns {type(logits).__name__} in training, expected logits in one tensor"
+                f"{self.model}: returns {type(output).__name__} in training, expected logits in one tensor"
             )
         missing = [tap for tap in self._wanted(want) if tap not in readings]
         if missing:
@@ -284,13 +294,15 @@ class Tapped:
             )
         # A tap that is both a stage and its own pre is widened once.
         widened = {tap: wide(tensor) for tap, tensor in readings.items()}
-        pooled = widened[self._classifier_tap()] if "pooled" in want else None
+        pooled = None
+        if "pooled" in want:
+            pooled = wide(output) if self.backbone else widened[self._classifier_tap()]
         if pooled is not None and pooled.ndim != 2:
             raise NetworkError(
                 f"{self.model}: the classifier reads shape {list(pooled.shape)}, expected [batch, features]"
             )
         return Activations(
-            logits=wide(logits) if "logits" in want else None,
+            logits=wide(output) if "logits" in want else None,
             pooled=pooled,
             stages={n: widened[tap] for n, tap in self.taps.stages.items()} if "stages" in want else {},
             pre={n: widened[tap] for n, tap in self.taps.pre.items()} if "pre" in want else {},

@@ -39,7 +39,7 @@ class Taps:
     """All readings of one network.
 
     Args:
-        classifier: Reads the pooled features; None if no linear layer gives the logits.
+        classifier: Reads the pooled features; None if no linear layer gives the logits, and of a backbone.
         stages: Shallow to deep, "stage1" first.
         pre: For every stage, the map before its last activation function; the stage's own tap where there
             is none.
@@ -50,7 +50,14 @@ class Taps:
     pre: dict[str, Tap] = field(default_factory=dict)
 
 
-def find(trace: Trace, network: nn.Module, model: str, named: Mapping[str, str] | None = None) -> Taps:
+def find(
+    trace: Trace,
+    network: nn.Module,
+    model: str,
+    named: Mapping[str, str] | None = None,
+    *,
+    backbone: bool = False,
+) -> Taps:
     """The taps of a network.
 
     Args:
@@ -59,14 +66,17 @@ def find(trace: Trace, network: nn.Module, model: str, named: Mapping[str, str] 
         model: Named in errors.
         named: `{"stage1": module path, ..., "classifier": module path}`. Stages named here replace all
             found ones. Of a module that is called several times the last call is read.
+        backbone: Whether it has no classifier, whatever its last layer is.
 
     Raises:
         NetworkError: A named tap does not exist or is no map.
     """
     named = dict(named or {})
+    if backbone and "classifier" in named:
+        raise NetworkError(f"{model}: taps.classifier: is a backbone here, built without its classifier")
     _check_names(named, network, model)
     classifier = _named_call(trace, named.pop("classifier"), model) if "classifier" in named else None
-    classifier = classifier or _classifier(trace)
+    classifier = classifier or (None if backbone else _classifier(trace))
     if named:
         calls = {name: _named_call(trace, named[name], model) for name in sorted(named, key=_stage_number)}
         for name, call in calls.items():

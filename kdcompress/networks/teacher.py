@@ -57,8 +57,19 @@ class Teacher:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """K; 0 of a backbone."""
         return self.tapped.num_classes
+
+    @property
+    def backbone(self) -> bool:
+        """Whether it has no classifier: its pooled features are all that it has to say."""
+        return self.tapped.backbone
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all its tensors."""
+        told = "".join(f"{name}={digest};" for name, digest in sorted(self._before.items()))
+        return hashlib.sha256(told.encode()).hexdigest()
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +109,7 @@ class Teacher:
             return self._frozen(self._resized(tensor), want)
 
     def compile(self) -> None:
-        """Compiles the frozen copy for passes that want logits alone, until its precision is changed."""
+        """Compiles the frozen copy for passes that want its output alone, until its precision is changed."""
         self._frozen.compiled = torch.compile(self._frozen.network)
 
     def classify(self, pooled: Tensor) -> Tensor:
@@ -160,14 +171,15 @@ class Teacher:
 def _same_readings(folded: Tapped, plain: Tapped) -> bool:
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(4, plain.channels, *plain.image_size, generator=generator).to(plain.device)
-    want: Want = frozenset({"logits", "stages"})
+    want: Want = frozenset({"pooled" if plain.backbone else "logits", "stages"})
     with torch.no_grad():
         for tapped in (folded, plain):
             tapped.precision = None
         got, expected = folded(images, want), plain(images, want)
-    assert got.logits is not None
-    assert expected.logits is not None
-    pairs = [(got.logits, expected.logits)]
+    outputs = [read.pooled if plain.backbone else read.logits for read in (got, expected)]
+    assert outputs[0] is not None
+    assert outputs[1] is not None
+    pairs = [(outputs[0], outputs[1])]
     pairs += [(got.stages[name], expected.stages[name]) for name in expected.stages]
     return all(bool((a - b).abs().max() <= FOLD_TOLERANCE * b.std()) for a, b in pairs)
 

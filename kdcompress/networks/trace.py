@@ -149,7 +149,7 @@ def record(network: nn.Module, images: Tensor, model: str) -> Trace:
 
 
 def run_once(network: Callable[[Tensor], Any], images: Tensor, model: str) -> Tensor:
-    """The network's logits `[B, K]`; what goes wrong inside it is told as the user's, with the image size.
+    """The network's output `[B, K]`; what goes wrong inside it is told as the user's, with the image size.
 
     Raises:
         NetworkError: It cannot run on these images, or does not return one tensor `[B, K]`.
@@ -165,7 +165,15 @@ def run_once(network: Callable[[Tensor], Any], images: Tensor, model: str) -> Te
         ) from error
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != images.shape[0]:
         got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise NetworkError(f"{model}: returns {got}, expected logits of shape [batch, classes] in one tensor")
+        raise NetworkError(
+            f"{model}: returns {got}, expected logits of shape [batch, classes] in one tensor (a backbone: "
+            "features of shape [batch, features])"
+        )
+    if output.shape[1] == 0:
+        raise NetworkError(
+            f"{model}: returns {list(output.shape)}; where it is built for 0 classes it must leave its "
+            "classifier out and return its features"
+        )
     return output
 
 

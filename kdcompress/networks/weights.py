@@ -33,6 +33,18 @@ __all__ = [
 
 _CONFIG_SCHEMA = "kdcompress.config/"
 _CONFIG_VERSION = 1
+_PROJECTIONS = ("projection_head.", "prediction_head.", "projector.", "predictor.", "prototypes.")
+"""What self-supervised training puts behind a network to compute its loss on, where it lies beside it."""
+_PARTS = {
+    "encoder_q.": ("encoder_k.", "queue"),  # MoCo
+    "base_encoder.": ("momentum_encoder.", *_PROJECTIONS),  # MoCo v3
+    "teacher.": ("student.",),  # DINO, whose teacher is the one that is evaluated
+    "backbone.": ("head.", "bn.", *_PROJECTIONS),  # DINO, Barlow Twins
+    "encoder.": ("head.", *_PROJECTIONS),  # SupCon
+}
+"""Where self-supervised training keeps the network among others, and what may lie beside it there."""
+_IN_PRETRAINING = ("encoder_q.", "base_encoder.", "teacher.")
+"""In these parts the classifier's place holds a projection head, even where it is one linear layer (MoCo)."""
 _COUNTER = ".num_batches_tracked"
 """Checkpoints from before PyTorch 0.4.1 lack it, and nothing but a cumulative average reads it."""
 
@@ -69,10 +81,12 @@ class LoadResult:
     Args:
         num_classes_in_weights: Rows of their classifier, or None: they have none.
         head_replaced: Whether the network kept its own, random classifier because theirs has other classes.
+        dropped: Keys of theirs that the network has no place for: a classifier or a projection head.
     """
 
     num_classes_in_weights: int | None
     head_replaced: bool
+    dropped: tuple[str, ...] = ()
 
 
 def resolve(spec: str, model: str, *, progress: bool = False) -> ResolvedWeights:
@@ -116,9 +130,17 @@ def resolve(spec: str, model: str, *, progress: bool = False) -> ResolvedWeights
 
 
 def load_into(
-    network: nn.Module, state: Mapping[str, Tensor], *, source: str, allow_other_head: bool
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    allow_other_head: bool,
+    headless: bool = False,
 ) -> LoadResult:
     """Loads every tensor into its place, or leaves the network as it was.
+
+    Of a self-supervised checkpoint the network itself is taken. What stands in the classifier's place there,
+    a projection head, is no classifier: it is left out like a classifier of other classes.
 
     Args:
         network: Changed in place.
@@ -126,38 +148,43 @@ def load_into(
         source: Named in messages.
         allow_other_head: Whether weights with another number of classes, or without a classifier, are
             welcome; the network's own classifier then stays as it is.
+        headless: Whether the network was built without a classifier; a classifier or projection head that
+            the weights have in its place is left out.
 
     Raises:
         WeightsError: They do not fit (the first missing, unexpected and mis-shaped keys are listed), or a
             value is not finite.
     """
     own = network.state_dict()
-    state = _with_prefix_of(own, state)
+    state, in_pretraining = _of_network(own, state)
     missing = [key for key in own if key not in state and not key.endswith(_COUNTER)]
-    unexpected = [key for key in state if key not in own]
     misshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
-    head = _classifier_keys(network)
-    classes = classifier_classes(state, network)
+    places = _emptied_places(network, state) if headless else _classifier(network)
+    head = {key for key in own if key.startswith(places)} if places else set()
+    dropped = tuple(key for key in state if key not in own and key.startswith((*places, *_PROJECTIONS)))
+    unexpected = [key for key in state if key not in own and key not in dropped]
+    classes = None if in_pretraining else _rows(state, places)
     same_inputs = all(
         state[key].shape[1:] == own[key].shape[1:] and state[key].ndim == own[key].ndim for key in misshaped
     )
     if unexpected or not head.issuperset(missing + misshaped) or not same_inputs:
         raise WeightsError(_mismatch(source, own, state, missing, unexpected, misshaped))
-    replaced = bool(missing or misshaped)
+    replaced = bool(missing or misshaped or (in_pretraining and head))
     if replaced and not allow_other_head:
-        wanted = classifier_classes(own, network)
+        wanted = _rows(own, places)
         have = f"{classes} classes" if classes is not None else "no classifier"
         raise WeightsError(
             f"{source}: these weights have {have}, the network has {wanted}; "
             "with teacher.train: auto they would be fine-tuned to the data"
         )
+    state = {key: tensor for key, tensor in state.items() if key not in dropped}
     for key, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise WeightsError(f"{source}: {key!r} holds values that are not finite; the weights are broken")
     kept = {key: own[key] for key in head} if replaced else {}
     counters = {key: own[key] for key in own if key not in state and key.endswith(_COUNTER)}
     network.load_state_dict({**state, **counters, **kept}, strict=True)
-    return LoadResult(classes, replaced)
+    return LoadResult(classes, replaced, dropped)
 
 
 def classifier_classes(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
@@ -165,16 +192,41 @@ def classifier_classes(state: Mapping[str, Tensor], network: nn.Module) -> int |
 
     Args:
         state: The weights.
-        network: One of the architecture they are for, with any number of classes.
+        network: One of the architecture they are for, with any number of classes but 0.
 
     Returns:
         The rows of the tensor that stands where the network's classifier has its own, or None if there is
-        none.
+        none, or only a projection head.
     """
-    path = _classifier(network)
-    state = _with_prefix_of(network.state_dict(), state)
-    weight = state.get(f"{path}.weight") if path is not None else None
+    state, in_pretraining = _of_network(network.state_dict(), state)
+    return None if in_pretraining else _rows(state, _classifier(network))
+
+
+def _of_network(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], in_pretraining: bool = False
+) -> tuple[Mapping[str, Tensor], bool]:
+    """The tensors by the network's own keys, and whether they lay among others of a pretraining."""
+    state = _with_prefix_of(own, state)
+    if any(key in own for key in state):
+        return state, in_pretraining
+    for part, beside in _PARTS.items():
+        inside = {key.removeprefix(part): tensor for key, tensor in state.items() if key.startswith(part)}
+        if inside and all(key.startswith((part, *beside)) for key in state):
+            return _of_network(own, inside, in_pretraining or part in _IN_PRETRAINING)
+    return state, in_pretraining
+
+
+def _rows(state: Mapping[str, Tensor], places: tuple[str, ...]) -> int | None:
+    weight = state.get(f"{places[0]}weight") if places else None
     return int(weight.shape[0]) if weight is not None and weight.ndim >= 2 else None
+
+
+def _emptied_places(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Where the weights have a classifier or projection head, and a network without one has nothing."""
+    empty = [f"{path}." for path, module in network.named_modules() if isinstance(module, nn.Identity)]
+    # Weights of a norm that this network does without are vectors, and are no head.
+    matrices = [key for key, tensor in state.items() if tensor.ndim >= 2]
+    return tuple(place for place in empty if any(key.startswith(place) for key in matrices))
 
 
 def _with_prefix_of(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -185,18 +237,17 @@ def _with_prefix_of(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> M
     return state
 
 
-def _classifier(network: nn.Module) -> str | None:
-    """The path of the last linear layer, else of the last convolution, in the order of registration."""
+def _classifier(network: nn.Module) -> tuple[str, ...]:
+    """The path of the last linear layer, else of the last convolution, in the order of registration.
+
+    Returns:
+        It, as its keys begin; empty if there is none.
+    """
     for kind in (nn.Linear, nn.Conv2d):
         paths: list[str] = [path for path, module in network.named_modules() if isinstance(module, kind)]
         if paths:
-            return paths[-1]
-    return None
-
-
-def _classifier_keys(network: nn.Module) -> set[str]:
-    path = _classifier(network)
-    return set() if path is None else {f"{path}.{key}" for key in network.get_submodule(path).state_dict()}
+            return (f"{paths[-1]}.",)
+    return ()
 
 
 def _mismatch(
@@ -237,7 +288,7 @@ def _from_run(folder: Path, spec: str) -> ResolvedWeights:
         mean=spec_of_input.mean,
         std=spec_of_input.std,
         size=(spec_of_input.height, spec_of_input.width),
-        class_names=tuple(map(str, names)) if isinstance(names, list) else None,
+        class_names=tuple(map(str, names)) if isinstance(names, list) and names else None,
     )
 
 

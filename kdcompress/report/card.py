@@ -58,6 +58,8 @@ def card(record: Record) -> str:
         "gates": record.gates,
         "failed": record.failed_gates,
         "student": record.student,
+        "is_backbone": record.is_backbone,
+        "num_features": record.config.get("num_features"),
         "num_classes": record.config.get("num_classes")
         or len(record.results["student"].get("per_class") or []),
         "class_names": ", ".join(names[:MOST_CLASSES]) + (", …" if len(names) > MOST_CLASSES else ""),
@@ -85,13 +87,14 @@ def escaped(text: object) -> str:
 
 def _front_matter(record: Record) -> str:
     data = record.manifest.get("data") or {}
+    task = "image-feature-extraction" if record.is_backbone else "image-classification"
     head: dict[str, object] = {
         # Nobody but its maker can say under which terms a network may be used; the hubs' word for that is
         # "unknown".
         "license": "unknown",
         "library_name": "kdcompress",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "knowledge-distillation", "onnx", record.recipe["method"]["name"]],
+        "pipeline_tag": task,
+        "tags": [task, "knowledge-distillation", "onnx", record.recipe["method"]["name"]],
         "datasets": [data.get("name") or record.recipe["data"]["dataset"]],
     }
     if record.results["student"]["top1"] is not None:

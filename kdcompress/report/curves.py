@@ -9,21 +9,30 @@ from typing import Any
 from kdcompress.report.charts import Chart, Line, line_chart
 from kdcompress.report.record import Record
 
+_FIGURES = {
+    "top1": ("Accuracy", "top-1 on held-out images, %"),
+    "knn_top1": ("Nearest neighbours", "top-1 by nearest neighbours on held-out images, %"),
+    "agreement": ("Agreement with the teacher", "agreement on held-out images, %"),
+}
+"""Those of the held-out ones that are drawn: the chart's title, what its axis says."""
 _ROLES = {"student": 0, "teacher": 1, "baseline": 2}
 
 
 def charts(record: Record) -> list[Chart]:
-    """Held-out top-1 first, then one chart of loss terms per phase; what was not logged is left out."""
+    """Held-out accuracy first, then one chart of loss terms per phase; what was not logged is left out."""
     by_role: dict[str, list[dict[str, Any]]] = {}
     for line in record.log:
         by_role.setdefault(line["phase"].split("/")[0], []).append(line)
     drawn = []
     ordered = sorted(by_role, key=lambda role: _ROLES.get(role, 9))
-    top1 = [_line(role, _top1(by_role[role]), _ROLES.get(role, 3), role != "student") for role in ordered]
-    top1 = [line for line in top1 if line.points]
-    if top1:
-        unit = "top-1 on held-out images, %"
-        drawn.append(line_chart(top1, key="top1", title="Accuracy", x_label="epochs trained", y_label=unit))
+    for key, (title, unit) in _FIGURES.items():
+        lines = [
+            _line(role, _held_out(by_role[role], key), _ROLES.get(role, 3), role != "student")
+            for role in ordered
+        ]
+        lines = [line for line in lines if line.points]
+        if lines:
+            drawn.append(line_chart(lines, key=key, title=title, x_label="epochs trained", y_label=unit))
     for role in ordered:
         for phase in dict.fromkeys(line["phase"] for line in by_role[role]):
             chart = _losses(phase, [line for line in by_role[role] if line["phase"] == phase])
@@ -50,11 +59,12 @@ def _losses(phase: str, lines: list[dict[str, Any]]) -> Chart | None:
     )
 
 
-def _top1(lines: list[dict[str, Any]]) -> list[tuple[float, float | None]]:
+def _held_out(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float | None]]:
+    """One share in percent, epoch by epoch."""
     found = []
     for line in lines:
-        top1 = (line.get("held_out") or {}).get("top1")
-        found.append((line["epoch"], None if top1 is None else 100 * top1))
+        share = (line.get("held_out") or {}).get(key)
+        found.append((line["epoch"], None if share is None else 100 * share))
     return found
 
 

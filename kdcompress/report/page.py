@@ -74,9 +74,8 @@ def page(record: Record) -> str:
 def networks(record: Record) -> dict[str, Any]:
     """The table of networks: `network_columns`, and `networks` with (column, cell) pairs."""
     results, bench = record.results, record.bench
-    is_labelled = results["student"]["top1"] is not None
-    columns = ["top-1", "balanced top-1"] if is_labelled else ["agreement with the teacher"]
-    columns += ["parameters", "MACs", "file"]
+    scored = words.scored(results["student"])
+    columns = [heading for heading, _ in scored] + ["parameters", "MACs", "file"]
     timed = (
         {} if bench is None else {r["artefact"]: r["latency_ms"]["p50"] for r in reversed(bench["results"])}
     )
@@ -88,8 +87,7 @@ def networks(record: Record) -> dict[str, Any]:
         scores = results.get(role)
         if not scores:
             continue
-        scored = ["top1", "balanced_top1"] if is_labelled else ["agreement"]
-        cells = [numbers.percent(scores.get(key)) for key in scored]
+        cells = [numbers.percent(scores.get(key)) for _, key in scored]
         cells += [numbers.count(scores.get("params")), numbers.count(scores.get("macs"))]
         cells.append(numbers.megabytes(scores.get("bytes")))
         if timed:
@@ -166,6 +164,8 @@ def _bench_row(result: dict[str, Any]) -> dict[str, Any]:
 def _by_class(record: Record) -> Chart | None:
     """The student's accuracy by class, weakest first, with the teacher's beside it."""
     student = record.results["student"].get("per_class") or []
+    if not student:
+        return None  # a backbone, whatever classes its teacher knows
     teacher = (record.results.get("teacher") or {}).get("per_class") or [None] * len(student)
     names = record.class_names or [f"class {number}" for number in range(len(student))]
     scored = [row for row in zip(student, teacher, names, strict=True) if row[0] is not None]

@@ -58,6 +58,11 @@ class Record:
         return [str(name) for name in self.config.get("label_names", [])]
 
     @property
+    def is_backbone(self) -> bool:
+        """Whether what shipped gives features and tells no classes apart."""
+        return self.config.get("num_classes") == 0
+
+    @property
     def input_spec(self) -> InputSpec | None:
         """The shipped network's input, or None if the run has no `config.json`."""
         return InputSpec.from_json(self.config["input"]) if "input" in self.config else None

@@ -28,9 +28,9 @@ def snippets(record: Record) -> list[Snippet]:
         return []
     found = []
     if record.has("student.onnx"):
-        found.append(Snippet("onnxruntime (nothing else is needed)", _onnxruntime(spec)))
+        found.append(Snippet("onnxruntime (nothing else is needed)", _onnxruntime(record, spec)))
     if record.has("student.safetensors"):
-        found.append(Snippet("kdcompress", _kdcompress(spec)))
+        found.append(Snippet("kdcompress", _kdcompress(record, spec)))
         found.append(Snippet("plain PyTorch", _torch(record, spec)))
     return found
 
@@ -67,7 +67,18 @@ def _images(spec: InputSpec) -> str:
     return "\n".join(lines)
 
 
-def _onnxruntime(spec: InputSpec) -> str:
+def _onnxruntime(record: Record, spec: InputSpec) -> str:
+    session = 'session = onnxruntime.InferenceSession("student.onnx")  # the normalisation is in the graph'
+    if record.is_backbone:
+        return f"""import numpy as np
+import onnxruntime
+from PIL import Image
+
+{_images(spec)}
+
+{session}
+(embedding,) = session.run(["embedding"], {{"images": images}})
+print(embedding / np.linalg.norm(embedding, axis=1, keepdims=True))"""
     return f"""import json
 from pathlib import Path
 
@@ -77,12 +88,12 @@ from PIL import Image
 
 {_images(spec)}
 
-session = onnxruntime.InferenceSession("student.onnx")  # the normalisation is in the graph
+{session}
 (logits,) = session.run(["logits"], {{"images": images}})
 print(json.loads(Path("labels.json").read_text())[logits[0].argmax()])"""
 
 
-def _kdcompress(spec: InputSpec) -> str:
+def _kdcompress(record: Record, spec: InputSpec) -> str:
     return f"""import kdcompress
 import numpy as np
 import torch
@@ -92,9 +103,7 @@ from PIL import Image
 
 network, spec = kdcompress.load(".")  # in eval mode
 mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
-with torch.inference_mode():
-    logits = network((torch.from_numpy(images) - mean) / std)
-print(logits.softmax(1))"""
+{_called(record)}"""
 
 
 def _torch(record: Record, spec: InputSpec) -> str:
@@ -114,15 +123,30 @@ network.eval()
 
 mean = torch.tensor([{mean}]).view(1, -1, 1, 1)
 std = torch.tensor([{std}]).view(1, -1, 1, 1)
-with torch.inference_mode():
-    logits = network((torch.from_numpy(images) - mean) / std)
-print(logits.softmax(1))"""
+{_called(record)}"""
+
+
+def _called(record: Record) -> str:
+    """Code that runs `network` on `images`, normalised by `mean` and `std`."""
+    name, shown = "logits", "logits.softmax(1)"
+    if record.is_backbone:
+        name, shown = "embedding", "torch.nn.functional.normalize(embedding)"
+    return f"""with torch.inference_mode():
+    {name} = network((torch.from_numpy(images) - mean) / std)
+print({shown})"""
 
 
 def _construction(record: Record, spec: InputSpec) -> tuple[str, str]:
-    """(import, expression) of a fresh network of the student's class."""
+    """(import, expression and what follows it) of a fresh network of the student's class."""
     family, _, name = record.student.partition("/")
     classes = record.config["num_classes"]
+    if family == "torchvision" and record.is_backbone:
+        return "from torchvision.models import get_model", (
+            f'get_model("{name}", num_classes=1)\n'
+            "# A backbone: its last linear layer, the classifier, is left out.\n"
+            "linear = [path for path, part in network.named_modules() if isinstance(part, torch.nn.Linear)]\n"
+            "network.set_submodule(linear[-1], torch.nn.Identity())"
+        )
     if family == "torchvision":
         return "from torchvision.models import get_model", f'get_model("{name}", num_classes={classes})'
     if family == "timm":

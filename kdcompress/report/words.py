@@ -9,6 +9,11 @@ from typing import Any
 from kdcompress.report import numbers
 from kdcompress.report.record import Record
 
+_OF_NEIGHBOURS = (
+    "kNN top-1: the 20 nearest other images (cosine) vote on an image's class. Agreement: the share of the "
+    "10 nearest images that are also the teacher's. Of more than 5,000 images, 5,000 are compared."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -23,6 +28,20 @@ class Tile:
     figure: str
     what: str
     detail: str
+
+
+def scored(student: dict[str, Any]) -> list[tuple[str, str]]:
+    """By which figures a run's networks are compared: (heading, key in `results.json`).
+
+    Args:
+        student: Its figures; what is known of it decides.
+    """
+    if student["top1"] is not None:
+        return [("top-1", "top1"), ("balanced top-1", "balanced_top1")]
+    found = [("kNN top-1", "knn_top1")] if student.get("knn_top1") is not None else []
+    if student.get("agreement") is not None:
+        found.append(("agreement with the teacher", "agreement"))
+    return found
 
 
 def sentence(record: Record) -> str:
@@ -50,16 +69,21 @@ def tiles(record: Record) -> list[Tile]:
 
 
 def _accuracy_tile(record: Record) -> Tile:
-    student, teacher = record.results["student"], record.results.get("teacher")
-    if student["top1"] is None:
+    student, teacher = record.results["student"], record.results.get("teacher") or {}
+    key = next((key for key in ("top1", "knn_top1") if student.get(key) is not None), None)
+    if key is None:
+        what = "of nearest neighbours are also the teacher's"
         return Tile(
-            numbers.percent(student.get("agreement")), "agreement with the teacher", "the data has no labels"
+            numbers.percent(student.get("agreement")),
+            what if record.is_backbone else "agreement with the teacher",
+            "the data has no labels",
         )
     detail = "of the exported file, on the test split"
-    if teacher and teacher.get("top1") is not None:
-        below = 100 * (student["top1"] - teacher["top1"])
-        detail = f"teacher {numbers.percent(teacher['top1'])} ({numbers.points(below)} points)"
-    return Tile(numbers.percent(student["top1"]), "top-1 on the test split", detail)
+    if teacher.get(key) is not None:
+        below = 100 * (student[key] - teacher[key])
+        detail = f"teacher {numbers.percent(teacher[key])} ({numbers.points(below)} points)"
+    by = "" if key == "top1" else " by nearest neighbours"
+    return Tile(numbers.percent(student[key]), f"top-1{by} on the test split", detail)
 
 
 def _speed_tile(record: Record) -> Tile | None:
@@ -133,8 +157,10 @@ def gain_sentence(record: Record) -> str:
     gain = record.results.get("gain")
     if gain is None:
         return ""
+    real = ", on the real images alone and for as many steps" if record.recipe["data"].get("extra") else ""
     return (
-        "The baseline is the same network, trained by the same recipe without distillation. On the same test "
+        "The baseline is the same network, trained by the same recipe without distillation"
+        f"{real}. On the same test "
         f"images the student differs from it by {numbers.points(gain['points'])} points "
         f"(95 % interval {numbers.points_interval(gain)}): {gain['verdict']}. "
         "One seed each; the interval covers the choice of test images, not that of the seed."
@@ -147,7 +173,8 @@ def split_sentence(record: Record) -> str:
         "n"
     )
     on = f"{numbers.figure(count)} images of the test split" if count else "the test split"
-    return f"Measured on {on}; the student's and the baseline's on their exported files."
+    measured = f"Measured on {on}; the student's and the baseline's on their exported files."
+    return measured + (f" {_OF_NEIGHBOURS}" if record.is_backbone else "")
 
 
 def asked(record: Record) -> list[tuple[str, str]]:
@@ -162,6 +189,9 @@ def asked(record: Record) -> list[tuple[str, str]]:
     rows.append(("method", f"{recipe['method']['name']}{_settings(method)}"))
     data = {key: recipe["data"].get(key) for key in ("image_size", "batch_size", "held_out", "augment")}
     rows.append(("data", f"{recipe['data']['dataset']}{_settings(data)}"))
+    if extra := recipe["data"].get("extra"):
+        settings = {key: extra.get(key) for key in ("share", "keep", "relabel")}
+        rows.append(("generated images", f"{Path(extra['root']).name}{_settings(settings)}"))
     train = {
         key: recipe["train"].get(key)
         for key in ("epochs", "max_steps", "precision", "ema", "label_smoothing")
@@ -182,11 +212,10 @@ def provenance(record: Record) -> list[tuple[str, str]]:
             rows.append((term, str(manifest[term])))
     data, teacher = manifest.get("data") or {}, manifest.get("teacher")
     if data:
-        counts = ", ".join(
-            f"{name} {numbers.figure(count)}" for name, count in data.get("counts", {}).items()
-        )
-        rows.append(("data", f"{data['name']}: {counts}"))
+        rows.append(("data", f"{data['name']}: {_counts(data)}"))
         rows.append(("data listing", f"SHA-256 {data.get('listing_sha256')}"))
+        if extra := data.get("extra"):
+            rows.append(("generated images", f"{extra['name']}: {_counts(extra)}; SHA-256 {extra['sha256']}"))
         rows.append(("data licence", licence(data)))
         rows += [("about the data", warning) for warning in data.get("warnings", [])]
     if teacher:
@@ -205,6 +234,10 @@ def provenance(record: Record) -> list[tuple[str, str]]:
             ("versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()))
         )
     return rows
+
+
+def _counts(entry: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {numbers.figure(count)}" for name, count in entry.get("counts", {}).items())
 
 
 def licence(entry: dict[str, Any]) -> str:

@@ -14,7 +14,6 @@ from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.source import Source
-from kdcompress.deploy.accuracy import Run as Runner
 from kdcompress.deploy.accuracy import predict
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS, spec_of
@@ -53,7 +52,7 @@ def export(
     if not source.is_dir():
         what = "is a file; expected a run folder" if source.exists() else "no such run folder"
         raise UserError(f"{source}: {what}")
-    _check_single(source)
+    check_single(source)
     folder = out or source / "export"
     if folder.resolve() == source.resolve():
         raise UserError(f"--out {out}: is the run itself, whose files stay as its manifest says they are")
@@ -65,14 +64,14 @@ def export(
     if file is None:
         raise UserError(f"{source}: holds no {WEIGHTS}; finish the run with --resume first")
     network, config = safetensors.read(file, allow_code=allow_code)
-    data = _data(recipe, None, (config.spec.height, config.spec.width), config.spec.channels, progress)
+    data = data_of(recipe, None, (config.spec.height, config.spec.width), config.spec.channels, progress)
     folder.mkdir(parents=True, exist_ok=True)
     shipped = ship(
         network,
         config.model,
         config.spec,
         config.class_names,
-        lambda: _images(data.test, workers=granted_cores()),
+        lambda: images_of(data.test, workers=granted_cores()),
         folder,
         formats=list(dict.fromkeys(formats)),
         metadata=documents.file_metadata(recipe, _teacher_of(source)),
@@ -111,8 +110,8 @@ def evaluate(
     Raises:
         UserError: Nothing to evaluate, or it does not fit the data.
     """
-    file = _artefact(source)
-    run: Runner
+    file = artefact(source)
+    run: onnx.OnnxModel | safetensors.SafetensorsModel
     threads = torch.get_num_threads()
     if file.suffix == onnx.SUFFIX:
         graph = onnx.open_(file, threads)
@@ -120,16 +119,23 @@ def evaluate(
     else:
         network = safetensors.open_(file, threads, allow_code=allow_code)
         run, spec = network, network.config.spec
+    if run.backbone:
+        raise UserError(
+            f"{file}: is a backbone, which gives features and tells no classes apart; see what they are "
+            "worth with --probe"
+        )
     resolved = load_recipe(recipe, overrides, allow_code=allow_code)
-    opened = _data(resolved, data, (spec.height, spec.width), spec.channels, progress)
+    opened = data_of(resolved, data, (spec.height, spec.width), spec.channels, progress)
     images = opened.test if split == "test" else opened.held_out
     if images is None:
         raise DataError("--split held_out: the recipe holds nothing out (data.held_out: 0)")
     one_image = images.subset(torch.tensor([0]))
-    outputs = run(next(_images(one_image, workers=0))[0].numpy()).shape[1]
+    outputs = run(next(images_of(one_image, workers=0))[0].numpy()).shape[1]
     if outputs != opened.num_classes:
         raise UserError(f"{file}: tells {outputs} classes apart, the data has {opened.num_classes}")
-    score = predict(run, _images(images, workers=granted_cores())).score(opened.num_classes)
+    score = predict(run, images_of(images, workers=granted_cores())).score(opened.num_classes)
+    if score["n"] == 0:
+        raise DataError(f"--split {split}: none of its images has a label to score by")
     return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": split, **score}
 
 
@@ -142,7 +148,7 @@ def report(source: Path) -> dict[str, Any]:
     Raises:
         UserError: It is none.
     """
-    _check_single(source)
+    check_single(source)
     names = write_pages(source)
     RunFolder(source).vouch_again(names)
     return {"schema": FILES_SCHEMA, "folder": str(source), "files": names}
@@ -154,34 +160,51 @@ def _teacher_of(run: Path) -> dict[str, Any] | None:
     return read_json(file)["teacher"] if file.exists() else None
 
 
-def _artefact(source: Path) -> Path:
+def artefact(source: Path, names: tuple[str, ...] = (GRAPH, WEIGHTS)) -> Path:
+    """The file that is meant.
+
+    Args:
+        source: A file, or a finished run folder.
+        names: Of a run's files, the wanted one first.
+
+    Raises:
+        UserError: There is none.
+    """
     if not source.is_dir():
         if not source.exists():
             raise UserError(f"{source}: no such file or run folder")
         if source.suffix not in {onnx.SUFFIX, safetensors.SUFFIX}:
             raise UserError(f"{source}: expected a run folder, a .onnx or a .safetensors file")
         return source
-    _check_single(source)
-    for name in (GRAPH, WEIGHTS):
+    check_single(source)
+    for name in names:
         if (source / name).is_file():
             return source / name
     raise UserError(f"{source}: holds neither {GRAPH} nor {WEIGHTS}, so it is no finished run")
 
 
-def _check_single(source: Path) -> None:
+def check_single(source: Path) -> None:
+    """Refuses the folder of several seeds' runs.
+
+    Raises:
+        UserError: It is one.
+    """
     if (source / "seeds").is_dir():
         raise UserError(
             f"{source}: holds the runs of several seeds; name one, such as {source / 'seeds' / '0'}"
         )
 
 
-def _data(recipe: Recipe, root: str | None, size: tuple[int, int], channels: int, progress: Progress) -> Data:
+def data_of(
+    recipe: Recipe, root: str | None, size: tuple[int, int], channels: int, progress: Progress
+) -> Data:
     """The recipe's data as a network of this input wants it."""
     update = {"root": root or recipe.data.root, "image_size": size[0]}
     with progress.counter() as tell:
         return open_data(recipe.data.model_copy(update=update), channels=frozenset({channels}), progress=tell)
 
 
-def _images(split: Source, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def images_of(split: Source, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Un-augmented batches: images `[B, C, H, W]` in [0, 1] and labels `[B]`, on the CPU."""
     for batch in EvaluationLoader(split, device=torch.device("cpu"), workers=workers):
         yield batch.images, batch.labels

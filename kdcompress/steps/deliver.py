@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from kdcompress import __version__, documents
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench.measure import Artefact, measure
+from kdcompress.deploy.accuracy import Predictions
 from kdcompress.deploy.ship import Shipped, ship
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import Start
@@ -22,36 +24,55 @@ from kdcompress.report.card import write_card
 from kdcompress.report.page import write_report
 from kdcompress.steps.context import Run, TestSplit
 from kdcompress.steps.networks import input_spec
-from kdcompress.steps.teach import Teaching, figures, manifest_entry, unchanged
+from kdcompress.steps.teach import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged
 from kdcompress.train.job import Outcome
 
 PREDICTIONS = "test_predictions.safetensors"
 """Classes that the exported file gave on the test split, kept to compare runs image by image."""
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What a run shipped, and what its teacher gives on the same images.
+
+    Args:
+        shipped: The student.
+        taught: None: there is no teacher.
+    """
+
+    shipped: Shipped
+    taught: OnTest | None
+
+
 def deliver(
     run: Run, start: Start, method: Method, outcome: Outcome, teaching: Teaching | None, test: TestSplit
-) -> Shipped:
+) -> Delivery:
     """Strips the chosen candidate, writes it in every format and proves the files."""
+    # Before the teacher is read in float32, which takes a fresh copy of it.
     gates = [] if teaching is None else [teaching.gate, unchanged(teaching.teacher)]
     # Peers of other classes are no candidates, so any candidate's module can hold the chosen state.
     trained = next(c.module for c in method.candidates().values() if c.model == outcome.model)
     trained.load_state_dict(outcome.state)
+    taught = None if teaching is None else read_test_split(run, teaching, test, pooled=start.backbone)
+    beside = None if taught is None else (taught.pooled if start.backbone else taught.logits)
     shipped = ship(
         trained.cpu(),
         outcome.model,
         input_spec(run, run.recipe.student, start),
-        run.data.class_names,
+        () if start.backbone else run.data.class_names,
         test,
         run.folder.path,
         formats=run.recipe.export.formats,
         metadata=documents.file_metadata(run.recipe, manifest_entry(run, teaching)),
         allow_code=run.allow_code,
         extra_gates=gates,
+        taught=beside,
     )
-    predictions = {"classes": shipped.predictions.classes, "labels": shipped.predictions.labels}
-    write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
-    return shipped
+    found = shipped.predictions
+    if isinstance(found, Predictions):
+        predictions = {"classes": found.classes, "labels": found.labels}
+        write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
+    return Delivery(shipped, taught)
 
 
 def _bench(
@@ -84,22 +105,25 @@ def _bench(
 
 
 def report(
-    run: Run, outcome: Outcome, shipped: Shipped, teaching: Teaching | None, test: TestSplit
+    run: Run, outcome: Outcome, delivery: Delivery, teaching: Teaching | None, test: TestSplit
 ) -> dict[str, Any]:
     """Compares, times, and writes what a person looks at."""
-    folder = run.folder
+    folder, shipped = run.folder, delivery.shipped
     teacher = None
     teacher_file = folder.checkpoints / "teacher.onnx"
     if teaching is not None:
-        teacher = figures(run, teaching, teacher_file, test)
+        assert delivery.taught is not None
+        teacher = figures(run, teaching, teacher_file, delivery.taught)
     _bench(run, shipped.student, teacher, teacher_file, test)
     teacher_file.unlink(missing_ok=True)
     baseline = gain = None
     if (folder / "baseline" / "manifest.json").exists():
         baseline = read_json(folder / "baseline" / "results.json")["student"]
-        gain = verdict.gain(
-            *(_right(path) for path in (folder.checkpoints, folder / "baseline" / "checkpoints"))
-        )
+        # A backbone has no classes to be right about, and without labels nobody knows what is right.
+        if shipped.student["top1"] is not None:
+            gain = verdict.gain(
+                *(_right(path) for path in (folder.checkpoints, folder / "baseline" / "checkpoints"))
+            )
     training = {
         "candidate": outcome.candidate,
         "epoch": outcome.epoch,
@@ -124,6 +148,7 @@ def report(
             "counts": run.data.counts,
             "license": run.data.license,
             "warnings": list(run.data.warnings),
+            "extra": run.data.extra and run.data.extra.to_json(),
         },
         "command": run.command,
     }

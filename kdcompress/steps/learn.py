@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from typing import Any
 
+from kdcompress.data import pools
 from kdcompress.data.loader import TrainingLoader
-from kdcompress.methods.base import Method, find_method
+from kdcompress.methods.base import Method, configured
 from kdcompress.networks.from_recipe import Start, seeded
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import Teacher
-from kdcompress.recipe import TrainSection
+from kdcompress.recipe import OptimSection, TrainSection
 from kdcompress.steps.context import Run
 from kdcompress.steps.networks import info, tapped
 from kdcompress.train.job import Job, Outcome
@@ -25,19 +28,38 @@ def build_method(run: Run, found: dict[str, Start], teacher: Teacher | None) -> 
         teacher,
         tuple(tapped(run, peer, found[f"peer{i + 1}"]) for i, peer in enumerate(recipe.peers)),
     )
-    cls = find_method(recipe.method["name"])
-    config = cls.Config.model_validate({k: v for k, v in recipe.method.items() if k != "name"})
+    cls, config = configured(recipe.method)
     seeded(recipe.seed, "method")
-    return cls(config, networks, info(run)).to(run.device)
+    return cls(config, networks, info(taught_by(run, cls, config))).to(run.device)
+
+
+def taught_by(run: Run, method: type[Method], config: Any) -> Run:
+    """The run with the training images that a method trains on.
+
+    Raises:
+        DataError: The method needs labels, and no image has one.
+    """
+    needs = method.needs(config)
+    data = run.data.taught(labels=needs.labels, unlabelled=needs.unlabelled)
+    return dataclasses.replace(run, data=data)
+
+
+def steps_per_epoch(run: Run) -> int:
+    """Batches that the recipe's method takes in an epoch.
+
+    Raises:
+        UserError: A batch is too small to hold images of every kind.
+    """
+    data = taught_by(run, *configured(run.recipe.method)).data
+    return pools.steps_per_epoch(data.pools, len(data.train), run.recipe.data.batch_size)
 
 
 def train(run: Run, method: Method) -> Outcome:
     """Trains the student by its method."""
     recipe = run.recipe
-    views = method.needs(method.config).views
     return loop(
         run, method, "student", seed=recipe.seed, epochs=recipe.train.epochs, train=recipe.train,
-        lr=recipe.optim.lr, views=views,
+        optim=recipe.optim,
     )  # fmt: skip
 
 
@@ -49,26 +71,27 @@ def loop(
     seed: int,
     epochs: int,
     train: TrainSection,
-    lr: float,
-    views: int = 1,
+    optim: OptimSection,
+    choose: bool = True,
 ) -> Outcome:
     """One training through the loop.
 
     Args:
         run: The run.
         method: What is minimised.
-        label: student or teacher; names its checkpoint and its log lines.
+        label: student, teacher or preparation; names its checkpoint and its log lines.
         seed: Of its sample order, augmentation and dropout.
         epochs: How many.
         train: The section, as this training needs it.
-        lr: Base learning rate.
-        views: Augmentations of each image a batch holds.
+        optim: Likewise.
+        choose: Whether the best epoch on held-out data is chosen, if there is any.
     """
-    data, recipe = run.data, run.recipe
+    recipe, data = run.recipe, taught_by(run, type(method), method.config).data
     loader = TrainingLoader(
         data.train,
         batch_size=recipe.data.batch_size,
-        views=views,
+        views=method.needs(method.config).views,
+        pools=data.pools,
         seed=seed,
         augment=data.augment,
         device=run.device,
@@ -80,7 +103,7 @@ def loop(
         label=label,
         folder=run.folder.checkpoints,
         train=train,
-        optim=recipe.optim.model_copy(update={"lr": lr}),
+        optim=optim,
         epochs=epochs,
         fp16=run.precision == "fp16",
         resume_hint=_resume_hint(run.command, run.processes.world),
@@ -89,7 +112,9 @@ def loop(
     # Each process drops out by its own dice: their rows are different ones.
     seeded(seed, f"training of {label}" + (f" in process {run.processes.rank}" if run.processes.rank else ""))
     with contextlib.closing(loader), contextlib.ExitStack() as stack:
-        held_out = None if data.held_out is None else stack.enter_context(run.evaluation(data.held_out))
+        held_out = None
+        if choose and data.held_out is not None:
+            held_out = stack.enter_context(run.evaluation(data.held_out))
         return Trainer(method, loader, held_out, job, run.processes, journal, run.progress).run()
 
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 import dataclasses
 
 from kdcompress.data.batch import DataInfo
+from kdcompress.data.dataset import Data
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.errors import UserError
-from kdcompress.networks.from_recipe import Start, start, teacher_needs_training
+from kdcompress.errors import DataError, UserError
+from kdcompress.methods.base import Needs, configured
+from kdcompress.networks.from_recipe import (
+    Headless,
+    Start,
+    classes_told_by,
+    headless_teacher,
+    start,
+    teacher_needs_training,
+)
 from kdcompress.networks.tapped import Tapped
-from kdcompress.recipe import InputSection, NetworkSection, TeacherSection
+from kdcompress.recipe import InputSection, NetworkSection, Recipe, TeacherSection
 from kdcompress.steps.context import Run
 from kdcompress.train import precision
 
@@ -17,10 +26,14 @@ from kdcompress.train import precision
 def starts(run: Run) -> dict[str, Start]:
     """Every network of the recipe as it starts: student, teacher, peer1, ..."""
     recipe, data = run.recipe, run.data
+    needs = needs_of(recipe)
     sections: dict[str, NetworkSection] = {"student": recipe.student}
     sections.update({f"peer{i + 1}": peer for i, peer in enumerate(recipe.peers)})
     if recipe.teacher is not None:
         sections["teacher"] = recipe.teacher
+    headless: dict[str, Headless] = {name: "always" if needs.backbone else "never" for name in sections}
+    if recipe.teacher is not None:
+        headless["teacher"] = headless_teacher(recipe.teacher, logits_read="logits" in needs.read_of_teacher)
     found = {}
     for name, section in sections.items():
         found[name] = start(
@@ -32,10 +45,16 @@ def starts(run: Run) -> dict[str, Start]:
             purpose=name,
             allow_code=run.allow_code,
             keep_classes=recipe.teacher is not None and name == "teacher" and recipe.teacher.train == "never",
+            headless=headless[name],
             progress=run.progress.visible and run.processes.first,
         )
     if recipe.teacher is not None:
         trained = teacher_needs_training(recipe.teacher, found["teacher"])
+        if trained and data.labelled == 0:
+            raise UserError(
+                "teacher.weights: required, and with the classes of the data: the teacher would have to be "
+                "trained here, and the training images have no labels"
+            )
         if trained and recipe.teacher.input.size not in (None, data.image_size[0]):
             raise UserError(
                 f"teacher.input.size: {recipe.teacher.input.size}, but a teacher that is trained here takes "
@@ -44,12 +63,56 @@ def starts(run: Run) -> dict[str, Start]:
     return found
 
 
+def needs_of(recipe: Recipe) -> Needs:
+    """What the recipe's method asks of a run."""
+    cls, config = configured(recipe.method)
+    return cls.needs(config)
+
+
+def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool) -> Data:
+    """The data, checked to have the labels that the method needs; the teacher's classes if it has none.
+
+    Args:
+        recipe: Of the run.
+        data: Opened.
+        allow_code: Whether a `python:` network may be built.
+        progress: Whether to show a download.
+
+    Raises:
+        UserError: Labels are needed and there are none, or nobody says which classes there are.
+    """
+    cls, config = configured(recipe.method)
+    needs, name, asked = cls.needs(config), recipe.method["name"], cls.preparation(config)
+    if data.labelled == 0 and asked is not None and asked.method.needs(asked.config).labels:
+        raise DataError(
+            f"method.name: {name}: the preparation of its teacher needs labels, and no training image has one"
+        )
+    if data.labelled == 0 and needs.labels:
+        without = " (--set method.ce_weight=0)" if "ce_weight" in recipe.method else ""
+        where = f"data.root: {recipe.data.root}: " if recipe.data.root else ""
+        raise DataError(
+            f"{where}no training image has a label, and the method {name} needs them as it is set; sort the "
+            f"images into a folder per class, or choose a method or weights that need none{without}"
+        )
+    if data.class_names or needs.backbone:
+        return data
+    if recipe.teacher is None or recipe.teacher.weights is None:
+        raise DataError(
+            "teacher.weights: required, since the images have no labels: the classes are the teacher's"
+        )
+    names = classes_told_by(
+        recipe.teacher, channels=data.channels, image_size=data.image_size,
+        allow_code=allow_code, progress=progress,
+    )  # fmt: skip
+    return dataclasses.replace(data, class_names=names)
+
+
 def tapped(run: Run, section: NetworkSection, start: Start) -> Tapped:
     """A network with the normalisation of its weights, or of the data if it has none of its own."""
     spec = input_spec(run, section, start)
     made = Tapped(
         start.network, section.model, image_size=run.data.image_size, channels=run.data.channels,
-        mean=spec.mean, std=spec.std, taps=section.taps,
+        mean=spec.mean, std=spec.std, taps=section.taps, backbone=start.backbone,
     )  # fmt: skip
     made.to(run.device)
     made.precision = precision.dtype(run.precision)
@@ -78,6 +141,7 @@ def info(run: Run) -> DataInfo:
     return run.data.info(
         class_weights=train.class_weights,
         label_smoothing=train.label_smoothing,
+        train_batch_size=run.recipe.data.batch_size,
         device=run.device,
         workers=run.workers,
     )

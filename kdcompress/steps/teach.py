@@ -8,27 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdcompress import __version__, discovery, documents
 from kdcompress.atomic import sha256_of
-from kdcompress.data.batch import Batch, View
-from kdcompress.deploy.accuracy import accuracy
-from kdcompress.deploy.gate import Gate
+from kdcompress.deploy.accuracy import Embeddings, accuracy, spread
+from kdcompress.deploy.gate import Gate, relative
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import WeakTeacher
 from kdcompress.methods.base import find_method
+from kdcompress.networks.activations import LOGITS, POOLED, Want
 from kdcompress.networks.from_recipe import Start, teacher_needs_training
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import Teacher
 from kdcompress.recipe import TeacherSection
 from kdcompress.steps.context import Run, TestSplit
-from kdcompress.steps.learn import loop
+from kdcompress.steps.learn import loop, taught_by
 from kdcompress.steps.networks import info, tapped
 from kdcompress.train import teacher_store
-from kdcompress.train.evaluate import predict_teacher, score
+from kdcompress.train.evaluate import deciding, predict_teacher, score
 
 CLASSIFIER_FIRST = 0.2
 """Share of a fine-tuning in which only the new classifier moves: a random start spoils features."""
+VARIATION = 1e-4
+"""Where no labels say how good a teacher is, its outputs must at least depend on the image by this much."""
 HELD_OUT_SAMPLE = 2_000
 """Where nothing is held out, the teacher is tested on so many training images, as they are."""
 
@@ -61,13 +64,13 @@ def teach(run: Run, found: dict[str, Start]) -> Teaching | None:
     trained = teacher_needs_training(section, start)
     if trained:
         _prepare(run, start)
-    size = None if trained else _own_size(run, section, start)
+    size = None if trained else own_size(run, section, start)
     teacher = Teacher(tapped(run, section, start), size=size)
     held_out, gate = _test_teacher(run, teacher)
     return Teaching(teacher, start, trained, held_out, gate)
 
 
-def _own_size(run: Run, section: TeacherSection, start: Start) -> tuple[int, int] | None:
+def own_size(run: Run, section: TeacherSection, start: Start) -> tuple[int, int] | None:
     """(H, W) that a teacher from elsewhere wants its images resized to; None: it takes them as they are."""
     size: int | tuple[int, int] | None = section.input.size
     if size is None and start.weights is not None:
@@ -110,9 +113,11 @@ def _prepare(run: Run, start: Start) -> None:
     plain = find_method("none")
     in_two = fine_tuned and section.epochs > 1
     config = plain.Config.model_validate({"classifier_first": CLASSIFIER_FIRST if in_two else 0.0})
-    method = plain(config, Networks(tapped(run, section, start)), info(run)).to(run.device)
+    labelled = taught_by(run, plain, config)
+    method = plain(config, Networks(tapped(run, section, start)), info(labelled)).to(run.device)
     train = recipe.train.model_copy(update={"ema": None, "compile": False, "ship": "best"})
-    outcome = loop(run, method, "teacher", seed=section.seed, epochs=section.epochs, train=train, lr=rate)
+    optim = recipe.optim.model_copy(update={"lr": rate})
+    outcome = loop(run, method, "teacher", seed=section.seed, epochs=section.epochs, train=train, optim=optim)
     start.network.load_state_dict(outcome.state)
     note = {
         "model": section.model,
@@ -135,20 +140,43 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
     figures = None
     if run.processes.first:
         with run.evaluation(images) as batches:
-            figures = score(*predict_teacher(teacher, batches))
+            outputs, labels = predict_teacher(teacher, batches)
+        figures = {**score(outputs, labels, backbone=teacher.backbone), "variation": _variation(outputs)}
     figures = run.processes.agree(figures)
-    least = teacher_store.least_top1(len(data.class_names)) if section.min_top1 is None else section.min_top1
     count = len(images)
-    waived = ", waived by teacher.min_top1: 0" if section.min_top1 == 0 else ""
-    detail = f"top-1 of {section.model} on {count:,} {where} images, before training{waived}"
-    gate = Gate("teacher_top1", figures["top1"] >= least, figures["top1"], least, detail)
+    on = f"on {count:,} {where} images, before training"
+    gate = _gate(section, figures, on, len(data.class_names))
     if not gate.passed:
         raise WeakTeacher(
-            f"teacher {section.model}: top-1 of {100 * figures['top1']:.1f} % on {count:,} {where} images, "
-            f"at least {100 * least:.1f} % is expected. Check its weights, its class order and its input "
-            "(teacher.input), give it more teacher.epochs, or waive this with teacher.min_top1: 0"
+            f"teacher {section.model}: {gate.detail}: {_told(gate.figure)}, at least {_told(gate.limit)} is "
+            "expected. Check its weights, its class order and its input (teacher.input), give it more "
+            "teacher.epochs, or waive this with teacher.min_top1: 0"
         )
     return {**figures, "n": count, "split": where}, gate
+
+
+def _gate(section: TeacherSection, figures: dict[str, Any], on: str, num_classes: int) -> Gate:
+    """What it must reach: a top-1, a backbone's by its neighbours; without labels, outputs that vary."""
+    by = deciding(figures)
+    waived = ", waived by teacher.min_top1: 0" if section.min_top1 == 0 else ""
+    if by is None:
+        least = 0.0 if section.min_top1 == 0 else VARIATION
+        detail = f"spread of {section.model}'s outputs between images over their mean size {on}{waived}"
+        varies = figures["variation"]
+        return Gate("teacher_outputs_vary", varies >= least, varies, least, detail)
+    least = teacher_store.least_top1(num_classes) if section.min_top1 is None else section.min_top1
+    what = "top-1" if by == "top1" else "top-1 by nearest neighbours"
+    detail = f"{what} of {section.model} {on}{waived}"
+    return Gate(f"teacher_{by}", figures[by] >= least, figures[by], least, detail)
+
+
+def _told(figure: Any) -> str:
+    return f"{100 * figure:.3g} %"
+
+
+def _variation(outputs: Tensor) -> float:
+    """Near 0 where a network says the same of every image, as one whose weights were not loaded may."""
+    return relative(spread(outputs), float(outputs.abs().mean()))
 
 
 def unchanged(teacher: Teacher) -> Gate:
@@ -159,12 +187,53 @@ def unchanged(teacher: Teacher) -> Gate:
     )
 
 
-def figures(run: Run, teaching: Teaching, file: Path, test: TestSplit) -> dict[str, Any]:
-    """What the teacher scores on the test split in float32, and its ONNX file for the bench."""
+@dataclass(frozen=True, slots=True)
+class OnTest:
+    """What a teacher gives on the test split, in float32 and in the split's order.
+
+    Args:
+        logits: `[N, K]`; None: it has no classifier.
+        pooled: `[N, D]`; None where a classifier learns from it, which is compared by classes.
+        labels: `[N]`; -1 = none.
+    """
+
+    logits: Tensor | None
+    pooled: Tensor | None
+    labels: Tensor
+
+    def figures(self, num_classes: int) -> dict[str, Any]:
+        """As the student's in `results.json`."""
+        of_classifier = {} if self.logits is None else accuracy(self.logits, self.labels, num_classes)
+        of_backbone = {} if self.pooled is None else Embeddings(self.pooled, self.labels).score(0)
+        return {**of_backbone, **of_classifier}
+
+
+def read_test_split(run: Run, teaching: Teaching, test: TestSplit, *, pooled: bool) -> OnTest:
+    """Reads the teacher on the test split; its precision is float32 from here on.
+
+    Args:
+        run: The run.
+        teaching: Whose teacher.
+        test: Opens the split.
+        pooled: Whether its pooled features are wanted beside its logits.
+    """
     teacher = teaching.teacher
     teacher.precision = None
-    batches = (Batch((View(images.to(run.device), labels, -1),), labels, labels) for images, labels in test())
-    logits, labels = predict_teacher(teacher, batches)
+    want: Want = (frozenset() if teacher.backbone else LOGITS) | (POOLED if pooled else frozenset())
+    logits, features, labels = [], [], []
+    for images_BCHW, labels_B in test():
+        read = teacher(images_BCHW.to(run.device), want)
+        logits += [] if read.logits is None else [read.logits.cpu()]
+        features += [] if read.pooled is None else [read.pooled.cpu()]
+        labels.append(labels_B)
+    return OnTest(
+        torch.cat(logits) if logits else None, torch.cat(features) if features else None, torch.cat(labels)
+    )
+
+
+def figures(run: Run, teaching: Teaching, file: Path, on_test: OnTest) -> dict[str, Any]:
+    """What the teacher scores on the test split in float32, and its ONNX file for the bench."""
+    teacher = teaching.teacher
     tapped = teacher.tapped
     height, width = teacher.size or run.data.image_size
     spec = dataclasses.replace(
@@ -172,9 +241,9 @@ def figures(run: Run, teaching: Teaching, file: Path, test: TestSplit) -> dict[s
         height=height, width=width,
     )  # fmt: skip
     plugin = discovery.load("format", "onnx")
-    plugin.write(tapped.network.cpu(), spec, file, metadata={})
+    plugin.write(tapped.network.cpu(), spec, file, metadata={}, backbone=teacher.backbone)
     return {
-        **accuracy(logits, labels, len(run.data.class_names)),
+        **on_test.figures(len(run.data.class_names)),
         "params": count_parameters(tapped.network),
         "macs": count_macs(tapped.network, run.data.channels, height, width),
         "bytes": file.stat().st_size,

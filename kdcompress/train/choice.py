@@ -10,13 +10,16 @@ from torch import Tensor
 from kdcompress.data.batch import Batch
 from kdcompress.methods.base import Candidate, Method
 from kdcompress.train.average import Average
-from kdcompress.train.evaluate import predict, score
+from kdcompress.train.evaluate import deciding, predict, predict_teacher, score
 from kdcompress.train.job import Outcome
 from kdcompress.train.processes import Processes
 
 
 class Choice:
     """The candidates of a training and the best of them so far.
+
+    What decides is top-1, a backbone's nearest neighbours, or the agreement with the teacher where there are
+    no labels (`evaluate.deciding`); where nothing can be told of the held-out images, the last epoch.
 
     Args:
         method: Whose candidates they are.
@@ -35,6 +38,8 @@ class Choice:
         self._method, self._average, self._held_out, self._processes = method, average, held_out, processes
         self.last: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
+        # What the teacher says of the held-out images is the same after every epoch.
+        self._taught: Tensor | None = None
 
     def score(self, epoch: int) -> dict[str, Any] | None:
         """Scores every candidate and remembers the best; of equals, the earliest.
@@ -44,19 +49,21 @@ class Choice:
 
         Returns:
             Figures of the default candidate, those of all under "candidates" if there are several; None if
-            nothing is held out.
+            nothing is held out, or nothing can be told of it.
         """
         if self._held_out is None:
             return None
         scores: dict[str, dict[str, Any]] = {}
         if self._processes.first:
-            student = self._method.networks.student
             for name, candidate in self._candidates().items():
-                scores[name] = score(*predict(candidate.module, student, self._held_out))
+                scores[name] = self._figures(candidate, self._held_out)
         scores = self._processes.agree(scores)
-        name = max(scores, key=lambda key: scores[key]["top1"])
+        by = deciding(scores[self._default()])
+        if by is None:
+            return None
+        name = max(scores, key=lambda key: scores[key][by])
         self.last = scores[self._default()]
-        if self.best is None or scores[name]["top1"] > self.best["top1"]:
+        if self.best is None or scores[name][by] > self.best[by]:
             self.best = {**scores[name], "candidate": name, "epoch": epoch, "state": self._state_of(name)}
         return self.last if len(scores) == 1 else {**self.last, "candidates": scores}
 
@@ -84,6 +91,16 @@ class Choice:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.best, self.last = state["best"], state["last"]
+
+    def _figures(self, candidate: Candidate, held_out: Iterable[Batch]) -> dict[str, Any]:
+        student, teacher = self._method.networks.student, self._method.networks.teacher
+        outputs, labels_N = predict(candidate.module, student, held_out)
+        # Where labels say how good a classifier is, its teacher need not be asked.
+        asked = teacher is not None and (student.backbone or not bool((labels_N >= 0).any()))
+        if asked and self._taught is None:
+            assert teacher is not None
+            self._taught, _ = predict_teacher(teacher, held_out, pooled=student.backbone)
+        return score(outputs, labels_N, backbone=student.backbone, taught=self._taught)
 
     def _candidates(self) -> dict[str, Candidate]:
         candidates = dict(self._method.candidates())

@@ -1,4 +1,4 @@
-"""How well a network does on images it was not trained on."""
+"""How well a network does on images it was not trained on, with labels or without."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch
+from kdcompress.networks.activations import LOGITS, POOLED
+from kdcompress.networks.neighbours import knn_top1, overlap
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import Teacher
+
+DECIDING = ("top1", "knn_top1", "agreement")
+"""The figures that a choice is made by: the first of them that a score has. More is better."""
 
 
 @torch.no_grad()
 def predict(module: nn.Module, like: Tapped, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """Logits of a module in eval mode, in the precision of the training.
+    """What a module gives in eval mode, in the precision of the training.
 
     Args:
         module: The candidate; left in eval mode.
@@ -25,30 +30,80 @@ def predict(module: nn.Module, like: Tapped, batches: Iterable[Batch]) -> tuple[
         batches: Un-augmented images with their labels.
 
     Returns:
-        `[N, K]` float32 logits and `[N]` labels, both on the CPU.
+        `[N, K]` float32 logits, or `[N, D]` features of a backbone, and `[N]` labels, both on the CPU.
     """
     module.eval()
-    logits, labels = [], []
+    outputs, labels = [], []
     for batch in batches:
         with like.autocast():
-            logits.append(module(like.normalise(batch.images)).float().cpu())
+            outputs.append(module(like.normalise(batch.images)).float().cpu())
         labels.append(batch.labels.cpu())
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(outputs), torch.cat(labels)
 
 
-def predict_teacher(teacher: Teacher, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """A teacher's logits, as `predict` gives them."""
-    logits, labels = [], []
+def predict_teacher(
+    teacher: Teacher, batches: Iterable[Batch], *, pooled: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What a teacher gives, as `predict` gives it.
+
+    Args:
+        teacher: Frozen.
+        batches: Un-augmented images with their labels.
+        pooled: Whether its pooled features are meant; those of a backbone always are.
+    """
+    pooled = pooled or teacher.backbone
+    outputs, labels = [], []
     for batch in batches:
-        seen = teacher(batch.images).logits
+        read = teacher(batch.images, POOLED if pooled else LOGITS)
+        seen = read.pooled if pooled else read.logits
         assert seen is not None
-        logits.append(seen.cpu())
+        outputs.append(seen.cpu())
         labels.append(batch.labels.cpu())
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(outputs), torch.cat(labels)
 
 
-def score(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Any]:
-    """Top-1 (0 to 1) and mean cross-entropy in nats; None if that is not finite, which JSON cannot say."""
-    top1 = (logits_NK.argmax(1) == labels_N).double().mean().item()
-    loss = F.cross_entropy(logits_NK, labels_N).item()
-    return {"top1": top1, "loss": loss if math.isfinite(loss) else None}
+def score(
+    outputs: Tensor, labels_N: Tensor, *, backbone: bool = False, taught: Tensor | None = None
+) -> dict[str, Any]:
+    """The figures of one network; which of them a choice is made by, `deciding` says.
+
+    Args:
+        outputs: `[N, K]` logits, or `[N, D]` features of a backbone.
+        labels_N: -1 = none; such images count only where none has a label.
+        backbone: Whether the outputs are features.
+        taught: The teacher's outputs on the same images in the same order, `[N, K]` logits or `[N, D']`
+            pooled features; None: there is no teacher, or it is not asked.
+
+    Returns:
+        Of a classifier `top1` (0 to 1) and `loss` (mean cross-entropy in nats) on the labelled images; where
+        there are none, `agreement` (share of images that get the teacher's class) and `kl` (mean divergence
+        of its softmax from the teacher's, in nats). Of a backbone `knn_top1`, where there are labels, and
+        `agreement` (`overlap` with the teacher's embedding), where there is a teacher. A loss that is not
+        finite is None, which JSON can say. Empty where neither labels nor a teacher tell anything.
+    """
+    if backbone:
+        figures = {"knn_top1": knn_top1(outputs, labels_N)}
+        figures["agreement"] = None if taught is None else overlap(outputs, taught)
+        return {name: figure for name, figure in figures.items() if figure is not None}
+    known = labels_N >= 0
+    if bool(known.any()):
+        logits_NK, labels_N = outputs[known], labels_N[known]
+        top1 = (logits_NK.argmax(1) == labels_N).double().mean().item()
+        return {"top1": top1, "loss": _finite(F.cross_entropy(logits_NK, labels_N))}
+    if taught is None:
+        return {}
+    agreement = (outputs.argmax(1) == taught.argmax(1)).double().mean().item()
+    divergence = F.kl_div(
+        outputs.log_softmax(1), taught.log_softmax(1), log_target=True, reduction="batchmean"
+    )
+    return {"agreement": agreement, "kl": _finite(divergence)}
+
+
+def deciding(figures: dict[str, Any]) -> str | None:
+    """The name of the figure that a choice is made by; None if the score has none."""
+    return next((name for name in DECIDING if name in figures), None)
+
+
+def _finite(figure: Tensor) -> float | None:
+    value = figure.item()
+    return value if math.isfinite(value) else None

@@ -62,7 +62,7 @@ class Journal:
             # What an interrupted session drew from this epoch on is not shown any more.
             self._writers[phase] = SummaryWriter(str(folder / phase), purge_step=epoch)
         held_out = (
-            {f"held_out/{name}": line["held_out"][name] for name in ("top1", "loss")}
+            {f"held_out/{name}": v for name, v in line["held_out"].items() if name != "candidates"}
             if line["held_out"]
             else {}
         )

@@ -17,8 +17,8 @@ from kdcompress.errors import RunFolderError
 from kdcompress.recipe import Recipe
 
 SCHEMA = "kdcompress.teacher/1"
-FILE = "teacher.safetensors"
-NOTE = "teacher.json"
+TEACHER = "teacher"
+FILE = f"{TEACHER}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,39 +47,48 @@ def key(
     """
     assert recipe.teacher is not None
     teacher = recipe.teacher.model_dump(mode="json", exclude={"min_top1", "weights"})
-    data = recipe.data.model_dump(mode="json", exclude={"root", "workers"})
+    parts = [teacher, *of_recipe(recipe), listing_sha256, weights_sha256, surroundings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def of_recipe(recipe: Recipe) -> list[dict[str, Any]]:
+    """What of the data, train and optim sections a training before the student's depends on."""
+    # Only the student's batches mix pools.
+    data = recipe.data.model_dump(mode="json", exclude={"root", "workers", "labelled_share", "extra"})
     # How the student is chosen and watched has no part in the teacher.
     train = recipe.train.model_dump(
         mode="json", exclude={"epochs", "ema", "ship", "compile", "checkpoint_minutes", "tensorboard"}
     )
-    optim = recipe.optim.model_dump(mode="json")
-    parts = [teacher, data, train, optim, listing_sha256, weights_sha256, surroundings]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return [data, train, recipe.optim.model_dump(mode="json")]
 
 
-def find(checkpoints: Path, key: str) -> Kept | None:
-    """The teacher of this run, or another run's from the same inputs; None: it must be prepared."""
+def find(checkpoints: Path, key: str, stem: str = TEACHER) -> Kept | None:
+    """What this run keeps under that name, or another run from the same inputs; None: it must be prepared."""
     for folder in (checkpoints, _shared(key)):
-        kept = _read(folder, key)
+        kept = _read(folder, key, stem)
         if kept is not None:
             return kept
     return None
 
 
-def keep(checkpoints: Path, key: str, state: dict[str, Tensor], note: dict[str, Any]) -> Kept:
-    """Stores a prepared teacher in the run folder and for other runs."""
+def keep(
+    checkpoints: Path, key: str, state: dict[str, Tensor], note: dict[str, Any], stem: str = TEACHER
+) -> Kept:
+    """Stores a prepared teacher, or what was prepared beside it, in the run folder and for other runs."""
     for folder in (checkpoints, _shared(key)):
-        store(folder, key, state, note)
+        store(folder, key, state, note, stem)
     return Kept(state, note)
 
 
-def store(folder: Path, key: str, state: dict[str, Tensor], note: dict[str, Any]) -> None:
+def store(
+    folder: Path, key: str, state: dict[str, Tensor], note: dict[str, Any], stem: str = TEACHER
+) -> None:
     """Writes the weights, then the note beside them, which vouches for the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     content = safetensors.torch.save({k: v.contiguous() for k, v in state.items()}, {"format": "pt"})
-    write_bytes(folder / FILE, content)
+    write_bytes(folder / f"{stem}.safetensors", content)
     digest = hashlib.sha256(content).hexdigest()
-    write_json(folder / NOTE, {"schema": SCHEMA, "key": key, "sha256": digest, **note})
+    write_json(folder / f"{stem}.json", {"schema": SCHEMA, "key": key, "sha256": digest, **note})
 
 
 def least_top1(num_classes: int) -> float:
@@ -111,8 +120,8 @@ def _shared(key: str) -> Path:
     return cache_folder() / "teachers" / key
 
 
-def _read(folder: Path, key: str) -> Kept | None:
-    note_file, file = folder / NOTE, folder / FILE
+def _read(folder: Path, key: str, stem: str) -> Kept | None:
+    note_file, file = folder / f"{stem}.json", folder / f"{stem}.safetensors"
     if not note_file.exists() or not file.exists():
         return None
     # A damaged note, one of another key, or a file that was cut short is as good as none: the teacher is

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdcompress.data.dataset import channel_statistics, open_data, scaled_class_weights
-from kdcompress.data.loader import EvaluationLoader
+from kdcompress.data.loader import EvaluationLoader, TrainingLoader
 from kdcompress.errors import DataError, UserError
 from kdcompress.recipe import DataSection
 
@@ -65,6 +65,14 @@ def test_the_information_for_methods_is_of_the_training_split():
     assert list(digits(held_out=0.0).info().held_out) == []
 
 
+def test_the_batch_that_methods_hear_of_is_the_loaders():
+    data = digits()
+    for asked, known in ((64, 64), (5000, len(data.train)), (0, 0)):
+        assert data.info(train_batch_size=asked).batch_size == known
+    loader = TrainingLoader(data.train, batch_size=5000, seed=0, augment="none", device="cpu")
+    assert loader.batch_size == data.info(train_batch_size=5000).batch_size
+
+
 def test_statistics_are_exact():
     images = torch.tensor([[[[0, 255]], [[51, 51]]]], dtype=torch.uint8)
     assert channel_statistics(images) == ((0.5, 0.2), (0.5, 1.0))  # a flat channel is divided by 1
@@ -97,3 +105,52 @@ def test_given_weights_are_scaled_to_a_mean_of_one_over_the_images():
 def test_weights_that_fit_no_class_are_refused(weights, sentence):
     with pytest.raises(UserError, match=sentence):
         scaled_class_weights(weights, torch.tensor([0, 1]), 2)
+
+
+def labels_of(data):
+    return data.train.labels
+
+
+def test_a_number_of_labels_is_stratified_and_the_same_for_everybody():
+    data = digits(labels=100)
+    known = labels_of(data) >= 0
+    assert int(known.sum()) == data.labelled == 100
+    assert (torch.bincount(labels_of(data)[known]) >= 9).all()
+    assert torch.equal(labels_of(data), labels_of(digits(labels=100)))
+    everything = labels_of(digits())
+    assert torch.equal(labels_of(data)[known], everything[known])
+    assert (data.held_out.labels >= 0).all()
+    assert (data.test.labels >= 0).all()
+
+
+def test_who_learns_from_labels_alone_gets_the_labelled_images_others_get_pools():
+    data = digits(labels=100)
+    alone = data.taught(labels=True, unlabelled=False)
+    assert len(alone.train) == 100
+    assert alone.pools == ()
+    assert (alone.train.labels >= 0).all()
+    both = data.taught(labels=True, unlabelled=True)
+    assert len(both.train) == len(data.train)
+    labelled, unlabelled = both.pools
+    assert labelled.share == unlabelled.share == 0.5
+    assert (labels_of(data)[labelled.indices] >= 0).all()
+    assert (labels_of(data)[unlabelled.indices] == -1).all()
+    assert data.taught(labels=False, unlabelled=True).pools == ()
+    mostly = digits(labels=1000).taught(labels=True, unlabelled=True)
+    assert mostly.pools[0].share == 1000 / len(data.train)
+
+
+def test_no_labels_hides_those_of_training_and_choice_and_leaves_those_of_the_test():
+    data = digits(labels="none")
+    assert (labels_of(data) == -1).all()
+    assert (data.held_out.labels == -1).all()
+    assert (data.test.labels >= 0).all()
+    assert data.num_classes == 10
+    with pytest.raises(UserError, match="no training image has a label to weight"):
+        data.info(class_weights="balanced")
+
+
+@pytest.mark.parametrize("count", [9, 100_000])
+def test_labels_that_cannot_be_had_are_refused(count):
+    with pytest.raises(DataError, match=rf"data\.labels: {count} of \d+ training labels in 10 classes"):
+        digits(labels=count)

@@ -189,7 +189,6 @@ def test_grey_is_decoded_for_networks_that_take_one_channel(two_classes):
         (lambda root: None, "no such folder"),
         (lambda root: root.write_text("x"), "is a file, not a folder"),
         (lambda root: root.mkdir(), "the folder is empty"),
-        (lambda root: write(root, 3), "images, but no class folders"),
         (lambda root: write(root / "cat", 3), r"only one class \('cat'\)"),
         (lambda root: (root / "cat").mkdir(parents=True), "no images in its 1 folders"),
         (lambda root: write(root / "train", 3), "train: no class folders"),
@@ -230,3 +229,29 @@ def test_a_class_of_broken_images_is_one_clear_sentence(two_classes):
 def test_the_folder_must_be_named():
     with pytest.raises(DataError, match="--data DIR"):
         open_data(DataSection(dataset="imagefolder"))
+
+
+def test_images_alone_have_no_labels_and_nobody_says_their_classes(tmp_path):
+    write(tmp_path / "data", 20)
+    data = opened(tmp_path / "data")
+    assert data.class_names == ()
+    assert data.labelled == 0
+    assert data.counts == {"train": 16, "held_out": 2, "test": 2, "broken": 0}
+    assert (data.test.labels == -1).all()
+    assert data.taught(labels=True, unlabelled=True) is data
+    with pytest.raises(DataError, match="needs labels, and no training image has one"):
+        data.taught(labels=True, unlabelled=False)
+
+
+def test_labels_none_takes_every_image_below_the_folder_or_below_its_splits(two_classes, tmp_path):
+    assert opened(two_classes, labels="none").class_names == ()
+    for split in ("train", "val"):
+        write(tmp_path / "splits" / split / "camera 1" / "monday", 3)
+        write(tmp_path / "splits" / split, 2, start=3)
+    write(tmp_path / "splits" / "notes", 1)
+    data = opened(tmp_path / "splits", labels="none", held_out=0)
+    assert (len(data.train), len(data.test)) == (5, 5)
+    assert any("'notes' beside train/ left out" in warning for warning in data.warnings)
+    (tmp_path / "splits" / "test").mkdir()
+    with pytest.raises(DataError, match="test: no images"):
+        opened(tmp_path / "splits", labels="none")

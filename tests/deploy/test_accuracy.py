@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdcompress.deploy.accuracy import _Moments, accuracy, compare, logits_of, predict, spread
+from kdcompress.deploy.accuracy import _Moments, accuracy, compare, outputs_of, predict, spread
 from kdcompress.errors import UserError
 
 
@@ -68,7 +68,7 @@ def run(x):
 
 
 def test_predictions_over_batches_are_those_of_the_logits():
-    logits, labels = logits_of(run, split())
+    logits, labels = outputs_of(run, split())
     assert logits.shape == (10, 3)
     predictions = predict(run, split())
     told, expected = predictions.score(3), accuracy(logits, labels, 3)
@@ -77,7 +77,7 @@ def test_predictions_over_batches_are_those_of_the_logits():
 
 
 def test_a_comparison_keeps_the_largest_error_and_the_margin_of_each_image():
-    logits, _ = logits_of(run, split())
+    logits, _ = outputs_of(run, split())
 
     def off(x):
         y = run(x)
@@ -94,8 +94,8 @@ def test_a_comparison_keeps_the_largest_error_and_the_margin_of_each_image():
 
 
 def test_another_number_of_logits_is_refused():
-    logits, _ = logits_of(run, split())
-    with pytest.raises(UserError, match=r"logits of \[4, 2\], its network \[4, 3\]"):
+    logits, _ = outputs_of(run, split())
+    with pytest.raises(UserError, match=r"outputs of \[4, 2\], its network \[4, 3\]"):
         compare(logits, lambda x: run(x)[:, :2], split())
 
 

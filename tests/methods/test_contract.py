@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from small_training import CLASSES, SIDES, Small, Watcher, assert_same
+from small_training import SIDES, Small, Watcher, assert_same
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,6 +36,10 @@ EXTREMES = {
     "srrl": [{"kd_weight": 1.0}],
     "reviewkd": [{"warmup_epochs": 0, "student_maps": "pre", "kd_weight": 1.0}],
     "crd": [{"positive": "relax", "negatives": 6, "kd_weight": 1.0}],
+    "simreg": [{"head_layers": 2, "ce_weight": 1.0, "kd_weight": 1.0}],
+    "seed": [{"queue": 16, "teacher_temperature": 1e-4, "ce_weight": 1.0, "kd_weight": 1.0}],
+    "hsakd": [{"kd_weight": 0.0, "joint_weight": 0.5, "temperature": 1.0}],
+    "sskd": [{"tf_ratio": 0.5, "ss_ratio": 0.0, "kd_weight": 0.0}],
 }
 EVERYTHING = {
     "train": {"ema": 0.9, "accumulate": 2, "clip_norm": 1.0, "label_smoothing": 0.1},
@@ -224,10 +228,12 @@ def test_what_ships_is_the_plain_class_and_nothing_else(name, student, tmp_path)
     outcome = small.run()
     assert outcome.model == student
     side = SIDES[student]
-    plain = build(student, num_classes=CLASSES, channels=3, image_size=(side, side))
+    # A backbone's class is that of its classifier, built for no classes.
+    kind = {"num_classes": small.student.num_classes, "channels": 3, "image_size": (side, side)}
+    plain = build(student, **kind)
     assert list(outcome.state) == list(plain.state_dict())
     for candidate in small.method.candidates().values():
-        fresh = build(candidate.model, num_classes=CLASSES, channels=3, image_size=(side, side))
+        fresh = build(candidate.model, **kind)
         fresh.load_state_dict(candidate.module.state_dict(), strict=True)
         assert sum(p.numel() for p in candidate.module.parameters()) == sum(
             p.numel() for p in fresh.parameters()
@@ -236,6 +242,36 @@ def test_what_ships_is_the_plain_class_and_nothing_else(name, student, tmp_path)
         with torch.no_grad():
             assert torch.equal(fresh.eval()(pixels), candidate.module.eval()(pixels))
     plain.load_state_dict(outcome.state, strict=True)
+
+
+def without_labels(name):
+    cls = find_method(name)
+    return not cls.needs(cls.Config()).labels
+
+
+@pytest.mark.parametrize("name", [name for name in discovery.names("method") if without_labels(name)])
+def test_a_method_that_needs_no_labels_learns_without_and_is_chosen_by_its_teacher(name, tmp_path):
+    small = Small(tmp_path, name, labelled=False)
+    outcome = small.run()
+    assert 0 <= outcome.best["agreement"] <= 1
+    assert not {"top1", "knn_top1", "loss"} & outcome.best.keys()
+
+
+def trains_a_backbone(name):
+    cls = find_method(name)
+    return cls.needs(cls.Config()).backbone
+
+
+@pytest.mark.parametrize("name", [name for name in discovery.names("method") if trains_a_backbone(name)])
+def test_what_trains_a_backbone_learns_from_a_teacher_that_is_one(name, tmp_path):
+    small = Small(tmp_path, name, headless=True)
+    assert small.student.backbone
+    assert small.frozen.backbone
+    before = copy.deepcopy(small.student.network.state_dict())
+    outcome = small.run()
+    assert {"knn_top1", "agreement"} <= outcome.best.keys()
+    assert not torch.equal(outcome.state["conv1.weight"], before["conv1.weight"])
+    small.frozen.assert_unchanged()
 
 
 @pytest.mark.parametrize("name", discovery.names("method"))

@@ -291,7 +291,7 @@ def test_unknown_networks_are_one_line_with_a_suggestion(model, message):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"channels": 1}, "torchvision/resnet18: takes images of 3 channels, got 1"),
-    ({"num_classes": 0}, "at least one class, got 0"),
+    ({"num_classes": -1}, "at least one class, got -1"),
     ({"image_size": (7, 32)}, "images of 7×32 pixels are below the least, 8×8"),
 ])  # fmt: skip
 def test_what_a_network_cannot_take_is_said(arguments, message):

@@ -22,7 +22,17 @@ RECIPE = {
 }
 
 
-def write_run(folder, *, baseline=True, bench=True, gate_fails=False, teacher=True, epochs=60, labels=True):
+def write_run(
+    folder,
+    *,
+    baseline=True,
+    bench=True,
+    gate_fails=False,
+    teacher=True,
+    epochs=60,
+    labels=True,
+    backbone=False,
+):
     """Writes every file of a run, plausible in each; gives the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     recipe = {**RECIPE, "teacher": RECIPE["teacher"] if teacher else None}
@@ -34,13 +44,16 @@ def write_run(folder, *, baseline=True, bench=True, gate_fails=False, teacher=Tr
     with (folder / "log.jsonl").open("w") as log:
         for phase, (top1, start) in phases.items():
             for epoch in range(epochs):
-                log.write(json.dumps(_log_line(phase, epoch, epochs, top1, start)) + "\n")
-    _json(folder / "results.json", _results(baseline, teacher, labels))
+                line = _log_line(phase, epoch, epochs, top1, start)
+                if phase == "student":
+                    line["held_out"] = _held_out(line["held_out"], labels, backbone)
+                log.write(json.dumps(line) + "\n")
+    _json(folder / "results.json", _results(baseline, teacher, labels, backbone))
     _json(folder / "gates.json", {"schema": "kdcompress.gates/1", "gates": _gates(gate_fails)})
     if bench:
         _json(folder / "bench.json", _bench(teacher))
-    _json(folder / "config.json", _config())
-    _json(folder / "labels.json", list(CLASSES))
+    _json(folder / "config.json", _config(backbone))
+    _json(folder / "labels.json", [] if backbone else list(CLASSES))
     for name in ("student.onnx", "student.safetensors"):
         (folder / name).write_bytes(b"weights")
     _json(folder / "manifest.json", _manifest(teacher))
@@ -71,6 +84,13 @@ def _log_line(phase, epoch, epochs, top1, start):
     }
 
 
+def _held_out(figures, labels, backbone):
+    if labels and not backbone:
+        return figures
+    found = {"knn_top1": figures["top1"]} if labels else {}
+    return {**found, "agreement": figures["top1"] - 0.1}
+
+
 def _scores(top1, params, macs, size, labels):
     per_class = [min(1.0, top1 + 0.03 * math.sin(3 * k) - (0.1 if k == 3 else 0)) for k in range(10)]
     scores = {"top1": top1, "balanced_top1": top1 - 0.001, "per_class": per_class, "n": 10000}
@@ -79,13 +99,19 @@ def _scores(top1, params, macs, size, labels):
     return scores | {"params": params, "macs": macs, "bytes": size}
 
 
-def _results(baseline, teacher, labels):
+def _results(baseline, teacher, labels, backbone):
+    student = _scores(0.9312, 1_209_834, 177_000_000, 4_870_000, labels)
+    if backbone:
+        student |= {"top1": None, "balanced_top1": None, "per_class": [], "agreement": 0.617}
+        student |= {"knn_top1": 0.842 if labels else None}
     return {
         "schema": "kdcompress.results/1",
-        "student": _scores(0.9312, 1_209_834, 177_000_000, 4_870_000, labels),
+        "student": student,
         "teacher": _scores(0.9523, 7_410_154, 1_083_000_000, 29_700_000, labels) if teacher else None,
         "baseline": _scores(0.9174, 1_209_834, 177_000_000, 4_870_000, labels) if baseline else None,
-        "gain": {"points": 1.38, "ci95": [0.81, 1.95], "verdict": "better"} if baseline and labels else None,
+        "gain": {"points": 1.38, "ci95": [0.81, 1.95], "verdict": "better"}
+        if baseline and labels and not backbone
+        else None,
     }
 
 
@@ -164,7 +190,7 @@ def _bench(teacher):
     }  # fmt: skip
 
 
-def _config():
+def _config(backbone):
     spec = {
         "channels": 3, "height": 32, "width": 32,
         "mean": [0.4914, 0.4822, 0.4465], "std": [0.247, 0.2435, 0.2616],
@@ -173,8 +199,9 @@ def _config():
     return {
         "schema": "kdcompress.config/1",
         "kdcompress": {"builder": "cifar/resnet8x4", "version": "0.1.0"},
-        "num_classes": 10,
-        "label_names": list(CLASSES),
+        "num_classes": 0 if backbone else 10,
+        "label_names": [] if backbone else list(CLASSES),
+        "num_features": 256,
         "input": spec,
     }
 

@@ -8,10 +8,14 @@ import re
 import numpy as np
 import onnx
 import pytest
+import torch
 import yaml
 from PIL import Image
 from run_folders import CLASSES, write_run
 
+from kdcompress.data.input_spec import InputSpec
+from kdcompress.deploy.ship import ship
+from kdcompress.networks.build import build
 from kdcompress.report.card import card, escaped, write_card
 from kdcompress.report.record import read_run
 from kdcompress.report.usage import snippets
@@ -30,7 +34,16 @@ def test_the_head_is_yaml_that_hubs_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "parts", [{}, {"teacher": False}, {"bench": False, "baseline": False}, {"labels": False}], ids=str
+    "parts",
+    [
+        {},
+        {"teacher": False},
+        {"bench": False, "baseline": False},
+        {"labels": False},
+        {"backbone": True},
+        {"backbone": True, "labels": False},
+    ],
+    ids=str,
 )
 def test_the_card_is_whole_whatever_the_run_has(tmp_path, parts):
     text = card(read_run(write_run(tmp_path / "run", **parts)))
@@ -68,6 +81,46 @@ def test_every_snippet_compiles_and_has_this_runs_sizes(tmp_path):
         compile(snippet.code, snippet.title, "exec")
         assert "(32, 32)" in snippet.code
         assert max(map(len, snippet.code.splitlines())) <= 110
+
+
+def test_the_card_of_a_backbone_promises_no_classes(tmp_path):
+    text = card(read_run(write_run(tmp_path / "run", backbone=True)))
+    head = _front_matter(text)
+    assert head["pipeline_tag"] == "image-feature-extraction"
+    assert "metrics" not in head
+    assert "A backbone: it turns an image into 256 features and has no classifier.\n" in text
+    assert "It names nothing" in text
+    assert "classifier for" not in text
+    assert "softmax" not in text
+    assert '["embedding"]' in text
+
+
+@pytest.mark.parametrize("model", ["cifar/resnet8", "torchvision/mobilenet_v3_small"])
+def test_a_backbones_snippets_run(tmp_path, monkeypatch, capsys, model):
+    folder = write_run(tmp_path / "run", backbone=True)
+    for name in ("student.onnx", "student.safetensors", "config.json"):
+        (folder / name).unlink()
+    torch.manual_seed(0)
+    network = build(model, num_classes=0, channels=3, image_size=(32, 32))
+    images = torch.rand(12, 3, 32, 32)
+    batches = [(images, torch.arange(12) % 3)]
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["student"]["model"] = model
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    spec = InputSpec(3, 32, 32, (0.5,) * 3, (0.2,) * 3)
+    ship(network, model, spec, (), lambda: batches, folder, formats=["onnx", "safetensors"], metadata={})
+    Image.fromarray(np.full((40, 30, 3), 99, np.uint8)).save(folder / "image.jpg")
+    monkeypatch.chdir(folder)
+    printed = []
+    for snippet in snippets(read_run(folder)):
+        values = {}
+        exec(compile(snippet.code, snippet.title, "exec"), values)
+        embedding = torch.as_tensor(values["embedding"])
+        printed.append(torch.nn.functional.normalize(embedding))
+        assert capsys.readouterr().out
+    assert len(printed) == 3
+    for other in printed[1:]:
+        torch.testing.assert_close(other, printed[0], rtol=1e-3, atol=1e-4)
 
 
 def test_no_snippet_names_a_file_that_was_not_shipped(tmp_path):

@@ -55,6 +55,8 @@ def _page(folder):
         {"epochs": 1},
         {"epochs": 0},
         {"labels": False},
+        {"backbone": True},
+        {"backbone": True, "labels": False, "bench": False},
         {"baseline": False, "bench": False, "teacher": False},
     ],
     ids=str,
@@ -96,6 +98,24 @@ def test_without_labels_the_agreement_stands_in_for_accuracy(tmp_path):
     text = _page(write_run(tmp_path / "run", labels=False)).text
     assert "95.3 % agreement with the teacher" in text
     assert "balanced" not in text
+
+
+def test_a_backbone_is_shown_by_its_neighbours_and_the_teachers(tmp_path):
+    text = _page(write_run(tmp_path / "run", backbone=True)).text
+    assert "84.2 % top-1 by nearest neighbours on the test split" in text
+    assert "kNN top-1 agreement with the teacher parameters" in text
+    assert "resnet8x4 84.2 % 61.7 %" in text
+    assert "10 nearest images that are also the teacher's" in text
+    assert "top-1 by nearest neighbours on held-out images, %" in text
+    assert "By class" not in text
+    text = _page(write_run(tmp_path / "unlabelled", backbone=True, labels=False)).text
+    assert "61.7 % of nearest neighbours are also the teacher's" in text
+    assert "kNN top-1 agreement" not in text
+
+
+def test_a_run_without_labels_is_drawn_by_its_agreement(tmp_path):
+    text = _page(write_run(tmp_path / "run", labels=False, baseline=False)).text
+    assert "agreement on held-out images, %" in text
 
 
 def test_a_speed_that_was_not_shown_is_not_claimed(tmp_path):

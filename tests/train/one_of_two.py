@@ -18,6 +18,9 @@ FROZEN = {
     "byot": {"method": "byot"},
     "rkd": {"method": "rkd"},
     "crd": {"method": "crd", "config": {"negatives": 50}},
+    "simreg": {"method": "simreg", "config": {"ce_weight": 1.0}},
+    "seed": {"method": "seed", "config": {"ce_weight": 1.0, "queue": 24}},
+    "sskd": {"method": "sskd", "config": {"tf_ratio": 0.5}},
     "sp": {"method": "sp", "config": {"weight": 100.0}},
     "ab": {"method": "ab", "config": {"initial_share": 0.5}},
     "everything": {

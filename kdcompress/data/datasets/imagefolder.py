@@ -1,5 +1,8 @@
 """Your own images: a folder per class, or train/ (with val/, test/) that hold a folder per class.
 
+Without labels (`data.labels: none`, or a folder of images alone) what lies below the folder, or below its
+train/, val/ and test/, is taken as it is.
+
 Images may lie at any depth below their class's folder. Hidden files, and files that are no images by their
 name, are passed over. With train/, val/ and test/ the splits are as named; with train/ and val/, val/ is the
 test split and the held-out images are cut from train/. `valid/` and `validation/` mean val/.
@@ -7,16 +10,15 @@ test split and the held-out images are cut from train/. `valid/` and `validation
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from kdcompress.data.decode import SUFFIXES
-from kdcompress.data.image_check import broken_images, image_file
+from kdcompress.data import image_files
+from kdcompress.data.batch import no_labels
+from kdcompress.data.image_check import ImageFile, broken_images, image_file
 from kdcompress.data.raw import OnProgress, Raw
 from kdcompress.data.source import FolderSource
 from kdcompress.errors import DataError
@@ -27,7 +29,7 @@ CHANNELS = 3
 
 _VAL = ("val", "valid", "validation")
 _SPLITS = ("train", *_VAL, "test")
-_NAMED = 5  # broken files named in a message
+_NO_CLASS = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,14 @@ class _Split:
     empty: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    files: list[ImageFile]
+    broken: dict[str, str]
+    """Name -> why it cannot be read."""
+    warnings: list[str]
+
+
 def read(section: DataSection, progress: OnProgress | None) -> Raw:
     """The folder's images, those that cannot be read left out.
 
@@ -50,6 +60,8 @@ def read(section: DataSection, progress: OnProgress | None) -> Raw:
         DataError: The folder cannot be used; the message says what is wrong with it.
     """
     root = _root(section)
+    if section.labels == "none" or _images_alone(root):
+        return _unlabelled(root, section, progress)
     splits, warnings = _splits(root)
     train = splits["train"]
     if len(train.classes) < 2:
@@ -67,14 +79,69 @@ def read(section: DataSection, progress: OnProgress | None) -> Raw:
     for split in splits.values():
         if unknown := sorted(set(split.classes) - set(names)):
             raise DataError(
-                f"data.root: {_place(root, split)}: {_listed(unknown)} not among the classes of "
+                f"data.root: {_place(root, split)}: {image_files.listed(unknown)} not among the classes of "
                 f"{_place(root, train)}"
             )
         if split.empty:
-            warnings.append(f"{_place(root, split)}: no images in {_listed(split.empty)}, left out")
+            warnings.append(
+                f"{_place(root, split)}: no images in {image_files.listed(split.empty)}, left out"
+            )
         if absent := sorted(set(names) - set(split.classes)):
-            warnings.append(f"{_place(root, split)}: no images of the classes {_listed(absent)}")
+            warnings.append(f"{_place(root, split)}: no images of the classes {image_files.listed(absent)}")
 
+    checked = _checked(root, splits, section, progress)
+    sources = {name: _source(root, split, names, checked.broken, section) for name, split in splits.items()}
+    _none_empty(root, splits, sources)
+    left = torch.bincount(sources["train"].labels, minlength=len(names))
+    if unread := [name for name, count in zip(names, left.tolist(), strict=True) if count == 0]:
+        raise DataError(
+            f"data.root: {_place(root, train)}: no image of {image_files.listed(unread)} can be read"
+        )
+
+    return _raw(sources, names, checked, warnings)
+
+
+def _unlabelled(root: Path, section: DataSection, progress: OnProgress | None) -> Raw:
+    """Every image below the folder, or below its splits, without a label."""
+    named = [name for name in image_files.folders(root) if name in _SPLITS]
+    warnings: list[str] = []
+    folders = {"train": ""}
+    if "train" in named:
+        folders, warnings = _split_folders(root, named)
+    splits = {}
+    for name, folder in folders.items():
+        files = sorted(image_files.images(root, Path(folder)))
+        if not files:
+            raise DataError(f"data.root: {root / folder}: no images")
+        splits[name] = _Split(name, folder, {_NO_CLASS: files}, ())
+    checked = _checked(root, splits, section, progress)
+    sources = {
+        name: _source(root, split, (_NO_CLASS,), checked.broken, section) for name, split in splits.items()
+    }
+    _none_empty(root, splits, sources)
+    sources = {name: replace(source, labels=no_labels(len(source))) for name, source in sources.items()}
+    return _raw(sources, (), checked, warnings)
+
+
+def _raw(
+    sources: dict[str, FolderSource], names: tuple[str, ...], checked: _Checked, warnings: Sequence[str]
+) -> Raw:
+    return Raw(
+        train=sources["train"],
+        test=sources.get("test"),
+        held_out=sources.get("held_out"),
+        class_names=names,
+        listing_sha256=image_files.listing_sha256(checked.files),
+        augment="resized_crop_flip",
+        broken=len(checked.broken),
+        warnings=(*warnings, *checked.warnings),
+    )
+
+
+def _checked(
+    root: Path, splits: dict[str, _Split], section: DataSection, progress: OnProgress | None
+) -> _Checked:
+    """All files of the splits, and which of them cannot be read."""
     files = [
         image_file(root, name)
         for split in splits.values()
@@ -82,29 +149,14 @@ def read(section: DataSection, progress: OnProgress | None) -> Raw:
         for name in members
     ]
     broken = broken_images(root, files, progress)
-    if broken:
-        warnings.append(_checked_broken(root, broken, len(files), section.max_broken))
-    sources = {name: _source(root, split, names, broken, section) for name, split in splits.items()}
+    warnings = [image_files.broken_sentence(root, broken, len(files), section.max_broken)] if broken else []
+    return _Checked(files, broken, warnings)
+
+
+def _none_empty(root: Path, splits: dict[str, _Split], sources: dict[str, FolderSource]) -> None:
     for name, source in sources.items():
         if len(source) == 0:
             raise DataError(f"data.root: {_place(root, splits[name])}: no image of it can be read")
-    left = torch.bincount(sources["train"].labels, minlength=len(names))
-    if unread := [name for name, count in zip(names, left.tolist(), strict=True) if count == 0]:
-        raise DataError(f"data.root: {_place(root, train)}: no image of {_listed(unread)} can be read")
-
-    digest = hashlib.sha256()
-    for file in sorted(files, key=lambda file: os.fsencode(file.name)):
-        digest.update(b"%s\0%d\0" % (os.fsencode(Path(file.name).as_posix()), file.size))
-    return Raw(
-        train=sources["train"],
-        test=sources.get("test"),
-        held_out=sources.get("held_out"),
-        class_names=names,
-        listing_sha256=digest.hexdigest(),
-        augment="resized_crop_flip",
-        broken=len(broken),
-        warnings=tuple(warnings),
-    )
 
 
 def _root(section: DataSection) -> Path:
@@ -120,37 +172,50 @@ def _root(section: DataSection) -> Path:
 
 def _splits(root: Path) -> tuple[dict[str, _Split], list[str]]:
     """The folder's splits under the names `train`, `held_out` and `test`, and what to warn of."""
-    folders = _folders(root)
+    folders = image_files.folders(root)
     if not folders:
-        if any(_is_image(name) for name in _visible(root)):
-            raise DataError(
-                f"data.root: {root}: images, but no class folders; put each class's images into a folder"
-            )
         raise DataError(f"data.root: {root}: the folder is empty; a folder per class is expected")
     named = [name for name in folders if name in _SPLITS]
     if len(named) == len(folders) and "train" not in named:
-        raise DataError(f"data.root: {root}: {_listed(named)} but no train/")
+        raise DataError(f"data.root: {root}: {image_files.listed(named)} but no train/")
     # `train` may also be a class (of vehicles): it is one if it stands beside folders of images that are no
     # splits.
     others = [name for name in folders if name not in _SPLITS]
-    beside_classes = len(named) == 1 and any(any(_images(root, Path(name))) for name in others)
+    beside_classes = len(named) == 1 and any(any(image_files.images(root, Path(name))) for name in others)
     if "train" not in named or beside_classes:
         return {"train": _split(root, "train", "")}, []
+    found, warnings = _split_folders(root, named)
+    return {name: _split(root, name, folder) for name, folder in found.items()}, warnings
+
+
+def _split_folders(root: Path, named: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Which folder is which split, train/ being there, and what to warn of."""
     vals = [name for name in named if name in _VAL]
     if len(vals) > 1:
-        raise DataError(f"data.root: {root}: {_listed(vals)} mean the same split; keep one")
-    splits = {"train": _split(root, "train", "train")}
+        raise DataError(f"data.root: {root}: {image_files.listed(vals)} mean the same split; keep one")
+    found = {"train": "train"}
     if "test" in named:
-        splits["test"] = _split(root, "test", "test")
+        found["test"] = "test"
         if vals:
-            splits["held_out"] = _split(root, "held_out", vals[0])
+            found["held_out"] = vals[0]
     elif vals:
-        splits["test"] = _split(root, "test", vals[0])
-    return splits, [f"{root}: {_listed(others)} beside train/ left out"] if others else []
+        found["test"] = vals[0]
+    others = [name for name in image_files.folders(root) if name not in _SPLITS]
+    return found, [f"{root}: {image_files.listed(others)} beside train/ left out"] if others else []
+
+
+def _images_alone(root: Path) -> bool:
+    """Whether the folder holds images and no folders: then there can be no classes."""
+    return not image_files.folders(root) and any(
+        image_files.is_image(name) for name in image_files.visible(root)
+    )
 
 
 def _split(root: Path, name: str, folder: str) -> _Split:
-    classes = {each: list(_images(root, Path(folder) / each)) for each in _folders(root / folder)}
+    classes = {
+        each: list(image_files.images(root, Path(folder) / each))
+        for each in image_files.folders(root / folder)
+    }
     if not classes:
         raise DataError(
             f"data.root: {root / folder}: no class folders; put each class's images into a folder"
@@ -159,34 +224,6 @@ def _split(root: Path, name: str, folder: str) -> _Split:
     if not filled:
         raise DataError(f"data.root: {root / folder}: no images in its {len(classes)} folders")
     return _Split(name, folder, filled, tuple(each for each, files in classes.items() if not files))
-
-
-def _images(root: Path, folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Names of the images at any depth, relative to the root. Links are followed, but not in circles."""
-    status = (root / folder).stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    for name in _visible(root / folder):
-        if (root / folder / name).is_dir():
-            yield from _images(root, folder / name, above | {here})
-        elif _is_image(name):
-            yield str(folder / name)
-
-
-def _visible(folder: Path) -> list[str]:
-    try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    except OSError as error:
-        raise DataError(f"data.root: {folder}: cannot be listed: {error.strerror}") from None
-
-
-def _folders(folder: Path) -> list[str]:
-    return [name for name in _visible(folder) if (folder / name).is_dir()]
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _is_text(name: str) -> bool:
@@ -213,26 +250,5 @@ def _source(
     )
 
 
-def _checked_broken(root: Path, broken: dict[str, str], count: int, share: float) -> str:
-    """The sentence on broken files, unless they are too many."""
-    allowed = max(1, int(share * count)) if share > 0 else 0
-    named = "; ".join(f"{name} ({why})" for name, why in list(broken.items())[:_NAMED])
-    more = f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-    sentence = f"{len(broken)} of {count} image files cannot be read: {named}{more}"
-    if len(broken) == count:
-        raise DataError(f"data.root: {root}: no image can be read; {named}{more}")
-    if len(broken) > allowed:
-        raise DataError(
-            f"data.root: {root}: {sentence}; data.max_broken allows {allowed}. Repair or remove them, or "
-            "raise it"
-        )
-    return f"{sentence}; left out"
-
-
 def _place(root: Path, split: _Split) -> Path:
     return root / split.folder
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(repr(name) for name in names[:_NAMED]) + more

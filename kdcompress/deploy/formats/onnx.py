@@ -30,6 +30,8 @@ from kdcompress.errors import NetworkError, UserError
 SUFFIX = ".onnx"
 INPUT = "images"
 OUTPUT = "logits"
+EMBEDDING = "embedding"
+"""The output of a backbone."""
 PREFIX = "kdcompress."
 PROVIDER = "CPUExecutionProvider"
 OLDEST_OPSET = 18
@@ -49,7 +51,13 @@ _ORT_ERRORS = (
 
 
 def write(
-    network: nn.Module, spec: InputSpec, path: Path, *, metadata: dict[str, str], opset: int | None = None
+    network: nn.Module,
+    spec: InputSpec,
+    path: Path,
+    *,
+    metadata: dict[str, str],
+    opset: int | None = None,
+    backbone: bool = False,
 ) -> None:
     """Exports the network with its normalisation; equal weights give equal bytes.
 
@@ -59,6 +67,7 @@ def write(
         path: Where to.
         metadata: Goes into the file's `metadata_props`, each key under `kdcompress.`.
         opset: Of the standard operators, 18 or newer. None: the exporter's choice.
+        backbone: Whether it gives features and no logits; the output is then called `embedding`.
 
     Raises:
         NetworkError: The network cannot be exported, or gives something other than logits.
@@ -73,7 +82,7 @@ def write(
     module = Deployed(copy.deepcopy(network), spec).to("cpu", torch.float32).eval()
     module = module.to(memory_format=torch.contiguous_format)
     example = torch.zeros(_EXAMPLE_BATCH, spec.channels, spec.height, spec.width)
-    _assert_gives_logits(module, example)
+    _assert_gives_one_tensor(module, example, backbone)
     try:
         with _quietly():
             program = torch.onnx.export(
@@ -83,7 +92,7 @@ def write(
                 verbose=False,
                 external_data=False,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[EMBEDDING if backbone else OUTPUT],
                 dynamic_shapes=({0: "batch"},),
                 opset_version=opset,
             )
@@ -118,11 +127,14 @@ def open_(path: Path, threads: int = 1) -> OnnxModel:
 
 
 class OnnxModel:
-    """Images in [0, 1] to logits, through onnxruntime.
+    """Images in [0, 1] to logits, or a backbone's features, through onnxruntime.
 
     Args:
         path: The file.
         threads: Within one operator.
+
+    Attributes:
+        backbone: Whether it gives features and no logits.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -144,6 +156,7 @@ class OnnxModel:
                 f"{path}: expected one input of four axes and one output, as of an image classifier"
             )
         self._input = inputs[0].name
+        self.backbone = outputs[0].name == EMBEDDING
         self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
 
     @property
@@ -164,17 +177,17 @@ class OnnxModel:
         return self._opset
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits `[B, K]` of float32 images `[B, C, H, W]`.
+        """Outputs `[B, K]` of float32 images `[B, C, H, W]`.
 
         Raises:
             UserError: The file does not take images of this shape, the batch size included.
         """
         try:
-            logits: NDArray[np.float32] = self.session.run(None, {self._input: images})[0]
+            outputs: NDArray[np.float32] = self.session.run(None, {self._input: images})[0]
         except _ORT_ERRORS as error:
             shape = "×".join(map(str, images.shape))
             raise UserError(f"{self.path}: fails on input of {shape}: {_first_line(error)}") from None
-        return logits
+        return outputs
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -182,16 +195,17 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
 
 
-def _assert_gives_logits(module: nn.Module, example: torch.Tensor) -> None:
+def _assert_gives_one_tensor(module: nn.Module, example: torch.Tensor, backbone: bool) -> None:
     with evaluating(module), torch.no_grad():
         output = module(example)
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(example):
         given = f"a {type(output).__name__}"
         if isinstance(output, torch.Tensor):
             given = f"a tensor of {'×'.join(map(str, output.shape))}"
-        raise NetworkError(
-            f"a classifier gives one tensor of logits [batch, classes]; this one gives {given}"
-        )
+        expected = "backbone gives one tensor of features [batch, features]"
+        if not backbone:
+            expected = "classifier gives one tensor of logits [batch, classes]"
+        raise NetworkError(f"a {expected}; this one gives {given}")
 
 
 def _checked(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -25,7 +25,13 @@ METADATA = {"format": "pt"}
 
 
 def write(
-    network: nn.Module, spec: InputSpec, path: Path, *, metadata: dict[str, str], opset: int | None = None
+    network: nn.Module,
+    spec: InputSpec,
+    path: Path,
+    *,
+    metadata: dict[str, str],
+    opset: int | None = None,
+    backbone: bool = False,
 ) -> None:
     """Writes the network's tensors: CPU, contiguous, floats as float32, integers as they are.
 
@@ -35,6 +41,7 @@ def write(
         path: Where to.
         metadata: See `spec`.
         opset: Of ONNX; means nothing here.
+        backbone: Stands in the `config.json`, which says 0 classes.
 
     Raises:
         WorldError: The disk is full or fails.
@@ -94,7 +101,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
 
 
 class SafetensorsModel:
-    """Images in [0, 1] to logits, through torch.
+    """Images in [0, 1] to logits, or a backbone's features, through torch.
 
     Args:
         module: With its normalisation.
@@ -109,8 +116,13 @@ class SafetensorsModel:
         self.config = config
         self.threads = threads
 
+    @property
+    def backbone(self) -> bool:
+        """Whether it gives features and no logits."""
+        return self.config.num_classes == 0
+
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits `[B, K]` of float32 images `[B, C, H, W]`."""
+        """Outputs `[B, K]` of float32 images `[B, C, H, W]`."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)  # of the whole process, hence given back
         try:

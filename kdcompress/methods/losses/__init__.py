@@ -9,8 +9,10 @@ from __future__ import annotations
 from kdcompress.methods.losses.contrast import bank_scores, embedding, noise_contrastive
 from kdcompress.methods.losses.correlation import inter_class, intra_class
 from kdcompress.methods.losses.decoupled import nckd, tckd
+from kdcompress.methods.losses.density_ratio import density_ratio
 from kdcompress.methods.losses.features import euclidean
 from kdcompress.methods.losses.geometry import mutual_angles, mutual_distances
+from kdcompress.methods.losses.joint import class_scores, joint_labels
 from kdcompress.methods.losses.logits import cross_entropy, guarded_kl, kl, soft_cross_entropy
 from kdcompress.methods.losses.maps import (
     activation_boundaries,
@@ -19,6 +21,14 @@ from kdcompress.methods.losses.maps import (
     similarity_preserving,
 )
 from kdcompress.methods.losses.pairing import Pair, pair, pairs, pairs_of_one_size, stage_maps
+from kdcompress.methods.losses.pretext import (
+    own_image_cross_entropy,
+    own_images,
+    turned,
+    turned_cosines,
+    turned_views,
+)
+from kdcompress.methods.losses.queue import queue_logits, unit_rows
 from kdcompress.methods.losses.relations import (
     cosine_alignment,
     relation_kl,
@@ -27,8 +37,15 @@ from kdcompress.methods.losses.relations import (
 )
 from kdcompress.methods.losses.review import hierarchical_context
 from kdcompress.methods.losses.rotations import four_rotations
-from kdcompress.methods.losses.standardization import standardized
+from kdcompress.methods.losses.selection import kl_of_kept, least_wrong, rank_of
+from kdcompress.methods.losses.soft_labels import (
+    renormalised_soft_labels,
+    smoothed_soft_labels,
+    soft_label_cross_entropy,
+)
+from kdcompress.methods.losses.standardization import compared, standardized
 from kdcompress.methods.losses.temperature import Curriculum, learnt_temperature, reversal
+from kdcompress.methods.losses.variance_covariance import covariance_energy, span, squeeze, variance_shortfall
 
 __all__ = [
     "Curriculum",
@@ -36,8 +53,12 @@ __all__ = [
     "activation_boundaries",
     "attention_transfer",
     "bank_scores",
+    "class_scores",
+    "compared",
     "cosine_alignment",
+    "covariance_energy",
     "cross_entropy",
+    "density_ratio",
     "embedding",
     "euclidean",
     "four_rotations",
@@ -45,23 +66,40 @@ __all__ = [
     "hierarchical_context",
     "inter_class",
     "intra_class",
+    "joint_labels",
     "kl",
+    "kl_of_kept",
     "learnt_temperature",
+    "least_wrong",
     "mse",
     "mutual_angles",
     "mutual_distances",
     "nckd",
     "noise_contrastive",
+    "own_image_cross_entropy",
+    "own_images",
     "pair",
     "pairs",
     "pairs_of_one_size",
+    "queue_logits",
+    "rank_of",
     "relation_kl",
+    "renormalised_soft_labels",
     "reversal",
     "similarity_preserving",
+    "smoothed_soft_labels",
     "soft_cross_entropy",
+    "soft_label_cross_entropy",
+    "span",
     "squared_alignment",
+    "squeeze",
     "stage_maps",
     "standardized",
     "supervised_contrast",
     "tckd",
+    "turned",
+    "turned_cosines",
+    "turned_views",
+    "unit_rows",
+    "variance_shortfall",
 ]

@@ -23,3 +23,10 @@ def standardized(logits_BK: Tensor) -> Tensor:
     """
     centred = logits_BK - logits_BK.mean(1, keepdim=True)
     return centred / (logits_BK.std(1, keepdim=True) + 1e-7)
+
+
+def compared(student_BK: Tensor, teacher_BK: Tensor, *, standardize: bool) -> tuple[Tensor, Tensor]:
+    """Both networks' logits as a logit loss compares them: as they are, or standardized."""
+    if not standardize:
+        return student_BK, teacher_BK
+    return standardized(student_BK), standardized(teacher_BK)

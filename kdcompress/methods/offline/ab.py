@@ -78,6 +78,7 @@ class AB(Taught):
         return Needs(
             teacher=True,
             labels=config.ce_weight > 0,
+            unlabelled=True,
             student=frozenset({"logits", "pre"}),
             read_of_teacher=frozenset({"logits", "pre"} if config.kd_weight else {"pre"}),
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.data.random_bits import uniform
-from kdcompress.errors import NetworkError
+from kdcompress.errors import DataError, NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
 from kdcompress.methods.taught import Taught
@@ -80,6 +80,11 @@ class CRD(Taught):
                     "{classifier: MODULE.PATH}"
                 )
             widths.append(pooled.shape[1])
+        if data.labelled_classes < 2:
+            raise DataError(
+                "method crd: the negatives of an image are images of other classes, and the training images "
+                f"are of {data.labelled_classes}; take data of at least two classes, or another method"
+            )
         self.embed_student = nn.Linear(widths[0], config.width)
         self.embed_teacher = nn.Linear(widths[1], config.width)
         # As in the code: numbers whose rows have length 1 in the mean square, not each.

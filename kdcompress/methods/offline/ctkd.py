@@ -81,7 +81,8 @@ class CTKD(Method):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """A teacher; labels for the cross-entropy and for dkd."""
-        return Needs(teacher=True, labels=config.ce_weight > 0 or config.loss == "dkd")
+        decoupled = config.loss == "dkd"
+        return Needs(teacher=True, labels=config.ce_weight > 0 or decoupled, unlabelled=not decoupled)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce, and kd or tckd and nckd."""
@@ -90,9 +91,7 @@ class CTKD(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        compared = (student_BK, teacher_BK)
-        if c.logit_standardization:
-            compared = (losses.standardized(student_BK), losses.standardized(teacher_BK))
+        compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
         temperature = self.temperature()
         if c.loss == "kd":
             terms = {"kd": c.kd_weight * losses.kl(*compared, temperature)}

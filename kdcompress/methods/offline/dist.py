@@ -35,13 +35,15 @@ class DIST(Method):
         """Of the correlation over the images of a batch, mean over classes; it depends on the batch size."""
         squared_factor: bool = True
         """Whether both correlation terms carry the factor T²."""
+        logit_standardization: bool = False
+        """Compare z-scores of the logits (Sun et al. 2024), so that T means the same for both networks."""
 
     config: Config
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """A teacher, and labels unless their weight is 0."""
-        return Needs(teacher=True, labels=config.ce_weight > 0)
+        return Needs(teacher=True, labels=config.ce_weight > 0, unlabelled=True)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce, inter and intra."""
@@ -50,9 +52,10 @@ class DIST(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        inter = losses.inter_class(student_BK, teacher_BK, c.temperature, squared_factor=c.squared_factor)
+        compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
+        inter = losses.inter_class(*compared, c.temperature, squared_factor=c.squared_factor)
         # Over the batch means over the rows of all processes.
-        everybody = (self.gather(student_BK), self.gather(teacher_BK))
+        everybody = (self.gather(compared[0]), self.gather(compared[1]))
         intra = losses.intra_class(*everybody, c.temperature, squared_factor=c.squared_factor)
         terms = {"inter": c.inter_weight * inter, "intra": c.intra_weight * intra}
         if c.ce_weight > 0:

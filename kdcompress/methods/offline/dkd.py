@@ -56,9 +56,7 @@ class DKD(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        compared = (student_BK, teacher_BK)
-        if c.logit_standardization:
-            compared = (losses.standardized(student_BK), losses.standardized(teacher_BK))
+        compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
         ramp = self.ramp()
         return {
             "ce": c.ce_weight * self.cross_entropy(student_BK, labels_B),

@@ -58,6 +58,7 @@ class FitNet(Taught):
         return Needs(
             teacher=True,
             labels=config.ce_weight > 0,
+            unlabelled=True,
             student=frozenset({"logits", "stages"}),
             read_of_teacher=frozenset({kind, "logits"} if config.kd_weight else {kind}),
         )

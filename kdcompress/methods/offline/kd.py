@@ -36,7 +36,7 @@ class KD(Method):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """A teacher, and labels unless their weight is 0."""
-        return Needs(teacher=True, labels=config.ce_weight > 0)
+        return Needs(teacher=True, labels=config.ce_weight > 0, unlabelled=True)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce and kd."""
@@ -45,9 +45,7 @@ class KD(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        compared = (student_BK, teacher_BK)
-        if c.logit_standardization:
-            compared = (losses.standardized(student_BK), losses.standardized(teacher_BK))
+        compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
         terms = {"kd": c.kd_weight * losses.kl(*compared, c.temperature)}
         if c.ce_weight > 0:
             terms["ce"] = c.ce_weight * self.cross_entropy(student_BK, labels_B)

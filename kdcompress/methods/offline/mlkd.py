@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
-from kdcompress.errors import NetworkError
+from kdcompress.errors import DataError, NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
 from kdcompress.networks.networks import Networks
@@ -18,9 +18,10 @@ from kdcompress.networks.networks import Networks
 class MLKD(Method):
     """CE of the upright images, and three terms between the pooled features of all four rotations.
 
-    Alignment of each student feature with the teacher's; correlation of the turned with the upright images
-    (KL of softmaxed cosines); contrast of the rows of one class, of either network, with all others. Both
-    networks see 4·B images a step. The projections, the teacher's too, are trained and thrown away.
+    Each rotation is of an augmentation of its own. Alignment of each student feature with the teacher's;
+    correlation of the turned with the upright images (KL of softmaxed cosines); contrast of the rows of one
+    class, of either network, with all others. Both networks see 4·B images a step. The projections, the
+    teacher's too, are trained and thrown away.
     Not the Multi-Level Logit Distillation (CVPR 2023) that is also called MLKD.
 
     Source:
@@ -74,6 +75,11 @@ class MLKD(Method):
                     f"from a linear layer; name the layer in {role}.taps: {{classifier: MODULE.PATH}}"
                 )
             widths.append(shapes.pooled.shape[1])
+        if config.sup_weight and data.labelled_classes < 2:
+            raise DataError(
+                "method mlkd: tells images from those of other classes, and the labelled training images are "
+                f"of {data.labelled_classes}; take data of two classes or more, or set method.sup_weight to 0"
+            )
         self.projections = Projections(config, *widths)
 
     @classmethod
@@ -81,7 +87,9 @@ class MLKD(Method):
         """Both networks' pooled features; labels if cross-entropy or contrast has a weight."""
         return Needs(
             teacher=True,
+            views=4,
             labels=config.ce_weight > 0 or config.sup_weight > 0,
+            unlabelled=True,
             student=frozenset({"logits", "pooled"}),
             read_of_teacher=frozenset({"pooled"}),
         )
@@ -90,7 +98,7 @@ class MLKD(Method):
         """Terms align, corr, sup and ce; a term without weight is left out."""
         assert self.networks.teacher is not None
         needs = self.needs(self.config)
-        images = losses.four_rotations(batch.images)
+        images = losses.turned_views([view.images for view in batch.views])
         student = self.networks.student(images, needs.student)
         teacher = self.networks.teacher(images, needs.read_of_teacher)
         assert student.logits is not None

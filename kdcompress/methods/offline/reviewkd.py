@@ -81,6 +81,7 @@ class ReviewKD(Taught):
         return Needs(
             teacher=True,
             labels=config.ce_weight > 0,
+            unlabelled=True,
             student=frozenset({"logits", "pooled", config.student_maps}),
             read_of_teacher=frozenset({"logits", "pooled", "pre"} if config.kd_weight else {"pooled", "pre"}),
         )

@@ -54,6 +54,7 @@ class RKD(Taught):
         return Needs(
             teacher=True,
             labels=config.ce_weight > 0,
+            unlabelled=True,
             student=frozenset({"logits", "pooled"}),
             read_of_teacher=frozenset({"logits", "pooled"} if config.kd_weight else {"pooled"}),
         )

@@ -57,6 +57,7 @@ class SP(Taught):
         return Needs(
             teacher=True,
             labels=config.ce_weight > 0,
+            unlabelled=True,
             student=frozenset({"logits", "stages"}),
             read_of_teacher=frozenset({"logits", "stages"} if config.kd_weight else {"stages"}),
         )

@@ -65,6 +65,7 @@ class SRRL(Taught):
         return Needs(
             teacher=True,
             labels=config.ce_weight > 0,
+            unlabelled=True,
             student=frozenset({"logits", "stages"}),
             read_of_teacher=frozenset({"logits", "pooled"}),
         )

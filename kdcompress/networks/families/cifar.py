@@ -17,6 +17,7 @@ from kdcompress.networks.cifar import (
     wrn,
 )
 from kdcompress.networks.families._chain import Chain, by_stride, chain, flat, head
+from kdcompress.networks.families._headless import without_classifier
 from kdcompress.networks.families._pretrained import Pretrained
 
 CHANNELS = (1, 3)
@@ -62,6 +63,9 @@ _IMAGENET_STYLE: dict[str, tuple[_Block, tuple[int, int, int, int]]] = {
 
 def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, int]) -> nn.Module:
     """A network of this family with random weights; see `networks.build.build`."""
+    if num_classes == 0:
+        classifier = build(name, num_classes=1, channels=channels, image_size=image_size)
+        return without_classifier(classifier, f"cifar/{name}")
     if re.fullmatch(PATTERN, name):
         depth, width = map(int, name.split("-")[1:])
         if depth < 10 or (depth - 4) % 6 or width < 1:

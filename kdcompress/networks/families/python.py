@@ -26,7 +26,8 @@ def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, 
 
     Args:
         name: `package.module:function`; the current folder is on the path while it is imported.
-        num_classes: K.
+        num_classes: K; 0 asks for a backbone, whose output is its features. A function that does not take it
+            is taken at its word.
         channels: C of the images.
         image_size: (H, W).
 

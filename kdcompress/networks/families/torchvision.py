@@ -25,6 +25,7 @@ from kdcompress.data.cache import cache_folder
 from kdcompress.errors import NetworkError, Uncuttable, WeightsError, suggest
 from kdcompress.networks.download import fetch
 from kdcompress.networks.families._chain import Chain, by_stride, chain, flat, head
+from kdcompress.networks.families._headless import without_classifier
 from kdcompress.networks.families._pretrained import Pretrained
 from kdcompress.networks.state import read_state_dict
 
@@ -106,8 +107,8 @@ def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, 
             f"torchvision/{name}: needs images of at least {least}×{least} pixels, got "
             f"{image_size[0]}×{image_size[1]}; set data.image_size, or choose a cifar/ network"
         )
-    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
-    return network
+    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes or 1)
+    return network if num_classes else without_classifier(network, f"torchvision/{name}")
 
 
 def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:

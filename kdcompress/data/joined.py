@@ -1,0 +1,120 @@
+"""Several sources as one training set: real images first, then those that were generated beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from kdcompress.data.source import FolderSource, MemorySource
+
+Part = MemorySource | FolderSource
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedSource:
+    """Sources one after the other, numbered through.
+
+    An augmentation depends on the position in the whole: two sets in memory give, joined, what they would
+    give as one tensor.
+
+    Args:
+        parts: At least one; all give images of the same size and number of channels.
+    """
+
+    parts: tuple[Part, ...]
+    labels: Tensor = field(init=False, repr=False)
+    """`[N]` int64."""
+
+    def __post_init__(self) -> None:
+        given = {(part.channels, part.image_size) for part in self.parts}
+        assert len(given) == 1, given
+        placed, start = [], 0
+        for part in self.parts:
+            placed.append(replace(part, first=start))
+            start += len(part)
+        object.__setattr__(self, "parts", tuple(placed))
+        object.__setattr__(self, "labels", torch.cat([part.labels for part in placed]))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return self.parts[0].channels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images it gives."""
+        return self.parts[0].image_size
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether there are no files to decode."""
+        return all(isinstance(part, MemorySource) for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels in memory."""
+        return sum(part.nbytes for part in self.parts if isinstance(part, MemorySource))
+
+    def to(self, device: torch.device) -> Self:
+        """The same with the pixels on a device; only for a set that is all in memory."""
+        assert self.in_memory
+        parts = [part.to(device) for part in self.parts if isinstance(part, MemorySource)]
+        return replace(self, parts=tuple(parts))
+
+    def subset(self, indices: Tensor) -> Self:
+        """The images at these positions, renumbered from 0; those of an earlier part stand first."""
+        number = self._part_of(indices)
+        assert bool((number.diff() >= 0).all()), "the parts cannot be mixed"
+        parts = [part.subset(indices[number == i] - part.first) for i, part in enumerate(self.parts)]
+        return replace(self, parts=tuple(parts))
+
+    def with_augment(self, preset: str) -> Self:
+        """The same images with another augmentation."""
+        return replace(self, parts=tuple(part.with_augment(preset) for part in self.parts))
+
+    def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
+        """`[B, C, H, W]` uint8: the augmented view of that number.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        return self._collected(indices, lambda part, inside: part.training_images(inside, view, seed))
+
+    def evaluation_images(self, indices: Tensor) -> Tensor:
+        """`[B, C, H, W]` uint8, not augmented.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        return self._collected(indices, lambda part, inside: part.evaluation_images(inside))
+
+    def _collected(self, indices: Tensor, images: Callable[[Part, Tensor], Tensor]) -> Tensor:
+        """Each part's images at the rows of the batch that ask for them."""
+        indices = indices.cpu()
+        number, together = self._part_of(indices), None
+        for i, part in enumerate(self.parts):
+            rows = (number == i).nonzero().flatten()
+            if len(rows) == 0:
+                continue
+            given = images(part, indices[rows] - part.first)
+            if len(rows) == len(indices):
+                return given
+            if together is None:
+                shape = (len(indices), *given.shape[1:])
+                together = given.new_empty(shape).contiguous(memory_format=torch.channels_last)
+            together[rows.to(together.device)] = given
+        if together is None:
+            return torch.empty((0, self.channels, *self.image_size), dtype=torch.uint8)
+        return together
+
+    def _part_of(self, indices: Tensor) -> Tensor:
+        """`[B]` int64: which part holds each position."""
+        starts = torch.tensor([part.first for part in self.parts[1:]], dtype=torch.int64)
+        return torch.bucketize(indices.cpu(), starts, right=True)

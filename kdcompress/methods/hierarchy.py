@@ -1,0 +1,181 @@
+"""Classifiers behind the stages of a network, and their training beside a frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError, Uncuttable
+from kdcompress.methods import losses
+from kdcompress.methods.base import Candidate, Method, Needs, ParameterSet
+from kdcompress.networks.cut import cut
+from kdcompress.networks.networks import Networks
+from kdcompress.networks.tapped import Tapped
+from kdcompress.networks.teacher import Teacher
+
+
+class TeacherHeads(Method):
+    """Cross-entropy of joint labels at an auxiliary classifier behind every stage of a frozen teacher.
+
+    The joint label of an image of class y turned k times is 4·y + k, and every image comes in all four
+    turns. Only the classifiers learn: the teacher's maps are constants, and its own cross-entropy, which the
+    authors add, would move nothing. What is left behind is their state dictionary, which `HSAKD` takes over.
+
+    Source:
+        Yang, An, Cai & Xu, Hierarchical Self-supervised Augmented Knowledge Distillation, IJCAI 2021; the
+        first of the code's two ways. The second, written HSAKD*, trains teacher and classifiers together from
+        scratch: another teacher, which is not made here.
+    """
+
+    def __init__(self, config: Section, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        refuse_oblong(data)
+        tapped = self._teacher.tapped
+        self.heads = joint_heads(tapped, cuttable(tapped, "teacher"))
+
+    @property
+    def _teacher(self) -> Teacher:
+        assert self.networks.teacher is not None
+        return self.networks.teacher
+
+    @classmethod
+    def needs(cls, config: Section) -> Needs:
+        """A teacher with its stage maps, and labels."""
+        return Needs(teacher=True, read_of_teacher=frozenset({"stages"}))
+
+    def parameter_sets(self) -> dict[str, ParameterSet]:
+        """The classifiers alone."""
+        return {"main": ParameterSet(tuple(self.parameters()))}
+
+    def candidates(self) -> dict[str, Candidate]:
+        """The classifiers alone, by stage of the teacher; no network that could run by itself."""
+        return {"heads": Candidate(self.heads, self._teacher.model)}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """A term for each stage of the teacher."""
+        return self.terms(self.joint_logits(losses.four_rotations(batch.images)), batch.labels)
+
+    def terms(self, joint: Mapping[str, Tensor], labels_B: Tensor) -> dict[str, Tensor]:
+        """The terms of given outputs.
+
+        Args:
+            joint: `[4·B, 4·K]` by stage; row 4·i + k is image i turned k times.
+            labels_B: `[B]`.
+        """
+        labels = losses.joint_labels(labels_B)
+        weights = None if self.class_weights is None else self.class_weights.repeat_interleave(4)
+        smoothing = self.data.label_smoothing
+        return {
+            f"joint_{stage}": losses.cross_entropy(joint_RJ, labels, weights, smoothing)
+            for stage, joint_RJ in joint.items()
+        }
+
+    def joint_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """`[R, 4·K]` of each classifier, by stage, for `[R, C, H, W]` images in [0, 1]."""
+        teacher = self._teacher
+        maps = teacher(images, frozenset({"stages"})).stages
+        precision = teacher.precision
+        with torch.autocast(images.device.type, dtype=precision, enabled=precision is not None):
+            return {stage: head(maps[stage]) for stage, head in self.heads.items()}
+
+    @torch.no_grad()
+    def class_scores(self, images: Tensor) -> dict[str, Tensor]:
+        """How each classifier scores the classes of images as they stand, for a report of what it knows.
+
+        Args:
+            images: `[B, C, H, W]` in [0, 1].
+
+        Returns:
+            `[B, K]` by stage.
+        """
+        return {stage: losses.class_scores(joint) for stage, joint in self.joint_logits(images).items()}
+
+
+def joint_heads(tapped: Tapped, stages: Iterable[str]) -> nn.ModuleDict:
+    """A newly drawn classifier of 4·K joint classes behind each stage.
+
+    Each is a copy of what follows the stage in the network itself, down to pooling and classifier; only the
+    last linear layer is wider.
+
+    Args:
+        tapped: Left as it was.
+        stages: Behind which the network can be cut.
+
+    Returns:
+        By stage: takes its map `[R, C, H, W]`, gives logits `[R, 4·K]`; on the network's device, in training
+        mode, drawn from torch's global generator.
+
+    Raises:
+        NetworkError: The network does not end in a linear classifier.
+    """
+    heads = nn.ModuleDict()
+    for stage in stages:
+        heads[stage] = tapped.tail(stage)
+        _widen(heads[stage], tapped)
+    return heads
+
+
+def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
+    """The stages behind which a network can be cut, each with the number of stages that follow it.
+
+    Args:
+        tapped: Left as it was.
+        role: student or teacher, for the error.
+
+    Returns:
+        Shallow to deep; at least one.
+
+    Raises:
+        Uncuttable: There are stages, and behind none of them can the network be cut.
+        NetworkError: There are no stages.
+    """
+    found: dict[str, int] = {}
+    reason: Uncuttable | None = None
+    stages = list(tapped.shapes().stages)
+    for number, stage in enumerate(stages, start=1):
+        try:
+            cut(tapped, stage)
+        except Uncuttable as error:
+            reason = error
+        else:
+            found[stage] = len(stages) - number
+    if found:
+        return found
+    wanted = f"method hsakd: copies what follows each stage of the {role}"
+    if reason is None:
+        raise NetworkError(f"{wanted}, and {tapped.model} has no stages; choose a convolutional network")
+    raise Uncuttable(f"{wanted}; {reason}") from reason
+
+
+def refuse_oblong(data: DataInfo) -> None:
+    """Quarter turns of a batch fit together only if its images are square.
+
+    Raises:
+        NetworkError: They are not.
+    """
+    height, width = data.image_size
+    if height != width:
+        raise NetworkError(
+            f"method hsakd: turns images by quarters, so they must be square, not {height}x{width}; set "
+            "data.image_size to one number"
+        )
+
+
+def _widen(tail: nn.Module, tapped: Tapped) -> None:
+    """Gives the tail's classifier, its last linear layer, four outputs for each one it has."""
+    linear = [(path, layer) for path, layer in tail.named_modules() if isinstance(layer, nn.Linear)]
+    if not linear or linear[-1][1].out_features != tapped.num_classes:
+        raise NetworkError(
+            f"method hsakd: widens the last linear layer of {tapped.model}, and it does not end in one of "
+            f"{tapped.num_classes} classes; choose another network"
+        )
+    path, old = linear[-1]
+    new = nn.Linear(
+        old.in_features, 4 * old.out_features, old.bias is not None, old.weight.device, old.weight.dtype
+    )
+    parent, _, name = path.rpartition(".")
+    tail.get_submodule(parent).add_module(name, new)

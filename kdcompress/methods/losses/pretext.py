@@ -1,0 +1,66 @@
+"""Which upright image is the turned one? Cosines between the rows of images seen in four turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcompress.methods.losses.widening import full_precision
+
+
+def turned_views(views_BCHW: Sequence[Tensor]) -> Tensor:
+    """Four augmentations of the same images, the k-th turned by k quarters.
+
+    Args:
+        views_BCHW: Four views of square images, H = W.
+
+    Returns:
+        `[4·B, C, H, W]`, image by image: row 4·i + k is view k of image i, turned k times counter-clockwise.
+    """
+    turned = [torch.rot90(view, k, dims=(2, 3)) for k, view in enumerate(views_BCHW)]
+    assert len(turned) == 4, len(turned)
+    return torch.stack(turned, dim=1).flatten(0, 1)
+
+
+def turned(rows_RD: Tensor) -> Tensor:
+    """The `[3·B, D]` rows of turned images among the `[4·B, D]` of `turned_views`, in their order."""
+    return rows_RD.reshape(-1, 4, rows_RD.shape[1])[:, 1:].flatten(0, 1)
+
+
+@full_precision
+def turned_cosines(rows_RD: Tensor) -> Tensor:
+    """How alike each turned image is to each upright one.
+
+    Args:
+        rows_RD: `[4·B, D]`, of what `turned_views` gives.
+
+    Returns:
+        `[3·B, B]` cosines; the rows of `turned`, the images as columns.
+    """
+    return F.normalize(turned(rows_RD), dim=1) @ F.normalize(rows_RD[0::4], dim=1).T
+
+
+def own_images(cosines_AB: Tensor) -> Tensor:
+    """The column of each row's own image in `turned_cosines`: `[3·B]` int64."""
+    return torch.arange(cosines_AB.shape[1], device=cosines_AB.device).repeat_interleave(3)
+
+
+@full_precision
+def own_image_cross_entropy(rows_RD: Tensor) -> Tensor:
+    """Cross-entropy of each turned image with its own upright one as the class, of all in the batch.
+
+    Args:
+        rows_RD: `[4·B, D]`, of what `turned_views` gives.
+
+    Returns:
+        Scalar, mean over the 3·B turned rows of the softmax over cosines, which no temperature divides;
+        log B when all cosines are equal.
+
+    Source:
+        Xu et al., Knowledge Distillation Meets Self-Supervision, ECCV 2020; the authors' code.
+    """
+    cosines_AB = turned_cosines(rows_RD)
+    return F.cross_entropy(cosines_AB, own_images(cosines_AB))

@@ -1,0 +1,147 @@
+"""Joint classes of object and rotation, taught behind every stage (Yang et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+from pydantic import Field
+from torch import Tensor
+
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError
+from kdcompress.methods import losses
+from kdcompress.methods.base import Needs, Preparation
+from kdcompress.methods.hierarchy import TeacherHeads, cuttable, joint_heads, refuse_oblong
+from kdcompress.methods.taught import ClassifierLearns, Taught
+from kdcompress.networks.activations import LOGITS, Want
+from kdcompress.networks.networks import Networks
+
+
+class HSAKD(Taught):
+    """ce_weight · CE + kd_weight · KL_T + joint_weight · Σ_stages KL_T(joint classes), of all four turns.
+
+    Every image is turned by 0, 90, 180 and 270 degrees, so both networks see 4·B images a step. CE is of the
+    upright ones. Behind each stage, an auxiliary classifier (a copy of what follows the stage in its own
+    network) tells 4·K joint classes, 4·y + k for class y turned k times; the student's learn from the
+    teacher's of the stage that lies as far from the end. The student's are trained along and thrown away; the
+    teacher's are trained before, by the preparation, and frozen.
+
+    Source:
+        Yang, An, Cai & Xu, Hierarchical Self-supervised Augmented Knowledge Distillation, IJCAI 2021; the
+        authors' code, all weights 1. The teacher is one that was trained without classifiers (HSAKD in the
+        paper's tables). HSAKD* has another teacher, trained together with its classifiers from scratch, and
+        is not offered: that would be a training of the teacher itself.
+    """
+
+    class Config(ClassifierLearns):
+        """The code's values for CIFAR-100. CE is a mean over the upright images, the KLs over all turns."""
+
+        kd_weight: float = Field(1.0, ge=0)
+        """Of the soft labels at the classifier that ships."""
+        joint_weight: float = Field(1.0, gt=0)
+        """Of each auxiliary classifier; their terms are summed, not averaged."""
+        temperature: float = Field(3.0, gt=0)
+        """T of all soft labels. Their terms carry the factor T²."""
+        head_epochs: int = Field(100, ge=1)
+        """Of the training of the teacher's auxiliary classifiers, before the student's."""
+        head_lr: float = Field(0.05, gt=0)
+        """Of that training."""
+        head_milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field([0.3, 0.6, 0.9])
+        """Fractions of that training; its rate is divided by ten at each."""
+
+    config: Config
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        refuse_oblong(data)
+        assert networks.teacher is not None
+        student, teacher = networks.student, networks.teacher.tapped
+        ours, theirs = cuttable(student, "student"), cuttable(teacher, "teacher")
+        # Counted from the deepest, so that both classifiers of a pair are made of as many stages; where one
+        # network has more of them than the other, its shallowest stay out.
+        self.stages = {a: b for a in ours for b in theirs if ours[a] == theirs[b]}
+        if not self.stages:
+            raise NetworkError(
+                f"method hsakd: {student.model} can be cut behind {', '.join(ours)} and {teacher.model} "
+                f"behind {', '.join(theirs)}; counted from the deepest, no two of them match. Choose another "
+                "teacher"
+            )
+        self.heads = joint_heads(student, self.stages)
+        # Of all stages, as the preparation leaves them, whether or not this student has a match for each.
+        self.teacher_heads = joint_heads(teacher, theirs).requires_grad_(False).eval()
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Both networks' logits and stage maps, and a student that can be cut; labels if CE has a weight."""
+        want: Want = frozenset({"logits", "stages"})
+        return Needs(
+            teacher=True,
+            labels=config.ce_weight > 0,
+            unlabelled=True,
+            student=want,
+            read_of_teacher=want if config.kd_weight else want - LOGITS,
+            cut=True,
+        )
+
+    @classmethod
+    def preparation(cls, config: Config) -> Preparation:
+        """The teacher's auxiliary classifiers."""
+        return Preparation(
+            TeacherHeads,
+            TeacherHeads.Config(),
+            epochs=config.head_epochs,
+            lr=config.head_lr,
+            milestones=tuple(config.head_milestones),
+        )
+
+    def take_prepared(self, state: dict[str, Tensor]) -> None:
+        """Takes over the weights of the teacher's auxiliary classifiers."""
+        self.teacher_heads.load_state_dict(state, strict=True)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switches the student's auxiliary classifiers; the teacher's stay in evaluation."""
+        super().train(mode)
+        self.teacher_heads.eval()
+        return self
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms ce, kd, and one for each stage of the student that has a counterpart."""
+        assert self.networks.teacher is not None
+        needs = self.needs(self.config)
+        images = losses.four_rotations(batch.images)
+        student = self.networks.student(images, needs.student)
+        teacher = self.networks.teacher(images, needs.read_of_teacher)
+        with self.networks.student.autocast():
+            joint = {
+                ours: (
+                    self.heads[ours](student.stages[ours]),
+                    self.teacher_heads[theirs](teacher.stages[theirs]),
+                )
+                for ours, theirs in self.stages.items()
+            }
+        return self.terms(student.logits, teacher.logits, joint, batch.labels)
+
+    def terms(
+        self,
+        student_RK: Tensor | None,
+        teacher_RK: Tensor | None,
+        joint: Mapping[str, tuple[Tensor, Tensor]],
+        labels_B: Tensor,
+    ) -> dict[str, Tensor]:
+        """The weighted terms of given outputs; row 4·i + k is image i turned k times.
+
+        Args:
+            student_RK: `[4·B, K]` logits.
+            teacher_RK: `[4·B, K]`, a constant; not read where kd_weight is 0.
+            joint: By stage the student's `[4·B, 4·K]` logits of joint classes and the teacher's, a constant.
+            labels_B: `[B]`.
+        """
+        c = self.config
+        # A turned image has no label of its own: cross-entropy passes it over.
+        labels_R = labels_B.new_full((4 * len(labels_B),), -1)
+        labels_R[0::4] = labels_B
+        terms = self.label_terms(student_RK, teacher_RK, labels_R)
+        for stage, (ours_RJ, theirs_RJ) in joint.items():
+            terms[f"joint_{stage}"] = c.joint_weight * losses.kl(ours_RJ, theirs_RJ, c.temperature)
+        return terms

@@ -1,0 +1,231 @@
+"""Which upright image a turned one is, told as the teacher tells it, beside soft labels (Xu et al. 2020)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from kdcompress.config import Section
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError
+from kdcompress.methods import losses
+from kdcompress.methods.base import Candidate, Method, Needs, ParameterSet, Preparation
+from kdcompress.methods.taught import Taught
+from kdcompress.networks.activations import POOLED
+from kdcompress.networks.networks import Networks
+from kdcompress.networks.tapped import Tapped
+from kdcompress.networks.teacher import Teacher
+
+VIEWS = 4
+"""Of each image: upright and turned by one, two and three quarters, each cropped and flipped on its own."""
+
+
+class SSKD(Taught):
+    """CE and soft labels of the upright images, soft labels and similarities of the turned ones.
+
+    Each network's pooled features go through a projection head. The cosines between the projections of
+    turned and of upright images say how sure the network is which upright image a turned one is; the student
+    imitates the teacher's, except those in which the teacher errs most. The student's head is trained with it
+    and thrown away, the teacher's is trained beside the frozen teacher before (`Pretext`). Both networks see
+    4·B images a step.
+
+    Source:
+        Xu, Liu, Li & Loy, Knowledge Distillation Meets Self-Supervision, ECCV 2020, and the authors' code,
+        whose only transformation is the rotation. Equal ranks at the cut: the earlier rows are kept, which
+        the code leaves open. With several processes, the images of all of them are told apart.
+    """
+
+    class Config(Taught.Config):
+        """Every term is a mean over rows; ss and the soft labels carry the factor of their T²."""
+
+        ce_weight: float = Field(0.1, ge=0)
+        """Of the B upright images. 0 needs no labels where tf_ratio is 1."""
+        kd_weight: float = Field(0.9, ge=0)
+        """Of the soft labels of the B upright images."""
+        tf_weight: float = Field(2.7, ge=0)
+        """Of the soft labels of the 3·B turned images, mean over the kept ones."""
+        tf_temperature: float = Field(4.0, gt=0)
+        """Of the soft labels of the turned images."""
+        tf_ratio: float = Field(1.0, ge=0, le=1)
+        """Share kept of the turned images that the teacher classifies wrong, the least wrong of them. Those
+        classified right are all kept, and those without a label, of which no error is known."""
+        ss_weight: float = Field(10.0, gt=0)
+        """Of the similarities of the 3·B turned images to the upright ones, mean over the kept ones."""
+        ss_temperature: float = Field(0.5, gt=0)
+        """Divides the cosines."""
+        ss_ratio: float = Field(0.75, ge=0, le=1)
+        """Share kept of the turned images that the teacher takes for another one, the least wrong of them."""
+        head_epochs: int = Field(60, ge=1)
+        """Of the training of the teacher's projection head."""
+        head_lr: float = Field(0.05, gt=0)
+        """Its learning rate."""
+        head_milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field([30 / 60, 45 / 60])
+        """Fractions of that training after which the rate is divided by ten."""
+
+        @model_validator(mode="after")
+        def _classifier_learns(self) -> Self:
+            if not self.ce_weight and not self.kd_weight and not self.tf_weight:
+                raise ValueError(
+                    "nothing trains the classifier where ce_weight, kd_weight and tf_weight are all 0"
+                )
+            return self
+
+    config: Config
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        _refuse_oblong(data)
+        assert networks.teacher is not None
+        self.head_student = _head(_width("student", networks.student))
+        # What `Pretext` trained is loaded into it; it is part of the checkpoint and of no parameter set.
+        self.head_teacher = _head(_width("teacher", networks.teacher)).requires_grad_(False).eval()
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Both networks' pooled features; labels for the cross-entropy and to rank the turned images."""
+        soft_labels = config.kd_weight > 0 or config.tf_weight > 0
+        return Needs(
+            teacher=True,
+            views=VIEWS,
+            labels=config.ce_weight > 0 or (config.tf_weight > 0 and config.tf_ratio < 1),
+            unlabelled=True,
+            student=frozenset({"logits", "pooled"}),
+            read_of_teacher=frozenset({"logits", "pooled"} if soft_labels else {"pooled"}),
+        )
+
+    @classmethod
+    def preparation(cls, config: Config) -> Preparation:
+        """The training of the teacher's projection head."""
+        milestones = tuple(config.head_milestones)
+        return Preparation(cls.Pretext, cls.Pretext.Config(), config.head_epochs, config.head_lr, milestones)
+
+    def take_prepared(self, state: dict[str, Tensor]) -> None:
+        """Takes over the teacher's projection head."""
+        self.head_teacher.load_state_dict(state, strict=True)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switches the student's projection head; the teacher's stays in evaluation."""
+        super().train(mode)
+        self.head_teacher.eval()
+        return self
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms ss, tf, ce and kd; a term without weight is left out."""
+        assert self.networks.teacher is not None
+        needs = self.needs(self.config)
+        images = _turned(batch)
+        student = self.networks.student(images, needs.student)
+        teacher = self.networks.teacher(images, needs.read_of_teacher)
+        assert student.logits is not None
+        with self.networks.student.autocast():
+            projected = self.head_student(student.pooled)
+        taught = self.head_teacher(teacher.pooled)
+        return self.terms(student.logits, teacher.logits, projected, taught, batch.labels)
+
+    def terms(
+        self,
+        student_RK: Tensor,
+        teacher_RK: Tensor | None,
+        projected_RD: Tensor,
+        taught_RE: Tensor,
+        labels_B: Tensor,
+    ) -> dict[str, Tensor]:
+        """The weighted terms of given outputs.
+
+        Args:
+            student_RK: `[4·B, K]` logits; row 4·i + k is image i turned k times.
+            teacher_RK: Of the same rows; None where it was not asked for, kd_weight and tf_weight being 0.
+            projected_RD: `[4·B, D]`, of the student's head.
+            taught_RE: `[4·B, E]`, of the teacher's.
+            labels_B: `[B]`.
+        """
+        c = self.config
+        # The images of all processes are told apart, and the least wrong of all are kept.
+        ours_AB = losses.turned_cosines(self.gather(projected_RD))
+        theirs_AB = losses.turned_cosines(self.gather(taught_RE))
+        kept_A = losses.least_wrong(losses.rank_of(theirs_AB, losses.own_images(theirs_AB)), c.ss_ratio)
+        terms = {"ss": c.ss_weight * losses.kl_of_kept(ours_AB, theirs_AB, kept_A, c.ss_temperature)}
+        if c.tf_weight:
+            assert teacher_RK is not None
+            ours_AK, theirs_AK = losses.turned(student_RK), losses.turned(teacher_RK)
+            labels_A = labels_B.repeat_interleave(VIEWS - 1)
+            if c.tf_ratio < 1:  # a mean over all rows needs nobody else's
+                ours_AK, theirs_AK = self.gather(ours_AK), self.gather(theirs_AK)
+                labels_A = self.gather(labels_A)
+            kept_A = losses.least_wrong(losses.rank_of(theirs_AK, labels_A), c.tf_ratio)
+            terms["tf"] = c.tf_weight * losses.kl_of_kept(ours_AK, theirs_AK, kept_A, c.tf_temperature)
+        upright_BK = None if teacher_RK is None else teacher_RK[0::VIEWS]
+        return terms | self.label_terms(student_RK[0::VIEWS], upright_BK, labels_B)
+
+    class Pretext(Method):
+        """Cross-entropy of a turned image's cosines to all upright ones with its own; the head alone moves.
+
+        Nested, since a method's file defines one method. The head runs in the precision of the teacher's
+        features, float32, here and beside the student.
+
+        Source:
+            Xu et al. 2020; the authors' code, which divides the cosines by no temperature.
+        """
+
+        class Config(Section):
+            """Nothing is left open."""
+
+        config: Config
+
+        def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+            super().__init__(config, networks, data)
+            _refuse_oblong(data)
+            assert networks.teacher is not None
+            self.head = _head(_width("teacher", networks.teacher))
+
+        @classmethod
+        def needs(cls, config: Config) -> Needs:
+            """The teacher's pooled features, and no labels."""
+            return Needs(teacher=True, views=VIEWS, labels=False, unlabelled=True, read_of_teacher=POOLED)
+
+        def parameter_sets(self) -> dict[str, ParameterSet]:
+            """The head."""
+            return {"head": ParameterSet(tuple(self.head.parameters()))}
+
+        def candidates(self) -> dict[str, Candidate]:
+            """The head, which `SSKD.take_prepared` takes."""
+            assert self.networks.teacher is not None
+            return {"head": Candidate(self.head, self.networks.teacher.model)}
+
+        def losses(self, batch: Batch) -> dict[str, Tensor]:
+            """Term pretext."""
+            assert self.networks.teacher is not None
+            return self.terms(self.head(self.networks.teacher(_turned(batch), POOLED).pooled))
+
+        def terms(self, projected_RE: Tensor) -> dict[str, Tensor]:
+            """The term of given projections `[4·B, E]`, told apart from the images of all processes."""
+            return {"pretext": losses.own_image_cross_entropy(self.gather(projected_RE))}
+
+
+def _turned(batch: Batch) -> Tensor:
+    return losses.turned_views([view.images for view in batch.views])
+
+
+def _head(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+
+def _width(role: str, network: Tapped | Teacher) -> int:
+    pooled = network.shapes().pooled
+    if pooled is None:
+        raise NetworkError(
+            f"method sskd: projects the pooled features of images, and the {role} {network.model} has none, "
+            f"since no linear layer ends it; name that layer in {role}.taps: {{classifier: MODULE.PATH}}"
+        )
+    return pooled.shape[1]
+
+
+def _refuse_oblong(data: DataInfo) -> None:
+    height, width = data.image_size
+    if height != width:
+        raise NetworkError(
+            f"method sskd: turns images by quarters, so they must be square, not {height}x{width}; set "
+            "data.image_size to one number"
+        )

@@ -1,0 +1,41 @@
+"""How far features go without any training: the weighted vote of the nearest labelled images."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcompress.probe.features import Features
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+_CHUNK = 512  # queries at a time: bounds the similarities to 512 × N
+
+
+def knn(bank: Features, queries_QD: Tensor, num_classes: int, *, k: int = NEIGHBOURS) -> Tensor:
+    """The class that the k most similar labelled images vote for, each with the weight exp(cos / 0.07).
+
+    Args:
+        bank: Of the labelled images; not empty.
+        queries_QD: Features of the images to be classified.
+        num_classes: K.
+        k: Neighbours that vote; a smaller bank votes as a whole.
+
+    Returns:
+        `[Q]` int64.
+
+    Source: Z. Wu, Y. Xiong, S. Yu, D. Lin, "Unsupervised Feature Learning via Non-Parametric Instance
+    Discrimination", CVPR 2018, section 3.4 (weights and temperature, with k = 200); M. Caron et al.,
+    "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021 (k = 20).
+    """
+    bank_ND = F.normalize(bank.values, dim=1)
+    k = min(k, len(bank_ND))
+    predicted = []
+    for chunk_QD in torch.split(queries_QD, _CHUNK):
+        cosines_QN = F.normalize(chunk_QD, dim=1) @ bank_ND.T
+        nearest_Qk, at_Qk = cosines_QN.topk(k, dim=1)
+        votes_QK = torch.zeros(len(chunk_QD), num_classes)
+        votes_QK.scatter_add_(1, bank.labels[at_Qk], (nearest_Qk / TEMPERATURE).exp())
+        predicted.append(votes_QK.argmax(1))
+    return torch.cat(predicted)

@@ -1,0 +1,71 @@
+"""By what the best epoch is chosen, with labels and without."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from small_training import Small, Watcher, assert_same
+
+from kdcompress.errors import Interrupted
+from kdcompress.train import choice as choosing
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How often a teacher was asked about the held-out images."""
+    calls = []
+    ask = choosing.predict_teacher
+    monkeypatch.setattr(choosing, "predict_teacher", lambda *a, **k: calls.append(k) or ask(*a, **k))
+    return calls
+
+
+def test_with_labels_a_classifier_is_chosen_by_its_top1_and_its_teacher_is_not_asked(tmp_path, asked):
+    outcome = Small(tmp_path, "kd").run()
+    assert outcome.best.keys() == {"top1", "loss", "candidate", "epoch"}
+    assert asked == []
+
+
+def test_without_labels_a_classifier_is_chosen_by_its_teachers_classes_asked_once(tmp_path, asked):
+    small = Small(tmp_path, "kd", config={"ce_weight": 0.0}, labelled=False, train={"epochs": 3, "ema": 0.5})
+    outcome = small.run()
+    assert asked == [{"pooled": False}]
+    told = [line["held_out"] for line in lines(tmp_path)]
+    assert all(t.keys() == {"agreement", "kl", "candidates"} for t in told)
+    every = [(c["agreement"], -i, name) for i, t in enumerate(told, 1) for name, c in t["candidates"].items()]
+    best = max(agreement for agreement, _, _ in every)
+    assert outcome.best["agreement"] == best
+    assert outcome.epoch == min(-i for agreement, i, _ in every if agreement == best)
+
+
+def test_a_backbone_is_chosen_by_its_neighbours_and_its_teacher_asked_once(tmp_path, asked):
+    outcome = Small(tmp_path, "simreg", train={"epochs": 3}).run()
+    assert asked == [{"pooled": True}]
+    told = [line["held_out"] for line in lines(tmp_path)]
+    assert all(t.keys() == {"knn_top1", "agreement"} for t in told)
+    assert outcome.best["knn_top1"] == max(t["knn_top1"] for t in told)
+
+
+def test_where_neither_labels_nor_a_teacher_tell_anything_the_last_epoch_ships(tmp_path, monkeypatch):
+    small = Small(tmp_path)
+    unlabelled = Small(tmp_path / "other", labelled=False)
+    small.trainer.choice._held_out = unlabelled.trainer.choice._held_out
+    outcome = small.run()
+    assert [line["held_out"] for line in lines(tmp_path)] == [None, None]
+    assert (outcome.best, outcome.last, outcome.epoch) == (None, None, 2)
+    assert_same(outcome.state, small.student.network.state_dict())
+
+
+def test_a_resume_asks_the_teacher_again_and_chooses_the_same(tmp_path):
+    settings = {"config": {"ce_weight": 0.0}, "labelled": False, "train": {"epochs": 3}}
+    whole = Small(tmp_path / "whole", "kd", **settings).run()
+    with pytest.raises(Interrupted):
+        Small(tmp_path / "cut", "kd", **settings, watcher=Watcher(7)).run()
+    resumed = Small(tmp_path / "cut", "kd", **settings).run()
+    assert resumed.best == whole.best
+    assert all(torch.equal(tensor, whole.state[key]) for key, tensor in resumed.state.items())
