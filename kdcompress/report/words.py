@@ -188,6 +188,11 @@ def asked(record: Record) -> list[tuple[str, str]]:
         rows.append(("peers", ", ".join(_network(peer) for peer in recipe["peers"])))
     rows.append(("method", f"{recipe['method']['name']}{_settings(method)}"))
     data = {key: recipe["data"].get(key) for key in ("image_size", "batch_size", "held_out", "augment")}
+    labels = recipe["data"].get("labels", "all")
+    if labels != "all":  # a run of before this key had them all
+        data["labels"] = labels
+        if labels != "none":
+            data["labelled_share"] = recipe["data"].get("labelled_share")
     rows.append(("data", f"{recipe['data']['dataset']}{_settings(data)}"))
     if extra := recipe["data"].get("extra"):
         settings = {key: extra.get(key) for key in ("share", "keep", "relabel")}

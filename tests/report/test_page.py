@@ -211,3 +211,12 @@ def test_warnings_and_failures_of_the_benchmark_are_on_the_page(tmp_path):
     assert "Warning (student, 1 thread, batch 1): two modes." in text
     assert "Failed: student (PyTorch) in torch, at load: E: gone." in text
     assert "two copies of teacher came out 1.01× apart (95 % interval 0.99 to 1.03)" in text
+
+
+def test_few_labels_are_among_what_was_asked(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert "labels" not in _page(folder).text.split("What was asked")[1].split("The networks")[0]
+    text = (folder / "recipe.yaml").read_text()
+    text = text.replace("data:", "data:\n  labels: 3000\n  labelled_share: 0.5", 1)
+    (folder / "recipe.yaml").write_text(text)
+    assert re.search(r"labels 3,?000, labelled share 0\.5", _page(folder).text)
