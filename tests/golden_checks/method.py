@@ -1,10 +1,11 @@
-"""Methods without networks, and gradients with explicit zeros."""
+"""Methods without networks, layers with stored weights, and gradients with explicit zeros."""
 
 from __future__ import annotations
 
 import types
 
 import torch
+from torch import nn
 
 from kdcompress.data.batch import DataInfo
 from kdcompress.methods.base import find_method
@@ -21,6 +22,14 @@ def method(name, num_classes, *, peers=0, label_smoothing=0.0, **config):
     networks = types.SimpleNamespace(student=None, teacher=None, peers=(None,) * peers)
     super(cls, made).__init__(cls.Config(**config), networks, info)
     return made
+
+
+def fill(z, layer, prefix):
+    """Puts a file's weights into a layer, of whatever widths the file has."""
+    for name, parameter in layer.named_parameters():
+        parameter.data = z.tensor(f"{prefix}_{name}")
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        layer.running_mean, layer.running_var = torch.zeros_like(layer.weight), torch.ones_like(layer.weight)
 
 
 def gradients(total, inputs):

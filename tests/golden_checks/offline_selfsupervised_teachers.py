@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from golden_checks.method import gradients
+from golden_checks.method import fill, gradients
 from golden_checks.offline_relations import built, shapes
 from kdcompress.methods import losses
 
@@ -23,10 +23,8 @@ def simreg(z, dtype, compare):
     compare("grad_query", gradients(loss, [query])[0])
     z.read.add("out_mlp_structure")
     assert [type(layer).__name__ for layer in made.head] == z.arrays["out_mlp_structure"].tolist()
-    for name, parameter in made.head.named_parameters():
-        stored = z.tensor(f"param_mlp_{name.replace('.', '_')}")
-        assert parameter.shape == stored.shape, name
-        parameter.data = stored
+    for number, layer in enumerate(made.head):
+        fill(z, layer, f"param_mlp_{number}")
     assert {m.eps for m in made.head if isinstance(m, nn.BatchNorm1d)} == {z.number("hp_bn_eps")}
     loss = made.regression(made.head(features), target)
     compare("loss_mlp", loss)

@@ -27,7 +27,10 @@ EXTREMES = {
     "dkd": [{"logit_standardization": True, "warmup_epochs": 0}],
     "ctkd": [{"loss": "dkd", "curriculum": "linear", "ramp_epochs": 2, "logit_standardization": True}],
     "dist": [{"ce_weight": 0.0, "temperature": 1.0, "squared_factor": False}],
-    "mlkd": [{"align": "squared", "align_weight": 0.1, "contrast": "across"}],
+    "mlkd": [
+        {"ce_weight": 0.0, "sup_weight": 0.0},
+        {"align": "squared", "align_weight": 0.1, "contrast": "across", "kd_weight": 1.0},
+    ],
     "fitnet": [{"pre_activation": True, "kd_weight": 1.0}],
     "at": [{"ce_weight": 0.0, "kd_weight": 1.0}],
     "ab": [{"initial_share": 0.5, "kd_weight": 1.0}],

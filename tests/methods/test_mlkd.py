@@ -114,6 +114,8 @@ def test_only_what_has_a_weight_is_made_and_without_labels_two_terms_are_left(tm
     config = {"ce_weight": 0.0, "sup_weight": 0.0}
     assert not MLKD.needs(MLKD.Config(**config)).labels
     assert MLKD.needs(MLKD.Config()).labels
+    assert MLKD.needs(MLKD.Config(**config)).backbone
+    assert not MLKD.needs(MLKD.Config(**config, kd_weight=1.0)).backbone
     small = Small(tmp_path, "mlkd", config=config, train={"epochs": 1})
     assert {name.split(".")[0] for name, _ in small.method.projections.named_parameters()} == {
         "align",
@@ -134,3 +136,16 @@ def test_the_layers_have_the_widths_of_the_networks_and_of_the_config():
 def test_images_that_are_not_square_are_refused(tmp_path):
     with pytest.raises(NetworkError, match=r"must be square, not 8x12; set data.image_size to one number"):
         Small(tmp_path, "mlkd", data={"image_size": (8, 12)})
+
+
+def test_soft_labels_of_the_upright_images_can_be_added(tmp_path):
+    small = Small(tmp_path, "mlkd", config={"kd_weight": 2.0, "temperature": 3.0})
+    batch = next(small.loader.epoch(0))
+    images = losses.turned_views([view.images for view in batch.views])
+    small.trainer._train_mode(small.method.phases()[0])
+    torch.manual_seed(0)
+    got = small.method.losses(batch)["kd"]
+    small.trainer._train_mode(small.method.phases()[0])
+    student = small.student(images).logits[0::4]
+    expected = 2 * losses.kl(student, small.frozen(images).logits[0::4], 3.0)
+    torch.testing.assert_close(got, expected)

@@ -14,7 +14,7 @@ from kdcompress.data.random_bits import uniform
 from kdcompress.errors import DataError, NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
-from kdcompress.methods.taught import Taught
+from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.networks import Networks
 
 COLUMNS_STREAM = -3
@@ -35,7 +35,7 @@ class CRD(Taught):
         the checkpoint, which they are not there, and the same in every process.
     """
 
-    class Config(Taught.Config):
+    class Config(ClassifierLearns):
         """The contrastive loss sums over the negatives and is a mean over rows, like the other terms."""
 
         weight: float = Field(0.8, gt=0)

@@ -7,21 +7,23 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import DataError, NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.base import Needs
+from kdcompress.methods.taught import Taught
+from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.networks import Networks
 
 
-class MLKD(Method):
-    """CE of the upright images, and three terms between the pooled features of all four rotations.
+class MLKD(Taught):
+    """CE and KD of the upright images, and three terms between the pooled features of all four rotations.
 
     Each rotation is of an augmentation of its own. Alignment of each student feature with the teacher's;
     correlation of the turned with the upright images (KL of softmaxed cosines); contrast of the rows of one
     class, of either network, with all others. Both networks see 4·B images a step. The projections, the
     teacher's too, are trained and thrown away.
+    Without CE, KD and contrast no labels are needed and a backbone ships, the paper's self-supervised form.
     Not the Multi-Level Logit Distillation (CVPR 2023) that is also called MLKD.
 
     Source:
@@ -29,11 +31,11 @@ class MLKD(Method):
         authors' code. Where the paper's wording differs, `align` and `contrast` choose.
     """
 
-    class Config(Section):
+    class Config(Taught.Config):
         """The code's values for CIFAR-100; on ImageNet 20, 0.5 and 10 for corr, sup and align."""
 
         ce_weight: float = Field(1.0, ge=0)
-        """Mean over the upright images."""
+        """Mean over the upright images. With kd_weight 0 too, the student is built without a classifier."""
         corr_weight: float = Field(50.0, ge=0)
         """Of the correlation, mean over the 3·B turned images, without a factor T²."""
         sup_weight: float = Field(1.0, ge=0)
@@ -85,39 +87,47 @@ class MLKD(Method):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """Both networks' pooled features; labels if cross-entropy or contrast has a weight."""
+        both: Want = frozenset({"logits", "pooled"})
+        classifier = config.ce_weight > 0 or config.kd_weight > 0
         return Needs(
             teacher=True,
             views=4,
             labels=config.ce_weight > 0 or config.sup_weight > 0,
             unlabelled=True,
-            student=frozenset({"logits", "pooled"}),
-            read_of_teacher=frozenset({"pooled"}),
+            student=both if classifier else POOLED,
+            read_of_teacher=both if config.kd_weight > 0 else POOLED,
+            backbone=not classifier,
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms align, corr, sup and ce; a term without weight is left out."""
+        """Terms align, corr, sup, ce and kd; a term without weight is left out."""
         assert self.networks.teacher is not None
         needs = self.needs(self.config)
         images = losses.turned_views([view.images for view in batch.views])
         student = self.networks.student(images, needs.student)
         teacher = self.networks.teacher(images, needs.read_of_teacher)
-        assert student.logits is not None
         assert student.pooled is not None
         assert teacher.pooled is not None
         with self.networks.student.autocast():
             projected = self.projections(student.pooled, teacher.pooled)
-        return self.terms(student.logits, projected, teacher.pooled, batch.labels)
+        return self.terms(student.logits, projected, teacher.pooled, batch.labels, teacher.logits)
 
     def terms(
-        self, logits_RK: Tensor, projected: Projected, teacher_RE: Tensor, labels_B: Tensor
+        self,
+        logits_RK: Tensor | None,
+        projected: Projected,
+        teacher_RE: Tensor,
+        labels_B: Tensor,
+        teacher_RK: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The weighted terms of given outputs.
 
         Args:
-            logits_RK: `[4·B, K]`, of the student; row 4·i + k is image i turned k times.
+            logits_RK: `[4·B, K]`, of the student; row 4·i + k is image i turned k times. None of a backbone.
             projected: Of the same rows.
             teacher_RE: `[4·B, E]` pooled features.
             labels_B: `[B]`.
+            teacher_RK: `[4·B, K]`, the teacher's logits; not read where kd_weight is 0.
         """
         c = self.config
         terms = {}
@@ -141,9 +151,10 @@ class MLKD(Method):
                 c.sup_temperature,
                 across=c.contrast == "across",
             )
-        if c.ce_weight > 0:
-            terms["ce"] = c.ce_weight * self.cross_entropy(logits_RK[0::4], labels_B)
-        return terms
+        if logits_RK is None:
+            return terms
+        upright_BK = None if teacher_RK is None else teacher_RK[0::4]
+        return terms | self.label_terms(logits_RK[0::4], upright_BK, labels_B)
 
 
 class Projected(NamedTuple):

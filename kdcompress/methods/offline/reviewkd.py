@@ -14,7 +14,7 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
-from kdcompress.methods.taught import Taught
+from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.activations import Activations
 from kdcompress.networks.networks import Networks
 
@@ -35,7 +35,7 @@ class ReviewKD(Taught):
         whose CIFAR script leaves the teacher's batch norm in training mode; here it is frozen.
     """
 
-    class Config(Taught.Config):
+    class Config(ClassifierLearns):
         """Each level is a weighted mean of mean squared differences; the other terms are means over rows."""
 
         weight: float = Field(5.0, gt=0)

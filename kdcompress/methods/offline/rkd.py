@@ -10,7 +10,7 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
-from kdcompress.methods.taught import Taught
+from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.networks import Networks
 
 
@@ -26,7 +26,7 @@ class RKD(Taught):
         the CRD set-up; the paper's metric learning has 1 and 2.
     """
 
-    class Config(Taught.Config):
+    class Config(ClassifierLearns):
         """Distances are a mean over B² pairs, angles over B³ triples; the other terms are means over rows."""
 
         distance_weight: float = Field(25.0, ge=0)

@@ -9,7 +9,7 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
-from kdcompress.methods.taught import Taught
+from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.networks import Networks
 
 
@@ -28,7 +28,7 @@ class SRRL(Taught):
         networks is the average of the last map.
     """
 
-    class Config(Taught.Config):
+    class Config(ClassifierLearns):
         """Both squared differences are means over all elements; the other terms are means over rows."""
 
         feature_weight: float = Field(1.0, ge=0)
