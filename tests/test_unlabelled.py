@@ -105,4 +105,4 @@ def test_evaluate_says_that_there_is_nothing_to_score_by(work):
     arguments = ["evaluate", work / "run", "--recipe", work / "recipe.yaml", "--data", work / "images"]
     done = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert done.exit_code == 2
-    assert "no labels" in done.stderr
+    assert "none of its images has a label to score by" in done.stderr
