@@ -129,13 +129,13 @@ def evaluate(
     images = opened.test if split == "test" else opened.held_out
     if images is None:
         raise DataError("--split held_out: the recipe holds nothing out (data.held_out: 0)")
+    if not bool((images.labels >= 0).any()):
+        raise DataError(f"--split {split}: none of its images has a label to score by")
     one_image = images.subset(torch.tensor([0]))
     outputs = run(next(images_of(one_image, workers=0))[0].numpy()).shape[1]
     if outputs != opened.num_classes:
         raise UserError(f"{file}: tells {outputs} classes apart, the data has {opened.num_classes}")
     score = predict(run, images_of(images, workers=granted_cores())).score(opened.num_classes)
-    if score["n"] == 0:
-        raise DataError(f"--split {split}: none of its images has a label to score by")
     return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": split, **score}
 
 
