@@ -170,7 +170,8 @@ def test_contrast_between_classes_takes_two_of_them(name, way_out, labels):
 
 
 def test_without_the_contrast_one_class_will_do():
-    method("mlkd", network("cifar/resnet8"), network("cifar/resnet14"), (2, 2, 2, 2), sup_weight=0.0)
+    made = method("mlkd", network("cifar/resnet8"), network("cifar/resnet14"), (2, 2, 2, 2), sup_weight=0.0)
+    assert made.projections.embed_student is None
 
 
 # ---- through the command line
