@@ -79,9 +79,10 @@ def test_a_backbone_learns_without_any_label(work):
 @pytest.mark.parametrize(
     ("method", "more", "teacher", "message"),
     [
-        ("{name: kd}", [], "teacher.pth", "the method kd needs them as it is set"),
-        ("{name: dkd}", [], "teacher.pth", "the method dkd needs them as it is set"),
-        ("{name: crd}", [], "teacher.pth", "the method crd needs them as it is set"),
+        ("{name: kd}", [], "teacher.pth", "or let it do without them (--set method.ce_weight=0)"),
+        ("{name: at}", [], "teacher.pth", "(--set method.ce_weight=0 --set method.kd_weight=1)"),
+        ("{name: dkd}", [], "teacher.pth", "or choose another method"),
+        ("{name: crd}", [], "teacher.pth", "or choose another method"),
         ("{name: hsakd, ce_weight: 0}", [], "teacher.pth", "the preparation of its teacher needs labels"),
         ("{name: kd, ce_weight: 0}", [], None, "teacher.weights: required, since the images have no labels"),
         ("{name: kd, ce_weight: 0}", ["--baseline"], "teacher.pth", "--baseline: trains on labels"),
@@ -90,7 +91,7 @@ def test_a_backbone_learns_without_any_label(work):
             "{name: kd, ce_weight: 0}", ["--set", "teacher.train=always"], "teacher.pth",
             "the teacher would have to be trained here",
         ),
-        ("{name: kd}", ["--set", "data.labels=5"], "teacher.pth", r"data.labels: 5 of 0 training labels"),
+        ("{name: kd}", ["--set", "data.labels=5"], "teacher.pth", "data.labels: 5, and no training"),
     ],
 )  # fmt: skip
 def test_what_needs_labels_is_refused_before_anything_is_written(work, method, more, teacher, message):
@@ -106,3 +107,29 @@ def test_evaluate_says_that_there_is_nothing_to_score_by(work):
     done = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert done.exit_code == 2
     assert "none of its images has a label to score by" in done.stderr
+
+
+def test_a_few_labels_among_many_images_test_the_teacher(work):
+    """Nothing is held out, and an even sample of the training images would mostly miss those with a label."""
+    for number in range(40):
+        folder = work / "classes" / str(number % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        (work / "images" / f"{number}.png").rename(folder / f"{number}.png")
+    more = ("--set", "data.labels=4", "--set", "data.held_out=0", "--set", "teacher.min_top1=0")
+    recipe = RECIPE.replace("TEACHER", "null").replace("METHOD", "{name: kd}")
+    (work / "recipe.yaml").write_text(recipe.replace("weights: null", "weights: null, epochs: 1"))
+    arguments = [
+        "distill",
+        "--recipe",
+        work / "recipe.yaml",
+        "--data",
+        work / "classes",
+        "--out",
+        work / "run",
+        *more,
+    ]
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.stderr
+    gates = json.loads((work / "run" / "gates.json").read_text())["gates"]
+    tested = next(gate for gate in gates if gate["gate"] == "teacher_top1")
+    assert "on 4 training images" in tested["detail"]

@@ -364,6 +364,8 @@ def _seen_labels(
         hidden = None if held_out is None else replace(held_out, labels=no_labels(len(held_out)))
         return replace(train, labels=no_labels(len(train))), hidden
     known = int((train.labels >= 0).sum())
+    if known == 0:
+        raise DataError(f"data.labels: {labels}, and no training image has a label")
     most = known - len(class_names)
     if not len(class_names) <= labels <= most:
         raise DataError(

@@ -12,6 +12,7 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError, Uncuttable
 from kdcompress.methods import losses
 from kdcompress.methods.base import Candidate, Method, Needs, ParameterSet
+from kdcompress.methods.requirements import square_images
 from kdcompress.networks.cut import cut
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
@@ -33,7 +34,7 @@ class TeacherHeads(Method):
 
     def __init__(self, config: Section, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
-        refuse_oblong(data)
+        square_images("hsakd", data)
         tapped = self._teacher.tapped
         self.heads = joint_heads(tapped, cuttable(tapped, "teacher"))
 
@@ -149,20 +150,6 @@ def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
     if reason is None:
         raise NetworkError(f"{wanted}, and {tapped.model} has no stages; choose a convolutional network")
     raise Uncuttable(f"{wanted}; {reason}") from reason
-
-
-def refuse_oblong(data: DataInfo) -> None:
-    """Quarter turns of a batch fit together only if its images are square.
-
-    Raises:
-        NetworkError: They are not.
-    """
-    height, width = data.image_size
-    if height != width:
-        raise NetworkError(
-            f"method hsakd: turns images by quarters, so they must be square, not {height}x{width}; set "
-            "data.image_size to one number"
-        )
 
 
 def _widen(tail: nn.Module, tapped: Tapped) -> None:

@@ -12,6 +12,7 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.requirements import pooled_widths
 from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.networks import Networks
 
@@ -88,23 +89,13 @@ class BackboneLearns(Taught):
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
         assert networks.teacher is not None
-        widths = []
-        name = f"method {type(self).__name__.lower()}"
-        for role, network in (("student", networks.student), ("teacher", networks.teacher)):
-            pooled = network.shapes().pooled
-            if pooled is None:
-                raise NetworkError(
-                    f"{name}: compares the pooled features of images, and the {role} {network.model} has "
-                    f"none, since no linear layer ends it; name that layer in {role}.taps: "
-                    "{classifier: MODULE.PATH}"
-                )
-            widths.append(pooled.shape[1])
+        name = type(self).__name__.lower()
+        self.widths = pooled_widths(name, "compares the pooled features of images", networks)
         if config.kd_weight and networks.teacher.shapes().logits is None:
             raise NetworkError(
-                f"{name}: kd_weight {config.kd_weight:g} wants the logits of a teacher, and "
+                f"method {name}: kd_weight {config.kd_weight:g} wants the logits of a teacher, and "
                 f"{networks.teacher.model} has no classifier here; set method.kd_weight to 0"
             )
-        self.widths = (widths[0], widths[1])
 
     @classmethod
     def needs(cls, config: Config) -> Needs:

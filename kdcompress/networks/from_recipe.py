@@ -14,8 +14,9 @@ from kdcompress.networks import weights
 from kdcompress.networks.build import build
 from kdcompress.recipe import NetworkSection, TeacherSection
 
-Headless = Literal["never", "if_weights_are", "always"]
-"""When a network is built as a backbone, without a classifier."""
+Headless = Literal["never", "if_weights_are", "unless_classes_fit", "always"]
+"""When a network is built as a backbone, without a classifier: where its weights have none, also where they
+have none for the classes of the data and may not get one, or in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,9 @@ def start(
         seed: Of the run.
         purpose: student, teacher, peer1, ...; each draws its fresh weights independently.
         allow_code: Whether `python:` networks may be built.
-        keep_classes: Whether weights with another number of classes are an error; they are none where the
-            network may be built headless.
-        headless: Whether it is built without a classifier: where its weights have none that fits the data
-            ("if_weights_are"; nobody reads its logits), or in any case. Without weights "if_weights_are" is
-            "never".
+        keep_classes: Whether weights with another number of classes stay as they are: an error, unless
+            `headless` says otherwise.
+        headless: When it is built without a classifier. Without weights all but "always" is "never".
         progress: Whether to show a download.
 
     Raises:
@@ -99,9 +98,10 @@ def start(
     if section.weights is None:
         return Start(network, None, False, num_classes)
     found = weights.resolve(section.weights, section.model, progress=progress)
-    if headless == "if_weights_are" and num_classes:
+    if headless in ("if_weights_are", "unless_classes_fit") and num_classes:
         known = weights.classifier_classes(found.state_dict, network)
-        if known is None or (keep_classes and known != num_classes):
+        useless = headless == "unless_classes_fit" and keep_classes and known != num_classes
+        if known is None or useless:
             num_classes, network = 0, built(0)
     if num_classes == 0:
         loaded = weights.load_into(
@@ -120,18 +120,20 @@ def start(
     return Start(network, found, loaded.head_replaced, num_classes, loaded.dropped)
 
 
-def headless_teacher(section: TeacherSection, *, logits_read: bool) -> Headless:
+def headless_teacher(section: TeacherSection, *, logits_read: bool, backbone: bool) -> Headless:
     """When the teacher is built without a classifier.
 
     Args:
         section: Of the recipe.
         logits_read: Whether the method reads its logits.
+        backbone: Whether the method trains a backbone, to which the teacher's classes mean nothing.
 
     Returns:
-        "if_weights_are" where its logits have no reader; "never" where somebody reads them, or where the
-        recipe wants it trained on labels in any case.
+        "never" where somebody reads its logits, or where the recipe wants it trained on labels in any case.
     """
-    return "if_weights_are" if not logits_read and section.train != "always" else "never"
+    if logits_read or section.train == "always":
+        return "never"
+    return "unless_classes_fit" if backbone else "if_weights_are"
 
 
 def classes_told_by(

@@ -46,12 +46,26 @@ def knn_top1(features_ND: Tensor, labels_N: Tensor, *, most: int = MOST_IMAGES) 
     right = 0
     classes = int(labels_N.max()) + 1
     for rows, cosines, neighbours in _nearest(features_ND, min(NEIGHBOURS, count - 1)):
-        votes = torch.zeros(len(rows), classes)
-        # Scaled by the best vote, as a softmax is: exp(1 / 0.07) alone is 1.6 million.
-        weights = ((cosines - cosines[:, :1]) / TEMPERATURE).exp()
-        votes.scatter_add_(1, labels_N[neighbours], weights)
-        right += int((votes.argmax(1) == labels_N[rows]).sum())
+        voted = vote(cosines, labels_N[neighbours], classes)
+        right += int((voted == labels_N[rows]).sum())
     return right / count
+
+
+def vote(cosines_Rk: Tensor, labels_Rk: Tensor, num_classes: int) -> Tensor:
+    """The class that neighbours vote for, each with the weight exp(cosine / 0.07).
+
+    Args:
+        cosines_Rk: Nearest first.
+        labels_Rk: int64, the neighbours' classes.
+        num_classes: K.
+
+    Returns:
+        `[R]` int64. Of equal classes the one of the lower number wins.
+    """
+    votes_RK = torch.zeros(len(cosines_Rk), num_classes)
+    # Scaled by the best vote, as a softmax is: exp(1 / 0.07) alone is 1.6 million.
+    weights_Rk = ((cosines_Rk - cosines_Rk[:, :1]) / TEMPERATURE).exp()
+    return votes_RK.scatter_add_(1, labels_Rk, weights_Rk).argmax(1)
 
 
 def overlap(features_ND: Tensor, others_ND: Tensor, *, most: int = MOST_IMAGES) -> float | None:

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcompress.networks.neighbours import NEIGHBOURS, vote
 from kdcompress.probe.features import Features
 
-NEIGHBOURS = 20
-TEMPERATURE = 0.07
 _CHUNK = 512  # queries at a time: bounds the similarities to 512 × N
 
 
@@ -35,7 +34,5 @@ def knn(bank: Features, queries_QD: Tensor, num_classes: int, *, k: int = NEIGHB
     for chunk_QD in torch.split(queries_QD, _CHUNK):
         cosines_QN = F.normalize(chunk_QD, dim=1) @ bank_ND.T
         nearest_Qk, at_Qk = cosines_QN.topk(k, dim=1)
-        votes_QK = torch.zeros(len(chunk_QD), num_classes)
-        votes_QK.scatter_add_(1, bank.labels[at_Qk], (nearest_Qk / TEMPERATURE).exp())
-        predicted.append(votes_QK.argmax(1))
+        predicted.append(vote(nearest_Qk, bank.labels[at_Qk], num_classes))
     return torch.cat(predicted)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from kdcompress import __version__
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data
 from kdcompress.data.loader import EvaluationLoader
@@ -55,6 +56,19 @@ class Run:
     def precision(self) -> Literal["bf16", "fp16", "fp32"]:
         """The number format of its passes."""
         return precision.resolve(self.recipe.train.precision, self.device)
+
+    @property
+    def surroundings(self) -> dict[str, Any]:
+        """What a training before the student's depends on beside its recipe and data."""
+        return {
+            "kdcompress": __version__,
+            "torch": torch.__version__,
+            "device": self.device.type,
+            "precision": self.precision,
+            "processes": self.processes.world,
+            # Grey images are repeated on three channels where the student takes no others.
+            "channels": self.data.channels,
+        }
 
     @property
     def workers(self) -> int:

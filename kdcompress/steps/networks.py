@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from pydantic import ValidationError
+
 from kdcompress.data.batch import DataInfo
 from kdcompress.data.dataset import Data
 from kdcompress.data.input_spec import InputSpec
@@ -33,7 +35,9 @@ def starts(run: Run) -> dict[str, Start]:
         sections["teacher"] = recipe.teacher
     headless: dict[str, Headless] = {name: "always" if needs.backbone else "never" for name in sections}
     if recipe.teacher is not None:
-        headless["teacher"] = headless_teacher(recipe.teacher, logits_read="logits" in needs.read_of_teacher)
+        headless["teacher"] = headless_teacher(
+            recipe.teacher, logits_read="logits" in needs.read_of_teacher, backbone=needs.backbone
+        )
     found = {}
     for name, section in sections.items():
         found[name] = start(
@@ -88,11 +92,11 @@ def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool
             f"method.name: {name}: the preparation of its teacher needs labels, and no training image has one"
         )
     if data.labelled == 0 and needs.labels:
-        without = " (--set method.ce_weight=0)" if "ce_weight" in recipe.method else ""
+        without = _without_labels(recipe)
         where = f"data.root: {recipe.data.root}: " if recipe.data.root else ""
         raise DataError(
             f"{where}no training image has a label, and the method {name} needs them as it is set; sort the "
-            f"images into a folder per class, or choose a method or weights that need none{without}"
+            f"images into a folder per class, or {without}"
         )
     if data.class_names or needs.backbone:
         return data
@@ -105,6 +109,21 @@ def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool
         allow_code=allow_code, progress=progress,
     )  # fmt: skip
     return dataclasses.replace(data, class_names=names)
+
+
+def _without_labels(recipe: Recipe) -> str:
+    """What the user may do so that no label is needed: settings of the method, if there are any."""
+    cls, _ = configured(recipe.method)
+    for changes in ({"ce_weight": 0}, {"ce_weight": 0, "kd_weight": 1}):
+        section = {key: value for key, value in recipe.method.items() if key != "name"} | changes
+        try:
+            config = cls.Config.model_validate(section)
+        except ValidationError:
+            continue
+        if not cls.needs(config).labels:
+            settings = " ".join(f"--set method.{key}={value}" for key, value in changes.items())
+            return f"let it do without them ({settings})"
+    return "choose another method (kd with ce_weight 0 needs none)"
 
 
 def tapped(run: Run, section: NetworkSection, start: Start) -> Tapped:

@@ -6,10 +6,8 @@ import hashlib
 import json
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from kdcompress import __version__
 from kdcompress.methods.base import Method, Preparation
 from kdcompress.networks.from_recipe import seeded
 from kdcompress.networks.networks import Networks
@@ -85,7 +83,6 @@ def _seed(run: Run) -> int:
 
 def _key(run: Run, asked: Preparation, teacher: Teacher) -> str:
     """A hash of everything that the result depends on, and of nothing else."""
-    recipe = run.recipe
     of_training: dict[str, Any] = {
         "method": f"{asked.method.__module__}.{asked.method.__qualname__}",
         "config": asked.config.model_dump(mode="json"),
@@ -96,13 +93,5 @@ def _key(run: Run, asked: Preparation, teacher: Teacher) -> str:
         "teacher": [teacher.model, teacher.size, teacher.fingerprint],
         "mean_std": [teacher.tapped.mean.tolist(), teacher.tapped.std.tolist()],
     }
-    surroundings = {
-        "kdcompress": __version__,
-        "torch": torch.__version__,
-        "device": run.device.type,
-        "precision": run.precision,
-        "processes": run.processes.world,
-        "channels": run.data.channels,
-    }
-    parts = [of_training, *teacher_store.of_recipe(recipe), run.data.listing_sha256, surroundings]
+    parts = [of_training, *teacher_store.of_recipe(run.recipe), run.data.listing_sha256, run.surroundings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

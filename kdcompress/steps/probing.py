@@ -24,11 +24,12 @@ from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS, spec_of
 from kdcompress.errors import DataError, UserError
 from kdcompress.networks.from_recipe import teacher_needs_training
+from kdcompress.networks.neighbours import NEIGHBOURS
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import Teacher
 from kdcompress.probe.concepts import MARGIN, concepts, overlap
 from kdcompress.probe.features import Features, Read, features, pooled, variance
-from kdcompress.probe.knn import NEIGHBOURS, knn
+from kdcompress.probe.knn import knn
 from kdcompress.probe.knowledge import HIGHEST, LEAST, MOST, Search, entropies, passes
 from kdcompress.probe.linear import linear
 from kdcompress.probe.picture import ROWS, Column, picture

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcompress import __version__, discovery, documents
+from kdcompress import discovery, documents
 from kdcompress.atomic import sha256_of
 from kdcompress.deploy.accuracy import Embeddings, accuracy, spread
 from kdcompress.deploy.gate import Gate, relative
@@ -85,20 +85,11 @@ def _prepare(run: Run, start: Start) -> None:
     """Trains or fine-tunes the teacher, or takes it from an earlier run with the same inputs."""
     recipe, section = run.recipe, run.recipe.teacher
     assert section is not None
-    surroundings = {
-        "kdcompress": __version__,
-        "torch": torch.__version__,
-        "device": run.device.type,
-        "precision": run.precision,
-        "processes": run.processes.world,
-        # Grey images are repeated on three channels where the student takes no others.
-        "channels": run.data.channels,
-    }
     key = teacher_store.key(
         recipe,
         listing_sha256=run.data.listing_sha256,
         weights_sha256=start.weights.sha256 if start.weights else None,
-        surroundings=surroundings,
+        surroundings=run.surroundings,
     )
     kept = teacher_store.find(run.folder.checkpoints, key)
     if run.processes.agree(kept is not None):
@@ -135,8 +126,10 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
     assert section is not None
     where, images = "held-out", data.held_out
     if images is None:
-        every = max(1, len(data.train) // HELD_OUT_SAMPLE)
-        where, images = "training", data.train.subset(torch.arange(0, len(data.train), every))
+        # Where some have labels, those: of a few among many a sample might hold none.
+        known = data.taught(labels=True, unlabelled=data.labelled == 0).train
+        every = max(1, len(known) // HELD_OUT_SAMPLE)
+        where, images = "training", known.subset(torch.arange(0, len(known), every))
     figures = None
     if run.processes.first:
         with run.evaluation(images) as batches:

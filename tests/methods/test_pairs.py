@@ -27,7 +27,10 @@ REFUSED = {
     ("hsakd", TRANSFORMER): r"a VisionTransformer is not a network that can be cut into stages; choose",
     ("hsakd", TWO_CLASSIFIERS): r"a LevitDistilled is not a network that can be cut into stages; choose",
     ("crd", TWO_CLASSIFIERS): r"student timm/levit_128s has none.*student.taps: \{classifier:",
-    ("mlkd", TWO_CLASSIFIERS): r"student timm/levit_128s has no pooled features.*student.taps: \{classifier:",
+    (
+        "mlkd",
+        TWO_CLASSIFIERS,
+    ): r"student timm/levit_128s has none, since no linear layer.*student.taps: \{classifier:",
     (
         "reviewkd",
         TWO_CLASSIFIERS,

@@ -385,20 +385,23 @@ def test_a_start_is_headless_where_its_weights_are(tmp_path):
     other = saved(tmp_path / "other.pth", classifier(5).state_dict())
     assert started(other, "if_weights_are").num_classes == 7
     assert started(other, "if_weights_are").head_replaced
-    assert started(other, "if_weights_are", keep_classes=True).backbone
-    with pytest.raises(UserError, match="knows 5 classes, the data has 7"):
-        started(other, "never", keep_classes=True)
+    assert started(other, "unless_classes_fit").num_classes == 7
+    assert started(other, "unless_classes_fit", keep_classes=True).backbone
+    for headless in ("never", "if_weights_are"):
+        with pytest.raises(UserError, match="knows 5 classes, the data has 7"):
+            started(other, headless, keep_classes=True)
     with pytest.raises(WeightsError, match="no classifier"):
         started(ssl, "never", keep_classes=True)
 
 
 def test_a_headless_teacher_is_one_whose_logits_nobody_reads_and_needs_no_training(tmp_path):
-    for train, backbone_method, expected in (
-        ("auto", True, "if_weights_are"), ("never", True, "if_weights_are"), ("always", True, "never"),
-        ("auto", False, "never"),
+    for train, logits_read, backbone_method, expected in (
+        ("auto", False, True, "unless_classes_fit"), ("never", False, True, "unless_classes_fit"),
+        ("always", False, True, "never"), ("auto", False, False, "if_weights_are"),
+        ("never", False, False, "if_weights_are"), ("auto", True, False, "never"),
     ):  # fmt: skip
         section = TeacherSection(model=MODEL, train=train, weights="w.pth")
-        assert headless_teacher(section, logits_read=not backbone_method) == expected
+        assert headless_teacher(section, logits_read=logits_read, backbone=backbone_method) == expected
     ssl = saved(tmp_path / "ssl.pth", backbone(seed=3).state_dict())
     section = TeacherSection(model=MODEL, weights=str(ssl))
     assert not teacher_needs_training(section, started(ssl, "if_weights_are"))

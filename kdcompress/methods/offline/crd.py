@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.data.random_bits import uniform
-from kdcompress.errors import DataError, NetworkError
+from kdcompress.errors import DataError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
+from kdcompress.methods.requirements import pooled_widths
 from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.networks import Networks
 
@@ -69,24 +70,14 @@ class CRD(Taught):
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
-        assert networks.teacher is not None
-        widths = []
-        for role, network in (("student", networks.student), ("teacher", networks.teacher)):
-            pooled = network.shapes().pooled
-            if pooled is None:
-                raise NetworkError(
-                    f"method crd: embeds the pooled vectors of images, and the {role} {network.model} has "
-                    f"none, since no linear layer ends it; name that layer in {role}.taps: "
-                    "{classifier: MODULE.PATH}"
-                )
-            widths.append(pooled.shape[1])
+        student, teacher = pooled_widths("crd", "embeds the pooled vectors of images", networks)
         if data.labelled_classes < 2:
             raise DataError(
                 "method crd: the negatives of an image are images of other classes, and the training images "
                 f"are of {data.labelled_classes}; take data of at least two classes, or another method"
             )
-        self.embed_student = nn.Linear(widths[0], config.width)
-        self.embed_teacher = nn.Linear(widths[1], config.width)
+        self.embed_student = nn.Linear(student, config.width)
+        self.embed_teacher = nn.Linear(teacher, config.width)
         # As in the code: numbers whose rows have length 1 in the mean square, not each.
         bound = (3 / config.width) ** 0.5
         for name in ("bank_student", "bank_teacher"):

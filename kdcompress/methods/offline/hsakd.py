@@ -12,7 +12,8 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs, Preparation
-from kdcompress.methods.hierarchy import TeacherHeads, cuttable, joint_heads, refuse_oblong
+from kdcompress.methods.hierarchy import TeacherHeads, cuttable, joint_heads
+from kdcompress.methods.requirements import square_images
 from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
@@ -54,7 +55,7 @@ class HSAKD(Taught):
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
-        refuse_oblong(data)
+        square_images("hsakd", data)
         assert networks.teacher is not None
         student, teacher = networks.student, networks.teacher.tapped
         ours, theirs = cuttable(student, "student"), cuttable(teacher, "teacher")

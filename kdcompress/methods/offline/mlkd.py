@@ -8,9 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch, DataInfo
-from kdcompress.errors import DataError, NetworkError
+from kdcompress.errors import DataError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
+from kdcompress.methods.requirements import pooled_widths, square_images
 from kdcompress.methods.taught import Taught
 from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.networks import Networks
@@ -59,24 +60,8 @@ class MLKD(Taught):
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
-        height, width = data.image_size
-        if height != width:
-            raise NetworkError(
-                f"method mlkd: turns images by quarters, so they must be square, not {height}x{width}; set "
-                "data.image_size to one number"
-            )
-        assert networks.teacher is not None
-        widths = []
-        for role, model, shapes in (
-            ("student", networks.student.model, networks.student.shapes()),
-            ("teacher", networks.teacher.model, networks.teacher.shapes()),
-        ):
-            if shapes.pooled is None:
-                raise NetworkError(
-                    f"method mlkd: the {role} {model} has no pooled features, since its logits do not come "
-                    f"from a linear layer; name the layer in {role}.taps: {{classifier: MODULE.PATH}}"
-                )
-            widths.append(shapes.pooled.shape[1])
+        square_images("mlkd", data)
+        widths = pooled_widths("mlkd", "aligns the pooled features of images", networks)
         if config.sup_weight and data.labelled_classes < 2:
             raise DataError(
                 "method mlkd: tells images from those of other classes, and the labelled training images are "

@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor
 
 from kdcompress.data.batch import Batch, DataInfo
-from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
+from kdcompress.methods.requirements import pooled_widths
 from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.networks import Networks
 
@@ -39,14 +39,7 @@ class RKD(Taught):
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
-        assert networks.teacher is not None
-        for role, network in (("student", networks.student), ("teacher", networks.teacher)):
-            if network.shapes().pooled is None:
-                raise NetworkError(
-                    f"method rkd: relates the pooled vectors of images, and the {role} {network.model} has "
-                    f"none, since no linear layer ends it; name that layer in {role}.taps: "
-                    "{classifier: MODULE.PATH}"
-                )
+        pooled_widths("rkd", "relates the pooled vectors of images", networks)
 
     @classmethod
     def needs(cls, config: Config) -> Needs:

@@ -9,17 +9,16 @@ from torch import Tensor, nn
 
 from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
-from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Candidate, Method, Needs, ParameterSet, Preparation
+from kdcompress.methods.requirements import pooled_width, pooled_widths, square_images
 from kdcompress.methods.taught import Taught
 from kdcompress.networks.activations import POOLED
 from kdcompress.networks.networks import Networks
-from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
 
 VIEWS = 4
 """Of each image: upright and turned by one, two and three quarters, each cropped and flipped on its own."""
+READS = "projects the pooled features of images"
 
 
 class SSKD(Taught):
@@ -76,11 +75,11 @@ class SSKD(Taught):
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
-        _refuse_oblong(data)
-        assert networks.teacher is not None
-        self.head_student = _head(_width("student", networks.student))
+        square_images("sskd", data)
+        student, teacher = pooled_widths("sskd", READS, networks)
+        self.head_student = _head(student)
         # What `Pretext` trained is loaded into it; it is part of the checkpoint and of no parameter set.
-        self.head_teacher = _head(_width("teacher", networks.teacher)).requires_grad_(False).eval()
+        self.head_teacher = _head(teacher).requires_grad_(False).eval()
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
@@ -176,9 +175,9 @@ class SSKD(Taught):
 
         def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
             super().__init__(config, networks, data)
-            _refuse_oblong(data)
+            square_images("sskd", data)
             assert networks.teacher is not None
-            self.head = _head(_width("teacher", networks.teacher))
+            self.head = _head(pooled_width("sskd", READS, "teacher", networks.teacher))
 
         @classmethod
         def needs(cls, config: Config) -> Needs:
@@ -210,22 +209,3 @@ def _turned(batch: Batch) -> Tensor:
 
 def _head(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-
-
-def _width(role: str, network: Tapped | Teacher) -> int:
-    pooled = network.shapes().pooled
-    if pooled is None:
-        raise NetworkError(
-            f"method sskd: projects the pooled features of images, and the {role} {network.model} has none, "
-            f"since no linear layer ends it; name that layer in {role}.taps: {{classifier: MODULE.PATH}}"
-        )
-    return pooled.shape[1]
-
-
-def _refuse_oblong(data: DataInfo) -> None:
-    height, width = data.image_size
-    if height != width:
-        raise NetworkError(
-            f"method sskd: turns images by quarters, so they must be square, not {height}x{width}; set "
-            "data.image_size to one number"
-        )
