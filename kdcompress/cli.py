@@ -6,6 +6,7 @@ Nothing heavy is imported at the top, so that `--help` and the listings start at
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shlex
@@ -14,13 +15,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import click
 
 from kdcompress import __version__, listing
 from kdcompress.cores import MAX_THREADS
-from kdcompress.errors import Interrupted, KdcompressError, UserError, WorldError
+from kdcompress.errors import Interrupted, KdcompressError, RunFailed, UserError, WorldError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -124,21 +125,191 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
     _give(summary, as_json, lambda: _print_summary(summary))
 
 
+def _per_channel(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """The numbers of `--mean` and `--std`."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers such as 0.485,0.456,0.406, got {text!r}") from None
+    if not all(0 <= value <= 1 for value in values) or (option.name == "std" and 0 in values):
+        raise click.BadParameter(f"{text}: is not of images in [0, 1]; divide what is of 0 to 255 by 255")
+    return values
+
+
+def _of_checkpoint(command: F) -> F:
+    """The options that say which network of a checkpoint is meant."""
+    options = (
+        click.option(
+            "--at", metavar="PLACE", help="Where in the checkpoint it is; a message about several lists them."
+        ),
+        click.option(
+            "--drop", multiple=True, metavar="MODULE", help="Among its own layers, but for training alone."
+        ),
+        click.option(
+            "--input-size", type=click.IntRange(8, 4096), metavar="N", help="Side of its images in pixels."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.argument("source", metavar="RUN")
+@click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(path_type=Path))
+@click.option("--student", required=True, metavar="FAMILY/NAME", help="The plain network that is in it.")
 @click.option(
-    "--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to. [default: RUN/export]"
+    "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The .safetensors to write."
+)
+@_of_checkpoint
+@click.option(
+    "--allow-code", is_flag=True, help="Let the network be one of your own: python:package.module:function."
+)
+@_common
+def strip(
+    checkpoint: Path,
+    student: str,
+    out: Path,
+    at: str | None,
+    drop: tuple[str, ...],
+    input_size: int | None,
+    allow_code: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Take the plain student out of a checkpoint with heads, teachers, averages and wrappers."""
+    from kdcompress.steps.stripping import Asked, strip
+
+    told = strip(checkpoint, out, Asked(student, at, drop, input_size, allow_code))
+    _give(told, as_json, lambda: _print_stripped(told, told["file"]))
+
+
+def _of_smaller(command: F) -> F:
+    """The options that ask for smaller files."""
+    options = (
+        click.option(
+            "--int8",
+            is_flag=True,
+            help="Also student.int8.onnx, calibrated on training images, and a verdict.",
+        ),
+        click.option(
+            "--int8-rescue",
+            type=click.IntRange(min=0),
+            metavar="K",
+            help="Leave the K layers that lose most in float.",
+        ),
+        click.option(
+            "--int8-ranges",
+            type=click.Choice(["minmax", "percentile"]),
+            help="Of the activations: to the extremes, or cut at the 99.999th percentile.",
+        ),
+        click.option(
+            "--max-drop",
+            type=click.FloatRange(0, 100),
+            metavar="P",
+            help="Points of top-1 that int8 may lose; beyond, exit code 3. [default: 3]",
+        ),
+        click.option("--fp16", is_flag=True, help="Also student.fp16.onnx, half the size."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("source", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder to write to. [default: RUN/export, or CHECKPOINT-export]",
 )
 @click.option("--format", "formats", metavar="LIST", default="onnx,safetensors", show_default=True)
-@click.option("--allow-code", is_flag=True, help="Let the run's network be python:package.module:function.")
+@click.option("--opset", type=int, metavar="N", help="Of the ONNX file. [default: the exporter's choice]")
+@_of_smaller
+@click.option("--data", "root", metavar="DIR", help="Folder of the images that the files are proved on.")
+@click.option("--student", metavar="FAMILY/NAME", help="CHECKPOINT: the plain network that is in it.")
+@_of_checkpoint
+@click.option("--recipe", metavar="NAME|FILE", help="CHECKPOINT: its data section says which images.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Change a value of the recipe."
+)
+@click.option(
+    "--labels",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="CHECKPOINT: class names in the order of its logits, a JSON list or one per line.",
+)
+@click.option(
+    "--mean", metavar="LIST", callback=_per_channel, help="CHECKPOINT: of its images in [0, 1], per channel."
+)
+@click.option(
+    "--std", metavar="LIST", callback=_per_channel, help="CHECKPOINT: of its images in [0, 1], per channel."
+)
+@click.option("--allow-code", is_flag=True, help="Let the network be python:package.module:function.")
 @_common
-def export(source: str, out: Path | None, formats: str, allow_code: bool, as_json: bool, quiet: bool) -> None:
-    """Write and prove the files of a finished or a failed run again."""
+def export(
+    source: Path,
+    out: Path | None,
+    formats: str,
+    opset: int | None,
+    root: str | None,
+    int8: bool,
+    int8_rescue: int | None,
+    int8_ranges: str | None,
+    max_drop: float | None,
+    fp16: bool,
+    allow_code: bool,
+    as_json: bool,
+    quiet: bool,
+    **of_checkpoint: Any,
+) -> None:
+    """Write and prove the files of a run again, or of the student in a checkpoint.
+
+    --int8 and --fp16 make smaller files of a run's student.onnx and add them to the run; with --out, --format
+    or --opset they go where the other files go.
+    """
     from kdcompress.progress import Progress
-    from kdcompress.steps.afterwards import export
 
     names = [name.strip() for name in formats.split(",")]
-    summary = export(Path(source), out, names, Progress(quiet), allow_code=allow_code)
+    progress = Progress(quiet)
+    told = {"int8-rescue": int8_rescue, "int8-ranges": int8_ranges, "max-drop": max_drop}
+    changes = {name.removeprefix("int8-").replace("-", "_"): v for name, v in told.items() if v is not None}
+    if changes and not int8:
+        first = next(name for name, value in told.items() if value is not None)
+        raise click.UsageError(f"--{first}: belongs to --int8")
+    smaller = None
+    if int8 or fp16:
+        from kdcompress.steps import adding
+
+        wanted = adding.wanted_of(
+            source, int8=int8, fp16=fp16, changes=changes, formats=names, allow_code=allow_code
+        )
+        smaller = functools.partial(adding.add_beside, wanted=wanted, progress=progress)
+    if source.is_file():
+        from kdcompress.steps import foreign_export
+        from kdcompress.steps.stripping import Asked
+
+        which = {"side": "input_size", "student": "student", "at": "at", "drop": "drop"}
+        asked = Asked(**{k: of_checkpoint.pop(v) for k, v in which.items()}, allow_code=allow_code)
+        on = foreign_export.OnData(root=root, **of_checkpoint)
+        summary = foreign_export.export(source, out, names, progress, asked, on, opset=opset, smaller=smaller)
+    else:
+        from kdcompress.steps.afterwards import export
+
+        for name, value in of_checkpoint.items():
+            if value and source.is_dir():
+                option = {"overrides": "set"}.get(name, name.replace("_", "-"))
+                raise click.UsageError(f"--{option}: belongs to a checkpoint; a run knows it by itself")
+        given = click.get_current_context().get_parameter_source
+        default = click.core.ParameterSource.DEFAULT
+        if smaller is not None and all(given(name) is default for name in ("out", "formats", "opset")):
+            summary = adding.add_to_run(source, wanted, progress, root=root, allow_code=allow_code)
+        else:
+            summary = export(
+                source, out, names, progress, root=root, opset=opset, smaller=smaller, allow_code=allow_code
+            )
     _give(summary, as_json, lambda: _print_files(summary))
 
 
@@ -202,6 +373,113 @@ def evaluate(
 
     result = evaluate(Path(source), Progress(quiet), **options)
     _give(result, as_json, lambda: _print_evaluation(result))
+
+
+def _counts(ctx: click.Context, option: click.Parameter, text: str) -> tuple[int | Literal["all"], ...]:
+    """`1,4,all` of --threads, `1,8` of --batch."""
+    counts: list[int | Literal["all"]] = []
+    for word in text.split(","):
+        if word.strip() == "all" and option.name == "threads":
+            counts.append("all")
+        elif word.strip().isdecimal() and 1 <= int(word) <= MAX_THREADS:
+            counts.append(int(word))
+        else:
+            example = "1,all" if option.name == "threads" else "1,8"
+            raise click.BadParameter(f"expected counts up to {MAX_THREADS} such as {example}, got {text!r}")
+    return tuple(dict.fromkeys(counts))
+
+
+_CONDITIONS = """
+\b
+--fail-if EXPR, for example:
+  p50 > 5ms                        any median call above 5 ms
+  student.p50 > 1.1 * old          10 % above the file of --compare
+  ratio_high < 2 and rss > 200MB   surely not twice as fast, and large
+  student.p50 > teacher.p50 / 4    of the same threads and batch
+\b
+EXPR     sums compared by < <= > >= == !=, joined by 'and', 'or'
+sums     numbers and metrics with + - * / ( ); spaces around the minus
+metrics  METRIC (of every result), ARTEFACT.METRIC, 'odd name'.METRIC;
+         old, old.METRIC: the same in the file of --compare
+METRIC   p50 p50_low p50_high p90 p99 min load first (ms), throughput
+         (images/s), ratio ratio_low ratio_high (to --baseline),
+         rss size (MB), params macs, agreement top1
+units    us ms s, kB MB GB, %; none: ms and MB
+"""
+"""Of bench/conditions.py; here it is known without importing that."""
+
+
+@main.command(epilog=_CONDITIONS)
+@click.argument("files", metavar="[NAME=]FILE...", nargs=-1, required=True)
+@click.option(
+    "--baseline", metavar="FILE", help="What the others are compared with; one of FILE or one more."
+)
+@click.option(
+    "--threads", metavar="LIST", default="1,all", show_default=True, callback=_counts, help="Of each runtime."
+)
+@click.option(
+    "--batch", metavar="LIST", default="1", show_default=True, callback=_counts, help="Images per call."
+)
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="LIST",
+    help="Of onnxruntime, openvino, openvino-bf16 (.onnx), torch, torch-compile (.safetensors), or your own: "
+    "FILE.py:CLASS. [default: onnxruntime, torch]",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=21,
+    show_default=True,
+    metavar="N",
+    help="Of half a second each; below 6 no difference can be shown.",
+)
+@click.option("--recipe", metavar="NAME|FILE", help="Time on its data, and tell the top-1. [default: noise]")
+@click.option("--data", metavar="DIR", help="Folder of the recipe's data.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Change a value of the recipe."
+)
+@click.option(
+    "--input-size",
+    type=click.IntRange(8, 4096),
+    metavar="N",
+    help="Side of the images in pixels, where a file leaves it open.",
+)
+@click.option("--out", metavar="FILE.json", type=click.Path(path_type=Path), help="Write the document.")
+@click.option("--plot", metavar="FILE.svg|.png", type=click.Path(path_type=Path), help="Draw it.")
+@click.option(
+    "--compare",
+    metavar="OLD.json",
+    type=click.Path(path_type=Path),
+    help="What has changed since an earlier --out, or since a run's bench.json.",
+)
+@click.option("--fail-if", multiple=True, metavar="EXPR", help="Exit with 3 if it holds; see below.")
+@click.option(
+    "--target",
+    type=click.Choice(["local"]),
+    default="local",
+    show_default=True,
+    help="Where to measure; for now this machine alone.",
+)
+@click.option("--allow-code", is_flag=True, help="Let a file's network be python:package.module:function.")
+@_common
+def bench(target: str, runtimes: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+    """Time files against each other so that a difference is a difference.
+
+    Every file, runtime, thread count and batch size is a process of its own; they take turns in shuffled
+    rounds, and ratios are taken round by round. One file runs twice (the A/A control): what lies within what
+    identical things differ by, and within 2 %, is no difference.
+    """
+    from kdcompress.progress import Progress
+    from kdcompress.steps.timing import Asked, bench
+
+    names = tuple(name.strip() for text in runtimes for name in text.split(",") if name.strip())
+    document = bench(Asked(runtimes=names, **options), Progress(quiet))
+    _give(document, as_json, lambda: _print_bench(document))
+    if document["not_met"]:
+        raise RunFailed("\n  ".join(document["not_met"]))
 
 
 @main.command()
@@ -288,10 +566,49 @@ def _print_summary(summary: dict[str, Any]) -> None:
     print_summary(summary)
 
 
+def _print_stripped(told: dict[str, Any], file: str) -> None:
+    kept, dropped = told["kept"], told["dropped"]
+    classes = "" if kept["classes"] is None else f", {kept['classes']:,} classes"
+    size = f"{kept['parameters']:,} parameters in {kept['tensors']:,} tensors"
+    click.echo(f"{file}: {told['student']}{classes}, {size}")
+    same = f" (the same at {', '.join(kept['also_at'])})" if kept["also_at"] else ""
+    click.echo(f"kept: {kept['at']}{same}")
+    if told["set_aside"]:
+        click.echo(f"set aside: {', '.join(told['set_aside'])}, which fits too but is named a teacher")
+    rows = [(part["at"], f"{part['tensors']:,} tensors", f"{part['parameters']:,}") for part in dropped]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for at, tensors, parameters in rows:
+        click.echo(
+            f"dropped: {at:<{widths[0]}}  {tensors:>{widths[1]}}  {parameters:>{widths[2]}} parameters"
+        )
+    if told["values"]:
+        click.echo(f"dropped: {', '.join(told['values'])}")
+
+
 def _print_files(summary: dict[str, Any]) -> None:
+    if "stripped" in summary:
+        _print_stripped(summary["stripped"], summary["stripped"]["checkpoint"]["file"])
     for name, entry in summary["files"].items():
         click.echo(f"{Path(summary['folder']) / name}  {entry['bytes']:,} bytes")
-    click.echo(f"{len(summary['gates'])} gates passed")
+    top1 = summary["student"].get("top1")
+    scored = "" if top1 is None else f"; top-1 {100 * top1:.2f} % on {summary['student']['n']:,} images"
+    click.echo(f"{len(summary['gates'])} gates passed{scored}")
+    if "variants" in summary:
+        from kdcompress.steps.variants import lines
+
+        for line in lines(summary["variants"]):
+            click.echo(line)
+
+
+def _print_bench(document: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from kdcompress.bench.table import print_table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file has room, and a figure that is broken in two cannot be read
+    print_table(document, console)
 
 
 def _print_evaluation(result: dict[str, Any]) -> None:

@@ -205,6 +205,7 @@ def _baseline_of(run: Run) -> Run:
         teacher=None,
         peers=[],
         method={"name": "none", "classifier_first": 0.0},
+        export=run.recipe.export.model_copy(update={"int8": None, "fp16": False}),
     )
     alone = dataclasses.replace(without_extra(run), recipe=recipe, folder=RunFolder(run.folder / "baseline"))
     return dataclasses.replace(alone, recipe=recipe.lengthened(steps_per_epoch(run) / steps_per_epoch(alone)))

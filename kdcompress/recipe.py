@@ -173,10 +173,43 @@ class OptimSection(Section):
     """Linear, from nothing: a fraction of the run (below 1) or epochs (1 and above)."""
 
 
+class Int8Section(Section):
+    """`export.int8:` how `student.int8.onnx` is made; a bare true in its place means its defaults."""
+
+    images: int = Field(128, ge=1)
+    """Of the training split, to calibrate with: not augmented, of every class as many."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Decides which."""
+    target: Literal["auto", "x86", "x86-novnni", "arm"] = "auto"
+    """Whose kernels it is made for; auto: this machine's."""
+    ranges: Literal["minmax", "percentile"] = "minmax"
+    """Of the activations: from the least to the greatest value seen, or cut at the 99.999th percentile."""
+    rescue: int = Field(0, ge=0)
+    """So many of the layers that lose most stay in float."""
+    max_drop: float = Field(3.0, ge=0, le=100)
+    """Points of test top-1 that it may lose against fp32; beyond, the run fails and the file is set aside."""
+
+
+def _int8_spelt_out(export: Any) -> Any:
+    """`int8: true` is what people write; false is none."""
+    if not isinstance(export, dict) or not isinstance(export.get("int8"), bool):
+        return export
+    return {**export, "int8": {} if export["int8"] else None}
+
+
 class ExportSection(Section):
     """`export:` what ships."""
 
     formats: list[Literal["onnx", "safetensors"]] = Field(["onnx", "safetensors"], min_length=1)
+    int8: Int8Section | None = None
+    """Also make `student.int8.onnx`, and say whether it is worth having here; true or a section."""
+    fp16: bool = False
+    """Also make `student.fp16.onnx`, half the size."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return _int8_spelt_out(value)
 
 
 class BenchSection(Section):
@@ -252,6 +285,7 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = (), *, allow_code:
     ordered = sorted(overrides, key=lambda item: not item.startswith("method.name="))
     problems = [problem for item in ordered if (problem := _override(document, item))]
     problems += _plugin_problems(document, allow_code)
+    problems += _made_from_onnx(document)
     method, more = _method(document)
     problems += more
     try:
@@ -290,6 +324,8 @@ def _spelt_out(document: dict[str, Any]) -> dict[str, Any]:
     data = document.get("data")
     if isinstance(data, dict) and isinstance(data.get("extra"), str):
         document = {**document, "data": {**data, "extra": {"root": data["extra"]}}}
+    if "export" in document:
+        document = {**document, "export": _int8_spelt_out(document["export"])}
     return document
 
 
@@ -351,6 +387,18 @@ def _plugin_problems(document: dict[str, Any], allow_code: bool) -> list[str]:
         if isinstance(model, str) and (problem := model_problem(model, allow_code)):
             problems.append(f"{path}.model: {problem}")
     return problems
+
+
+def _made_from_onnx(document: dict[str, Any]) -> list[str]:
+    """The smaller files that are asked for without the one they are made from."""
+    export = document.get("export")
+    if not isinstance(export, dict):
+        return []
+    formats = export.get("formats")
+    if not isinstance(formats, list) or not formats or "onnx" in formats:
+        return []
+    asked = [key for key in ("int8", "fp16") if export.get(key) not in (None, False)]
+    return [f"export.{key}: is made from student.onnx; add onnx to export.formats" for key in asked]
 
 
 def model_problem(model: str, allow_code: bool) -> str | None:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,12 +119,18 @@ class RunFolder:
             {"schema": MANIFEST_SCHEMA, "finished": done, **manifest, "files": hashes},
         )
 
-    def vouch_again(self, files: list[str]) -> None:
-        """Puts the hashes of files that were written again into the manifest, if there is one."""
+    def vouch_again(self, files: list[str], gone: Collection[str] = ()) -> None:
+        """Puts the hashes of files that were written again into the manifest, if there is one.
+
+        Args:
+            files: Names in the folder.
+            gone: Names of files that are there no more.
+        """
         file = self.path / "manifest.json"
         if file.exists():
             manifest = _manifest(file)
-            write_json(file, {**manifest, "files": {**manifest["files"], **self._hashes(files)}})
+            kept = {name: entry for name, entry in manifest["files"].items() if name not in gone}
+            write_json(file, {**manifest, "files": {**kept, **self._hashes(files)}})
 
     def finished(self) -> dict[str, Any] | None:
         """The manifest of a finished run whose files are as they were written, or None if it is not finished.

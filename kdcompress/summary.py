@@ -45,6 +45,16 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
                 latency.get(name, ""),
                 file,
             )
+    for precision, entry in summary.get("variants", {}).items():
+        name, same = f"student ({precision})", summary["student"]
+        table.add_row(
+            name,
+            *(_percent(entry.get(key)) for key in scored),
+            f"{same['params']:,}",
+            f"{same['macs']:,}",
+            latency.get(name, ""),
+            entry["file"],
+        )
     console.print(table)
     if summary["gain"] is not None:
         gain = summary["gain"]
@@ -53,6 +63,8 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
             f"Against the baseline: {gain['points']:+.2f} points "
             f"(95 % interval {low:+.2f} to {high:+.2f}): {gain['verdict']}"
         )
+    for entry in summary.get("variants", {}).values():
+        console.print(entry["verdict"]["sentence"])
     gates = json.loads((folder / "gates.json").read_text(encoding="utf-8"))["gates"]
     passed = sum(gate["passed"] for gate in gates)
     console.print(

@@ -173,7 +173,8 @@ def test_a_run_leaves_what_the_contract_names(finished):
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "recipe.yaml", "manifest.json", "log.jsonl", "checkpoints", "student.safetensors", "config.json",
-        "labels.json", "student.onnx", "gates.json", "bench.json", "results.json", "report.html", "README.md",
+        "labels.json", "student.onnx", "golden.npz", "gates.json", "bench.json", "results.json",
+        "report.html", "README.md",
     }  # fmt: skip
     assert not [name for name in names if name.endswith(".tmp") or name == ".staging"]
 
@@ -406,7 +407,9 @@ def test_export_writes_the_same_network_again(finished, tmp_path):
     done = kdcompress("export", finished[1], "--out", tmp_path / "again", "--json")
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
-    assert set(document["files"]) == {"student.onnx", "student.safetensors", "config.json", "labels.json"}
+    assert set(document["files"]) == {
+        "student.onnx", "student.safetensors", "config.json", "labels.json", "golden.npz",
+    }  # fmt: skip
     for name in document["files"]:
         assert (tmp_path / "again" / name).read_bytes() == (finished[1] / name).read_bytes(), name
 

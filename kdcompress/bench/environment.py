@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import platform
@@ -49,8 +50,17 @@ def environment() -> dict[str, Any]:
         "libc": " ".join(platform.libc_ver()).strip() or None,
         "python": platform.python_version(),
         "kdcompress": metadata.version("kdcompress"),
-        "runtimes": {name: metadata.version(name) for name in ("onnxruntime", "torch")},
+        "runtimes": _versions("onnxruntime", "torch", "openvino"),
     }
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def load_warnings() -> list[str]:

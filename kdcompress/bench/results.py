@@ -8,20 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kdcompress import __version__
-from kdcompress.bench import stats
+from kdcompress.bench import runtimes, stats
 
 if TYPE_CHECKING:
-    from kdcompress.bench.measure import Artefact
-    from kdcompress.bench.session import Session
+    from kdcompress.bench.plan import Artefact
 
 SCHEMA = "kdcompress.bench/1"
 
 NOISY_SHARE = 0.2
 """Above this share of disturbed blocks absolute times are not to be trusted."""
+
+LEAST_AGREEMENT = 0.9
+"""Of the classes that a file in fewer bits gives, with those in full precision."""
 
 
 class Copy(enum.Enum):
@@ -41,7 +40,8 @@ class Block:
         cpu_s: CPU time of the process in it, over all threads.
         involuntary_switches: How often another process took a core from it.
         steal_s: CPU time that the hypervisor gave to other machines, all cores together; None if it is not
-        told. peak_mb: Greatest resident memory of the worker so far.
+            told.
+        peak_mb: Greatest resident memory of the worker so far.
     """
 
     calls_ms: list[float]
@@ -84,20 +84,45 @@ class Cell:
     threads: int
     batch: int
     copy: Copy
-    session: Session | None = None
     loaded: dict[str, Any] = field(default_factory=dict)
-    logits: NDArray[Any] | None = None
+    parity: dict[str, Any] | None = None
     blocks: list[Block] = field(default_factory=list)
 
     @property
-    def label(self) -> str:
-        """For progress and messages."""
-        return f"{self.artefact.name} ({self.runtime}, threads {self.threads}, batch {self.batch})"
+    def is_control(self) -> bool:
+        """Whether it is the A/A copy."""
+        return self.copy is Copy.CONTROL
+
+    @property
+    def shown(self) -> str:
+        """The runtime's name in the document; the precision stands beside it."""
+        return runtimes.shown(self.runtime)
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+        return runtimes.precision(self.runtime, self.artefact.precision)
 
     @property
     def medians_ms(self) -> list[float]:
         """One per round."""
         return [block.median_ms for block in self.blocks]
+
+
+def filled(cells: Sequence[Cell], raw: dict[str, Any]) -> list[Cell]:
+    """The cells that were measured over all rounds, with what the driver brought back of them.
+
+    Args:
+        cells: In the plan's order.
+        raw: As `driver.run` gives it.
+    """
+    measured = []
+    for cell, entry in zip(cells, raw["cells"], strict=True):
+        if entry is not None:
+            cell.loaded, cell.parity = entry["loaded"], entry["parity"]
+            cell.blocks = [Block.from_answer(answer) for answer in entry["blocks"]]
+            measured.append(cell)
+    return measured
 
 
 def document(
@@ -121,17 +146,13 @@ def document(
         protocol: What was asked for.
         warnings: Sentences so far.
     """
-    measured = [cell for cell in cells if cell.copy is Copy.MEASURED]
-    controls = [_control(cell, measured) for cell in cells if cell.copy is Copy.CONTROL]
-    widest = max((control for control in controls if control), key=_width, default=None)
-    margins = {
-        (control["threads"], control["batch"]): stats.margin(_pair(control["ci95"]))
-        for control in controls
-        if control
-    }
-    results = [_result(cell, _baseline_of(cell, measured, baseline), margins) for cell in measured]
+    measured = [cell for cell in cells if not cell.is_control]
+    controls = [control for cell in cells if cell.is_control if (control := _control(cell, measured))]
+    widest = max(controls, key=_margin, default=None)
+    margins = {(control["threads"], control["batch"]): _margin(control) for control in controls}
     disturbed = [block.is_disturbed(cell.threads) for cell in cells for block in cell.blocks]
     is_noisy = sum(disturbed) > NOISY_SHARE * len(disturbed)
+    results = [_result(cell, _baseline_of(cell, measured, baseline), margins, is_noisy) for cell in measured]
     if is_noisy:
         warnings = [
             *warnings,
@@ -155,20 +176,23 @@ def document(
     }
 
 
-def _result(cell: Cell, base: Cell | None, margins: dict[tuple[int, int], float]) -> dict[str, Any]:
+def _result(
+    cell: Cell, base: Cell | None, margins: dict[tuple[int, int], float], is_noisy: bool
+) -> dict[str, Any]:
     calls = [call for block in cell.blocks for call in block.calls_ms]
     interval = stats.interval(cell.medians_ms)
     noise = _noise(cell, calls)
     return {
         "artefact": cell.artefact.name,
-        "runtime": cell.runtime,
+        "runtime": cell.shown,
         "provider": cell.loaded["provider"],
-        "precision": cell.artefact.precision,
+        "precision": cell.precision,
         "threads": cell.threads,
         "batch": cell.batch,
         "input": [cell.batch, *cell.loaded["shape"]],
         "images": cell.loaded["images"],
         "parity": _parity(cell),
+        "import_ms": _rounded(cell.loaded["import_ms"]),
         "load_ms": _rounded(cell.loaded["load_ms"]),
         "first_ms": _rounded(cell.loaded["first_ms"]),
         "latency_ms": {
@@ -179,6 +203,7 @@ def _result(cell: Cell, base: Cell | None, margins: dict[tuple[int, int], float]
             "min": _rounded(min(calls)),
             "n": len(calls),
         },
+        "throughput_img_s": _rounded(1e3 * cell.batch / statistics.median(cell.medians_ms)),
         "round_medians_ms": [_rounded(median) for median in cell.medians_ms],
         "vs_baseline": base and _comparison(cell, base, margins.get((cell.threads, cell.batch))),
         "rss_mb": {
@@ -186,7 +211,7 @@ def _result(cell: Cell, base: Cell | None, margins: dict[tuple[int, int], float]
             "peak": round(max(block.peak_mb for block in cell.blocks), 1),
         },
         "noise": noise,
-        "warnings": _warnings(cell, noise),
+        "warnings": _warnings(cell, noise, is_noisy),
     }
 
 
@@ -195,7 +220,8 @@ def _comparison(cell: Cell, base: Cell, least: float | None) -> dict[str, Any]:
     least = stats.LEAST_DIFFERENCE if least is None else least
     return {
         "name": base.artefact.name,
-        "runtime": base.runtime,
+        "runtime": base.shown,
+        "precision": base.precision,
         "ratio": _rounded(ratio),
         "ci95": interval and [_rounded(end) for end in interval],
         "margin": _rounded(least),
@@ -204,15 +230,21 @@ def _comparison(cell: Cell, base: Cell, least: float | None) -> dict[str, Any]:
 
 
 def _baseline_of(cell: Cell, measured: Sequence[Cell], baseline: str | None) -> Cell | None:
-    """The baseline's cell of the same threads and batch: in the same runtime if it was measured there."""
-    if baseline is None or cell.artefact.name == baseline:
+    """The baseline's cell of the same threads and batch: in the same runtime if it was measured there.
+
+    The baseline's own further runtimes are compared with its first.
+    """
+    if baseline is None:
         return None
     same = [
         other
         for other in measured
         if (other.artefact.name, other.threads, other.batch) == (baseline, cell.threads, cell.batch)
     ]
-    return next((other for other in same if other.runtime == cell.runtime), next(iter(same), None))
+    first = next(iter(same), None)
+    if cell.artefact.name == baseline:
+        return None if cell is first else first
+    return next((other for other in same if other.runtime == cell.runtime), first)
 
 
 def _control(control: Cell, measured: Sequence[Cell]) -> dict[str, Any] | None:
@@ -233,30 +265,25 @@ def _control(control: Cell, measured: Sequence[Cell]) -> dict[str, Any] | None:
 
 
 def _parity(cell: Cell) -> dict[str, Any] | None:
-    reference = cell.artefact.reference
-    if reference is None or cell.logits is None:
-        return None
-    spread = float(np.std(reference, axis=0).mean())
-    return {
-        "n": len(reference),
-        "top1_agreement": float((cell.logits.argmax(1) == reference.argmax(1)).mean()),
-        "max_err_over_spread": float(np.abs(cell.logits - reference).max() / spread) if spread > 0 else None,
-    }
+    keys = ("to", "n", "top1_agreement", "max_err_over_spread")
+    return cell.parity and {key: cell.parity[key] for key in keys}
 
 
 def _noise(cell: Cell, calls: list[float]) -> dict[str, Any]:
     blocks, medians = cell.blocks, cell.medians_ms
+    marked = sum(block.is_disturbed(cell.threads) for block in blocks)
     return {
         "cpu_over_wall": round(sum(b.cpu_s for b in blocks) / max(sum(b.wall_s for b in blocks), 1e-9), 2),
         "involuntary_switches": sum(block.involuntary_switches for block in blocks),
-        "marked_blocks": sum(block.is_disturbed(cell.threads) for block in blocks),
+        "marked_blocks": marked,
+        "contaminated": marked > NOISY_SHARE * len(blocks),
         "share_over_2x": round(stats.share_over_twice_the_median(calls), 4),
         "round_spread": round(max(medians) / min(medians), 2),
         "bimodal": stats.has_two_modes(medians) or stats.has_two_modes(calls),
     }
 
 
-def _warnings(cell: Cell, noise: dict[str, Any]) -> list[str]:
+def _warnings(cell: Cell, noise: dict[str, Any], is_noisy: bool) -> list[str]:
     warnings = []
     if noise["bimodal"]:
         apart = f"two groups more than {stats.MODE_RATIO:g}x apart"
@@ -265,17 +292,33 @@ def _warnings(cell: Cell, noise: dict[str, Any]) -> list[str]:
         warnings.append(
             f"the rounds differ by up to {noise['round_spread']:g}x; read the ratio, not the median"
         )
+    if noise["contaminated"] and not is_noisy:  # which is said of all of them at once
+        share = f"{noise['marked_blocks']} of {len(cell.blocks)} rounds"
+        warnings.append(f"contaminated: in {share} other work had a part of the cores")
     if cell.loaded["images"] == "noise":
         warnings.append("timed on noise, not on real images")
-    return warnings
+    return warnings + _parity_warnings(cell)
 
 
-def _width(control: dict[str, Any]) -> float:
-    return stats.margin(_pair(control["ci95"]))
+def _parity_warnings(cell: Cell) -> list[str]:
+    parity = cell.parity
+    if parity is None:
+        return []
+    if not parity["varies"]:
+        return [f"parity with {parity['to']} shows nothing: the outputs hardly depend on the image"]
+    if cell.precision == "fp32" and not parity["within"]:
+        far = f"{parity['max_err_over_spread']:.2g} of their spread"
+        return [f"its outputs differ from those of {parity['to']} by {far}: is it the same network?"]
+    # Of noise no class is the right one, and which one comes first says little.
+    if parity["top1_agreement"] < LEAST_AGREEMENT and cell.loaded["images"] == "real":
+        share = f"{100 * parity['top1_agreement']:.0f} % of {parity['n']} images"
+        return [f"gives the class that {parity['to']} gives for only {share}; check its accuracy"]
+    return []
 
 
-def _pair(ends: list[float] | None) -> stats.Interval | None:
-    return None if ends is None else (ends[0], ends[1])
+def _margin(control: dict[str, Any]) -> float:
+    ends = control["ci95"]
+    return stats.margin(control["ratio"], None if ends is None else (ends[0], ends[1]))
 
 
 def _share(flags: list[bool]) -> str:

@@ -9,6 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kdcompress.bench.compare import label_of
+
 _STYLES = {"faster": "green", "slower": "red", "no difference": ""}
 
 
@@ -31,11 +33,14 @@ def table(document: dict[str, Any]) -> RenderableType:
     results, artefacts = document["results"], document["artefacts"]
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     has_baseline = any(result["vs_baseline"] for result in results)
+    has_parity = any(result["parity"] for result in results)
+    has_top1 = any(artefact.get("accuracy") for artefact in artefacts.values())
     for name in ("artefact", "runtime"):
         grid.add_column(name, overflow="fold")
-    for name in ("thr", "batch", "p50 ms (95 %)", "p90", *(["vs baseline (95 %)"] if has_baseline else [])):
-        grid.add_column(name, justify="right")
-    for name in ("MB", "GMACs", "peak MB"):
+    headings = ["thr", "batch", "p50 ms (95 %)", "p90", *(["vs baseline (95 %)"] if has_baseline else [])]
+    headings += ["load ms", "first ms", "peak MB", "file MB", "GMACs"]
+    headings += [*(["same class"] if has_parity else []), *(["top-1"] if has_top1 else [])]
+    for name in headings:
         grid.add_column(name, justify="right")
     for result in results:
         artefact = artefacts[result["artefact"]]
@@ -52,12 +57,43 @@ def table(document: dict[str, Any]) -> RenderableType:
             cells.append(_against(result["vs_baseline"]))
         macs = artefact["macs"]
         cells += [
+            _short(result["load_ms"]),
+            _short(result["first_ms"]),
+            f"{result['rss_mb']['peak']:.0f}",
             f"{artefact['bytes'] / 1e6:.3g}",
             "" if macs is None else f"{macs / 1e9:.3g}",
-            f"{result['rss_mb']['peak']:.0f}",
         ]
+        if has_parity:
+            cells.append("-" if result["parity"] is None else _percent(result["parity"]["top1_agreement"]))
+        if has_top1:
+            cells.append("-" if not artefact.get("accuracy") else _percent(artefact["accuracy"]["top1"]))
         grid.add_row(*cells)
-    return Group(grid, *(Text(line) for line in footer(document)))
+    parts: list[RenderableType] = [grid] if results else []
+    if "compare" in document:
+        parts.append(_changes(document["compare"]))
+    return Group(*parts, *(Text(line) for line in footer(document)))
+
+
+def _changes(compared: dict[str, Any]) -> RenderableType:
+    """What has become of each result since the document of --compare."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    grid.title = Text(f"since {compared['file']} ({compared['date_utc'] or 'date unknown'})", style="bold")
+    for name in ("artefact", "runtime"):
+        grid.add_column(name, overflow="fold")
+    for name in ("thr", "batch", "old p50 ms", "new p50 ms", "old / new (95 %)", "by"):
+        grid.add_column(name, justify="right")
+    for row in compared["results"]:
+        grid.add_row(
+            f"{row['artefact']} {row['precision']}",
+            row["runtime"],
+            str(row["threads"]),
+            str(row["batch"]),
+            f"{row['old_ms']:.3g}",
+            f"{row['new_ms']:.3g}",
+            _against(row),
+            row["by"],
+        )
+    return grid
 
 
 def footer(document: dict[str, Any]) -> list[str]:
@@ -75,12 +111,22 @@ def footer(document: dict[str, Any]) -> list[str]:
             f"quality: {document['quality']}"
         )
     lines += [f"warning: {warning}" for warning in document["warnings"]]
+    concerned: dict[str, list[str]] = {}
     for result in document["results"]:
-        where = "{artefact} ({runtime}, threads {threads}, batch {batch})".format_map(result)
-        lines += [f"warning: {where}: {warning}" for warning in result["warnings"]]
+        for warning in result["warnings"]:
+            concerned.setdefault(warning, []).append(label_of(result))
+    for warning, labels in concerned.items():
+        everywhere = len(labels) == len(document["results"]) > 1
+        lines.append(f"warning: {'all' if everywhere else ', '.join(labels)}: {warning}")
+    if "compare" in document:
+        compared = document["compare"]
+        lines += [f"warning: compared with {compared['file']}: {text}" for text in compared["warnings"]]
+        for key, what in (("only_new", "not in"), ("only_old", "only in")):
+            if compared[key]:
+                lines.append(f"{what} {compared['file']}: {', '.join(compared[key])}")
     for failure in document["failures"]:
-        where = f"{failure['artefact']} ({failure['runtime']}, threads {failure['threads']})"
-        lines.append(f"failed: {where} at {failure['stage']}: {failure['type']}: {failure['message']}")
+        what = f"at {failure['stage']}: {failure['type']}: {failure['message']}"
+        lines.append(f"failed: {label_of(failure)} {what}")
     return lines
 
 
@@ -89,6 +135,14 @@ def _against(comparison: dict[str, Any] | None) -> Text:
         return Text("-")
     words = f"{comparison['ratio']:.2f}x {_interval(comparison['ci95'])} {comparison['verdict']}"
     return Text(words, style=_STYLES[comparison["verdict"]])
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _interval(ends: list[float] | None) -> str:

@@ -1,10 +1,11 @@
 """The process that is timed: one artefact in one runtime at one thread count, driven by JSON lines.
 
 This file stands alone (standard library, numpy and the runtime; Python 3.8 and newer), so that it can be
-copied to a board that has no kdcompress. `torch` and kdcompress are imported only by the torch runtime.
+copied to a board that has no kdcompress. `torch` and kdcompress are imported only by the torch runtimes.
 
-Started as `python worker.py '{"threads": 1, "parent": 4711}'`. Each line on stdin is a command, each line
-on stdout its answer: `{"ok": true, ...}`, or `{"ok": false, "type", "message"}` and the worker ends.
+Started by driver.py as `python worker.py '{"threads": 1, "parent": 4711, "allow_code": false, "scratch":
+"/a/folder"}'`. Each line on stdin is a command, each line on stdout its answer: `{"ok": true, ...}`, or
+`{"ok": false, "type", "message"}` and the worker ends.
 
 - `load`: runtime, file, batch, shape ([C, H, W] or null), images (an .npy file of [N, C, H, W] in [0, 1],
   or null), seed
@@ -12,16 +13,23 @@ on stdout its answer: `{"ok": true, ...}`, or `{"ok": false, "type", "message"}`
 - `logits`: of the first `count` images, one batch after another
 - `quit`
 
-A runtime is a class with `load(path, threads, batch, shape)`, `run(images)` and `info()`. Beside the two
-built in, `/path/to/file.py:ClassName` names one of the user's. A runtime that has a `clock_ns` method is
-timed with that clock (a device with its own event timer).
+A runtime is a class with `load(path, threads, batch, shape)`, `run(images)` and `info()`. Beside those
+built in, `/path/to/file.py:ClassName` names one of the user's. It may have `start()`, which imports what it
+needs and is timed apart from loading; `prepare(images)`, which is not timed; and a clock of its own (a
+device with an event timer) as `clock_ns()`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+
+if __name__ == "__main__":
+    # Where this file lies in kdcompress, its neighbours would shadow other modules.
+    _own = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder or ".") != _own]
+
+import json
 from typing import Any, Dict, List, Optional
 
 SETTINGS = json.loads(sys.argv[1]) if __name__ == "__main__" else {}
@@ -47,25 +55,25 @@ INPUTS = 8
 class OnnxRuntime:
     """ONNX Runtime on the CPU, with the asked-for number of threads and its default spinning."""
 
-    def load(self, path: str, threads: int, batch: int, shape: Optional[List[int]]) -> List[int]:
-        """Opens a session; gives the images' shape [C, H, W]."""
+    def start(self) -> None:
+        """Imports it."""
         import onnxruntime
 
-        self._version = onnxruntime.__version__
-        options = onnxruntime.SessionOptions()
+        self._library = onnxruntime
+
+    def load(self, path: str, threads: int, batch: int, shape: Optional[List[int]]) -> List[int]:
+        """Opens a session; gives the images' shape [C, H, W]."""
+        options = self._library.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         asked = ["CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(path, options, providers=asked)
+        self._session = self._library.InferenceSession(path, options, providers=asked)
         self._provider = self._session.get_providers()[0]
         if self._provider != asked[0]:
             raise RuntimeError("asked for %s, got %s" % (asked[0], self._provider))
         first = self._session.get_inputs()[0]
-        if len(first.shape) != 4:
-            raise ValueError("the model's input has %d axes, not 4 (batch, C, H, W)" % len(first.shape))
-        if isinstance(first.shape[0], int) and first.shape[0] != batch:
-            raise ValueError("the model's batch is fixed at %d, asked for %d" % (first.shape[0], batch))
+        _check_input(first.shape, batch)
         self._name = first.name
         self._type = {"tensor(float)": np.float32, "tensor(float16)": np.float16}.get(first.type)
         if self._type is None:
@@ -82,24 +90,94 @@ class OnnxRuntime:
 
     def info(self) -> Dict[str, str]:
         """What really ran."""
-        return {"provider": self._provider, "version": self._version}
+        return {"provider": self._provider, "version": self._library.__version__}
+
+
+class OpenVino:
+    """OpenVINO on the CPU, compiled for this batch and image size, for latency, in float32.
+
+    Left to itself it computes in bfloat16 where the processor can, and would be compared with others that do
+    not. An int8 file runs in int8 either way: this says what its remaining floats are computed in.
+    """
+
+    PRECISION = "f32"
+
+    def start(self) -> None:
+        """Imports it, without its telemetry, which reports home from a forked copy of the process."""
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        import openvino
+
+        self._library = openvino
+
+    def load(self, path: str, threads: int, batch: int, shape: Optional[List[int]]) -> List[int]:
+        """Reads and compiles the file; gives the images' shape [C, H, W]."""
+        core = self._library.Core()
+        if self.PRECISION == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise RuntimeError("this processor has no bf16 instructions; leave openvino-bf16 out")
+        model = core.read_model(path)
+        partial = model.input(0).get_partial_shape()
+        own = [axis.get_length() if axis.is_static else None for axis in partial]
+        _check_input(own, batch)
+        resolved = _resolved(own[1:], shape)
+        model.reshape([batch, *resolved])
+        self._type = model.input(0).get_element_type().to_dtype()
+        if not np.issubdtype(self._type, np.floating):
+            raise ValueError("the model's input is %s, not floating-point images" % self._type)
+        asked = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": self.PRECISION,
+        }
+        compiled = core.compile_model(model, "CPU", asked)
+        used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if used != self.PRECISION:
+            raise RuntimeError("asked for %s, got %s" % (self.PRECISION, used))
+        self._provider = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+        self._request = compiled.create_infer_request()
+        return resolved
+
+    def prepare(self, images: Any) -> Any:
+        """The images as this model takes them; not timed."""
+        return np.ascontiguousarray(images, dtype=self._type)
+
+    def run(self, images: Any) -> Any:
+        """The first output of one call; the next call overwrites it."""
+        self._request.infer([images], share_inputs=True)
+        return self._request.get_output_tensor(0).data
+
+    def info(self) -> Dict[str, str]:
+        """What really ran."""
+        return {"provider": self._provider, "version": self._library.__version__.split("-")[0]}
+
+
+class OpenVinoBf16(OpenVino):
+    """OpenVINO in bfloat16, its own choice on processors that have the instructions."""
+
+    PRECISION = "bf16"
 
 
 class Torch:
     """PyTorch in eager mode on the CPU, normalisation included, as in the exported file."""
 
-    def load(self, path: str, threads: int, batch: int, shape: Optional[List[int]]) -> List[int]:
-        """Builds the network and loads its weights; gives the images' shape [C, H, W]."""
+    def start(self) -> None:
+        """Imports it, and what builds the network."""
         import torch
 
-        from kdcompress.deploy.load import load
+        from kdcompress.deploy.formats.safetensors import read
 
-        self._torch = torch
-        torch.set_num_threads(threads)
-        self._network, spec = load(path)
+        self._torch, self._read = torch, read
+
+    def load(self, path: str, threads: int, batch: int, shape: Optional[List[int]]) -> List[int]:
+        """Builds the network and loads its weights; gives the images' shape [C, H, W]."""
+        from pathlib import Path
+
+        self._torch.set_num_threads(threads)
+        self._network, config = self._read(Path(path), allow_code=SETTINGS["allow_code"])
         self._network.eval()
-        self._mean = torch.tensor(spec.mean).reshape(1, -1, 1, 1)
-        self._std = torch.tensor(spec.std).reshape(1, -1, 1, 1)
+        spec = config.spec
+        self._mean = self._torch.tensor(spec.mean).reshape(1, -1, 1, 1)
+        self._std = self._torch.tensor(spec.std).reshape(1, -1, 1, 1)
         return _resolved([spec.channels, None, None], shape or [spec.channels, spec.height, spec.width])
 
     def prepare(self, images: Any) -> Any:
@@ -116,7 +194,48 @@ class Torch:
         return {"provider": "cpu", "version": self._torch.__version__}
 
 
-RUNTIMES = {"onnxruntime": OnnxRuntime, "torch": Torch}
+class TorchCompile(Torch):
+    """PyTorch compiled by inductor: weights frozen into the code, channels last, one batch size.
+
+    The first call compiles, from nothing: what earlier runs left in the cache is not used.
+    """
+
+    def start(self) -> None:
+        """Imports it, with a cache of its own."""
+        if SETTINGS.get("scratch"):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = SETTINGS["scratch"]
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else idle processes stay beside the timed one
+        super().start()
+
+    def load(self, path: str, threads: int, batch: int, shape: Optional[List[int]]) -> List[int]:
+        """Builds the network, loads its weights and wraps it; gives the images' shape [C, H, W]."""
+        resolved = super().load(path, threads, batch, shape)
+        network, mean, std = self._network, self._mean, self._std
+
+        def normalised(images: Any) -> Any:
+            return network((images - mean) / std)
+
+        network.to(memory_format=self._torch.channels_last)
+        self._compiled = self._torch.compile(normalised, dynamic=False, options={"freezing": True})
+        return resolved
+
+    def prepare(self, images: Any) -> Any:
+        """The images as a tensor, channels last; not timed."""
+        return super().prepare(images).contiguous(memory_format=self._torch.channels_last)
+
+    def run(self, images: Any) -> Any:
+        """The logits of one call."""
+        with self._torch.no_grad():  # weights are frozen into code only where no gradient is wanted
+            return self._compiled(images).numpy()
+
+
+RUNTIMES = {
+    "onnxruntime": OnnxRuntime,
+    "torch": Torch,
+    "torch-compile": TorchCompile,
+    "openvino": OpenVino,
+    "openvino-bf16": OpenVinoBf16,
+}
 
 
 class Worker:
@@ -128,13 +247,17 @@ class Worker:
         """Loads the artefact, makes the inputs and runs the first call; durations in ms."""
         self.runtime = _find_runtime(command["runtime"])()
         self.clock_ns = getattr(self.runtime, "clock_ns", time.perf_counter_ns)
+        start_s = time.perf_counter()
+        getattr(self.runtime, "start", lambda: None)()
+        import_ms = (time.perf_counter() - start_s) * 1e3
         base_mb = peak_mb()
         start = self.clock_ns()
         shape = self.runtime.load(command["file"], SETTINGS["threads"], command["batch"], command["shape"])
         load_ms = (self.clock_ns() - start) / 1e6
         self.batch, self.images = command["batch"], None
         if command["images"] is not None:
-            images = np.load(command["images"], allow_pickle=False)
+            # Mapped: only the rows that are used count as this process's memory.
+            images = np.load(command["images"], mmap_mode="r", allow_pickle=False)
             # A network of another input size (a teacher at 224) is timed on noise of its own size, and it
             # says so.
             self.images = images if list(images.shape[1:]) == list(shape) else None
@@ -148,7 +271,8 @@ class Worker:
         start = self.clock_ns()
         logits = self.runtime.run(self.inputs[0])
         first_ms = (self.clock_ns() - start) / 1e6
-        answer = {"load_ms": load_ms, "first_ms": first_ms, "base_mb": base_mb, "shape": list(shape)}
+        answer = {"import_ms": import_ms, "load_ms": load_ms, "first_ms": first_ms, "base_mb": base_mb}
+        answer["shape"] = list(shape)
         answer["images"] = "real" if is_real else "noise"
         answer["outputs"] = list(np.shape(logits))
         answer.update(self.runtime.info())
@@ -157,10 +281,13 @@ class Worker:
     def block(self, command: Dict[str, Any]) -> Dict[str, Any]:
         """Calls for at least so long and so often, each timed on its own."""
         run, clock_ns, inputs = self.runtime.run, self.clock_ns, self.inputs
-        for i in range(
-            2
-        ):  # the first calls after a pause wake threads and refill caches; they are not recorded
+        # The first calls after a pause wake threads and refill caches; they are not recorded. One does where
+        # a call takes long.
+        pause_end = time.perf_counter() + 0.01
+        for i in range(2):
             run(inputs[i % len(inputs)])
+            if time.perf_counter() > pause_end:
+                break
         samples: List[int] = []
         before, steal_before = resource.getrusage(resource.RUSAGE_SELF), _steal_s()
         wall_start, begin = time.perf_counter(), clock_ns()
@@ -215,6 +342,14 @@ def _steal_s() -> Optional[float]:
     except OSError:
         return None
     return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 else None
+
+
+def _check_input(shape: List[Any], batch: int) -> None:
+    """That a model takes batches of images, of this many where it fixes the number."""
+    if len(shape) != 4:
+        raise ValueError("the model's input has %d axes, not 4 (batch, C, H, W)" % len(shape))
+    if isinstance(shape[0], int) and shape[0] != batch:
+        raise ValueError("the model's batch is fixed at %d, asked for %d" % (shape[0], batch))
 
 
 def _resolved(own: List[Any], asked: Optional[List[int]]) -> List[int]:

@@ -22,11 +22,13 @@ from kdcompress.deploy.accuracy import Batches, Found, found_in, outputs_of
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import write_config
 from kdcompress.deploy.gate import Gate, document
+from kdcompress.deploy.golden_file import NAME as GOLDEN
+from kdcompress.deploy.golden_file import Picker, write_golden
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.deploy.network_gates import strict_load
 from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.strip import fresh_student, load_strictly
-from kdcompress.deploy.verify import prove
+from kdcompress.deploy.verify import PARITY_LIMIT, prove
 from kdcompress.errors import GateFailed, NetworkError
 
 GATES = "gates.json"
@@ -112,7 +114,11 @@ def ship(
         load_strictly(plain, trained.state_dict(), model)
         plain.eval()
         backbone = not class_names
-        reference_NK, score = _score(plain, spec, test_batches, len(class_names), taught)
+        picker = Picker()
+        reference_NK, score = _score(
+            plain, spec, lambda: picker.through(test_batches()), len(class_names), taught
+        )
+        write_golden(staging / GOLDEN, picker, reference_NK, limit=PARITY_LIMIT, backbone=backbone)
         described = _describe(metadata, model, spec, class_names, score)
         features = reference_NK.shape[1] if backbone else _features(plain, len(class_names))
         _write_config(staging, model, spec, class_names, features)

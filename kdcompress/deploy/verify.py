@@ -39,7 +39,17 @@ from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.strip import misfits, told
 from kdcompress.errors import UserError
 
-__all__ = ["Gate", "Proof", "accuracy", "parity_gates", "prove", "split_gates"]
+__all__ = [
+    "Gate",
+    "Proof",
+    "accuracy",
+    "first_images",
+    "in_batches",
+    "largest_difference",
+    "parity_gates",
+    "prove",
+    "split_gates",
+]
 
 PARITY_LIMIT = 5e-3
 """Of S, the spread of the outputs between images. Deep networks were seen at 2e-3, shallow ones at 1e-5."""
@@ -110,7 +120,7 @@ def prove(
         allow_code: Whether a `python:` network may be built.
         backbone: Whether it gives features and no logits.
     """
-    images = _first_images(batches())
+    images = first_images(batches())
     deployed = Deployed(plain, spec)
     deployed.eval()
     gates = network_gates(trained, plain, fresh, spec, images)
@@ -193,16 +203,16 @@ def parity_gates(
     for size in PARITY_BATCHES:
         name = f"parity_batch_{size}"
         try:
-            rows[size] = _in_batches(exported, array, size)
+            rows[size] = in_batches(exported, array, size)
         except UserError as error:
             detail = f"a batch size was baked into the file: {error}"
             gates.append(Gate(name, False, None, PARITY_LIMIT, detail))
             continue
-        apart = relative(_largest_difference(rows[size], expected), signal)
+        apart = relative(largest_difference(rows[size], expected), signal)
         detail = f"{_parity(backbone)}, on {len(array)} real images"
         gates.append(at_most(name, apart, PARITY_LIMIT, detail))
     if 1 in rows and 3 in rows:
-        moved = relative(_largest_difference(rows[1], rows[3]), signal)
+        moved = relative(largest_difference(rows[1], rows[3]), signal)
         # A barely trained network has a small S; rounding alone must not fail it.
         limit = max(INVARIANCE_LIMIT, relative(ROUNDING * largest_output, signal))
         detail = "an image alone against the same image in a batch of 3, over the spread between images"
@@ -238,7 +248,7 @@ def _round_trip(path: Path, plain: nn.Module, deployed: Deployed, file: Run | No
     if changed:
         return Gate(name, False, len(changed), 0, f"tensors that changed: {', '.join(changed[:3])}")
     array = as_input(images)
-    difference = _largest_difference(file(array), deployed.run(array))
+    difference = largest_difference(file(array), deployed.run(array))
     return at_most(name, difference, 0.0, "reloaded strictly: equal tensors, largest difference of an output")
 
 
@@ -275,7 +285,7 @@ def _top1s(exported: Predictions, reference: Predictions) -> str:
     return f": top-1 {ours:.4f} of the file, {theirs:.4f} of PyTorch"
 
 
-def _first_images(batches: Batches) -> Tensor:
+def first_images(batches: Batches) -> Tensor:
     """`[PARITY_IMAGES, C, H, W]`: the first of the split, repeated where it has fewer."""
     taken: list[Tensor] = []
     for images, _ in batches:
@@ -287,7 +297,12 @@ def _first_images(batches: Batches) -> Tensor:
     return few.repeat(math.ceil(PARITY_IMAGES / len(few)), 1, 1, 1)[:PARITY_IMAGES].contiguous()
 
 
-def _in_batches(run: Run, array: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+def in_batches(run: Run, array: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """The outputs of images that are run so many at a time.
+
+    Raises:
+        UserError: The file does not take so many, or gives another number of rows.
+    """
     parts = [run(array[start : start + size]) for start in range(0, len(array), size)]
     rows = len(parts[0])
     if rows != size:
@@ -295,7 +310,8 @@ def _in_batches(run: Run, array: NDArray[np.float32], size: int) -> NDArray[np.f
     return np.concatenate(parts)
 
 
-def _largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+def largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Between two arrays of outputs; infinite where they are of different shapes."""
     if a.shape != b.shape:
         return math.inf
     return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())

@@ -9,7 +9,7 @@ import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -28,12 +28,49 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "n
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and wrapper classes put before every key."""
 
+_SETTINGS = (
+    "argparse.Namespace",
+    "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+)  # fmt: skip
+"""What training scripts save beside the tensors: their options, paths, and figures as numpy numbers."""
+
 _MAX_DEPTH = 4
 _STUMBLES = (
     RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError, OSError,
     AssertionError, struct.error,
 )  # fmt: skip
 """What PyTorch's reader raises on bytes that are no checkpoint; it has no exception of its own for them."""
+
+
+class Unread:
+    """Stands where a checkpoint holds a setting that is no tensor: nothing of it was looked at or run."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Takes what the setting would have been made of."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_checkpoint(path: Path | str) -> Any:
+    """All that a checkpoint holds: tensors, plain containers and values, and `Unread` for settings.
+
+    Args:
+        path: A file of any name; one that does not end in .safetensors is taken for a pickle. Only tensors
+            and plain containers are read from it; code is refused unrun.
+
+    Raises:
+        WeightsError: It cannot be read, or must not be.
+    """
+    path = Path(path)
+    _check_file(path)
+    return _content(path, _SETTINGS)
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
@@ -50,14 +87,10 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
         WeightsError: It cannot be read, must not be, or holds no state dictionary.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise WeightsError(f"{path}: {what}; expected a .safetensors, .pt or .pth file")
+    _check_file(path)
     if not path.name.lower().endswith(SUFFIXES):
         raise WeightsError(f"{path}: unknown kind of file; expected .safetensors, .pt or .pth")
-    if path.stat().st_size == 0:
-        raise WeightsError(f"{path}: is empty; save or fetch it again")
-    content = _safetensors(path) if path.suffix.lower() == ".safetensors" else _pickle(path)
+    content = _content(path)
     found = _unwrap(content)
     if found is None:
         held = f"a dictionary of {_listed(content)}" if isinstance(content, Mapping) else _kind(content)
@@ -66,6 +99,18 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
             "save one with torch.save(network.state_dict(), FILE)"
         )
     return _without_prefixes(found)
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise WeightsError(f"{path}: {what}; expected a .safetensors, .pt or .pth file")
+
+
+def _content(path: Path, unread: tuple[str, ...] = ()) -> Any:
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path}: is empty; save or fetch it again")
+    return _safetensors(path) if path.suffix.lower() == ".safetensors" else _pickle(path, unread)
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -77,9 +122,11 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _pickle(path: Path) -> Any:
+def _pickle(path: Path, unread: tuple[str, ...]) -> Any:
+    # Not the real classes: even those of numpy are more than a stranger's file should get to call.
+    stand_ins: list[Any] = [(Unread, name) for name in unread]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             # torch warns of TorchScript archives before it refuses them; the refusal is enough.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -18,6 +18,7 @@ NAME = "README.md"
 MOST_CLASSES = 20
 """Named in the card; `labels.json` has all."""
 
+_FILES = ("student.onnx", "student.int8.onnx", "student.fp16.onnx", "student.safetensors")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|])")
 
 
@@ -63,7 +64,7 @@ def card(record: Record) -> str:
         "num_classes": record.config.get("num_classes")
         or len(record.results["student"].get("per_class") or []),
         "class_names": ", ".join(names[:MOST_CLASSES]) + (", …" if len(names) > MOST_CLASSES else ""),
-        "files": [name for name in ("student.onnx", "student.safetensors") if record.has(name)],
+        "files": [name for name in _FILES if record.has(name)],
         "networks_caption": words.split_sentence(record),
         "gain_sentence": words.gain_sentence(record),
         "latency": _latency(record),
@@ -111,9 +112,11 @@ def _latency(record: Record) -> str:
         if not result["artefact"].startswith("student"):
             continue
         latency = result["latency_ms"]
+        which = {"student (int8)": "int8 in ", "student (fp16)": "fp16 in "}.get(result["artefact"], "")
         told.append(
-            f"{result['runtime']} with {words.threads(result['threads'])} at batch {result['batch']}: "
-            f"{numbers.milliseconds(latency['p50'])} (95 % interval {numbers.interval(latency['ci95'])})"
+            f"{which}{result['runtime']} with {words.threads(result['threads'])} "
+            f"at batch {result['batch']}: {numbers.milliseconds(latency['p50'])} "
+            f"(95 % interval {numbers.interval(latency['ci95'])})"
         )
     return f"Latency on {record.bench['env']['cpu']}: {'; '.join(told)}." if told else ""
 

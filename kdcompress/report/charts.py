@@ -50,12 +50,14 @@ class Row:
         values: (value, colour) of each dot.
         interval: (low, high) of the first dot, or None.
         note: At the right end of the label.
+        marks: Values drawn small and faint below the others, in the first dot's colour.
     """
 
     label: str
     values: Sequence[tuple[float, int]]
     interval: tuple[float, float] | None = None
     note: str = ""
+    marks: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ def dot_chart(
     reached = [value for row in rows for value, _ in row.values] + [
         row.interval[1] for row in rows if row.interval
     ]
+    reached += [mark for row in rows for mark in row.marks]
     x_ticks = ticks(0, max(reached) if highest is None else highest, 5)
     x_at = _Scale(0, x_ticks[-1], left, WIDTH - 18)
     bottom = height - _BOTTOM
@@ -158,6 +161,7 @@ def dot_chart(
         parts.append(_text("row", left + 5, y - 8, row.label))
         parts.append(_text("row end strong", WIDTH - 2, y - 8, row.note))
         parts.append(_segment(f"stem c{colour}", left, y, x_at(first), y))
+        parts += [_dot(x_at(mark), y, colour, 2.5, "round") for mark in row.marks]
         if row.interval is not None:
             low, high = (x_at(end) for end in row.interval)
             parts.append(_segment(f"whisker c{colour}", low, y, high, y))
@@ -225,8 +229,10 @@ def _segment(classes: str, x1: float, y1: float, x2: float, y2: float) -> Markup
     return Markup('<line class="{}" {}/>').format(classes, coordinates)
 
 
-def _dot(x: float, y: float, colour: int, radius: float) -> Markup:
-    return Markup('<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="{:g}"/>').format(colour, x, y, radius)
+def _dot(x: float, y: float, colour: int, radius: float, kind: str = "dot") -> Markup:
+    return Markup('<circle class="{} c{}" cx="{:.1f}" cy="{:.1f}" r="{:g}"/>').format(
+        kind, colour, x, y, radius
+    )
 
 
 def _text(classes: str, x: float, y: float, text: str) -> Markup:

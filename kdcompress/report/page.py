@@ -12,6 +12,7 @@ from kdcompress import __version__
 from kdcompress.atomic import write_text
 from kdcompress.report import curves, numbers, words
 from kdcompress.report.charts import Chart, Row, Style, dot_chart
+from kdcompress.report.latency import latency_charts
 from kdcompress.report.record import Record, read_run
 from kdcompress.report.usage import preprocessing, snippets
 
@@ -105,35 +106,12 @@ def _bench(record: Record) -> dict[str, Any] | None:
     if bench is None or not (bench["results"] or bench["failures"]):
         return None
     rows = [_bench_row(result) for result in bench["results"]]
-    settings = list(dict.fromkeys((r["threads"], r["batch"]) for r in bench["results"]))
-    charts = [_latency_chart(bench["results"], threads, batch) for threads, batch in settings]
     return {
-        "charts": charts,
+        "charts": latency_charts(bench["results"]),
         "rows": rows,
         "columns": [name for name, _ in rows[0]["cells"]] if rows else [],
-        "notes": words.bench_notes(bench),
+        "notes": [*words.smaller_files(record), *words.bench_notes(bench)],
     }
-
-
-def _latency_chart(results: list[dict[str, Any]], threads: int, batch: int) -> Chart:
-    rows = []
-    for result in results:
-        if (result["threads"], result["batch"]) != (threads, batch):
-            continue
-        latency = result["latency_ms"]
-        ends = latency["ci95"]
-        colour = {"student": 0, "teacher": 1}.get(result["artefact"].split(" ")[0], 2)
-        rows.append(
-            Row(
-                f"{result['artefact']} · {result['runtime']}",
-                [(latency["p50"], colour)],
-                None if ends is None else (ends[0], ends[1]),
-                numbers.milliseconds(latency["p50"]),
-            )
-        )
-    title = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch}"
-    what = "ms per call, median of the rounds with its 95 % interval"
-    return dot_chart(rows, key=f"latency-{threads}-{batch}", title=title, x_label=what)
 
 
 def _bench_row(result: dict[str, Any]) -> dict[str, Any]:

@@ -123,6 +123,16 @@ def headline_result(record: Record) -> dict[str, Any] | None:
     return next((result for result in results if result["artefact"] == "student"), None)
 
 
+def smaller_files(record: Record) -> list[str]:
+    """Whether int8 and fp16 are worth having where they were timed; empty if the run has none."""
+    told = []
+    for entry in (record.results.get("variants") or {}).values():
+        told.append(f"{entry['verdict']['sentence']}.")
+        if entry["verdict"]["told"]:
+            told.append(f"{entry['file']}: {entry['verdict']['told']}.")
+    return told
+
+
 def bench_notes(bench: dict[str, Any]) -> list[str]:
     """What the timings hold for, and what went wrong, in sentences.
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcompress import discovery, documents
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
+from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.source import Source
 from kdcompress.deploy.accuracy import predict
@@ -20,7 +23,7 @@ from kdcompress.deploy.load import GRAPH, WEIGHTS, spec_of
 from kdcompress.deploy.ship import ship
 from kdcompress.errors import DataError, UserError, suggest
 from kdcompress.progress import Progress
-from kdcompress.recipe import Recipe, load_recipe
+from kdcompress.recipe import BenchSection, DataSection, Recipe, load_recipe
 from kdcompress.run_folder import RunFolder, check_writable
 from kdcompress.steps.deliver import read_json, write_pages
 
@@ -28,9 +31,42 @@ EVALUATION_SCHEMA = "kdcompress.evaluation/1"
 FILES_SCHEMA = "kdcompress.files/1"
 EXPORT_SCHEMA = "kdcompress.export/1"
 
+Smaller = Callable[[dict[str, Any], Source, Source, BenchSection], dict[str, Any]]
+"""Adds smaller files to what was exported: the document of the export, the training and the test images, and
+how files are timed; gives the document with them in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A network that is to be written and proved, with all that its files say of it.
+
+    Args:
+        network: The plain network, with its weights.
+        model: Its `FAMILY/NAME`.
+        spec: Its input.
+        class_names: K names; none of a backbone.
+        test: The images it is proved on.
+        metadata: What an ONNX file says of its making.
+    """
+
+    network: nn.Module
+    model: str
+    spec: InputSpec
+    class_names: tuple[str, ...]
+    test: Source
+    metadata: dict[str, str]
+
 
 def export(
-    source: Path, out: Path | None, formats: list[str], progress: Progress, *, allow_code: bool
+    source: Path,
+    out: Path | None,
+    formats: list[str],
+    progress: Progress,
+    *,
+    root: str | None = None,
+    opset: int | None = None,
+    smaller: Smaller | None = None,
+    allow_code: bool,
 ) -> dict[str, Any]:
     """Writes a run's student again and proves the files, in a folder of their own.
 
@@ -39,19 +75,18 @@ def export(
         out: Where to; None: `RUN/export`.
         formats: Of `discovery.names("format")`.
         progress: What a watcher sees.
+        root: Folder of the data; None: the recipe's.
+        opset: Of the ONNX file; None: the exporter's choice.
+        smaller: Makes smaller files of the ONNX file; None: none is wanted.
         allow_code: Whether a `python:` network may be built.
 
     Raises:
         UserError: There is no run, or an unknown format.
         GateFailed: A gate failed.
     """
-    known = discovery.names("format")
-    for name in formats:
-        if name not in known:
-            raise UserError(f"--format: unknown format {name!r}{suggest(name, known)}")
+    check_formats(formats, opset)
     if not source.is_dir():
-        what = "is a file; expected a run folder" if source.exists() else "no such run folder"
-        raise UserError(f"{source}: {what}")
+        raise UserError(f"{source}: no such run folder or checkpoint")
     check_single(source)
     folder = out or source / "export"
     if folder.resolve() == source.resolve():
@@ -64,19 +99,68 @@ def export(
     if file is None:
         raise UserError(f"{source}: holds no {WEIGHTS}; finish the run with --resume first")
     network, config = safetensors.read(file, allow_code=allow_code)
-    data = data_of(recipe, None, (config.spec.height, config.spec.width), config.spec.channels, progress)
+    data = data_of(recipe, root, (config.spec.height, config.spec.width), config.spec.channels, progress)
+    metadata = documents.file_metadata(recipe, _teacher_of(source))
+    subject = Subject(network, config.model, config.spec, config.class_names, data.test, metadata)
+    document = write_files(subject, folder, formats, opset=opset, allow_code=allow_code)
+    return document if smaller is None else smaller(document, data.train, data.test, recipe.bench)
+
+
+def check_formats(formats: list[str], opset: int | None) -> None:
+    """Refuses what cannot be written, before anything is.
+
+    Raises:
+        UserError: An unknown format, or an opset that the exporter cannot write or that no file would have.
+    """
+    known = discovery.names("format")
+    for name in formats:
+        if name not in known:
+            raise UserError(f"--format: unknown format {name!r}{suggest(name, known)}")
+    if opset is not None and "onnx" not in formats:
+        raise UserError("--opset: belongs to ONNX files, and --format asks for none")
+    onnx.check_opset(opset)
+
+
+def write_files(
+    subject: Subject, folder: Path, formats: list[str], *, opset: int | None, allow_code: bool
+) -> dict[str, Any]:
+    """Writes a network in every format and proves the files.
+
+    Args:
+        subject: What is written.
+        folder: Where to; made if it is not there.
+        formats: Of `discovery.names("format")`.
+        opset: Of the ONNX file; None: the exporter's choice.
+        allow_code: Whether a `python:` network may be built.
+
+    Raises:
+        UserError: The exporter cannot write this opset.
+        GateFailed: A gate failed.
+    """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    shipped = ship(
-        network,
-        config.model,
-        config.spec,
-        config.class_names,
-        lambda: images_of(data.test, workers=granted_cores()),
-        folder,
-        formats=list(dict.fromkeys(formats)),
-        metadata=documents.file_metadata(recipe, _teacher_of(source)),
-        allow_code=allow_code,
-    )
+    # One loader, since the images are read several times and its processes take a while to start.
+    loader = EvaluationLoader(subject.test, device=torch.device("cpu"), workers=granted_cores())
+    try:
+        shipped = ship(
+            subject.network,
+            subject.model,
+            subject.spec,
+            subject.class_names,
+            lambda: ((batch.images, batch.labels) for batch in loader),
+            folder,
+            formats=list(dict.fromkeys(formats)),
+            metadata=subject.metadata,
+            allow_code=allow_code,
+            opset=opset,
+        )
+    except UserError:
+        if made:
+            with contextlib.suppress(OSError):  # it is kept if something is in it
+                folder.rmdir()
+        raise
+    finally:
+        loader.close()
     return {
         "schema": EXPORT_SCHEMA,
         "folder": str(folder),
@@ -199,9 +283,16 @@ def data_of(
     recipe: Recipe, root: str | None, size: tuple[int, int], channels: int, progress: Progress
 ) -> Data:
     """The recipe's data as a network of this input wants it."""
-    update = {"root": root or recipe.data.root, "image_size": size[0]}
+    return open_section(recipe.data, root, size[0], frozenset({channels}), progress)
+
+
+def open_section(
+    section: DataSection, root: str | None, side: int | None, channels: frozenset[int], progress: Progress
+) -> Data:
+    """The data of a section, from another folder or in another size where one is given."""
+    update = {"root": root or section.root, "image_size": side or section.image_size}
     with progress.counter() as tell:
-        return open_data(recipe.data.model_copy(update=update), channels=frozenset({channels}), progress=tell)
+        return open_data(section.model_copy(update=update), channels=channels, progress=tell)
 
 
 def images_of(split: Source, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -25,6 +25,7 @@ from kdcompress.report.page import write_report
 from kdcompress.steps.context import Run, TestSplit
 from kdcompress.steps.networks import input_spec
 from kdcompress.steps.teach import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged
+from kdcompress.steps.variants import Made, Wanted, artefacts, failure, judged, make
 from kdcompress.train.job import Outcome
 
 PREDICTIONS = "test_predictions.safetensors"
@@ -38,10 +39,12 @@ class Delivery:
     Args:
         shipped: The student.
         taught: None: there is no teacher.
+        made: Of the smaller files; None: none was asked for.
     """
 
     shipped: Shipped
     taught: OnTest | None
+    made: Made | None
 
 
 def deliver(
@@ -72,36 +75,45 @@ def deliver(
     if isinstance(found, Predictions):
         predictions = {"classes": found.classes, "labels": found.labels}
         write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
-    return Delivery(shipped, taught)
+    made, wanted = None, Wanted.of(run.recipe.export)
+    if wanted:
+        made = make(run.folder.path, wanted, run.data.train, test, run.progress, workers=run.workers)
+    return Delivery(shipped, taught, made)
 
 
 def _bench(
-    run: Run, student: dict[str, Any], teacher: dict[str, Any] | None, teacher_file: Path, test: TestSplit
-) -> None:
+    run: Run, delivery: Delivery, teacher: dict[str, Any] | None, teacher_file: Path, test: TestSplit
+) -> dict[str, Any]:
     """Times the student against its teacher on this machine, on real images."""
+    student = delivery.shipped.student
     recipe, folder = run.recipe, run.folder
     facts = {key: student[key] for key in ("params", "macs")}
-    artefacts = []
+    timed = []
     if teacher is not None:
         known = {key: teacher[key] for key in ("params", "macs")}
-        artefacts.append(Artefact("teacher", teacher_file, ("onnxruntime",), **known))
+        timed.append(Artefact("teacher", teacher_file, ("onnxruntime",), **known))
     if "onnx" in recipe.export.formats:
-        artefacts.append(Artefact("student", folder / "student.onnx", ("onnxruntime",), **facts))
+        file = folder / "student.onnx"
+        timed.append(Artefact("student", file, ("onnxruntime",), network="student", **facts))
     if "safetensors" in recipe.export.formats and not recipe.student.model.startswith("python:"):
-        artefacts.append(Artefact("student (PyTorch)", folder / "student.safetensors", ("torch",), **facts))
+        file = folder / "student.safetensors"
+        timed.append(Artefact("student (PyTorch)", file, ("torch",), network="student", **facts))
+    if delivery.made is not None:
+        timed += artefacts(delivery.made, student)
     with contextlib.closing(test()) as batches:
         images = next(batches)[0].numpy()
     with run.progress.counter() as tell:
         document = measure(
-            artefacts,
+            timed,
             threads=recipe.bench.threads,
             batch=recipe.bench.batch,
             rounds=recipe.bench.rounds,
-            baseline=artefacts[0].name,
+            baseline=timed[0].name,
             images=images,
             progress=lambda done, total, what: tell(f"bench: {what.split()[0]}", done, total),
         )
     write_json(folder / "bench.json", document)
+    return document
 
 
 def report(
@@ -114,7 +126,7 @@ def report(
     if teaching is not None:
         assert delivery.taught is not None
         teacher = figures(run, teaching, teacher_file, delivery.taught)
-    _bench(run, shipped.student, teacher, teacher_file, test)
+    bench = _bench(run, delivery, teacher, teacher_file, test)
     teacher_file.unlink(missing_ok=True)
     baseline = gain = None
     if (folder / "baseline" / "manifest.json").exists():
@@ -132,7 +144,12 @@ def report(
         "seconds": round(outcome.seconds, 1),
         "teacher_held_out": teaching and teaching.held_out,
     }
-    write_json(folder / "results.json", documents.results(shipped.student, teacher, baseline, gain, training))
+    results = documents.results(shipped.student, teacher, baseline, gain, training)
+    failed, smaller = None, delivery.made
+    if smaller is not None:
+        results["variants"] = judged(smaller, bench)
+        failed = failure(smaller)
+    write_json(folder / "results.json", results)
     manifest = {
         "kdcompress": __version__,
         "versions": documents.versions(),
@@ -153,10 +170,13 @@ def report(
         "command": run.command,
     }
     # The pages read the manifest, and the manifest vouches for the pages: it comes before and after them.
-    folder.finish(manifest, sorted(shipped.files), done=False)
+    files = {*shipped.files, *(variant.path.name for variant in (smaller.passed if smaller else ()))}
+    folder.finish(manifest, sorted(files), done=False)
     pages = write_pages(folder.path)
     named = ["recipe.yaml", "gates.json", "bench.json", "results.json", *pages]
-    folder.finish(manifest, sorted({*shipped.files, *named}))
+    folder.finish(manifest, sorted({*files, *named}), done=failed is None)
+    if failed is not None:
+        raise failed
     return {**read_json(folder / "results.json"), "folder": str(folder.path)}
 
 

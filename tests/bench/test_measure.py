@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 
+from kdcompress.bench import driver
 from kdcompress.bench import measure as bench
 from kdcompress.bench.measure import Artefact, Protocol, measure
 from kdcompress.cores import granted_cores
@@ -43,7 +44,7 @@ def scripted(tmp_path):
 @pytest.fixture
 def run():
     def run(*artefacts, timeout_s=30.0, rounds=6, **arguments):
-        protocol = Protocol(block_s=0.02, min_calls=3, warmup_s=0, gap_ms=0, timeout_s=timeout_s)
+        protocol = Protocol(block_s=0.02, turns=1, min_calls=3, warmup_s=0, gap_ms=0, timeout_s=timeout_s)
         document = measure(artefacts, rounds=rounds, protocol=protocol, **arguments)
         return json.loads(json.dumps(document, allow_nan=False))  # what a reader of bench.json gets
 
@@ -60,7 +61,8 @@ def test_half_the_time_is_a_ratio_of_two_and_faster(scripted, run):
     assert quick["latency_ms"]["p50"] == 2
     assert quick["latency_ms"]["ci95"] == [2, 2]
     assert quick["vs_baseline"] == {
-        "name": "slow", "runtime": SCRIPTED, "ratio": 2, "ci95": [2, 2], "margin": 0.02, "verdict": "faster",
+        "name": "slow", "runtime": SCRIPTED, "precision": "fp32", "ratio": 2, "ci95": [2, 2], "margin": 0.02,
+        "verdict": "faster",
     }  # fmt: skip
     assert quick["load_ms"] == 5
     assert quick["first_ms"] == 2
@@ -77,6 +79,44 @@ def test_twice_the_time_is_slower_and_the_same_is_no_difference(scripted, run):
         name: r["vs_baseline"]["verdict"] for name, r in _results(document).items() if r["vs_baseline"]
     }
     assert verdicts == {"same": "no difference", "slow": "slower"}
+
+
+def test_the_runtimes_of_the_baseline_are_compared_with_its_first(tmp_path, run):
+    other = tmp_path / "other_runtime.py"
+    other.write_text(Path(SCRIPTED.rpartition(":")[0]).read_text() + "\n\nclass Other(Scripted):\n    pass\n")
+    script = tmp_path / "s.script"
+    script.write_text("calls 2")
+    quick = tmp_path / "q.script"
+    quick.write_text("calls 1")
+    both = (SCRIPTED, f"{other}:Other")
+    document = run(Artefact("base", script, both), Artefact("quick", quick, both), baseline="base")
+    compared = [
+        (r["artefact"], r["vs_baseline"] and (r["vs_baseline"]["runtime"], r["vs_baseline"]["ratio"]))
+        for r in document["results"]
+    ]
+    assert compared == [
+        ("base", None), ("base", (SCRIPTED, 1)), ("quick", (SCRIPTED, 2)), ("quick", (both[1], 2)),
+    ]  # fmt: skip
+
+
+def test_the_turns_of_a_round_are_shuffled_among_those_of_the_other_cells(scripted, monkeypatch):
+    asked = []
+
+    def record(self, cell, command, **arguments):
+        asked.append((cell.entry["artefact"], command))
+        return ask(self, cell, command, **arguments)
+
+    ask = driver._Run.ask
+    monkeypatch.setattr(driver._Run, "ask", record)
+    protocol = Protocol(block_s=0.01, turns=4, min_calls=8, warmup_s=0)
+    document = measure([scripted("a", "calls 1"), scripted("b", "calls 1")], rounds=2, protocol=protocol)
+    blocks = [name for name, command in asked if command == "block"][3:]  # after the warming up
+    assert len(blocks) == 2 * 4 * 3  # rounds, turns, and a, b and the control
+    assert all(sorted(blocks[i : i + 3]) == ["a", "a", "b"] for i in range(0, len(blocks), 3))
+    (a, _) = document["results"]
+    assert len(a["round_medians_ms"]) == 2
+    assert a["latency_ms"]["n"] >= 2 * 8
+    assert document["protocol"]["turns"] == 4
 
 
 def test_two_modes_are_said(scripted, run):
@@ -108,6 +148,7 @@ def test_a_baseline_that_fails_leaves_the_others_without_a_comparison(scripted, 
     assert _results(document)["own"]["vs_baseline"] is None
     assert document["aa"] is None
     assert {failure["artefact"] for failure in document["failures"]} == {"base"}
+    assert [failure["control"] for failure in document["failures"]] == [False, True]
 
 
 def test_percentiles_without_enough_calls_are_null(scripted, run):
@@ -160,7 +201,9 @@ def test_parity_is_measured_on_the_images_where_a_reference_is_given(scripted, r
         rounds=1,
     )
     results = _results(document)
-    assert results["right"]["parity"] == {"n": 5, "top1_agreement": 1, "max_err_over_spread": 0}
+    assert results["right"]["parity"] == {
+        "to": "the reference", "n": 5, "top1_agreement": 1, "max_err_over_spread": 0,
+    }  # fmt: skip
     assert results["wrong"]["parity"]["top1_agreement"] == 0
     assert results["unknown"]["parity"] is None
     assert results["right"]["images"] == "real"
@@ -212,11 +255,11 @@ def test_the_order_of_the_cells_is_shuffled_by_the_seed_alone(scripted, run, mon
     orders = []
 
     def record(self, cell, command, **arguments):
-        orders[-1].append(cell.artefact.name)
+        orders[-1].append(cell.entry["artefact"])
         return ask(self, cell, command, **arguments)
 
-    ask = bench._Run._ask
-    monkeypatch.setattr(bench._Run, "_ask", record)
+    ask = driver._Run.ask
+    monkeypatch.setattr(driver._Run, "ask", record)
     for _ in range(2):
         orders.append([])
         run(scripted("a", "calls 1"), scripted("b", "calls 1"), scripted("c", "calls 1"), rounds=4)
@@ -257,7 +300,7 @@ def test_a_worker_dies_with_its_parent_even_in_a_hanging_call(tmp_path):
     script.write_text("hang 0")
     code = (
         "import sys\n"
-        "from kdcompress.bench.session import Session\n"
+        "from kdcompress.bench.driver import Session\n"
         "session = Session(1)\n"
         "print(session.pid, flush=True)\n"
         f"session.ask('load', timeout_s=60, runtime={SCRIPTED!r}, file={str(script)!r}, batch=1, shape=None,"

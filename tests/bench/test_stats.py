@@ -31,14 +31,51 @@ def test_the_interval_covers_the_median_of_a_skewed_law_at_least_95_times_in_100
     assert covered / trials >= 0.94
 
 
+# The greatest rank sum that is significant at 5 %, two-sided, from printed tables of Wilcoxon's test.
+@pytest.mark.parametrize(("n", "critical"), [(6, 0), (7, 2), (9, 5), (12, 13), (15, 25), (21, 58), (25, 89)])
+def test_the_signed_rank_interval_leaves_out_as_many_means_of_pairs_as_the_tables_say(n, critical):
+    values = [2.0**i for i in range(n)]  # no two means of pairs are equal
+    means = sorted((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
+    assert stats.signed_rank(values)[1] == (means[critical], means[-1 - critical])
+
+
+def test_below_six_values_there_is_a_centre_and_no_interval():
+    assert stats.signed_rank([1.0, 2.0, 9.0]) == (3.5, None)  # of 1, 1.5, 2, 5, 5.5, 9
+    assert stats.signed_rank([3.0]) == (3.0, None)
+
+
+@pytest.mark.parametrize("law", ["gauss", "uniform", "two modes"])
+def test_the_signed_rank_interval_covers_the_centre_of_symmetry_95_times_in_100(law):
+    draw = random.Random(4)
+    laws = {
+        "gauss": lambda: draw.gauss(0, 1),
+        "uniform": lambda: draw.uniform(-1, 1),
+        "two modes": lambda: draw.choice((-1, 1)) + draw.gauss(0, 0.1),
+    }
+    covered = 0
+    for _ in range(1000):
+        low, high = stats.signed_rank([laws[law]() for _ in range(21)])[1]
+        covered += low <= 0 <= high
+    assert covered / 1000 >= 0.935  # three standard errors below 0.95
+
+
+def test_the_signed_rank_interval_is_the_narrower_one():
+    draw = random.Random(5)
+    widths = []
+    for _ in range(200):
+        values = [draw.gauss(0, 1) for _ in range(21)]
+        ends = stats.signed_rank(values)[1], stats.interval(values)
+        widths.append((ends[0][1] - ends[0][0]) / (ends[1][1] - ends[1][0]))
+    assert 0.65 < statistics.mean(widths) < 0.85
+
+
 def test_identical_things_are_rarely_called_different():
     draw = random.Random(1)
     wrong = 0
     for _ in range(500):
         first, second, third = ([10 * draw.lognormvariate(0, 0.1) for _ in range(21)] for _ in range(3))
-        _, control = stats.paired_ratio(first, second)
-        _, interval = stats.paired_ratio(first, third)
-        wrong += stats.verdict(interval, stats.margin(control)) != "no difference"
+        least = stats.margin(*stats.paired_ratio(first, second))
+        wrong += stats.verdict(stats.paired_ratio(first, third)[1], least) != "no difference"
     assert wrong / 500 <= 0.05
 
 
@@ -56,7 +93,21 @@ def test_the_central_value_is_the_median_over_rounds_not_over_calls():
 
 def test_a_ratio_of_two_means_half_the_time():
     ratio, interval = stats.paired_ratio([4.0] * 6, [2.0] * 6)
-    assert (ratio, interval) == (2.0, (2.0, 2.0))
+    assert (ratio, *interval) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_swapping_the_sides_of_a_ratio_inverts_it_and_its_interval():
+    draw = random.Random(6)
+    base, own = ([draw.lognormvariate(0, 0.3) for _ in range(9)] for _ in range(2))
+    ratio, (low, high) = stats.paired_ratio(base, own)
+    swapped, (swapped_low, swapped_high) = stats.paired_ratio(own, base)
+    assert (swapped, swapped_low, swapped_high) == pytest.approx((1 / ratio, 1 / high, 1 / low))
+
+
+def test_what_slows_a_whole_round_leaves_its_ratio_alone():
+    weather = [1, 1, 5, 1, 2, 1, 1]
+    ratio, interval = stats.paired_ratio([3.0 * w for w in weather], [1.5 * w for w in weather])
+    assert (ratio, *interval) == pytest.approx((2.0, 2.0, 2.0))
 
 
 def test_a_verdict_needs_the_whole_interval_beyond_the_margin():
@@ -74,10 +125,12 @@ def test_swapping_the_sides_swaps_the_verdict():
 
 
 def test_the_margin_is_what_identical_things_differed_by_but_at_least_two_per_cent():
-    assert stats.margin(None) == 0.02
-    assert stats.margin((0.999, 1.001)) == 0.02
-    assert stats.margin((0.99, 1.10)) == pytest.approx(0.10)
-    assert stats.margin((0.8, 1.0)) == pytest.approx(0.25)
+    assert stats.margin(None, None) == 0.02
+    assert stats.margin(1.0, (0.999, 1.001)) == 0.02
+    assert stats.margin(1.1, (1.09, 1.11)) == pytest.approx(0.10)
+    assert stats.margin(1 / 1.1, (0.90, 0.92)) == pytest.approx(0.10)  # which side is the slower is chance
+    assert stats.margin(1.0, (1 / 1.25, 1.25)) == pytest.approx(0.25)  # they may differ by so much
+    assert stats.margin(1.5, None) == pytest.approx(0.5)
 
 
 def test_a_percentile_without_enough_calls_is_none():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from small_student import CLASSES, MODEL, SPEC, batches, trained_student
+from spoilt import TwoLayers, written
 
 from kdcompress.deploy.ship import ship
 
@@ -18,3 +19,15 @@ def run(student, tmp_path_factory):
     metadata = {"recipe": "tiny", "teacher": "none"}
     formats = ["onnx", "safetensors"]
     return folder, ship(student, MODEL, SPEC, CLASSES, batches, folder, formats=formats, metadata=metadata)
+
+
+@pytest.fixture(scope="session")
+def quiet_file(tmp_path_factory):
+    """The `student.onnx` of two layers that int8 suits."""
+    return written(TwoLayers(), tmp_path_factory.mktemp("quiet") / "student.onnx")
+
+
+@pytest.fixture(scope="session")
+def loud_file(tmp_path_factory):
+    """The same with a channel that takes nearly all of its tensor's levels."""
+    return written(TwoLayers(loud=200), tmp_path_factory.mktemp("loud") / "student.onnx")

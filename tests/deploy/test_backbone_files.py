@@ -62,7 +62,7 @@ def test_a_backbone_passes_every_gate_and_ships_as_itself(shipped):
     assert "50 test images" in gates["embedding_exported"].detail
     assert "error of a feature" in gates["parity_test_split"].detail
     assert set(found.files) == {
-        "student.onnx", "student.safetensors", "config.json", "labels.json",
+        "student.onnx", "student.safetensors", "config.json", "labels.json", "golden.npz",
     }  # fmt: skip
     plain = build(MODEL, num_classes=0, channels=3, image_size=(16, 16))
     plain.load_state_dict(safetensors.torch.load_file(folder / "student.safetensors"), strict=True)

@@ -15,7 +15,7 @@ from kdcompress.deploy.gate import Gate
 from kdcompress.deploy.ship import ship
 from kdcompress.errors import GateFailed
 
-FILES = {"config.json", "labels.json", "student.onnx", "student.safetensors"}
+FILES = {"config.json", "golden.npz", "labels.json", "student.onnx", "student.safetensors"}
 GATES = {
     "strict_load", "equal_outputs", "same_keys", "parameters", "macs", "onnx_checker", "opset",
     "one_file_no_paths", "provider", "outputs_vary", "parity_batch_1", "parity_batch_2", "parity_batch_3",

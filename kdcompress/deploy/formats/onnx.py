@@ -39,7 +39,7 @@ OLDEST_OPSET = 18
 _EXAMPLE_BATCH = 2
 """Of the trace. A batch of one lets some networks bake it into a reshape; the gates then run 1, 2 and 3."""
 
-_ORT_ERRORS = (
+ORT_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
     ort_errors.InvalidGraph,
@@ -74,11 +74,7 @@ def write(
         UserError: The exporter cannot write this opset.
         WorldError: The disk is full or fails.
     """
-    if opset is not None and opset < OLDEST_OPSET:
-        raise UserError(
-            f"opset {opset} was asked for, but the exporter can only write {OLDEST_OPSET} and newer; "
-            f"ask for {OLDEST_OPSET}, or for none"
-        )
+    check_opset(opset)
     module = Deployed(copy.deepcopy(network), spec).to("cpu", torch.float32).eval()
     module = module.to(memory_format=torch.contiguous_format)
     example = torch.zeros(_EXAMPLE_BATCH, spec.channels, spec.height, spec.width)
@@ -111,6 +107,19 @@ def write(
     if opset is not None and written != opset:
         raise UserError(f"opset {opset} was asked for, but the exporter wrote {written}; ask for {written}")
     write_bytes(path, _checked(model).SerializeToString(deterministic=True))
+
+
+def check_opset(opset: int | None) -> None:
+    """Refuses an opset that the exporter would silently raise.
+
+    Raises:
+        UserError: It is older than `OLDEST_OPSET`.
+    """
+    if opset is not None and opset < OLDEST_OPSET:
+        raise UserError(
+            f"opset {opset} was asked for, but the exporter can only write {OLDEST_OPSET} and newer; "
+            f"ask for {OLDEST_OPSET}, or for none"
+        )
 
 
 def open_(path: Path, threads: int = 1) -> OnnxModel:
@@ -148,7 +157,7 @@ class OnnxModel:
             raise UserError(f"{path}: no such file")
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             raise UserError(f"{path}: onnxruntime cannot load it ({_first_line(error)})") from None
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
@@ -184,7 +193,7 @@ class OnnxModel:
         """
         try:
             outputs: NDArray[np.float32] = self.session.run(None, {self._input: images})[0]
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             shape = "×".join(map(str, images.shape))
             raise UserError(f"{self.path}: fails on input of {shape}: {_first_line(error)}") from None
         return outputs

@@ -46,6 +46,16 @@ def write(
     Raises:
         WorldError: The disk is full or fails.
     """
+    write_tensors(network, path)
+
+
+def write_tensors(network: nn.Module, path: Path) -> None:
+    """The tensors of a network and nothing else, as `write` has them; equal weights give equal bytes.
+
+    Raises:
+        UserError: The folder does not exist or must not be written to.
+        WorldError: The disk is full or fails.
+    """
     tensors = {key: _plain(tensor) for key, tensor in network.state_dict().items()}
     write_bytes(path, safetensors.torch.save(tensors, METADATA))
 

@@ -1,0 +1,207 @@
+"""`--compare`: two benchmark documents side by side, result by result."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from kdcompress.bench import stats
+from kdcompress.bench.results import SCHEMA
+from kdcompress.errors import UserError
+
+Key = tuple[str, str, str, int, int]
+"""What a result is paired by: artefact, runtime, precision, threads, batch."""
+
+_MACHINE = {
+    "cpu": "processor",
+    "machine": "architecture",
+    "granted_cores": "number of cores",
+    "governor": "CPU governor",
+    "turbo": "turbo setting",
+    "on_battery": "power source (battery)",
+    "kernel": "kernel",
+    "os": "operating system",
+}
+_PROTOCOL = {"block_s": "seconds per round", "turns": "turns per round", "rounds": "rounds"}
+
+
+def key_of(result: dict[str, Any]) -> Key:
+    """What a result is paired by."""
+    return tuple(result[key] for key in ("artefact", "runtime", "precision", "threads", "batch"))
+
+
+def label_of(result: dict[str, Any]) -> str:
+    """A result, or a failure, in a sentence."""
+    return "{artefact} ({runtime} {precision}, threads {threads}, batch {batch})".format_map(result)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A benchmark document of this or an earlier version.
+
+    Raises:
+        UserError: There is none, or it is of a newer version.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(
+            f"{path}: is not JSON; expected what `bench --out` wrote, or a run's bench.json"
+        ) from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        known = re.fullmatch(r"kdcompress\.bench/\d+", str(schema))
+        why = f"this version of kdcompress reads {SCHEMA!r}" if known else "it is no benchmark document"
+        raise UserError(f"{path}: schema {schema!r}; {why}")
+    missing = {"env", "artefacts", "results", "protocol"} - set(document)
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(sorted(missing))}")
+    return dict(document)
+
+
+def compare(new: dict[str, Any], old: dict[str, Any], name: str) -> dict[str, Any]:
+    """What has become of each result.
+
+    The two documents are of different hours, and a machine's speed changes from one to the next with nothing
+    to be seen in it. Where both were timed against the same baseline, their paired ratios to it are compared,
+    in which that cancels; elsewhere the times themselves, whose interval then knows only what each session
+    saw.
+
+    Args:
+        new: The document in hand.
+        old: The earlier one.
+        name: Of its file.
+
+    Returns:
+        `{file, date_utc, another_machine, warnings, results, only_new, only_old}`. `another_machine` says
+        what of the machine and the versions differs, and `warnings` all that is to be known. Of each result:
+        what it is paired by, the two medians in ms, `ratio` (old / new: above 1 it has become faster),
+        `ci95`, `margin`, `by` and `verdict`.
+    """
+    before = {key_of(result): result for result in old["results"]}
+    after = {key_of(result): result for result in new["results"]}
+    pairs = [(result, before[key]) for key, result in after.items() if key in before]
+    least = max(_margin(new), _margin(old))
+    differences = _differences(new, old)
+    rows = [_row(now, then, new, old, least) for now, then in pairs]
+    return {
+        "file": name,
+        "date_utc": old["env"].get("date_utc"),
+        "another_machine": differences,
+        "warnings": [
+            *differences,
+            *_other_protocol(new, old),
+            *_changed_files(new, old),
+            *_unpaired(rows, new, old),
+        ],
+        "results": rows,
+        "only_new": [label_of(result) for key, result in after.items() if key not in before],
+        "only_old": [label_of(result) for key, result in before.items() if key not in after],
+    }
+
+
+def _row(
+    now: dict[str, Any], then: dict[str, Any], new: dict[str, Any], old: dict[str, Any], least: float
+) -> dict[str, Any]:
+    by, sides = "times", (then["latency_ms"], now["latency_ms"])
+    ratio, ends = sides[0]["p50"] / sides[1]["p50"], _quotient(sides[0]["ci95"], sides[1]["ci95"])
+    if _same_baseline(now, then, new, old):
+        # Each is baseline time / own time, so the new over the old is old time / new time.
+        by, sides = f"ratio to {now['vs_baseline']['name']}", (now["vs_baseline"], then["vs_baseline"])
+        ratio, ends = sides[0]["ratio"] / sides[1]["ratio"], _quotient(sides[0]["ci95"], sides[1]["ci95"])
+    keys = ("artefact", "runtime", "precision", "threads", "batch")
+    return {
+        **dict(zip(keys, key_of(now), strict=True)),
+        "old_ms": then["latency_ms"]["p50"],
+        "new_ms": now["latency_ms"]["p50"],
+        "ratio": _rounded(ratio),
+        "ci95": ends and [_rounded(end) for end in ends],
+        "margin": _rounded(least),
+        "by": by,
+        "verdict": stats.verdict(ends, least),
+    }
+
+
+def _quotient(above: list[float] | None, below: list[float] | None) -> stats.Interval | None:
+    """All that the quotient can be with each side in its own interval: 1 is in it where the two overlap."""
+    if above is None or below is None:
+        return None
+    return above[0] / below[1], above[1] / below[0]
+
+
+def _same_baseline(
+    now: dict[str, Any], then: dict[str, Any], new: dict[str, Any], old: dict[str, Any]
+) -> bool:
+    ours, theirs = now["vs_baseline"], then["vs_baseline"]
+    if ours is None or theirs is None:
+        return False
+    keys = ("name", "runtime", "precision")
+    same_cell = [ours.get(key) for key in keys] == [theirs.get(key, ours.get(key)) for key in keys]
+    files = [document["artefacts"][side["name"]]["sha256"] for document, side in ((new, ours), (old, theirs))]
+    return same_cell and files[0] == files[1]
+
+
+def _differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    """What of the machine and the versions differs: a change of the files cannot be told from it."""
+    found = []
+    for key, what in _MACHINE.items():
+        if new["env"].get(key) != old["env"].get(key):
+            found.append(f"another {what}: {old['env'].get(key)!r}, now {new['env'].get(key)!r}")
+    versions = [document["env"].get("runtimes", {}) for document in (old, new)]
+    used = {result["runtime"].removesuffix("-compile") for result in new["results"]}
+    for name in sorted(used & set(versions[0]) & set(versions[1])):
+        if versions[0][name] != versions[1][name]:
+            found.append(f"another version of {name}: {versions[0][name]}, now {versions[1][name]}")
+    return found
+
+
+def _other_protocol(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    found = [
+        f"other {what}: {old['protocol'].get(key)}, now {new['protocol'].get(key)}"
+        for key, what in _PROTOCOL.items()
+        if new["protocol"].get(key) != old["protocol"].get(key)
+    ]
+    for document, when in ((old, "the earlier"), (new, "this")):
+        if document.get("quality") == "noisy":
+            found.append(f"the machine was noisy during {when} measurement")
+    return found
+
+
+def _changed_files(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    """Of the baselines: a baseline that is another file is no common measure."""
+    names = {result["vs_baseline"]["name"] for result in new["results"] if result["vs_baseline"]}
+    changed = [
+        name
+        for name in sorted(names & set(old["artefacts"]))
+        if new["artefacts"][name]["sha256"] != old["artefacts"][name]["sha256"]
+    ]
+    return [f"the baseline {name} is another file now; the times themselves are compared" for name in changed]
+
+
+def _unpaired(rows: list[dict[str, Any]], new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    if not rows:
+        return ["no result is of the same artefact, runtime, precision, threads and batch in both"]
+    by_times = [row for row in rows if row["by"] == "times"]
+    baselines = {r["vs_baseline"]["name"] for d in (new, old) for r in d["results"] if r["vs_baseline"]}
+    if any(row["artefact"] not in baselines for row in by_times):
+        return [
+            "times of two hours are compared, and a machine's speed changes from one to the next; with the "
+            "same --baseline in both the ratios to it are"
+        ]
+    return []
+
+
+def _margin(document: dict[str, Any]) -> float:
+    control = document.get("aa")
+    if control is None:
+        return stats.LEAST_DIFFERENCE
+    ends = control["ci95"]
+    return stats.margin(control["ratio"], None if ends is None else (ends[0], ends[1]))
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.4g}") if math.isfinite(number) else number

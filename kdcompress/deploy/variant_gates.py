@@ -1,0 +1,169 @@
+"""The gates of the smaller files: what fp16 and int8 are held to, each against fp32 on the same images.
+
+fp32 is proved equal to PyTorch. fp16 must come out the same but for rounding. int8 rounds so coarsely that
+only what it is for can be held against it: how many test images it still gets right.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcompress.deploy import half
+from kdcompress.deploy.accuracy import Run, as_input, spread
+from kdcompress.deploy.gate import Gate, at_most, relative
+from kdcompress.deploy.verify import (
+    INVARIANCE_LIMIT,
+    PARITY_BATCHES,
+    VARY_LIMIT,
+    in_batches,
+    largest_difference,
+)
+from kdcompress.errors import UserError
+
+FP16_PARITY = 5e-2
+"""Largest error of an output over S, the spread of the outputs between images."""
+FP16_TURN = FP16_PARITY**2 / 2
+"""Of 1 − cosine, by the same measure."""
+FP16_AGREEMENT = 0.995
+"""Least share of fp32's classes, ties aside."""
+FP16_SNR_DB = 40.0
+FP16_ROUNDING = 16 * 2.0**-11
+"""Of the largest output: what rounding to float16 may move an output by from one batch size to another."""
+FP16_RANGE = half.LARGEST / 2
+"""Of an activation on the calibration images; others reach further, and past 65504 comes infinity."""
+INT8_INVARIANCE = 5e-2
+"""Of S. A sum that a larger batch rounds to the neighbouring level moves an output by some 1e-3 S; a file
+that mixes its images up, by S."""
+INT8_AGREEMENT = 0.90
+"""Least share of fp32's classes, where no label says which of the two is right."""
+INT8_SNR_DB = 15.0
+"""Least signal to noise of a backbone's features, where there are no labels."""
+MAX_DROP = 3.0
+"""Points of top-1 that int8 may lose, by default."""
+
+
+def size_gate(precision: str, path: Path, exact: Path) -> Gate:
+    """Whether a file's tensors take less room than those of the float32 file."""
+    share = _tensor_bytes(path) / _tensor_bytes(exact)
+    files = path.stat().st_size / exact.stat().st_size
+    detail = f"bytes of the tensors over those of {exact.name}; of the whole files {files:.2f}"
+    return Gate(f"{precision}_size", share < 1, share, "less than 1", detail)
+
+
+def vary_gate(precision: str, outputs_NK: Tensor) -> Gate:
+    """Whether the outputs depend on the image."""
+    signal = spread(outputs_NK)
+    vary = relative(signal, float(outputs_NK.double().abs().mean()))
+    detail = (
+        "spread of the outputs between images over their mean size on the "
+        f"{len(outputs_NK):,} test images; the limit is the least"
+    )
+    varies = signal > 0 and vary >= VARY_LIMIT  # NaN is not more than nothing
+    return Gate(f"{precision}_outputs_vary", varies, vary, VARY_LIMIT, detail)
+
+
+def invariance_gate(precision: str, run: Run, images: Tensor, exact_NK: Tensor) -> Gate:
+    """An image alone against the same image in batches of 2 and of 3.
+
+    Args:
+        precision: int8 or fp16.
+        run: The file.
+        images: `[PARITY_IMAGES, C, H, W]` of the test split.
+        exact_NK: What the float32 file gives on the test split: its spread S is the measure.
+    """
+    name, signal = f"{precision}_batch_invariance", spread(exact_NK)
+    limit = INT8_INVARIANCE
+    if precision == "fp16":
+        limit = max(INVARIANCE_LIMIT, relative(FP16_ROUNDING * float(exact_NK.abs().max()), signal))
+    array = as_input(images)
+    try:
+        alone, *together = (in_batches(run, array, size) for size in PARITY_BATCHES)
+    except UserError as error:
+        return Gate(name, False, None, limit, f"a batch size was baked into the file: {error}")
+    moved = max(relative(largest_difference(alone, rows), signal) for rows in together)
+    detail = "an image alone against the same image in a batch of 2 and of 3, over the spread between images"
+    return at_most(name, moved, limit, detail)
+
+
+def loss_gate(score: dict[str, Any], count: int, max_drop: float) -> Gate:
+    """What int8 loses, by the best measure that there is.
+
+    Args:
+        score: Of the file: see `Variant`.
+        count: Of test images.
+        max_drop: Points that may be lost.
+    """
+    if score["drop"] is not None:
+        by, called = ("top1", "top-1") if score["top1"] is not None else ("knn_top1", "kNN top-1")
+        before = 100 * score[by] + score["drop"]
+        detail = (
+            f"points of {called} lost on the {score['n']:,} labelled test images: {before:.2f} % in fp32, "
+            f"{100 * score[by]:.2f} % in int8"
+        )
+        return at_most("int8_drop", score["drop"], max_drop, detail)
+    if "agreement_fp32" in score:
+        share = score["agreement_fp32"]
+        on = f"on the {count:,} test images, which have no labels"
+        detail = f"share of fp32's classes {on}; the limit is the least"
+        return Gate("int8_agreement", share >= INT8_AGREEMENT, share, INT8_AGREEMENT, detail)
+    noise = score["snr_db"]
+    detail = f"signal to noise of the features in dB on the {count:,} test images; the limit is the least"
+    return Gate("int8_snr", noise is None or noise >= INT8_SNR_DB, noise, INT8_SNR_DB, detail)
+
+
+def range_gate(largest: float, count: int) -> Gate:
+    """Whether the activations keep to what float16 holds: a processor that computes in it has no more.
+
+    Args:
+        largest: Absolute value of an activation in float32.
+        count: Of images.
+    """
+    detail = (
+        f"largest activation in float32 on {count} training images; beyond {half.LARGEST:.0f} float16 has "
+        "only infinity, and other images reach further"
+    )
+    return at_most("fp16_range", largest, FP16_RANGE, detail)
+
+
+def rounding_gates(exact_NK: Tensor, near_NK: Tensor, snr_db: float, *, backbone: bool) -> list[Gate]:
+    """fp16 against fp32 on the whole test split.
+
+    Args:
+        exact_NK: What the float32 file gives there.
+        near_NK: What this file gives.
+        snr_db: Signal to noise of it.
+        backbone: Whether the outputs are features and no logits.
+    """
+    exact, near = exact_NK.double(), near_NK.double()
+    signal, on = spread(exact_NK), f"on the {len(exact):,} test images"
+    worst = relative(float((exact - near).abs().max()), signal)
+    gates = [
+        at_most("fp16_parity", worst, FP16_PARITY, f"largest error of an output over the spread, {on}"),
+        Gate(
+            "fp16_snr",
+            snr_db >= FP16_SNR_DB,
+            snr_db,
+            FP16_SNR_DB,
+            f"signal to noise of the outputs in dB {on}; the limit is the least",
+        ),
+    ]
+    if backbone:
+        turns_N = (F.normalize(exact, dim=1) - F.normalize(near, dim=1)).square().sum(1) / 2
+        detail = f"largest 1 - cosine between fp32's and the file's embedding {on}"
+        return [*gates, at_most("fp16_embedding", float(turns_N.max()), FP16_TURN, detail)]
+    best = exact.topk(min(2, exact.shape[1]), dim=1).values
+    ties = best[:, 0] - best[:, -1] <= FP16_PARITY * signal
+    differ = exact.argmax(1) != near.argmax(1)
+    agreement = 1 - int((differ & ~ties).sum()) / len(differ)
+    detail = f"share of fp32's classes {on}, {int((differ & ties).sum())} ties aside; the limit is the least"
+    return [*gates, Gate("fp16_top1", agreement >= FP16_AGREEMENT, agreement, FP16_AGREEMENT, detail)]
+
+
+def _tensor_bytes(path: Path) -> int:
+    return sum(tensor.ByteSize() for tensor in onnx.load(path).graph.initializer) or math.inf  # type: ignore[return-value]

@@ -1,0 +1,245 @@
+"""The smaller files made from a proven `student.onnx`: int8 and fp16, each with its gates."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from kdcompress.atomic import write_bytes
+from kdcompress.deploy import half
+from kdcompress.deploy.accuracy import Batches, found_in, outputs_of
+from kdcompress.deploy.calibration import Calibration
+from kdcompress.deploy.float_graph import Ranges, layers_of
+from kdcompress.deploy.formats.onnx import PREFIX, OnnxModel, open_
+from kdcompress.deploy.gate import Gate, equal
+from kdcompress.deploy.graph_gates import graph_gates
+from kdcompress.deploy.layer_noise import CANDIDATES, Loss, snr_db
+from kdcompress.deploy.quantize import Quantiser, Target, in_int8
+from kdcompress.deploy.variant_gates import (
+    MAX_DROP,
+    invariance_gate,
+    loss_gate,
+    range_gate,
+    rounding_gates,
+    size_gate,
+    vary_gate,
+)
+from kdcompress.deploy.verify import first_images
+from kdcompress.errors import UserError
+
+NAMES = {"int8": "student.int8.onnx", "fp16": "student.fp16.onnx"}
+
+
+class Exact:
+    """The float32 file, and what it gives on the test split.
+
+    Args:
+        path: `student.onnx`.
+        batches: Opens the test split, which is not empty; called several times, for the same images.
+
+    Attributes:
+        outputs_NK: On the test split.
+        labels_N: Of it; -1 means no label.
+        images: `[PARITY_IMAGES, C, H, W]` of it.
+
+    Raises:
+        UserError: It cannot be opened, or does not take these images.
+    """
+
+    def __init__(self, path: Path, batches: Callable[[], Batches]) -> None:
+        self.path, self.batches = path, batches
+        self.file = open_(path, torch.get_num_threads())
+        self.outputs_NK, self.labels_N = outputs_of(self.file, batches())
+        self.images = first_images(batches())
+
+    @property
+    def backbone(self) -> bool:
+        """Whether it gives features and no logits."""
+        return bool(self.file.backbone)
+
+    @cached_property
+    def score(self) -> dict[str, Any]:
+        """Its own figures."""
+        return self.score_of(self.outputs_NK)
+
+    def score_of(self, outputs_NK: Tensor) -> dict[str, Any]:
+        """The figures of outputs on the same images."""
+        found = found_in(outputs_NK, self.labels_N, backbone=self.backbone)
+        return found.score(0 if self.backbone else outputs_NK.shape[1])
+
+    def right(self, outputs_NK: Tensor) -> Tensor | None:
+        """`[N]` whether each labelled image is classified rightly; None where that cannot be said."""
+        known = self.labels_N >= 0
+        if self.backbone or not bool(known.any()):
+            return None
+        return (outputs_NK.argmax(1) == self.labels_N)[known]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A file made from the float32 one, and what was found out about it.
+
+    Args:
+        precision: int8 or fp16.
+        path: Where it is; nothing is there if it could not be made.
+        gates: All of them.
+        making: How it was made; stands in the file too.
+        score: On the test split: the keys of `accuracy` (of a backbone `knn_top1` too), `drop` (points lost
+            against fp32, None without labels), `snr_db` (None where nothing differs) and, of a classifier,
+            `agreement_fp32`. Empty if the file cannot be run.
+        outputs_NK: On the test split; None if it cannot be run.
+        losses: The layers that lose most, the worst first; of int8 only.
+    """
+
+    precision: str
+    path: Path
+    gates: list[Gate]
+    making: dict[str, Any]
+    score: dict[str, Any] = field(default_factory=dict)
+    outputs_NK: Tensor | None = field(default=None, repr=False)
+    losses: tuple[Loss, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(gate.passed for gate in self.gates)
+
+
+def to_int8(
+    exact: Exact,
+    images: Calibration,
+    folder: Path,
+    *,
+    target: Target,
+    ranges: Ranges = "minmax",
+    rescue: int = 0,
+    max_drop: float = MAX_DROP,
+) -> Variant:
+    """Makes `student.int8.onnx` and proves it.
+
+    Args:
+        exact: The float32 file.
+        images: To calibrate with.
+        folder: Where to.
+        target: Whose kernels it is made for.
+        ranges: How the activations' ranges are taken.
+        rescue: So many of the layers that lose most stay in float.
+        max_drop: Points of top-1 that may be lost.
+    """
+    quantiser = Quantiser(exact.path, images, target, ranges)
+    count = len(quantiser.layers)
+    if rescue >= count:
+        told = f"{rescue} layers are to stay in float, and the network has {count} with weights"
+        return Variant("int8", folder / NAMES["int8"], [Gate("int8_layers", False, 0, 1, told)], {})
+    losses = quantiser.losses(max(CANDIDATES, 2 * rescue))
+    in_float = [loss.layer for loss in losses[:rescue]]
+    model = quantiser.graph(in_float)
+    making = {
+        "format": "QDQ",
+        "target": target,
+        "activations": "int8" if target == "arm" else "uint8",
+        "weights": "int8",
+        "weight_bits": 7 if target == "x86-novnni" else 8,
+        "per_channel": True,
+        "ranges": ranges,
+        "calibration": images.to_json(),
+        "in_float": in_float,
+    }
+    detail = f"layers with int8 weights, of {count} with weights"
+    if in_float:
+        detail += f"; to stay in float: {', '.join(in_float)}"
+    made = equal("int8_layers", len(in_int8(model)), count - len(in_float), detail)
+    path, gates, score, outputs_NK = _proved(model, "int8", making, folder, exact)
+    if outputs_NK is not None:
+        gates.append(loss_gate(score, len(outputs_NK), max_drop))
+    return Variant("int8", path, [made, *gates], making, score, outputs_NK, tuple(losses))
+
+
+def to_fp16(exact: Exact, images: Calibration, folder: Path) -> Variant:
+    """Makes `student.fp16.onnx` and proves it.
+
+    Args:
+        exact: The float32 file.
+        images: On which the activations must keep to what float16 holds.
+        folder: Where to.
+    """
+    model = half.halved(exact.path)
+    layers = len(list(layers_of(onnx.load(exact.path))))
+    made = [
+        equal("fp16_layers", len(half.in_float16(model)), layers, "layers with float16 weights"),
+        range_gate(half.largest_activation(exact.path, images), len(images)),
+    ]
+    making = {"input": "float32", "output": "float32", "normalisation": "float32"}
+    path, gates, score, outputs_NK = _proved(model, "fp16", making, folder, exact)
+    if outputs_NK is not None:
+        noise = snr_db(exact.outputs_NK.numpy(), outputs_NK.numpy())
+        gates += rounding_gates(exact.outputs_NK, outputs_NK, noise, backbone=exact.backbone)
+    return Variant("fp16", path, [*made, *gates], making, score, outputs_NK)
+
+
+def _proved(
+    model: ModelProto, precision: str, making: dict[str, Any], folder: Path, exact: Exact
+) -> tuple[Path, list[Gate], dict[str, Any], Tensor | None]:
+    """Writes the file; gives the gates that every such file has, its figures, and its outputs if it runs."""
+    path = folder / NAMES[precision]
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    told[PREFIX + "precision"] = precision
+    told[PREFIX + precision] = json.dumps(making, sort_keys=True)
+    told.pop(PREFIX + "accuracy", None)  # that of the float32 file
+    _write(model, told, path)
+    try:
+        file = open_(path, torch.get_num_threads())
+        outputs_NK, _ = outputs_of(file, exact.batches())
+    except UserError as error:
+        return path, [Gate(f"{precision}_runs", False, None, None, str(error))], {}, None
+    score = _score(exact, outputs_NK)
+    if score["drop"] is not None:
+        _write(model, {**told, PREFIX + "accuracy": json.dumps(_accuracy(exact, score))}, path)
+        file = open_(path, torch.get_num_threads())
+    gates = [
+        *_of_the_graph(precision, file, exact),
+        # With layers left in float the file is as large as was asked for.
+        *([] if making.get("in_float") else [size_gate(precision, path, exact.path)]),
+        vary_gate(precision, outputs_NK),
+        invariance_gate(precision, file, exact.images, exact.outputs_NK),
+    ]
+    return path, gates, score, outputs_NK
+
+
+def _score(exact: Exact, outputs_NK: Tensor) -> dict[str, Any]:
+    figure = "knn_top1" if exact.backbone else "top1"
+    score, before = exact.score_of(outputs_NK), exact.score[figure]
+    noise = snr_db(exact.outputs_NK.numpy(), outputs_NK.numpy())
+    score["drop"] = None if before is None else 100 * (before - score[figure])
+    score["snr_db"] = noise if math.isfinite(noise) else None
+    if not exact.backbone:
+        same = outputs_NK.argmax(1) == exact.outputs_NK.argmax(1)
+        score["agreement_fp32"] = float(same.double().mean())
+    return score
+
+
+def _accuracy(exact: Exact, score: dict[str, Any]) -> dict[str, Any]:
+    figure = "knn_top1" if exact.backbone else "top1"
+    before = {f"{figure}_fp32": exact.score[figure]}
+    return {"split": "test", figure: score[figure], **before, "n": score["n"]}
+
+
+def _of_the_graph(precision: str, file: OnnxModel, exact: Exact) -> Iterator[Gate]:
+    for gate in graph_gates(file, exact.file.opset):
+        yield Gate(f"{precision}_{gate.gate}", gate.passed, gate.figure, gate.limit, gate.detail)
+
+
+def _write(model: ModelProto, told: dict[str, str], path: Path) -> None:
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(sorted(told.items())))
+    write_bytes(path, model.SerializeToString(deterministic=True))

@@ -1,0 +1,105 @@
+"""Whether a smaller file is worth having on this machine: keep, or don't, because."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kdcompress.deploy.layer_noise import Loss
+
+WARN_DROP = 1.0
+"""Points of top-1 above which a faster file is not recommended."""
+NAMED = 3
+"""Layers that a sentence names."""
+
+
+def worth(
+    precision: str,
+    score: dict[str, Any],
+    size: float,
+    timings: Sequence[dict[str, Any]],
+    because: Sequence[str],
+    *,
+    losses: Sequence[Loss] = (),
+    ci95: Sequence[float] | None = None,
+    elsewhere: str | None = None,
+) -> dict[str, Any]:
+    """The verdict on a file that passed its gates.
+
+    Args:
+        precision: int8 or fp16.
+        score: Of the file, as `Variant` has it.
+        size: Bytes of the file over those of the float32 one.
+        timings: Against the float32 file on this machine, the one that counts first, as `paired` gives them;
+            empty if it could not be timed.
+        because: What keeps it from being faster.
+        losses: The layers that lose most, the worst first.
+        ci95: Interval of the points won (negative: lost), or None.
+        elsewhere: What it was made for, if this machine is of another kind.
+
+    Returns:
+        `{keep: true, false, or null where nothing can be said here, sentence, because, timings, points, ci95,
+        size, worst}`.
+    """
+    timing = timings[0] if timings else None
+    drop = score["drop"]
+    faster = timing is not None and timing["verdict"] == "faster"
+    dear = drop is not None and drop > WARN_DROP
+    keep: bool | None = faster and not dear
+    cost = f"{_accuracy(score, ci95)}, {size:.2f} of the size"
+    if elsewhere is not None:
+        keep = None
+        said = f"made for {elsewhere}, which this machine is not: time it there"
+    elif timing is None:
+        said = "don't, because it could not be timed here"
+    elif faster and dear:
+        said = f"don't, because it loses more than {WARN_DROP:g} point, though it is {_speed(timing)}"
+    elif faster:
+        said = f"keep: {_speed(timing)}"
+    else:
+        reason = "; ".join(because) or "no cause was found in the processor's flags or in the graph"
+        said = f"don't, because it is {_speed(timing)}: {reason}"
+    said = f"{said}. {cost}"
+    return {
+        "keep": keep,
+        "sentence": f"{precision}: {said}",
+        "because": [] if faster else list(because),
+        "timings": list(timings),
+        "points": None if drop is None else 0.0 - drop,
+        "ci95": None if ci95 is None else list(ci95),
+        "size": size,
+        "worst": [loss.to_json() for loss in losses],
+    }
+
+
+def worst_layers(losses: Sequence[Loss]) -> str:
+    """The layers that lose most, in words; empty without any."""
+    if not losses:
+        return ""
+    named = ", ".join(
+        f"{loss.layer} ({loss.own_db:.0f} dB, in float {loss.gain_db:+.1f} dB at the outputs)"
+        for loss in losses[:NAMED]
+    )
+    return f"worst layers by signal to noise: {named}"
+
+
+def _speed(timing: dict[str, Any]) -> str:
+    ratio, ends = timing["ratio"], timing["ci95"]
+    if ends is None:
+        return f"not known to be faster here, {ratio:.2f}x in too few rounds to tell (6 at least)"
+    told = f"{ratio:.2f}x ({ends[0]:.2f} to {ends[1]:.2f})"
+    return {
+        "faster": f"faster than fp32 here, {told}",
+        "slower": f"slower than fp32 here, {told}",
+        "no difference": f"not faster than fp32 here, {told}",
+    }[timing["verdict"]]
+
+
+def _accuracy(score: dict[str, Any], ci95: Sequence[float] | None) -> str:
+    if score["drop"] is None:
+        if "agreement_fp32" in score:
+            return f"fp32's class for {100 * score['agreement_fp32']:.1f} % of the images"
+        return "no labels to score it by"
+    within = "" if ci95 is None else f" (95 % {ci95[0]:+.2f} to {ci95[1]:+.2f})"
+    figure = "Top-1" if score["top1"] is not None else "kNN top-1"
+    return f"{figure} {0.0 - score['drop']:+.2f} points{within}"

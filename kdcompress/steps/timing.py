@@ -1,0 +1,331 @@
+"""`kdcompress bench`: from the files on a command line to the benchmark document, and what it is held to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdcompress.atomic import write_bytes, write_json
+from kdcompress.bench import runtimes
+from kdcompress.bench.compare import compare, label_of, read_document
+from kdcompress.bench.conditions import Condition
+from kdcompress.bench.measure import Artefact, Protocol, check, measure
+from kdcompress.cores import granted_cores
+from kdcompress.data.dataset import Data
+from kdcompress.deploy.accuracy import predict
+from kdcompress.deploy.formats import onnx, safetensors
+from kdcompress.deploy.graph_size import GraphFacts, graph_facts
+from kdcompress.deploy.macs import count_macs, count_parameters
+from kdcompress.errors import UserError
+from kdcompress.progress import Progress
+from kdcompress.recipe import load_recipe
+from kdcompress.report.plot import FORMATS, plot
+from kdcompress.steps.afterwards import data_of, images_of
+
+PROTOCOL = Protocol(block_s=0.5, turns=10)
+"""More than after a training, where student and teacher lie far apart: five per cent are told in 21 of these
+rounds though other work keeps the machine busy (tests/bench/test_truth.py)."""
+IMAGES = 64
+"""Of a recipe's data, to time on; calls go through the first eight batches of them in turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The command line.
+
+    Args:
+        files: `FILE` or `NAME=FILE`.
+        baseline: The same; one of them, or one more. None: none, or for a single file its first runtime.
+        runtimes: None of them: each file's own.
+        threads: Counts, or "all".
+        batch: Images per call.
+        rounds: How many.
+        out: Where the document goes; None: nowhere.
+        plot: Where the plot goes, .svg or .png; None: nowhere.
+        compare: An earlier document.
+        fail_if: Conditions, as in bench/conditions.py.
+        recipe: Whose data the files are timed and scored on; None: noise, and no scores.
+        data: Folder of the data.
+        overrides: Of the recipe.
+        input_size: Side of the images in pixels, for the files that leave it open.
+        allow_code: Whether `python:` networks may be built.
+    """
+
+    files: tuple[str, ...]
+    baseline: str | None = None
+    runtimes: tuple[str, ...] = ()
+    threads: tuple[int | Literal["all"], ...] = (1, "all")
+    batch: tuple[int, ...] = (1,)
+    rounds: int = 21
+    out: Path | None = None
+    plot: Path | None = None
+    compare: Path | None = None
+    fail_if: tuple[str, ...] = ()
+    recipe: str | None = None
+    data: str | None = None
+    overrides: tuple[str, ...] = ()
+    input_size: int | None = None
+    allow_code: bool = False
+
+
+def bench(asked: Asked, progress: Progress) -> dict[str, Any]:
+    """Times files against each other, compares with an earlier time, and judges the conditions.
+
+    Args:
+        asked: The command line.
+        progress: What a watcher sees.
+
+    Returns:
+        The document of schema `kdcompress.bench/1`, with `compare` where asked for, and `not_met`: a
+        sentence for each condition that fails the command and each cell that could not be measured. It has
+        been written where asked for.
+
+    Raises:
+        UserError: Something asked for cannot be done; nothing has been measured.
+    """
+    conditions = [Condition(text) for text in asked.fail_if]
+    old = None if asked.compare is None else read_document(asked.compare)
+    _check_outputs(asked)
+    named, baseline = _artefacts(asked)
+    artefacts = check(named, threads=asked.threads, batch=asked.batch, rounds=asked.rounds, baseline=baseline)
+    _check_conditions(conditions, asked, artefacts, baseline, old)
+    warnings: list[str] = []
+    if asked.recipe is not None:
+        artefacts, warnings = _with_data(artefacts, asked, progress)
+    with progress.counter() as tell:
+        document = measure(
+            artefacts,
+            threads=asked.threads,
+            batch=asked.batch,
+            rounds=asked.rounds,
+            baseline=baseline,
+            protocol=PROTOCOL,
+            allow_code=asked.allow_code,
+            progress=lambda done, total, what: tell(f"bench: {what.split()[0]}", done, total),
+        )
+    document["warnings"] = [*warnings, *document["warnings"]]
+    if old is not None:
+        assert asked.compare is not None
+        document["compare"] = compare(document, old, asked.compare.name)
+        for difference in document["compare"]["another_machine"]:
+            progress.warn(f"{asked.compare} is not comparable: {difference}")
+    document["not_met"] = _not_met(document, conditions, old)
+    if asked.out is not None:
+        write_json(asked.out, document)
+    if asked.plot is not None and document["results"]:
+        write_bytes(asked.plot, plot(document, asked.plot.suffix))
+    return document
+
+
+def _not_met(
+    document: dict[str, Any], conditions: Sequence[Condition], old: dict[str, Any] | None
+) -> list[str]:
+    cells = len(document["results"]) + sum(not failure["control"] for failure in document["failures"])
+    said = [
+        f"{label_of(failure)}{', the control,' if failure['control'] else ''} could not be measured: "
+        f"{failure['stage']}: {failure['type']}: {failure['message']}"
+        for failure in document["failures"]
+    ]
+    if said:
+        said = [f"{len(document['results'])} of {cells} results measured", *said]
+    return said + [sentence for condition in conditions for sentence in condition.failures(document, old)]
+
+
+def _check_outputs(asked: Asked) -> None:
+    for option, path in (("--out", asked.out), ("--plot", asked.plot)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UserError(f"{option} {path}: is a folder; name a file")
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{option} {path}: there is no folder {path.parent}")
+    if asked.plot is not None and asked.plot.suffix not in FORMATS:
+        raise UserError(f"--plot {asked.plot}: expected a name that ends in {' or '.join(FORMATS)}")
+
+
+def _check_conditions(
+    conditions: Sequence[Condition],
+    asked: Asked,
+    artefacts: Sequence[Artefact],
+    baseline: str | None,
+    old: dict[str, Any] | None,
+) -> None:
+    for condition in conditions:
+        condition.check([artefact.name for artefact in artefacts])
+        lacking = None
+        if condition.needs_old and old is None:
+            lacking = "'old' is of an earlier document; give it with --compare"
+        elif condition.metrics & {"ratio", "ratio_low", "ratio_high"} and baseline is None:
+            lacking = "a ratio is to a baseline; give it with --baseline"
+        elif "top1" in condition.metrics and asked.recipe is None:
+            lacking = "top1 is known with the data of a --recipe"
+        if lacking is not None:
+            raise UserError(f"--fail-if {condition.text!r}: {lacking}")
+
+
+def _artefacts(asked: Asked) -> tuple[list[Artefact], str | None]:
+    """The files, named, with what each says of itself; and the baseline's name."""
+    files = [_named(text) for text in asked.files]
+    if asked.baseline is not None:
+        base = _named(asked.baseline)
+        chosen = next((number for number, file in enumerate(files) if _same(base, file)), None)
+        if chosen is None:
+            files, chosen = [base, *files], 0
+    for name in asked.runtimes:
+        runtimes.check_runtime(name)
+        if not any(runtimes.takes(name, path.suffix) for _, path in files):
+            suffix = runtimes.RUNTIMES[name].suffix
+            raise UserError(f"the runtime {name!r} takes {suffix} files, and none of the files is one")
+    names = _names(files)
+    artefacts = [_artefact(name, path, asked) for name, (_, path) in zip(names, files, strict=True)]
+    if asked.baseline is not None:
+        assert chosen is not None
+        return artefacts, names[chosen]
+    # The runtimes of a single file have nothing to be compared with but the first of them.
+    alone = len(artefacts) == 1 and len(artefacts[0].runtimes) > 1
+    return artefacts, names[0] if alone else None
+
+
+def _named(text: str) -> tuple[str | None, Path]:
+    name, equals, rest = text.partition("=")
+    if equals and name and not Path(text).exists():
+        return name, Path(rest)
+    return None, Path(text)
+
+
+def _same(one: tuple[str | None, Path], other: tuple[str | None, Path]) -> bool:
+    """Whether a baseline means a file: by its own name, or by its path."""
+    if str(one[1]) == other[0]:
+        return True
+    return one[1].resolve() == other[1].resolve() and one[0] in {None, other[0]}
+
+
+def _names(files: Sequence[tuple[str | None, Path]]) -> list[str]:
+    """The shortest that tells them apart: as after a training, the file's name, or the whole path.
+
+    That is the name without its suffix, and `(PyTorch)` after it where an ONNX file has the same.
+    """
+    graphs = {path.stem for _, path in files if path.suffix == onnx.SUFFIX}
+
+    def as_trained(path: Path) -> str:
+        twin = path.suffix == safetensors.SUFFIX and path.stem in graphs
+        return f"{path.stem} (PyTorch)" if twin else path.stem
+
+    shapes: tuple[Callable[[Path], str], ...] = (as_trained, lambda path: path.name, str)
+    for shape in shapes:
+        names = [name or shape(path) for name, path in files]
+        if len(set(names)) == len(names):
+            return names
+    twice = max(names, key=names.count)
+    raise UserError(f"two files are named {twice!r}; give them names of their own: one={twice} other={twice}")
+
+
+def _artefact(name: str, path: Path, asked: Asked) -> Artefact:
+    if not path.is_file():
+        what = "is a folder; name a file in it" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}")
+    chosen = tuple(runtime for runtime in asked.runtimes if runtimes.takes(runtime, path.suffix))
+    if not chosen and asked.runtimes:
+        fitting = [name for name, runtime in runtimes.RUNTIMES.items() if runtime.suffix == path.suffix]
+        advice = f"; add one of {', '.join(fitting)}" if fitting else ""
+        raise UserError(f"{path}: none of the runtimes asked for takes it{advice}")
+    # student.onnx, student.int8.onnx and student.safetensors of one folder are one network.
+    network = str(path.resolve().parent / path.name.split(".")[0])
+    artefact = Artefact(name, path, chosen, network=network)
+    if path.suffix == onnx.SUFFIX:
+        return _of_graph(artefact, asked.input_size)
+    if path.suffix == safetensors.SUFFIX:
+        module, config = safetensors.read(path, allow_code=asked.allow_code)
+        spec = config.spec
+        macs = count_macs(module, spec.channels, spec.height, spec.width)
+        shape = (spec.channels, spec.height, spec.width)
+        return dataclasses.replace(artefact, params=count_parameters(module), macs=macs, shape=shape)
+    if not chosen:
+        raise UserError(f"{path}: expected an .onnx or a .safetensors file")
+    side = asked.input_size
+    return dataclasses.replace(artefact, precision="unknown", shape=None if side is None else (3, side, side))
+
+
+def _of_graph(artefact: Artefact, side: int | None) -> Artefact:
+    facts = graph_facts(artefact.file)
+    shape = _shape(artefact.file, facts, side)
+    if None in facts.input_shape:
+        facts = graph_facts(artefact.file, shape)
+    return dataclasses.replace(
+        artefact, precision=facts.precision, params=facts.parameters, macs=facts.macs, shape=shape
+    )
+
+
+def _shape(path: Path, facts: GraphFacts, side: int | None) -> tuple[int, int, int]:
+    """(C, H, W): as the graph fixes it, else as asked for, else as its metadata says."""
+    channels, height, width = facts.input_shape
+    if channels is not None and height is not None and width is not None:
+        return channels, height, width
+    if side is not None:
+        return channels or 3, height or side, width or side
+    text = onnx.open_(path).metadata.get(onnx.PREFIX + "input")
+    if text is None:
+        raise UserError(f"{path}: leaves its image size open; say it with --input-size")
+    told = json.loads(text)
+    return int(told["channels"]), int(told["height"]), int(told["width"])
+
+
+def _with_data(
+    artefacts: Sequence[Artefact], asked: Asked, progress: Progress
+) -> tuple[tuple[Artefact, ...], list[str]]:
+    """Each with real images of its own size, and with its accuracy on the test split."""
+    assert asked.recipe is not None
+    recipe = load_recipe(asked.recipe, asked.overrides, allow_code=asked.allow_code)
+    opened: dict[tuple[int, int, int], tuple[Data, NDArray[np.float32]]] = {}
+    done: list[Artefact] = []
+    warnings = []
+    for artefact in artefacts:
+        if artefact.shape is None:
+            raise UserError(
+                f"{artefact.file}: --recipe needs to know its image size; say it with --input-size"
+            )
+        channels, *size = artefact.shape
+        if artefact.shape not in opened:
+            data = data_of(recipe, asked.data, (size[0], size[1]), channels, progress)
+            opened[artefact.shape] = data, _some_images(data)
+        data, images = opened[artefact.shape]
+        accuracy, why_not = _accuracy(artefact, data, asked.allow_code)
+        if why_not:
+            warnings.append(f"{artefact.name}: no top-1: {why_not}")
+        done.append(dataclasses.replace(artefact, images=images, accuracy=accuracy))
+    return tuple(done), warnings
+
+
+def _some_images(data: Data) -> NDArray[np.float32]:
+    """Images of all over the test split, which may be sorted by class."""
+    count = min(IMAGES, len(data.test))
+    chosen = torch.linspace(0, len(data.test) - 1, count).round().long()
+    return torch.cat([images for images, _ in images_of(data.test.subset(chosen), workers=0)]).numpy()
+
+
+def _accuracy(artefact: Artefact, data: Data, allow_code: bool) -> tuple[dict[str, Any] | None, str]:
+    """Top-1 on the test split; or None, and why."""
+    run: onnx.OnnxModel | safetensors.SafetensorsModel
+    if artefact.file.suffix == onnx.SUFFIX:
+        run = onnx.open_(artefact.file, granted_cores())
+    elif artefact.file.suffix == safetensors.SUFFIX:
+        run = safetensors.open_(artefact.file, granted_cores(), allow_code=allow_code)
+    else:
+        return None, "its runtime is your own"
+    if run.backbone:
+        return None, "it is a backbone, which tells no classes apart"
+    outputs = run(next(images_of(data.test.subset(torch.tensor([0])), workers=0))[0].numpy()).shape[1]
+    if outputs != data.num_classes:
+        return None, f"it tells {outputs} classes apart, the data has {data.num_classes}"
+    score = predict(run, images_of(data.test, workers=granted_cores())).score(data.num_classes)
+    if score["n"] == 0:
+        return None, "none of the test images has a label"
+    return {"split": "test", **{key: score[key] for key in ("top1", "balanced_top1", "n")}}, ""

@@ -1,0 +1,342 @@
+"""The smaller files of a student: made of its `student.onnx`, proved, timed, and judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcompress.atomic import sha256_of, translated, write_json
+from kdcompress.bench.environment import environment
+from kdcompress.bench.measure import Artefact, measure
+from kdcompress.bench.paired import paired
+from kdcompress.data.loader import EvaluationLoader
+from kdcompress.data.source import Source
+from kdcompress.deploy.accuracy import Batches, as_input
+from kdcompress.deploy.calibration import calibration
+from kdcompress.deploy.gate import Gate, document
+from kdcompress.deploy.load import GRAPH
+from kdcompress.deploy.obstacles import obstacles, usual_target
+from kdcompress.deploy.ship import FAILED, GATES
+from kdcompress.deploy.variants import NAMES, Exact, Variant, to_fp16, to_int8
+from kdcompress.deploy.worth import worst_layers, worth
+from kdcompress.errors import GateFailed, NetworkError
+from kdcompress.progress import Progress
+from kdcompress.recipe import BenchSection, ExportSection, Int8Section
+from kdcompress.report import verdict
+
+Test = Callable[[], Batches]
+"""Opens the test split."""
+
+_STAGING = ".variants"
+_ON_X86 = "onnxruntime computes float16 in float32 on x86 processors, so nothing but the size is gained"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which smaller files.
+
+    Args:
+        int8: How; None: not at all.
+        fp16: Whether.
+    """
+
+    int8: Int8Section | None
+    fp16: bool
+
+    @classmethod
+    def of(cls, export: ExportSection) -> Wanted:
+        """What a recipe asks for."""
+        return cls(export.int8, export.fp16)
+
+    def __bool__(self) -> bool:
+        return self.int8 is not None or self.fp16
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of them.
+
+    Args:
+        exact: The float32 file.
+        variants: All that were made, those that failed a gate among them.
+    """
+
+    exact: Exact
+    variants: tuple[Variant, ...]
+
+    @property
+    def passed(self) -> list[Variant]:
+        """Those that have their final names."""
+        return [variant for variant in self.variants if variant.passed]
+
+    @property
+    def failed(self) -> list[Variant]:
+        """Those that are under `failed/`."""
+        return [variant for variant in self.variants if not variant.passed]
+
+
+def make(
+    folder: Path, wanted: Wanted, train: Source, test: Test, progress: Progress, *, workers: int
+) -> Made:
+    """Makes and proves the files beside `student.onnx`; their gates join the others in `gates.json`.
+
+    Args:
+        folder: Holds the float32 file, proved.
+        wanted: Which.
+        train: The training split, to calibrate with.
+        test: Opens the test split.
+        progress: What a watcher sees.
+        workers: Processes that decode images.
+
+    Raises:
+        UserError: There is no float32 file, or it does not take these images.
+    """
+    staging = folder / _STAGING
+    with translated(staging):
+        shutil.rmtree(staging, ignore_errors=True)  # a killed process's
+        staging.mkdir()
+    try:
+        with progress.counter() as tell:
+            made = _made(folder, staging, wanted, train, test, tell, workers)
+        variants = tuple(_placed(variant, folder) for variant in made.variants)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    _add_gates(folder, variants)
+    return dataclasses.replace(made, variants=variants)
+
+
+def artefacts(made: Made, student: dict[str, Any]) -> list[Artefact]:
+    """The files that passed, to be timed.
+
+    Args:
+        made: As `make` gave it.
+        student: The `student` object of `results.json`.
+    """
+    facts = {key: student[key] for key in ("params", "macs")}
+    return [
+        Artefact(_called(v.precision), v.path, ("onnxruntime",), precision=v.precision, **facts)
+        for v in made.passed
+    ]
+
+
+def judged(made: Made, bench: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `results.json` says of each file that passed: figures, making and verdict, by precision.
+
+    Args:
+        made: As `make` gave it.
+        bench: A benchmark of them and the student, of the document's schema.
+    """
+    return {variant.precision: _entry(variant, made.exact, bench) for variant in made.passed}
+
+
+def failure(made: Made) -> GateFailed | None:
+    """What to raise once all else is written; None: every gate passed."""
+    if not made.failed:
+        return None
+    lines = []
+    for variant in made.failed:
+        lost = [gate for gate in variant.gates if not gate.passed]
+        count = f"{len(lost)} gate{'s' if len(lost) != 1 else ''} failed"
+        where = f"it is {variant.path}" if variant.path.exists() else "it was not made"
+        lines.append(f"the {variant.precision} file does not ship: {count}; {where}")
+        lines += [f"  {gate}" for gate in lost]
+        if any(gate.gate == "int8_drop" for gate in lost):
+            lines += [f"  {told}" for told in _advice(variant)]
+    return GateFailed("\n".join(lines))
+
+
+def add(
+    folder: Path,
+    wanted: Wanted,
+    train: Source,
+    test: Test,
+    bench: BenchSection,
+    student: dict[str, Any],
+    progress: Progress,
+    *,
+    workers: int,
+) -> tuple[Made, dict[str, Any]]:
+    """Makes the files and times them against the float32 one.
+
+    Args:
+        folder: Holds the float32 file, proved.
+        wanted: Which.
+        train: The training split, to calibrate with.
+        test: Opens the test split.
+        bench: How it is timed.
+        student: The `student` object of `results.json`.
+        progress: What a watcher sees.
+        workers: Processes that decode images.
+
+    Returns:
+        The files, and the benchmark's document.
+    """
+    made = make(folder, wanted, train, test, progress, workers=workers)
+    facts = {key: student[key] for key in ("params", "macs")}
+    exact = Artefact("student", made.exact.path, ("onnxruntime",), **facts)
+    with progress.counter() as tell:
+        document = measure(
+            [exact, *artefacts(made, student)],
+            threads=bench.threads,
+            batch=bench.batch,
+            rounds=bench.rounds,
+            baseline="student",
+            images=_images(test),
+            progress=lambda done, total, what: tell(f"bench: {what.split()[0]}", done, total),
+        )
+    return made, document
+
+
+def lines(entries: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The verdicts as a person reads them.
+
+    Args:
+        entries: `variants` of `results.json`.
+    """
+    for entry in entries.values():
+        yield entry["verdict"]["sentence"]
+        if entry["verdict"]["told"]:
+            yield f"      {entry['verdict']['told']}"
+
+
+def _made(
+    folder: Path,
+    staging: Path,
+    wanted: Wanted,
+    train: Source,
+    test: Test,
+    tell: Any,
+    workers: int,
+) -> Made:
+    def read(indices: Tensor) -> Iterable[Tensor]:
+        loader = EvaluationLoader(train.subset(indices), device="cpu", workers=workers)
+        try:
+            yield from (batch.images for batch in loader)
+        finally:
+            loader.close()
+
+    steps = 2 + wanted.fp16 + (wanted.int8 is not None)
+    tell("smaller files", 0, steps)
+    exact = Exact(folder / GRAPH, test)
+    tell("smaller files", 1, steps)
+    section = wanted.int8 or Int8Section()
+    images = calibration(train.labels, read, section.images, section.seed)
+    variants = []
+    if wanted.int8 is not None:
+        target = section.target
+        if target == "auto":
+            target = usual_target(platform.machine(), environment()["isa"])
+        settings = {key: getattr(section, key) for key in ("ranges", "rescue", "max_drop")}
+        make_it = functools.partial(to_int8, exact, images, staging, target=target, **settings)
+        variants.append(_attempted("int8", staging, make_it))
+        tell("smaller files", 2, steps)
+    if wanted.fp16:
+        variants.append(_attempted("fp16", staging, functools.partial(to_fp16, exact, images, staging)))
+    tell("smaller files", steps, steps)
+    return Made(exact, tuple(variants))
+
+
+def _attempted(precision: str, staging: Path, make_it: Callable[[], Variant]) -> Variant:
+    """The file, or the gate that says why this network cannot be had so."""
+    try:
+        return make_it()
+    except NetworkError as error:
+        gate = Gate(f"{precision}_made", False, None, None, str(error))
+        return Variant(precision, staging / NAMES[precision], [gate], {})
+
+
+def _placed(variant: Variant, folder: Path) -> Variant:
+    """The file under its final name if it passed; else under `failed/`, and no older one has the name."""
+    name = NAMES[variant.precision]
+    final, failed = folder / name, folder / FAILED / name
+    target = final if variant.passed else failed
+    with translated(target):
+        # Of an earlier export: neither is what was asked for now.
+        final.unlink(missing_ok=True)
+        failed.unlink(missing_ok=True)
+        if variant.path.exists():
+            target.parent.mkdir(exist_ok=True)
+            os.replace(variant.path, target)
+    return dataclasses.replace(variant, path=target)
+
+
+def _add_gates(folder: Path, variants: Sequence[Variant]) -> None:
+    """Puts their gates into `gates.json`, in place of those of an earlier export."""
+    prefixes = tuple(f"{variant.precision}_" for variant in variants)
+    known = [Gate(**gate) for gate in json.loads((folder / GATES).read_text(encoding="utf-8"))["gates"]]
+    kept = [gate for gate in known if not gate.gate.startswith(prefixes)]
+    write_json(folder / GATES, document([*kept, *(gate for v in variants for gate in v.gates)]))
+
+
+def _entry(variant: Variant, exact: Exact, bench: dict[str, Any]) -> dict[str, Any]:
+    timings = paired(bench, _called(variant.precision), "student")
+    right, before = (
+        None if outputs is None else exact.right(outputs)
+        for outputs in (variant.outputs_NK, exact.outputs_NK)
+    )
+    ci95 = None if right is None or before is None else verdict.gain(right, before)["ci95"]
+    bytes_ = variant.path.stat().st_size
+    said = worth(
+        variant.precision,
+        variant.score,
+        bytes_ / exact.path.stat().st_size,
+        timings,
+        _because(variant, exact),
+        losses=variant.losses,
+        ci95=ci95,
+        elsewhere=_elsewhere(variant),
+    )
+    return {
+        "file": variant.path.name,
+        "sha256": sha256_of(variant.path),
+        "bytes": bytes_,
+        **variant.score,
+        "making": variant.making,
+        "verdict": {**said, "told": worst_layers(variant.losses)},
+    }
+
+
+def _because(variant: Variant, exact: Exact) -> list[str]:
+    machine, isa = platform.machine(), environment()["isa"]
+    if variant.precision == "int8":
+        return obstacles(exact.path, variant.path, machine, isa, variant.making["in_float"])
+    return [] if usual_target(machine, isa) == "arm" else [_ON_X86]
+
+
+def _elsewhere(variant: Variant) -> str | None:
+    """What an int8 file was made for, if this machine is of another kind."""
+    target = variant.making.get("target")
+    if target is None:
+        return None
+    here = usual_target(platform.machine(), environment()["isa"])
+    return str(target) if (target == "arm") != (here == "arm") else None
+
+
+def _advice(variant: Variant) -> Iterator[str]:
+    yield worst_layers(variant.losses)
+    more = len(variant.making["in_float"]) + 3
+    others = "" if variant.making["ranges"] == "percentile" else ", --int8-ranges percentile"
+    yield f"try --int8-rescue {more}{others}, or accept the loss with --max-drop"
+
+
+def _called(precision: str) -> str:
+    return f"student ({precision})"
+
+
+def _images(test: Test) -> NDArray[np.float32]:
+    return as_input(next(iter(test()))[0])
+
+
+__all__ = ["Made", "Wanted", "add", "artefacts", "failure", "judged", "lines", "make"]
