@@ -21,7 +21,7 @@ from kdcompress.probe.knowledge import Search
 from kdcompress.progress import Progress
 from kdcompress.recipe import NetworkSection, load_recipe
 from kdcompress.run_folder import RunFolder
-from kdcompress.steps import probing
+from kdcompress.steps import afterwards, probing
 from kdcompress.train import checkpoint
 
 TINY = (
@@ -76,6 +76,7 @@ def test_the_group_lists_its_commands():
     done = kdcompress("--help")
     assert done.exit_code == 0
     assert all(f"  {command} " in done.stdout for command in COMMANDS)
+    assert "..." not in done.stdout.partition("Commands:")[2]  # each line is whole
 
 
 def test_the_version_is_told():
@@ -111,6 +112,16 @@ def test_what_goes_wrong_in_a_run_is_one_message_and_an_exit_code(monkeypatch, e
     assert done.stdout == ""
     assert done.stderr.startswith(f"Error: {message}")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_command_without_resume_does_not_advise_it(monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(afterwards, "report", interrupt)
+    done = kdcompress("report", "runs/x")
+    assert done.exit_code == 130
+    assert done.stderr == "Error: interrupted; nothing was finished\n"
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):

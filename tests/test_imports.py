@@ -26,6 +26,7 @@ LAYERS = [
     {"documents", "summary"},
     {"steps"},
     {"pipeline"},
+    {"commands"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

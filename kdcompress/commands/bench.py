@@ -1,0 +1,112 @@
+"""`bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcompress.commands.options import common, counts, give, overrides
+from kdcompress.errors import RunFailed
+
+_CONDITIONS = """
+\b
+--fail-if EXPR, for example:
+  p50 > 5ms                        any median call above 5 ms
+  student.p50 > 1.1 * old          10 % above the file of --compare
+  ratio_high < 2 and rss > 200MB   surely not twice as fast, and large
+  student.p50 > teacher.p50 / 4    of the same threads and batch
+\b
+EXPR     sums compared by < <= > >= == !=, joined by 'and', 'or'
+sums     numbers and metrics with + - * / ( ); spaces around the minus
+metrics  METRIC (of every result), ARTEFACT.METRIC, 'odd name'.METRIC;
+         old, old.METRIC: the same in the file of --compare
+METRIC   p50 p50_low p50_high p90 p99 min load first (ms), throughput
+         (images/s), ratio ratio_low ratio_high (to --baseline),
+         rss size (MB), params macs, agreement top1
+units    us ms s, kB MB GB, %; none: ms and MB
+"""
+"""Of bench/conditions.py; here it is known without importing that."""
+
+
+@click.command(short_help="Time files so that a difference is a difference.", epilog=_CONDITIONS)
+@click.argument("files", metavar="[NAME=]FILE...", nargs=-1, required=True)
+@click.option(
+    "--baseline", metavar="FILE", help="What the others are compared with; one of FILE or one more."
+)
+@click.option(
+    "--threads", metavar="LIST", default="1,all", show_default=True, callback=counts, help="Of each runtime."
+)
+@click.option(
+    "--batch", metavar="LIST", default="1", show_default=True, callback=counts, help="Images per call."
+)
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="LIST",
+    help="Of onnxruntime, openvino, openvino-bf16 (.onnx), torch, torch-compile (.safetensors), or your own: "
+    "FILE.py:CLASS. [default: onnxruntime, torch]",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=21,
+    show_default=True,
+    metavar="N",
+    help="Of half a second each; below 6 no difference can be shown.",
+)
+@click.option("--recipe", metavar="NAME|FILE", help="Time on its data, and tell the top-1. [default: noise]")
+@click.option("--data", metavar="DIR", help="Folder of the recipe's data.")
+@overrides
+@click.option(
+    "--input-size",
+    type=click.IntRange(8, 4096),
+    metavar="N",
+    help="Side of the images in pixels, where a file leaves it open.",
+)
+@click.option("--out", metavar="FILE.json", type=click.Path(path_type=Path), help="Write the document.")
+@click.option("--plot", metavar="FILE.svg|.png", type=click.Path(path_type=Path), help="Draw it.")
+@click.option(
+    "--compare",
+    metavar="OLD.json",
+    type=click.Path(path_type=Path),
+    help="What has changed since an earlier --out, or since a run's bench.json.",
+)
+@click.option("--fail-if", multiple=True, metavar="EXPR", help="Exit with 3 if it holds; see below.")
+@click.option(
+    "--target",
+    type=click.Choice(["local"]),
+    default="local",
+    show_default=True,
+    help="Where to measure; for now this machine alone.",
+)
+@click.option("--allow-code", is_flag=True, help="Let a file's network be python:package.module:function.")
+@common
+def bench(target: str, runtimes: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+    """Time files against each other so that a difference is a difference.
+
+    Every file, runtime, thread count and batch size is a process of its own; they take turns in shuffled
+    rounds, and ratios are taken round by round. One file runs twice (the A/A control): what lies within what
+    identical things differ by, and within 2 %, is no difference.
+    """
+    from kdcompress.progress import Progress
+    from kdcompress.steps.timing import Asked, bench
+
+    names = tuple(name.strip() for text in runtimes for name in text.split(",") if name.strip())
+    document = bench(Asked(runtimes=names, **options), Progress(quiet))
+    give(document, as_json, lambda: _print_bench(document))
+    if document["not_met"]:
+        raise RunFailed("\n  ".join(document["not_met"]))
+
+
+def _print_bench(document: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from kdcompress.bench.table import print_table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file has room, and a figure that is broken in two cannot be read
+    print_table(document, console)

@@ -1,0 +1,104 @@
+"""`evaluate`: a file's accuracy, its features, what a student keeps of its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcompress.commands.options import allow_code, common, give, overrides
+
+
+@click.command(short_help="Top-1 of a file, or of a run's exported student.")
+@click.argument("source", metavar="FILE|RUN")
+@click.option("--recipe", required=True, metavar="NAME|FILE", help="Which data, cut how.")
+@click.option("--data", metavar="DIR", help="Folder of the data.")
+@overrides
+@click.option("--split", type=click.Choice(["test", "held_out"]), default="test", show_default=True)
+@click.option(
+    "--probe",
+    type=click.Choice(["linear", "knn"]),
+    help="Score the frozen features: a linear classifier, or nearest neighbours, of the labelled images.",
+)
+@click.option(
+    "--knowledge",
+    is_flag=True,
+    help="Compare what a run's teacher, student and baseline keep of an image; draws RUN/knowledge.png.",
+)
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images that --knowledge looks at. [default: 16]",
+)
+@allow_code
+@common
+def evaluate(
+    source: str,
+    probe: str | None,
+    knowledge: bool,
+    images: int | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Top-1 of a .onnx or .safetensors file, or of a run's exported student."""
+    if probe is not None and knowledge:
+        raise click.UsageError("--probe and --knowledge exclude each other")
+    if images is not None and not knowledge:
+        raise click.UsageError("--images: belongs to --knowledge")
+    from kdcompress.progress import Progress
+
+    if knowledge:
+        from kdcompress.steps import probing
+
+        told = probing.knowledge(Path(source), Progress(quiet), images=images or probing.IMAGES, **options)
+        give(told, as_json, lambda: _print_knowledge(told))
+        return
+    if probe is not None:
+        from kdcompress.steps import probing
+
+        result = probing.probe(Path(source), Progress(quiet), kind=probe, **options)
+        give(result, as_json, lambda: _print_probe(result))
+        return
+    from kdcompress.steps.afterwards import evaluate
+
+    result = evaluate(Path(source), Progress(quiet), **options)
+    give(result, as_json, lambda: _print_evaluation(result))
+
+
+def _print_evaluation(result: dict[str, Any]) -> None:
+    click.echo(
+        f"{result['file']}: top-1 {100 * result['top1']:.2f} %, "
+        f"balanced {100 * result['balanced_top1']:.2f} %, "
+        f"loss {result['loss']:.4f} on {result['n']:,} images of {result['split']}"
+    )
+
+
+def _print_probe(result: dict[str, Any]) -> None:
+    if result["probe"] == "knn":
+        how = f"k = {result['k']}"
+    else:
+        how = f"C = {result['C']:g}" + (", chosen on held-out images" if result["chosen_on"] else "")
+    click.echo(
+        f"{result['file']}: {result['probe']} probe ({how}): top-1 {100 * result['top1']:.2f} %, "
+        f"balanced {100 * result['balanced_top1']:.2f} % on {result['n']:,} images of {result['split']}; "
+        f"{result['features']:,} features of {result['labelled']:,} labelled training images"
+    )
+
+
+def _print_knowledge(told: dict[str, Any]) -> None:
+    rows = [("", "entropy nats", "distortion", "concepts", "IoU of two views", "model")]
+    for name, row in told["networks"].items():
+        spread = "" if row["sd"] is None else f" ± {row['sd']:.2f}"
+        overlap = "" if row["iou"] is None else f"{row['iou']:.2f}"
+        entropy, share = f"{row['entropy']:.2f}{spread}", f"{100 * row['concepts']:.1f} %"
+        rows.append((name, entropy, f"{row['distortion']:.4f}", share, overlap, row["model"]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *figures, last in rows:
+        middle = "  ".join(f"{text:>{width}}" for text, width in zip(figures, widths[1:-1], strict=True))
+        click.echo(f"{first:<{widths[0]}}  {middle}  {last}".rstrip())
+    click.echo(
+        f"{told['images']:,} images of {told['split']}; second view: {told['view']}. Maps: {told['picture']}"
+    )

@@ -1,0 +1,166 @@
+"""`export`."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcompress.commands.options import F, common, give, of_checkpoint, overrides
+from kdcompress.commands.strip import print_stripped
+
+
+def _per_channel(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """The numbers of `--mean` and `--std`."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers such as 0.485,0.456,0.406, got {text!r}") from None
+    if not all(0 <= value <= 1 for value in values) or (option.name == "std" and 0 in values):
+        raise click.BadParameter(f"{text}: is not of images in [0, 1]; divide what is of 0 to 255 by 255")
+    return values
+
+
+def _of_smaller(command: F) -> F:
+    """The options that ask for smaller files."""
+    options = (
+        click.option(
+            "--int8",
+            is_flag=True,
+            help="Also student.int8.onnx, calibrated on training images, and a verdict.",
+        ),
+        click.option(
+            "--int8-rescue",
+            type=click.IntRange(min=0),
+            metavar="K",
+            help="Leave the K layers that lose most in float.",
+        ),
+        click.option(
+            "--int8-ranges",
+            type=click.Choice(["minmax", "percentile"]),
+            help="Of the activations: to the extremes, or cut at the 99.999th percentile.",
+        ),
+        click.option(
+            "--max-drop",
+            type=click.FloatRange(0, 100),
+            metavar="P",
+            help="Points of top-1 that int8 may lose; beyond, exit code 3. [default: 3]",
+        ),
+        click.option("--fp16", is_flag=True, help="Also student.fp16.onnx, half the size."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command(short_help="Write and prove the files of a run or a checkpoint.")
+@click.argument("source", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder to write to. [default: RUN/export, or CHECKPOINT-export]",
+)
+@click.option("--format", "formats", metavar="LIST", default="onnx,safetensors", show_default=True)
+@click.option("--opset", type=int, metavar="N", help="Of the ONNX file. [default: the exporter's choice]")
+@_of_smaller
+@click.option("--data", "root", metavar="DIR", help="Folder of the images that the files are proved on.")
+@click.option("--student", metavar="FAMILY/NAME", help="CHECKPOINT: the plain network that is in it.")
+@of_checkpoint
+@click.option("--recipe", metavar="NAME|FILE", help="CHECKPOINT: its data section says which images.")
+@overrides
+@click.option(
+    "--labels",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="CHECKPOINT: class names in the order of its logits, a JSON list or one per line.",
+)
+@click.option(
+    "--mean", metavar="LIST", callback=_per_channel, help="CHECKPOINT: of its images in [0, 1], per channel."
+)
+@click.option(
+    "--std", metavar="LIST", callback=_per_channel, help="CHECKPOINT: of its images in [0, 1], per channel."
+)
+@click.option("--allow-code", is_flag=True, help="Let the network be python:package.module:function.")
+@common
+def export(
+    source: Path,
+    out: Path | None,
+    formats: str,
+    opset: int | None,
+    root: str | None,
+    int8: bool,
+    int8_rescue: int | None,
+    int8_ranges: str | None,
+    max_drop: float | None,
+    fp16: bool,
+    allow_code: bool,
+    as_json: bool,
+    quiet: bool,
+    **of_checkpoint: Any,
+) -> None:
+    """Write and prove the files of a run again, or of the student in a checkpoint.
+
+    --int8 and --fp16 make smaller files of a run's student.onnx and add them to the run; with --out, --format
+    or --opset they go where the other files go.
+    """
+    from kdcompress.progress import Progress
+
+    names = [name.strip() for name in formats.split(",")]
+    progress = Progress(quiet)
+    told = {"int8-rescue": int8_rescue, "int8-ranges": int8_ranges, "max-drop": max_drop}
+    changes = {name.removeprefix("int8-").replace("-", "_"): v for name, v in told.items() if v is not None}
+    if changes and not int8:
+        first = next(name for name, value in told.items() if value is not None)
+        raise click.UsageError(f"--{first}: belongs to --int8")
+    smaller = None
+    if int8 or fp16:
+        from kdcompress.steps import adding
+
+        wanted = adding.wanted_of(
+            source, int8=int8, fp16=fp16, changes=changes, formats=names, allow_code=allow_code
+        )
+        smaller = functools.partial(adding.add_beside, wanted=wanted, progress=progress)
+    if source.is_file():
+        from kdcompress.steps import foreign_export
+        from kdcompress.steps.stripping import Asked
+
+        which = {"side": "input_size", "student": "student", "at": "at", "drop": "drop"}
+        asked = Asked(**{k: of_checkpoint.pop(v) for k, v in which.items()}, allow_code=allow_code)
+        on = foreign_export.OnData(root=root, **of_checkpoint)
+        summary = foreign_export.export(source, out, names, progress, asked, on, opset=opset, smaller=smaller)
+    else:
+        from kdcompress.steps.afterwards import export
+
+        for name, value in of_checkpoint.items():
+            if value and source.is_dir():
+                option = {"overrides": "set"}.get(name, name.replace("_", "-"))
+                raise click.UsageError(f"--{option}: belongs to a checkpoint; a run knows it by itself")
+        given = click.get_current_context().get_parameter_source
+        default = click.core.ParameterSource.DEFAULT
+        if smaller is not None and all(given(name) is default for name in ("out", "formats", "opset")):
+            summary = adding.add_to_run(source, wanted, progress, root=root, allow_code=allow_code)
+        else:
+            summary = export(
+                source, out, names, progress, root=root, opset=opset, smaller=smaller, allow_code=allow_code
+            )
+    give(summary, as_json, lambda: _print_files(summary))
+
+
+def _print_files(summary: dict[str, Any]) -> None:
+    if "stripped" in summary:
+        print_stripped(summary["stripped"], summary["stripped"]["checkpoint"]["file"])
+    for name, entry in summary["files"].items():
+        click.echo(f"{Path(summary['folder']) / name}  {entry['bytes']:,} bytes")
+    top1 = summary["student"].get("top1")
+    scored = "" if top1 is None else f"; top-1 {100 * top1:.2f} % on {summary['student']['n']:,} images"
+    click.echo(f"{len(summary['gates'])} gates passed{scored}")
+    if "variants" in summary:
+        from kdcompress.steps.variants import lines
+
+        for line in lines(summary["variants"]):
+            click.echo(line)

@@ -1,0 +1,64 @@
+"""`strip`, and how a person reads what was kept and dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcompress.commands.options import common, give, of_checkpoint
+
+
+@click.command(short_help="Take the plain student out of a checkpoint.")
+@click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(path_type=Path))
+@click.option("--student", required=True, metavar="FAMILY/NAME", help="The plain network that is in it.")
+@click.option(
+    "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The .safetensors to write."
+)
+@of_checkpoint
+@click.option(
+    "--allow-code", is_flag=True, help="Let the network be one of your own: python:package.module:function."
+)
+@common
+def strip(
+    checkpoint: Path,
+    student: str,
+    out: Path,
+    at: str | None,
+    drop: tuple[str, ...],
+    input_size: int | None,
+    allow_code: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Take the plain student out of a checkpoint with heads, teachers, averages and wrappers."""
+    from kdcompress.steps.stripping import Asked, strip
+
+    told = strip(checkpoint, out, Asked(student, at, drop, input_size, allow_code))
+    give(told, as_json, lambda: print_stripped(told, told["file"]))
+
+
+def print_stripped(told: dict[str, Any], file: str) -> None:
+    """Prints what of a checkpoint was kept and what was dropped.
+
+    Args:
+        told: What `steps.stripping` found.
+        file: What it became, or came from.
+    """
+    kept, dropped = told["kept"], told["dropped"]
+    classes = "" if kept["classes"] is None else f", {kept['classes']:,} classes"
+    size = f"{kept['parameters']:,} parameters in {kept['tensors']:,} tensors"
+    click.echo(f"{file}: {told['student']}{classes}, {size}")
+    same = f" (the same at {', '.join(kept['also_at'])})" if kept["also_at"] else ""
+    click.echo(f"kept: {kept['at']}{same}")
+    if told["set_aside"]:
+        click.echo(f"set aside: {', '.join(told['set_aside'])}, which fits too but is named a teacher")
+    rows = [(part["at"], f"{part['tensors']:,} tensors", f"{part['parameters']:,}") for part in dropped]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for at, tensors, parameters in rows:
+        click.echo(
+            f"dropped: {at:<{widths[0]}}  {tensors:>{widths[1]}}  {parameters:>{widths[2]}} parameters"
+        )
+    if told["values"]:
+        click.echo(f"dropped: {', '.join(told['values'])}")
