@@ -51,6 +51,12 @@ def _of_smaller(command: F) -> F:
             help="Points of top-1 that int8 may lose; beyond, exit code 3. [default: 3]",
         ),
         click.option("--fp16", is_flag=True, help="Also student.fp16.onnx, half the size."),
+        click.option(
+            "--rounds",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Of the timing behind the verdict; below 6 there is none. [default: bench.rounds]",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -98,6 +104,7 @@ def export(
     int8_ranges: str | None,
     max_drop: float | None,
     fp16: bool,
+    rounds: int | None,
     allow_code: bool,
     as_json: bool,
     quiet: bool,
@@ -117,12 +124,20 @@ def export(
     if changes and not int8:
         first = next(name for name, value in told.items() if value is not None)
         raise click.UsageError(f"--{first}: belongs to --int8")
+    if rounds is not None and not (int8 or fp16):
+        raise click.UsageError("--rounds: belongs to --int8 and --fp16, which are timed")
     smaller = None
     if int8 or fp16:
         from kdcompress.steps import adding
 
         wanted = adding.wanted_of(
-            source, int8=int8, fp16=fp16, changes=changes, formats=names, allow_code=allow_code
+            source,
+            int8=int8,
+            fp16=fp16,
+            changes=changes,
+            rounds=rounds,
+            formats=names,
+            allow_code=allow_code,
         )
         smaller = functools.partial(adding.add_beside, wanted=wanted, progress=progress)
     if source.is_file():

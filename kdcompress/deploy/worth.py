@@ -52,6 +52,9 @@ def worth(
         said = f"made for {elsewhere}, which this machine is not: time it there"
     elif timing is None:
         said = "don't, because it could not be timed here"
+    elif timing["ci95"] is None:
+        keep = None
+        said = f"undecided: {timing['ratio']:.2f}x here, in too few rounds to tell (bench.rounds: 6 at least)"
     elif faster and dear:
         said = f"don't, because it loses more than {WARN_DROP:g} point, though it is {_speed(timing)}"
     elif faster:
@@ -85,8 +88,6 @@ def worst_layers(losses: Sequence[Loss]) -> str:
 
 def _speed(timing: dict[str, Any]) -> str:
     ratio, ends = timing["ratio"], timing["ci95"]
-    if ends is None:
-        return f"not known to be faster here, {ratio:.2f}x in too few rounds to tell (6 at least)"
     told = f"{ratio:.2f}x ({ends[0]:.2f} to {ends[1]:.2f})"
     return {
         "faster": f"faster than fp32 here, {told}",

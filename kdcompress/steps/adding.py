@@ -27,7 +27,14 @@ _LATER = "timed after the run, in rounds of their own"
 
 
 def wanted_of(
-    source: Path, *, int8: bool, fp16: bool, changes: dict[str, Any], formats: Sequence[str], allow_code: bool
+    source: Path,
+    *,
+    int8: bool,
+    fp16: bool,
+    changes: dict[str, Any],
+    rounds: int | None,
+    formats: Sequence[str],
+    allow_code: bool,
 ) -> Wanted:
     """What a command line asks for, over what the run's recipe says of int8.
 
@@ -36,6 +43,7 @@ def wanted_of(
         int8: Whether that file is wanted.
         fp16: Whether that is.
         changes: Values of `export.int8` that go before the recipe's.
+        rounds: Of the timing; None: the recipe's `bench.rounds`.
         formats: That are written with it.
         allow_code: Whether the run's recipe may name `python:` networks.
 
@@ -46,13 +54,13 @@ def wanted_of(
         asked = "--int8" if int8 else "--fp16"
         raise UserError(f"{asked}: is made from {GRAPH}; add onnx to --format")
     if not int8:
-        return Wanted(None, fp16)
+        return Wanted(None, fp16, rounds)
     recipe = RunFolder(source).recorded_recipe(allow_code) if source.is_dir() else None
     section = (recipe and recipe.export.int8) or Int8Section()
     section = section.model_copy(update=changes)
     if (source / GRAPH).is_file():
         check_rescue(source / GRAPH, section.rescue)
-    return Wanted(section, fp16)
+    return Wanted(section, fp16, rounds)
 
 
 def add_to_run(

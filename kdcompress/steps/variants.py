@@ -50,10 +50,12 @@ class Wanted:
     Args:
         int8: How; None: not at all.
         fp16: Whether.
+        rounds: Of the timing that the verdicts rest on; None: `bench.rounds`.
     """
 
     int8: Int8Section | None
     fp16: bool
+    rounds: int | None = None
 
     @classmethod
     def of(cls, export: ExportSection) -> Wanted:
@@ -191,7 +193,7 @@ def add(
             [exact, *artefacts(made, student)],
             threads=bench.threads,
             batch=bench.batch,
-            rounds=bench.rounds,
+            rounds=wanted.rounds or bench.rounds,
             baseline="student",
             images=_images(test),
             progress=lambda done, total, what: tell(f"bench: {what.split()[0]}", done, total),
