@@ -92,7 +92,7 @@ def test_int8_is_added_to_a_run_that_is_over(added):
     assert set(results) == {"fp16", "int8"}
     verdict = results["int8"]["verdict"]
     assert verdict["sentence"] in printed
-    assert verdict["keep"] is False  # one round shows no difference
+    assert verdict["keep"] is None  # one round shows no difference
     assert verdict["told"].startswith("worst layers by signal to noise: ")
     assert verdict["told"] in printed
     assert f"{folder / INT8}  {(folder / INT8).stat().st_size:,} bytes" in printed
@@ -127,14 +127,18 @@ def test_the_file_says_how_it_was_calibrated(added):
 
 def test_in_another_folder_all_files_stand_together(finished, added, tmp_path):
     out = tmp_path / "out"
+    options = ("--int8-rescue", 1, "--int8-target", "arm", "--int8-images", 20, "--max-drop", 100)
     done = kdcompress(
-        "export", finished[0], "--int8", "--int8-rescue", 1, "--max-drop", 100, "--out", out, "--json"
-    )
+        "export", finished[0], "--int8", *options, "--rounds", 2, "--out", out, "--json",
+    )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
     assert {"student.onnx", "student.safetensors", INT8} <= set(document["files"])
     assert {name for name in document["files"] if not (out / name).exists()} == set()
-    assert document["variants"]["int8"]["making"]["in_float"]
+    making = document["variants"]["int8"]["making"]
+    assert (len(making["in_float"]), making["target"], making["activations"]) == (1, "arm", "int8")
+    assert making["calibration"]["images"] == 20
+    assert read(out, "bench.json")["protocol"]["rounds"] == 2
     assert next(gate for gate in document["gates"] if gate["gate"] == "int8_layers")["figure"] == 9
     assert set(read(out, "bench.json")["artefacts"]) == {"student", "student (int8)"}
     assert "int8_drop" in gates(out)
@@ -208,6 +212,8 @@ def test_a_network_that_the_tools_stumble_over_fails_a_gate(run, monkeypatch):
     [
         (["--int8-rescue", 2], "--int8-rescue: belongs to --int8"),
         (["--max-drop", 1, "--fp16"], "--max-drop: belongs to --int8"),
+        (["--int8-target", "arm"], "--int8-target: belongs to --int8"),
+        (["--rounds", 9], "--rounds: belongs to --int8 and --fp16"),
         (["--int8", "--int8-rescue", -1], "Invalid value for '--int8-rescue'"),
         (["--int8", "--max-drop", 101], "Invalid value for '--max-drop'"),
         (["--int8", "--format", "safetensors"], "--int8: is made from student.onnx; add onnx to --format"),

@@ -25,6 +25,16 @@ def _per_channel(ctx: click.Context, option: click.Parameter, text: str | None) 
     return values
 
 
+_OF_INT8 = {
+    "int8_target": "target",
+    "int8_images": "images",
+    "int8_ranges": "ranges",
+    "int8_rescue": "rescue",
+    "max_drop": "max_drop",
+}
+"""Options that go before the values of `export.int8`."""
+
+
 def _of_smaller(command: F) -> F:
     """The options that ask for smaller files."""
     options = (
@@ -32,6 +42,17 @@ def _of_smaller(command: F) -> F:
             "--int8",
             is_flag=True,
             help="Also student.int8.onnx, calibrated on training images, and a verdict.",
+        ),
+        click.option(
+            "--int8-target",
+            type=click.Choice(["auto", "x86", "x86-novnni", "arm"]),
+            help="Whose kernels it is made for. [default: this machine's]",
+        ),
+        click.option(
+            "--int8-images",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Training images to calibrate with. [default: 128]",
         ),
         click.option(
             "--int8-rescue",
@@ -100,15 +121,12 @@ def export(
     opset: int | None,
     root: str | None,
     int8: bool,
-    int8_rescue: int | None,
-    int8_ranges: str | None,
-    max_drop: float | None,
     fp16: bool,
     rounds: int | None,
     allow_code: bool,
     as_json: bool,
     quiet: bool,
-    **of_checkpoint: Any,
+    **others: Any,
 ) -> None:
     """Write and prove the files of a run again, or of the student in a checkpoint.
 
@@ -119,11 +137,11 @@ def export(
 
     names = [name.strip() for name in formats.split(",")]
     progress = Progress(quiet)
-    told = {"int8-rescue": int8_rescue, "int8-ranges": int8_ranges, "max-drop": max_drop}
-    changes = {name.removeprefix("int8-").replace("-", "_"): v for name, v in told.items() if v is not None}
+    told = {option: others.pop(option) for option in _OF_INT8}
+    changes = {_OF_INT8[option]: value for option, value in told.items() if value is not None}
     if changes and not int8:
-        first = next(name for name, value in told.items() if value is not None)
-        raise click.UsageError(f"--{first}: belongs to --int8")
+        first = next(option for option, value in told.items() if value is not None)
+        raise click.UsageError(f"--{first.replace('_', '-')}: belongs to --int8")
     if rounds is not None and not (int8 or fp16):
         raise click.UsageError("--rounds: belongs to --int8 and --fp16, which are timed")
     smaller = None
@@ -145,13 +163,13 @@ def export(
         from kdcompress.steps.stripping import Asked
 
         which = {"side": "input_size", "student": "student", "at": "at", "drop": "drop"}
-        asked = Asked(**{k: of_checkpoint.pop(v) for k, v in which.items()}, allow_code=allow_code)
-        on = foreign_export.OnData(root=root, **of_checkpoint)
+        asked = Asked(**{k: others.pop(v) for k, v in which.items()}, allow_code=allow_code)
+        on = foreign_export.OnData(root=root, **others)
         summary = foreign_export.export(source, out, names, progress, asked, on, opset=opset, smaller=smaller)
     else:
         from kdcompress.steps.afterwards import export
 
-        for name, value in of_checkpoint.items():
+        for name, value in others.items():
             if value and source.is_dir():
                 option = {"overrides": "set"}.get(name, name.replace("_", "-"))
                 raise click.UsageError(f"--{option}: belongs to a checkpoint; a run knows it by itself")
