@@ -1,0 +1,259 @@
+"""Several runs side by side: what they were asked, what they reached, and whether the difference is one."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from kdcompress import __version__
+from kdcompress.atomic import write_text
+from kdcompress.report import numbers, words
+from kdcompress.report.charts import Chart, Line, Row, line_chart
+from kdcompress.report.charts import dot_chart as draw_dots
+from kdcompress.report.record import Record
+
+SCHEMA = "kdcompress.comparison/1"
+COLOURS = 6
+"""Curves that can be told apart; of more runs the first are drawn."""
+
+_HERE = Path(__file__).parent
+_Z = 1.959963984540054
+_OF_ITS_OWN = {"name", "seed"}
+"""Of a recipe; that they differ says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One row: a run, or the same run with several seeds.
+
+    Args:
+        name: Unique among the rows.
+        records: A run each, at least one.
+        difference: To the first row: `{points, ci95, verdict}` of one run each on the same test images,
+            `{points, sd, n}` of several seeds each, paired by seed; None for the first row itself and where
+            `why_not` says why there is none.
+        why_not: Empty where there is a difference, and for the first row.
+    """
+
+    name: str
+    records: tuple[Record, ...]
+    difference: dict[str, Any] | None = None
+    why_not: str = ""
+
+    @property
+    def first(self) -> Record:
+        """Whose network, recipe and timing stand for the row."""
+        return self.records[0]
+
+    def shares(self, key: str) -> list[float]:
+        """One figure of each seed, as far as it is known."""
+        found = [record.results["student"].get(key) for record in self.records]
+        return [share for share in found if share is not None]
+
+
+def figure_of(rows: Sequence[Compared]) -> tuple[str, str]:
+    """By what the runs are compared, as (heading, key in `results.json`): what all of them know.
+
+    Raises:
+        ValueError: They have no figure in common.
+    """
+    known = [words.scored(row.first.results["student"]) for row in rows]
+    for heading, key in known[0]:
+        if all(key in {other for _, other in scored} for scored in known):
+            return heading, key
+    raise ValueError("the runs have no figure in common")
+
+
+def document(rows: Sequence[Compared]) -> dict[str, Any]:
+    """What the comparison says, for a script.
+
+    Args:
+        rows: At least two, with a figure in common.
+    """
+    _, key = figure_of(rows)
+    return {
+        "schema": SCHEMA,
+        "figure": key,
+        "reference": rows[0].name,
+        "runs": [_entry(row, key) for row in rows],
+        "differing": differing(rows),
+    }
+
+
+def differing(rows: Sequence[Compared]) -> dict[str, list[Any]]:
+    """The recipe's values that are not the same in all rows, by dotted key: one value per row.
+
+    Args:
+        rows: The runs; of several seeds the first counts.
+    """
+    flat = [dict(_flat(row.first.recipe)) for row in rows]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    found = {key: [values.get(key) for values in flat] for key in keys if key not in _OF_ITS_OWN}
+    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
+
+
+def write_comparison(rows: Sequence[Compared], path: Path) -> None:
+    """Writes the page; it needs nothing beside it.
+
+    Args:
+        rows: At least two, with a figure in common.
+        path: Where to.
+    """
+    loader = jinja2.FileSystemLoader(_HERE)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    heading, key = figure_of(rows)
+    columns, table = _table(rows, heading, key)
+    context = {
+        "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        "version": __version__,
+        "names": [row.name for row in rows],
+        "columns": columns,
+        "rows": table,
+        "charts": list(_charts(rows, heading, key)),
+        "notes": list(_notes(rows)),
+        "differing": [(name, [_told(value) for value in values]) for name, values in differing(rows).items()],
+    }
+    write_text(path, environment.get_template("comparison.html.j2").render(context))
+
+
+def _entry(row: Compared, key: str) -> dict[str, Any]:
+    student, shares = row.first.results["student"], row.shares(key)
+    timing = words.headline_result(row.first)
+    return {
+        "name": row.name,
+        "method": row.first.recipe["method"]["name"],
+        "student": row.first.student,
+        "teacher": row.first.teacher,
+        "runs": len(row.records),
+        key: shares,
+        "mean": statistics.fmean(shares),
+        "sd": statistics.stdev(shares) if len(shares) > 1 else None,
+        "difference": row.difference,
+        "why_not": row.why_not or None,
+        "params": student.get("params"),
+        "macs": student.get("macs"),
+        "bytes": student.get("bytes"),
+        "p50_ms": timing and timing["latency_ms"]["p50"],
+        "seconds": row.first.seconds("student"),
+    }
+
+
+def _table(
+    rows: Sequence[Compared], heading: str, key: str
+) -> tuple[list[str], list[tuple[Compared, str, list[tuple[str, str]]]]]:
+    """The columns, and of each row the run, its networks in a few words, and (column, cell) pairs."""
+    columns = [heading, f"against {words.shortened(rows[0].name, 24)}", "parameters", "MACs", "file"]
+    columns += ["latency", "training"]
+    table = []
+    for row in rows:
+        entry = _entry(row, key)
+        taught = f" from {row.first.teacher}" if row.first.teacher else ""
+        told = f"{entry['method']}: {entry['student']}{taught}"
+        cells = [
+            _share(entry),
+            _difference(row),
+            numbers.count(entry["params"]),
+            numbers.count(entry["macs"]),
+            numbers.megabytes(entry["bytes"]),
+            numbers.milliseconds(entry["p50_ms"]),
+            numbers.duration(entry["seconds"]),
+        ]
+        table.append((row, told, list(zip(columns, cells, strict=True))))
+    return columns, table
+
+
+def _share(entry: dict[str, Any]) -> str:
+    if entry["sd"] is None:
+        return f"{100 * entry['mean']:.2f} %"
+    return f"{100 * entry['mean']:.2f} ± {100 * entry['sd']:.2f} % ({entry['runs']} seeds)"
+
+
+def _difference(row: Compared) -> str:
+    told = row.difference
+    if told is None:
+        return row.why_not or numbers.UNKNOWN
+    points = f"{told['points']:+.2f}".replace("-", "−")
+    if "ci95" in told:
+        low, high = (f"{end:+.2f}".replace("-", "−") for end in told["ci95"])
+        return f"{points} points ({low} to {high}): {told['verdict']}"
+    return f"{points} ± {told['sd']:.2f} points, {told['n']} pairs of seeds"
+
+
+def _charts(rows: Sequence[Compared], heading: str, key: str) -> Iterator[Chart]:
+    dots = []
+    for row in rows:
+        wrong = [100 * (1 - share) for share in row.shares(key)]
+        single = len(wrong) == 1
+        count = row.first.results["student"].get("n")
+        ends = _wilson(wrong[0] / 100, count) if single and count and key == "top1" else None
+        note = f"{statistics.fmean(wrong):.2f} %"
+        label = words.shortened(row.name, 40)
+        marks = [] if single else wrong
+        dots.append(Row(label, [(statistics.fmean(wrong), 0)], interval=ends, note=note, marks=marks))
+    error = "top-1 error" if key == "top1" else f"100 % less {heading}"
+    yield draw_dots(dots, key="errors", title="On the test split", x_label=f"{error}, % of the images")
+    curves = []
+    for colour, row in enumerate(rows[:COLOURS]):
+        lines = [line for line in row.first.log if line["phase"].split("/")[0] == "student"]
+        known = [(line["epoch"], (line.get("held_out") or {}).get(key)) for line in lines]
+        points = [(epoch, 100 * share) for epoch, share in known if share is not None]
+        if points:
+            curves.append(Line(words.shortened(row.name, 30), points, colour, colour % 2 == 1))
+    if curves:
+        yield line_chart(
+            curves,
+            key="curves",
+            title="While training",
+            x_label="epochs trained",
+            y_label=f"{heading} on held-out images, %",
+        )
+
+
+def _notes(rows: Sequence[Compared]) -> Iterator[str]:
+    if any(row.difference and "ci95" in row.difference for row in rows):
+        yield (
+            "Differences are of one run each, on the same test images, with their 95 % intervals: these "
+            "cover the choice of the images, not that of the seed. Repeat with --seeds to cover that too."
+        )
+    if any(row.difference and "sd" in row.difference for row in rows):
+        yield "Differences of several seeds are paired by seed; ± is their standard deviation."
+    if any(words.headline_result(row.first) for row in rows):
+        yield (
+            "Latencies were measured in a benchmark of each run's own, and may differ by what the machine "
+            "was doing; kdcompress bench A/student.onnx B/student.onnx --baseline A/student.onnx times them "
+            "together."
+        )
+    if len(rows) > COLOURS:
+        yield f"Curves are drawn of the first {COLOURS} runs."
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of so many images, in percent."""
+    centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    return 100 * (centre - half), 100 * (centre + half)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return numbers.UNKNOWN
+    if isinstance(value, bool):
+        return str(value).lower()
+    return words.shortened(str(value), 60)

@@ -1,0 +1,116 @@
+"""`report` of several runs: which they are, and how far they differ on the same images."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from kdcompress.errors import UserError
+from kdcompress.report import verdict
+from kdcompress.report.comparison import Compared, document, figure_of, write_comparison
+from kdcompress.report.record import read_run
+from kdcompress.steps.deliver import PREDICTIONS
+
+NAME = "comparison.html"
+
+
+def compare(sources: Sequence[Path], out: Path | None) -> dict[str, Any]:
+    """Writes the page that compares runs.
+
+    Args:
+        sources: Run folders, or folders of the same run with several seeds; one of the latter alone is
+            compared seed by seed.
+        out: Where the page goes; None: `comparison.html` in the folder that holds the first.
+
+    Returns:
+        The document of schema `kdcompress.comparison/1`, with the page's path as `file`.
+
+    Raises:
+        UserError: One of them is no run that has come to results, or they have nothing to be compared by.
+    """
+    path = Path(sources[0]).absolute().parent / NAME if out is None else out
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}")
+    if len(sources) == 1:
+        rows = [Compared(folder.name, (read_run(folder),)) for folder in _runs(sources[0])]
+        if len(rows) == 1:
+            raise UserError(f"{sources[0]}: is of one seed, which has nothing to be compared with")
+    else:
+        names = _names(sources)
+        rows = [
+            Compared(name, tuple(read_run(folder) for folder in _runs(source)))
+            for name, source in zip(names, sources, strict=True)
+        ]
+    try:
+        _, key = figure_of(rows)
+    except ValueError:
+        raise UserError(
+            "the runs have no figure in common: one of a classifier, one of a backbone or of data without "
+            "labels; compare runs of one kind"
+        ) from None
+    rows = [rows[0], *(_against(rows[0], row, key) for row in rows[1:])]
+    write_comparison(rows, path)
+    return {**document(rows), "file": str(path)}
+
+
+def _runs(source: Path) -> list[Path]:
+    """The run folders of one source: itself, or its seeds in order."""
+    seeds = Path(source) / "seeds"
+    if not seeds.is_dir():
+        return [Path(source)]
+    return sorted((run for run in seeds.iterdir() if run.name.isdecimal()), key=lambda run: int(run.name))
+
+
+def _names(sources: Sequence[Path]) -> list[str]:
+    """The folders' own names, or as much of their paths as tells them apart."""
+    paths = [Path(source).resolve() for source in sources]
+    if len(set(paths)) < len(paths):
+        raise UserError("a run is given twice; give each once")
+    deepest = max(len(path.parts) for path in paths)
+    return next(
+        names
+        for depth in range(1, deepest + 1)
+        if len(set(names := ["/".join(path.parts[-depth:]) for path in paths])) == len(names)
+    )
+
+
+def _against(reference: Compared, row: Compared, key: str) -> Compared:
+    """The row with its difference to the reference, or with the reason why there is none."""
+    images = [entry.first.manifest.get("data", {}) for entry in (reference, row)]
+    if images[0].get("listing_sha256") != images[1].get("listing_sha256"):
+        return dataclasses.replace(row, why_not="other data: not comparable")
+    if len(reference.records) != len(row.records):
+        return dataclasses.replace(row, why_not="another number of seeds")
+    if len(row.records) > 1:
+        by_seed = zip(row.shares(key), reference.shares(key), strict=True)
+        points = [100 * (own - other) for own, other in by_seed]
+        told = {"points": statistics.fmean(points), "sd": statistics.stdev(points), "n": len(points)}
+        return dataclasses.replace(row, difference=told)
+    if key != "top1":
+        points_alone = 100 * (row.shares(key)[0] - reference.shares(key)[0])
+        return dataclasses.replace(row, why_not=f"{points_alone:+.2f} points, without an interval")
+    own, other = (_predictions(entry) for entry in (row, reference))
+    if own is None or other is None:
+        return dataclasses.replace(row, why_not="its predictions are gone")
+    if not own["labels"].equal(other["labels"]):
+        return dataclasses.replace(row, why_not="other test images: not comparable")
+    told = verdict.gain(_right(own), _right(other))
+    return dataclasses.replace(row, difference=told)
+
+
+def _predictions(row: Compared) -> dict[str, Tensor] | None:
+    path = row.first.folder / "checkpoints" / PREDICTIONS
+    return safetensors.torch.load_file(path) if path.is_file() else None
+
+
+def _right(predictions: dict[str, Tensor]) -> Any:
+    known = predictions["labels"] >= 0
+    return (predictions["classes"] == predictions["labels"])[known]
