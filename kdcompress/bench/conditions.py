@@ -22,78 +22,12 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from kdcompress.bench.compare import key_of, label_of
+from kdcompress.bench.metrics import METRICS, NO_BASELINE, NO_PARITY, Kind
 from kdcompress.errors import UserError, suggest
 
-Kind = Literal["time", "memory", "number", "any"]
-"""What a value measures; a number without a unit goes with anything (milliseconds, megabytes)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A figure of a result.
-
-    Args:
-        kind: What it measures: time in ms, memory in MB of 1e6 bytes.
-        of: The figure, of a result and its artefact; None where there is none.
-        says: For the list of metrics.
-        why_not: What to do for the figure where there is none.
-    """
-
-    kind: Kind
-    of: Callable[[dict[str, Any], dict[str, Any]], float | None]
-    says: str
-    why_not: str = "there is no such figure"
-
-
-def _end(place: str, index: int) -> Callable[[dict[str, Any], dict[str, Any]], float | None]:
-    def end(result: dict[str, Any], _: dict[str, Any]) -> float | None:
-        ends = (result[place] or {}).get("ci95")
-        return None if ends is None else float(ends[index])
-
-    return end
-
-
-def _ratio(result: dict[str, Any], _: dict[str, Any]) -> float | None:
-    return None if result["vs_baseline"] is None else float(result["vs_baseline"]["ratio"])
-
-
-def _agreement(result: dict[str, Any], _: dict[str, Any]) -> float | None:
-    return None if result["parity"] is None else float(result["parity"]["top1_agreement"])
-
-
-def _top1(_: dict[str, Any], artefact: dict[str, Any]) -> float | None:
-    top1: float | None = (artefact.get("accuracy") or {}).get("top1")
-    return top1
-
-
-_FEW_ROUNDS = "an interval needs 6 rounds"
-_NO_BASELINE = "it is the baseline, or has none, or too few rounds for an interval"
-_NO_PARITY = "it is what the others are compared with, or has none"
-METRICS: dict[str, Metric] = {
-    "p50": Metric("time", lambda r, a: r["latency_ms"]["p50"], "the median call"),
-    "p50_low": Metric("time", _end("latency_ms", 0), "the lower end of its 95 % interval", _FEW_ROUNDS),
-    "p50_high": Metric("time", _end("latency_ms", 1), "the upper end", _FEW_ROUNDS),
-    "p90": Metric("time", lambda r, a: r["latency_ms"]["p90"], "of the calls", "it needs 64 calls"),
-    "p99": Metric("time", lambda r, a: r["latency_ms"]["p99"], "of the calls", "it needs 662 calls"),
-    "min": Metric("time", lambda r, a: r["latency_ms"]["min"], "the fastest call"),
-    "load": Metric("time", lambda r, a: r["load_ms"], "loading the file"),
-    "first": Metric("time", lambda r, a: r["first_ms"], "the first call"),
-    "throughput": Metric("number", lambda r, a: r.get("throughput_img_s"), "images per second"),
-    "ratio": Metric("number", _ratio, "how many times as fast as the baseline", _NO_BASELINE),
-    "ratio_low": Metric("number", _end("vs_baseline", 0), "the lower end of its 95 % interval", _NO_BASELINE),
-    "ratio_high": Metric("number", _end("vs_baseline", 1), "the upper end", _NO_BASELINE),
-    "rss": Metric("memory", lambda r, a: r["rss_mb"]["peak"], "peak memory of the process"),
-    "size": Metric("memory", lambda r, a: a["bytes"] / 1e6, "of the file"),
-    "params": Metric("number", lambda r, a: a["params"], "parameters"),
-    "macs": Metric("number", lambda r, a: a["macs"], "multiply-accumulates of one image"),
-    "agreement": Metric(
-        "number", _agreement, "share of its classes that its network's first result gives", _NO_PARITY
-    ),
-    "top1": Metric("number", _top1, "on the data of --recipe", "the data has no labels"),
-}
 _UNITS: dict[str, tuple[Kind, float]] = {
     "us": ("time", 1e-3), "ms": ("time", 1.0), "s": ("time", 1e3),
     "kB": ("memory", 1e-3), "MB": ("memory", 1.0), "GB": ("memory", 1e3),
@@ -263,7 +197,7 @@ class _Figures:
         metric = METRICS[name.metric]
         value = metric.of(result, document["artefacts"][result["artefact"]])
         if value is None:
-            raise _Unknown(f"{name}: {metric.why_not}", expected=metric.why_not in {_NO_BASELINE, _NO_PARITY})
+            raise _Unknown(f"{name}: {metric.why_not}", expected=metric.why_not in {NO_BASELINE, NO_PARITY})
         return float(value)
 
     def _beside(self, artefact: str) -> dict[str, Any]:

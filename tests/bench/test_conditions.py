@@ -8,7 +8,8 @@ import pytest
 from bench.documents import document, result
 from click.testing import CliRunner
 
-from kdcompress.bench.conditions import METRICS, Condition
+from kdcompress.bench.conditions import Condition
+from kdcompress.bench.metrics import METRICS
 from kdcompress.cli import main
 from kdcompress.errors import UserError
 
