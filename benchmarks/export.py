@@ -151,7 +151,7 @@ def row(name: str, side: int) -> list[str]:
         passed(gates),
         figure(gates, "parity_test_split"),
         figure(gates, "safetensors_round_trip"),
-        figure(gates, "openvino_parity"),
+        figure(gates, "openvino_parity_test_split"),
         passed(fp16.gates),
         figure(fp16.gates, "fp16_parity"),
         passed(int8.gates, leave_out=OF_TRAINED),

@@ -121,7 +121,7 @@ def _sentence(path: Path, error: OSError) -> KdcompressError:
     folder = path.parent
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         why = "disk is full" if error.errno == errno.ENOSPC else "disk quota is used up"
-        return WorldError(f"{why}: cannot write {path}; free some space and run again with --resume")
+        return WorldError(f"{why}: cannot write {path}; free some and run again (distill: with --resume)")
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return UserError(f"{folder}: no permission to write here ({error.strerror}); choose another folder")
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:

@@ -18,6 +18,7 @@ from kdcompress.commands.export import export
 from kdcompress.commands.listings import datasets, methods, recipes, students
 from kdcompress.commands.pages import report, show
 from kdcompress.commands.strip import strip
+from kdcompress.commands.suggest import suggest
 from kdcompress.errors import Interrupted, KdcompressError, UserError, WorldError
 
 
@@ -86,6 +87,6 @@ def main() -> None:
 
 
 for _command in (
-    distill, export, bench, evaluate, strip, report, show, recipes, methods, students, datasets,
+    distill, export, bench, suggest, evaluate, strip, report, show, recipes, methods, students, datasets,
 ):  # fmt: skip
     main.add_command(_command)

@@ -1,6 +1,6 @@
 """`distill` as a straight line of named steps: read this to know the product.
 
-recipe → data → networks → teacher → training → baseline → ship → bench → report
+recipe → data → networks → teacher → training (→ tuning for int8) → baseline → ship → bench → report
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from kdcompress import documents
 from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
+from kdcompress.deploy.files import check_installed
+from kdcompress.deploy.image_graph import check_spec
 from kdcompress.errors import UserError
 from kdcompress.networks.build import accepted_channels
 from kdcompress.networks.teacher import Teacher
@@ -26,10 +28,13 @@ from kdcompress.run_folder import RunFolder, same_recipe
 from kdcompress.steps.context import Run
 from kdcompress.steps.deliver import deliver, read_json, report
 from kdcompress.steps.extra import chosen, rehearsed, with_extra, without_extra
+from kdcompress.steps.image_input import KEY
 from kdcompress.steps.learn import build_method, steps_per_epoch, train
 from kdcompress.steps.networks import needs_of, starts, tapped, with_classes
 from kdcompress.steps.prepare import build_preparation, prepare
 from kdcompress.steps.teach import teach
+from kdcompress.steps.tune import check as check_tunable
+from kdcompress.steps.tune import tune
 from kdcompress.train.journal import require_tensorboard
 from kdcompress.train.processes import Processes, join, leave
 from kdcompress.train.trainer import phase_ends
@@ -74,6 +79,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             raise UserError(
                 f"data.batch_size: {recipe.data.batch_size} is no multiple of the {processes.world} processes"
             )
+        check_installed(recipe.export.formats, "export.formats")
         with processes.in_turn():
             data = _open_data(recipe, progress)
             data = with_classes(
@@ -83,6 +89,8 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
                 data = with_extra(recipe, data, tell)
         if request.baseline:
             _check_baseline(recipe, data)
+        if recipe.export.embed_preprocess == "resize":
+            check_spec(data.input_spec(), KEY)
         run = Run(recipe, folder, data, processes, progress, request.allow_code, request.command)
         # Every network can be built and filled, or the user hears of it before anything is written.
         with processes.in_turn():
@@ -184,6 +192,8 @@ def _one(run: Run, *, baseline: bool) -> dict[str, Any] | None:
     method = build_method(run, found, teacher)
     prepare(real, method, teacher)
     outcome = train(run, method)
+    if run.recipe.export.int8 is not None and run.recipe.export.int8.qat_epochs:
+        tune(run, method, outcome)
     if baseline:
         _one(_baseline_of(run), baseline=False)
     if not first:
@@ -222,6 +232,7 @@ def _rehearse(run: Run) -> None:
     run = rehearsed(run, teacher)
     method = build_method(run, found, teacher)
     phase_ends(method.phases(), run.recipe.train.epochs)
+    check_tunable(run, method, found["student"])
     asked = method.preparation(method.config)
     if asked is not None and teacher is not None:
         build_preparation(without_extra(run), asked, teacher)

@@ -65,6 +65,8 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
         )
     for entry in summary.get("variants", {}).values():
         console.print(entry["verdict"]["sentence"])
+        if "qat" in entry:
+            console.print(entry["qat"]["sentence"])
     gates = json.loads((folder / "gates.json").read_text(encoding="utf-8"))["gates"]
     passed = sum(gate["passed"] for gate in gates)
     console.print(

@@ -171,7 +171,15 @@ def test_threads_and_batches_are_lists(student):
     [
         (["--threads", "0"], "expected counts up to 1024 such as 1,all, got '0'"),
         (["--batch", "all"], "expected counts up to 1024 such as 1,8, got 'all'"),
-        (["--target", "ssh://board"], "'ssh://board' is not 'local'"),
+        (["--target", "sssh://board"], "--target sssh://board: expected local, ssh://user@host[:port] or"),
+        (["--target", "ssh://a:secret@board"], "passwords are not taken, keys and agents are"),
+        (["--target", "ssh://-oProxyCommand=x"], "expected ssh://user@host or ssh://user@host:port"),
+        (["--target", "pack:"], "expected pack:DIR"),
+        (["--target", "ssh://board", "--runtime", "torch"], "'torch' needs more than a target must have"),
+        (["--target", "ssh://board", "--ssh-config", "absent"], "--ssh-config absent: no such file"),
+        (["--target", "ssh://board", "--remote-python", "python3; id"], "letters, digits and _ . / + -"),
+        (["--target", "pack:there", "--out", "out.json"], "--out: belongs to `bench --merge`"),
+        (["--merge", "absent.json"], "FILE: was said when the pack was made"),
         (["--runtime", "onnxruntim"], "unknown runtime 'onnxruntim'; did you mean 'onnxruntime'?"),
         (
             ["--runtime", "torch"],

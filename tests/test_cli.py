@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -433,6 +434,29 @@ def test_export_into_the_run_itself_or_a_file_is_refused(run, tmp_path):
     done = kdcompress("export", run, "--out", tmp_path / "file")
     assert done.exit_code == 2
     assert "file is a file" in done.stderr
+
+
+def test_export_into_another_run_is_refused(run, finished, tmp_path):
+    other = shutil.copytree(finished[1], tmp_path / "other")
+    before = {path: path.read_bytes() for path in other.iterdir() if path.is_file()}
+    done = kdcompress("export", run, "--out", other)
+    assert done.exit_code == 2
+    assert f"{other}: is a run, whose files stay as its manifest says they are" in done.stderr
+    assert {path: path.read_bytes() for path in other.iterdir() if path.is_file()} == before
+
+
+def test_export_to_a_folder_that_cannot_be_made_is_one_sentence(run, tmp_path, monkeypatch):
+    mkdir = Path.mkdir
+
+    def on_a_full_disk(path, *arguments, **options):
+        if path.name == "again":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", on_a_full_disk)
+    done = kdcompress("export", run, "--out", tmp_path / "again")
+    assert done.exit_code == 5
+    assert "disk is full: cannot write" in done.stderr
 
 
 def test_export_of_an_unfinished_run_says_how_to_finish_it(run):

@@ -108,6 +108,9 @@ def test_old_and_half_precision_checkpoints_become_whole_float32_networks(tmp_pa
     kept = json.loads(done.stdout)["kept"]
     assert (kept["counters_added"], kept["cast_from"]) == (9, ["float16"])
     held = load_file(out)
+    assert "cast: float16 to float32" in run(
+        "strip", tmp_path / "old.pt", "--student", MODEL, "--out", out
+    ).stdout.split("\n")
     assert held["fc.weight"].dtype == torch.float32
     assert torch.equal(held["fc.weight"], old["fc.weight"].half().float())
     assert held["bn1.num_batches_tracked"] == 0
@@ -296,6 +299,24 @@ def test_other_words_for_the_classes_keep_the_datas_order(tmp_path, folder):
     names, label_of = labels_seen(tmp_path, folder, 3, "Ameise\nBiene\nKuh\n")
     assert names == ["Ameise", "Biene", "Kuh"]
     assert label_of == {0: 0, 1: 1, 2: 2}
+
+
+def test_a_folder_of_images_is_taken_in_the_size_that_is_usual_for_the_network(tmp_path, folder):
+    options = [option for option in ON_FOLDER if option not in {"--input-size", "8"}]
+    source, out = saved(tmp_path / "a.pth", trained(3)), tmp_path / "out"
+    done = run("export", source, "--data", folder, *options, "--out", out)
+    assert done.exit_code == 0, done.stderr
+    assert kdcompress.load(out)[1].height == 32
+
+
+def test_nothing_smaller_of_an_earlier_export_stays_beside_another_network(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("student.int8.onnx", "student.fp16.onnx", "bench.json", "notes.txt"):
+        (out / name).write_text("of another network")
+    done = run("export", checkpoint, *DIGITS, "--format", "safetensors", "--out", out)
+    assert done.exit_code == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {*FILES, "gates.json", "notes.txt"} - {"student.onnx"}
 
 
 def test_images_without_labels_prove_a_network_of_any_classes(tmp_path, folder):

@@ -101,8 +101,8 @@ HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pydantic", "ri
     "arguments",
     [
         ["--help"], ["distill", "--help"], ["export", "--help"], ["evaluate", "--help"], ["show", "--help"],
-        ["strip", "--help"], ["bench", "--help"], ["report", "--help"], ["recipes"], ["methods"],
-        ["students"], ["datasets"], ["methods", "--json"],
+        ["strip", "--help"], ["bench", "--help"], ["suggest", "--help"], ["report", "--help"], ["recipes"],
+        ["methods"], ["students"], ["datasets"], ["methods", "--json"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from kdcompress.cli import main
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.run_folder import RunFolder
-from kdcompress.steps import variants
+from kdcompress.steps import adding, variants
 
 TINY = (
     "distill", "--recipe", "quickstart", "--threads", 1, "--set", "train.max_steps=2",
@@ -102,8 +102,10 @@ def test_its_timings_join_the_run_each_paired_with_the_student(added):
     bench = read(added[0], "bench.json")
     told = {row["artefact"]: row["vs_baseline"] and row["vs_baseline"]["name"] for row in bench["results"]}
     assert told["student"] == told["student (fp16)"] == "teacher"
-    assert told["student (int8)"] == "student"
-    assert "student (int8): timed after the run, in rounds of their own" in bench["warnings"]
+    assert told["student (int8)"] == "student (beside int8)"
+    assert told["student (beside int8)"] is None
+    later = "student (beside int8); student (int8): timed after the run, in rounds of their own"
+    assert later in bench["warnings"]
     page = (added[0] / "report.html").read_text()
     assert "student (int8) int8" in page
     assert "worst layers by signal to noise" in page
@@ -147,6 +149,33 @@ def test_in_another_folder_all_files_stand_together(finished, added, tmp_path):
 
 
 # ---- failures
+
+
+def test_an_interruption_while_timing_leaves_the_run_as_it_was(run, monkeypatch):
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+    def interrupt(*arguments, **options):
+        assert not (run / INT8).exists()  # not before all of it is known
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(variants, "measure", interrupt)
+        assert kdcompress("export", run, "--int8", "--max-drop", 100).exit_code == 130
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    assert not (run / ".variants").exists()
+
+
+def test_a_run_that_was_killed_while_files_were_placed_can_be_asked_again(run, monkeypatch):
+    def killed(*arguments, **options):
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adding, "judged", killed)
+        kdcompress("export", run, "--int8", "--max-drop", 100)
+    assert (run / INT8).exists()
+    assert RunFolder(run).finished() is not None
+    assert kdcompress("export", run, "--int8", "--max-drop", 100).exit_code == 0
+    assert INT8 in RunFolder(run).finished()["files"]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ A plan is what `kdcompress.bench.plan` writes:
 - `protocol`: rounds, block_s, turns, min_calls, warmup_s, warmup_calls, gap_ms, timeout_s, seed, and of the
   parity check: parity_limit, parity_vary, parity_rounding
 - `cells`: of each artefact, control (whether it is the A/A copy), runtime, file, threads, batch, shape,
-  images, reference, count, group, exact
+  images, reference, tolerance, count, group, exact
 - `allow_code`: whether a network that runs the user's code may be built
 
 Files in it are absolute, or relative to the plan's folder. What comes back is `{"cells": [...], "failures":
@@ -35,6 +35,8 @@ from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 
+REFERENCE = "the reference"
+"""What outputs that were given are called in a parity."""
 NOISE = 8
 """Images of noise that a worker has at least."""
 
@@ -75,7 +77,7 @@ class Session:
             "scratch": scratch,
         }
         environment = dict(os.environ)
-        if __name__ != "__main__":  # in kdcompress, which the worker's torch runtimes import
+        if __package__:  # in kdcompress, which the worker's torch runtimes import
             root = os.path.dirname(os.path.dirname(os.path.dirname(WORKER)))
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
         self._stderr = tempfile.TemporaryFile()
@@ -261,7 +263,7 @@ class _Run:
                 continue
             cell.logits = np.asarray(answer["logits"], dtype=np.float64).reshape(count, -1)
             if reference is not None:
-                cell.parity = self.compared(cell.logits, reference, "the reference")
+                self.compare_with_given(cell, reference)
                 continue
             other = first.setdefault(entry["group"], cell)
             comparable = other.logits.shape == cell.logits.shape and _seen(other) == _seen(cell)
@@ -271,7 +273,22 @@ class _Run:
                 exact = entry["exact"] and other.entry["exact"]
                 # Where the outputs hardly vary, rounding is all there is to see of them.
                 if same and exact and cell.parity["varies"] and not cell.parity["within"]:
-                    self.refuse(cell)
+                    message = "its outputs differ from those of %(to)s by %(max_err_over_spread).2g of "
+                    message += "their spread over %(n)d images; not timed"
+                    self.refuse(cell, message % cell.parity)
+
+    def compare_with_given(self, cell: _Cell, reference: Any) -> None:
+        """With what its outputs must be; a float32 file that is told how near has to be that near."""
+        tolerance = cell.entry["tolerance"]
+        if cell.logits.shape != reference.shape:
+            message = "its outputs are %s, those of the reference %s; not timed"
+            self.refuse(cell, message % (cell.logits.shape[1:], reference.shape[1:]))
+            return
+        cell.parity = self.compared(cell.logits, reference, REFERENCE)
+        error = float(np.abs(cell.logits - reference).max())
+        if tolerance is not None and cell.entry["exact"] and not error <= tolerance:  # NaN is not near either
+            message = "its outputs differ from those of the reference by %.3g, more than %.3g; not timed"
+            self.refuse(cell, message % (error, tolerance))
 
     def compared(self, outputs: Any, reference: Any, to: str) -> Dict[str, Any]:
         """How far outputs `[N, K]` are from those they should be, relative to their spread over images."""
@@ -292,15 +309,9 @@ class _Run:
             "within": bool(error <= bound),
         }
 
-    def refuse(self, cell: _Cell) -> None:
+    def refuse(self, cell: _Cell, message: str) -> None:
         """The time of a wrong answer is worth nothing."""
-        assert cell.parity is not None
         assert cell.session is not None
-        message = "its outputs differ from those of %s by %.2g of their spread over %d images; not timed" % (
-            cell.parity["to"],
-            cell.parity["max_err_over_spread"],
-            cell.parity["n"],
-        )
         self.fail(cell, CellFailed("parity", "Mismatch", message))
         cell.session.close()
 

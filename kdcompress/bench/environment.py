@@ -1,74 +1,29 @@
-"""What a timing depends on and a reader must know: the processor, its clock, the limits, the versions."""
+"""The `env` block of a benchmark document of this machine, and what became of the machine meanwhile."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
-import os
-import platform
-import sys
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import psutil
+from kdcompress import __version__
+from kdcompress.bench import machine
+from kdcompress.bench.machine import load_warnings
 
-from kdcompress.cores import affinity, cpu_quota, granted_cores
-
-_FLAGS = (
-    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16",
-    "asimd", "asimddp", "i8mm", "fphp", "sve", "bf16",
-)  # fmt: skip
-_SYS = Path("/sys")
+__all__ = ["drift", "environment", "load_warnings", "own"]
 
 
 def environment() -> dict[str, Any]:
-    """The `env` block of a benchmark document; what the machine does not show is null, never left out."""
-    cpuinfo = _cpuinfo()
-    flags = set(cpuinfo.get("flags", cpuinfo.get("Features", "")).split())
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    return {
-        "date_utc": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "cpu": cpuinfo.get("model name") or platform.processor() or platform.machine(),
-        "isa": [flag for flag in _FLAGS if flag in flags],
-        "machine": platform.machine(),
-        "logical_cores": os.cpu_count(),
-        "physical_cores": psutil.cpu_count(logical=False),
-        "affinity": affinity(),
-        "quota": cpu_quota(),
-        "granted_cores": granted_cores(),
-        "ram_mb": round(psutil.virtual_memory().total / 1e6),
-        "vm": "hypervisor" in flags if flags else None,
-        "governor": _read(_SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "turbo": _turbo(),
-        "freq_mhz": frequencies_mhz(),
-        "temp_c": temperature_c(),
-        "on_battery": None if battery is None else not battery.power_plugged,
-        "loadavg": [round(load, 2) for load in os.getloadavg()],
-        "os": platform.system(),
-        "kernel": platform.release(),
-        "libc": " ".join(platform.libc_ver()).strip() or None,
-        "python": platform.python_version(),
-        "kdcompress": metadata.version("kdcompress"),
-        "runtimes": _versions("onnxruntime", "torch", "openvino"),
-    }
+    """The `env` block; what the machine does not show is null, never left out."""
+    return own(machine.facts())
 
 
-def _versions(*packages: str) -> dict[str, str]:
-    """Of those that are installed."""
-    found = {}
-    for name in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+def own(facts: dict[str, Any], version: str | None = None) -> dict[str, Any]:
+    """The `env` block of a machine, with the version of kdcompress whose programs measure there.
 
-
-def load_warnings() -> list[str]:
-    """A sentence if other work keeps more than half of a core busy."""
-    load, cores = os.getloadavg()[0], granted_cores()
-    if load <= 0.5:
-        return []
-    return [f"the machine is busy (load {load:.1f} on {cores} cores): trust the ratios more than the times"]
+    Args:
+        facts: Of the machine, as `machine.facts` gives them.
+        version: None: this one.
+    """
+    return {**facts, "kdcompress": version or __version__}
 
 
 def drift(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -97,39 +52,3 @@ def drift(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     if before["on_battery"]:
         warnings.append("the machine runs on battery, which may cap its clock")
     return warnings
-
-
-def frequencies_mhz() -> list[float] | None:
-    """Least and greatest current frequency of the granted cores in MHz; None if not observable."""
-    read = [_read(_SYS / f"devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq") for core in affinity()]
-    khz = [int(value) for value in read if value]
-    return [min(khz) / 1000, max(khz) / 1000] if khz else None
-
-
-def temperature_c() -> float | None:
-    """The hottest thermal zone in degrees Celsius, or None where none is observable."""
-    read = [_read(zone / "temp") for zone in (_SYS / "class/thermal").glob("thermal_zone*")]
-    return max((int(value) / 1000 for value in read if value), default=None)
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The first processor's entries of /proc/cpuinfo; empty where there is none."""
-    text = _read(Path("/proc/cpuinfo")) if sys.platform == "linux" else None
-    first = (text or "").split("\n\n", 1)[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _turbo() -> bool | None:
-    boost = _read(_SYS / "devices/system/cpu/cpufreq/boost")
-    if boost is not None:
-        return boost == "1"
-    no_turbo = _read(_SYS / "devices/system/cpu/intel_pstate/no_turbo")
-    return None if no_turbo is None else no_turbo == "0"
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None  # virtual machines and containers show few of these

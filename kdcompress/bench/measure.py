@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,18 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompress.atomic import sha256_of
-from kdcompress.bench import driver, environment, runtimes
+from kdcompress.bench import environment, runtimes
+from kdcompress.bench.machine import granted_threads
 from kdcompress.bench.plan import Artefact, Protocol, cells_of, plan
 from kdcompress.bench.results import Cell, document, filled
-from kdcompress.cores import granted_cores
+from kdcompress.bench.target import Carried, Checked, Local, Progress, Target
+from kdcompress.deploy.files import parts_of
 from kdcompress.errors import UserError, suggest
 
 __all__ = ["Artefact", "Progress", "Protocol", "check", "measure"]
 
-Progress = Callable[[int, int, str], None]
-"""(done, of, what is being done)."""
-
 _DEFAULTS = Protocol()
+_HERE = Local()
 
 
 def measure(
@@ -47,12 +47,13 @@ def measure(
     progress: Progress | None = None,
     protocol: Protocol = _DEFAULTS,
     allow_code: bool = False,
+    target: Target = _HERE,
 ) -> dict[str, Any]:
-    """Times artefacts against each other on this machine.
+    """Times artefacts against each other on one machine.
 
     Args:
         artefacts: At least one; names unique.
-        threads: Of the runtimes; "all" is `granted_cores()`; more than that is capped, with a warning.
+        threads: Of the runtimes; "all" are the cores that the target grants; more is capped, with a warning.
         batch: Images per call.
         rounds: Shuffled and interleaved; below 6 there is no 95 % interval, and no difference is claimed.
         baseline: Name of the artefact that the others are compared with, and its own first runtime with its
@@ -63,47 +64,115 @@ def measure(
         progress: Called as work goes on.
         protocol: How long and how often.
         allow_code: Whether a network that runs the user's code may be built.
+        target: The machine: this one, or what `target.parse_target` gives.
 
     Returns:
         A document of schema `kdcompress.bench/1`. A cell that fails is in `failures`; the others are
         measured.
 
     Raises:
-        UserError: Nothing to measure, an unknown baseline or runtime, a missing file.
+        UserError: Nothing to measure, an unknown baseline or runtime, a missing file, or the target lacks
+            something.
+        TargetUnreachable: The target does not answer, or the link to it was cut.
+        WorldError: The target's disk is full.
     """
-    artefacts = check(artefacts, threads=threads, batch=batch, rounds=rounds, baseline=baseline)
-    counts, warnings = _granted(threads)
-    warnings += environment.load_warnings()
-    before = environment.environment()
-    cells = cells_of(artefacts, counts, batch, baseline)
-    with tempfile.TemporaryDirectory(prefix="kdcompress-bench-") as folder:
+    artefacts = check(
+        artefacts, threads=threads, batch=batch, rounds=rounds, baseline=baseline, target=target
+    )
+    told = described(artefacts)
+    with (
+        tempfile.TemporaryDirectory(prefix="kdcompress-bench-") as folder,
+        target.opened(artefacts) as machine,
+    ):
+        counts, warnings = granted_threads(threads, machine.cores)
+        cells = cells_of(artefacts, counts, batch, baseline)
         planned = plan(
             cells, protocol, rounds, shape=shape, images=images, folder=Path(folder), allow_code=allow_code
         )
-        raw = driver.run(planned, folder, progress)
-    thermal = environment.drift(before, environment.environment())
+        carried = machine.run(planned, Path(folder), progress)
+    asked = protocol_told(protocol, rounds=rounds, batch=batch, baseline=baseline)
+    return documented(
+        target=target.described,
+        artefacts=told,
+        cells=cells,
+        baseline=baseline,
+        before=machine.env,
+        carried=carried,
+        protocol={**asked, "threads": counts},
+        warnings=[*warnings, *machine.warnings],
+    )
+
+
+def documented(
+    *,
+    target: dict[str, Any],
+    artefacts: dict[str, Any],
+    cells: Sequence[Cell],
+    baseline: str | None,
+    before: dict[str, Any],
+    carried: Carried,
+    protocol: dict[str, Any],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """The document of a plan that has been carried out.
+
+    Args:
+        target: Where.
+        artefacts: As `described` gives them.
+        cells: In the plan's order.
+        baseline: Name of the artefact to compare with, or None.
+        before: The machine's `env` block.
+        carried: What came back.
+        protocol: What was asked for.
+        warnings: Sentences so far.
+    """
+    raw = carried.raw
     return document(
-        artefacts={artefact.name: _describe(artefact) for artefact in artefacts},
+        target=target,
+        artefacts=artefacts,
         cells=filled(cells, raw),
         failures=[_failure(cells[failure["cell"]], failure) for failure in raw["failures"]],
         baseline=baseline,
         env=before,
-        protocol={
-            "rounds": rounds,
-            "block_s": protocol.block_s,
-            "turns": protocol.turns,
-            "min_calls": protocol.min_calls,
-            "warmup_s": protocol.warmup_s,
-            "gap_ms": protocol.gap_ms,
-            "order": "shuffled",
-            "seed": protocol.seed,
-            "threads": counts,
-            "batch": list(batch),
-            "baseline": baseline,
-            "timer": "around one synchronous call, output materialised, preprocessing not included",
-        },
-        warnings=[*warnings, *thermal],
+        protocol=protocol,
+        warnings=[*warnings, *_included(cells), *environment.drift(before, carried.after)],
     )
+
+
+def _included(cells: Sequence[Cell]) -> list[str]:
+    """A sentence for each artefact whose time holds more than that of the network."""
+    told = []
+    for artefact in {cell.artefact.name: cell.artefact for cell in cells if cell.artefact.pixels}.values():
+        size = "" if artefact.shape is None else " of {1}×{2} pixels".format(*artefact.shape)
+        told.append(f"{artefact.name}: resizing and normalising an image{size} is timed with the network")
+    return told
+
+
+def protocol_told(
+    protocol: Protocol, *, rounds: int, batch: Sequence[int], baseline: str | None
+) -> dict[str, Any]:
+    """The `protocol` of a document, but for the thread counts.
+
+    Args:
+        protocol: How long and how often.
+        rounds: How many.
+        batch: Images per call.
+        baseline: Name of the artefact to compare with, or None.
+    """
+    return {
+        "rounds": rounds,
+        "block_s": protocol.block_s,
+        "turns": protocol.turns,
+        "min_calls": protocol.min_calls,
+        "warmup_s": protocol.warmup_s,
+        "gap_ms": protocol.gap_ms,
+        "order": "shuffled",
+        "seed": protocol.seed,
+        "threads": [],
+        "batch": list(batch),
+        "baseline": baseline,
+        "timer": "around one synchronous call, output materialised, preprocessing not included",
+    }
 
 
 def check(
@@ -113,6 +182,7 @@ def check(
     batch: Sequence[int],
     rounds: int,
     baseline: str | None,
+    target: Checked = _HERE,
 ) -> tuple[Artefact, ...]:
     """The artefacts, each with its runtimes, if they can be measured as asked; nothing is started.
 
@@ -122,11 +192,12 @@ def check(
         batch: See there.
         rounds: See there.
         baseline: See there.
+        target: See there.
 
     Raises:
         UserError: They cannot.
     """
-    artefacts = tuple(_checked(artefact) for artefact in artefacts)
+    artefacts = tuple(_checked(artefact, target) for artefact in artefacts)
     names = [artefact.name for artefact in artefacts]
     if not names or not threads or not batch:
         raise UserError("nothing to measure: give at least one file, one thread count and one batch size")
@@ -144,36 +215,29 @@ def check(
     return artefacts
 
 
-def _granted(threads: Sequence[int | Literal["all"]]) -> tuple[list[int], list[str]]:
-    granted, warnings = granted_cores(), []
-    counts: list[int] = []
-    for asked in threads:
-        count = granted if asked == "all" else min(asked, granted)
-        if asked != "all" and asked > granted:
-            warnings.append(
-                f"threads={asked}, but this process may use only {granted} (affinity or quota); more threads "
-                f"would measure waiting, so {granted} {'were' if granted > 1 else 'was'} used"
-            )
-        if count not in counts:
-            counts.append(count)
-    return counts, warnings
-
-
-def _checked(artefact: Artefact) -> Artefact:
+def _checked(artefact: Artefact, target: Checked) -> Artefact:
     if not artefact.file.is_file():
         raise UserError(f"{artefact.file}: no such file")
     suffix = artefact.file.suffix
+    if not artefact.runtimes:
+        if suffix not in runtimes.DEFAULT:
+            raise UserError(f"{artefact.file}: expected {runtimes.EXPECTED}")
+        artefact = dataclasses.replace(artefact, runtimes=(runtimes.DEFAULT[suffix],))
     for runtime in artefact.runtimes:
-        runtimes.check_runtime(runtime)
+        target.check_runtime(runtime)
         if not runtimes.takes(runtime, suffix):
-            raise UserError(
-                f"{artefact.file}: the runtime {runtime!r} takes {runtimes.RUNTIMES[runtime].suffix} files"
-            )
-    if artefact.runtimes:
-        return artefact
-    if suffix not in runtimes.DEFAULT:
-        raise UserError(f"{artefact.file}: expected an .onnx or a .safetensors file")
-    return dataclasses.replace(artefact, runtimes=(runtimes.DEFAULT[suffix],))
+            taken = " and ".join(runtimes.RUNTIMES[runtime].suffixes)
+            raise UserError(f"{artefact.file}: the runtime {runtime!r} takes {taken} files")
+    return artefact
+
+
+def described(artefacts: Sequence[Artefact]) -> dict[str, Any]:
+    """The `artefacts` of a document.
+
+    Args:
+        artefacts: Whose files are there.
+    """
+    return {artefact.name: _describe(artefact) for artefact in artefacts}
 
 
 def _describe(artefact: Artefact) -> dict[str, Any]:
@@ -187,13 +251,15 @@ def _describe(artefact: Artefact) -> dict[str, Any]:
     }
     if artefact.accuracy is not None:
         described["accuracy"] = artefact.accuracy
+    if artefact.pixels:
+        described["input"] = {"dtype": "uint8", "layout": "NHWC", "preprocessing": "resized and normalised"}
     return described
 
 
 def _bytes(file: Path) -> int:
-    """On the disk, with the tensors that an ONNX file of ours or of others keeps beside itself."""
-    beside = file.with_name(file.name + ".data")
-    return file.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+    """On the disk, with the weights that lie beside a graph: of an ONNX file of others, of OpenVINO's."""
+    parts = [file.with_name(file.name + ".data"), *parts_of(file)]
+    return sum(part.stat().st_size for part in parts if part.is_file())
 
 
 def _failure(cell: Cell, failure: dict[str, Any]) -> dict[str, Any]:

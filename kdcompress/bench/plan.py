@@ -38,11 +38,14 @@ class Artefact:
         precision: As in the document: "fp32", "fp16", "int8".
         reference: `[N, K]` logits that the first N of the images must give. None: those of the first of its
             network's runtimes.
+        tolerance: Of a float32 file: how far at most its outputs may be from the reference, else it is not
+            timed. None: how far they are is told.
         network: Artefacts of one network in several formats or precisions share this; their outputs are
             compared. None: its own name.
         images: `[N, C, H, W]` float32 in [0, 1]; None: those of all.
         shape: (C, H, W) of its images where the file leaves it open; None: that of all.
         accuracy: Its figures on labelled images, for the document; None: not known.
+        pixels: Whether it takes images as they are decoded, and resizes and normalises them itself.
     """
 
     name: str
@@ -52,10 +55,12 @@ class Artefact:
     macs: int | None = None
     precision: str = "fp32"
     reference: NDArray[Any] | None = field(default=None, repr=False, compare=False)
+    tolerance: float | None = None
     network: str | None = None
     images: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     shape: tuple[int, int, int] | None = None
     accuracy: dict[str, Any] | None = field(default=None, compare=False)
+    pixels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,7 @@ def plan(
                 "shape": artefact.shape or shape,
                 "images": saved(own_images, np.float32),
                 "reference": saved(artefact.reference, np.float64),
+                "tolerance": artefact.tolerance,
                 "count": 0 if own_images is None else min(PARITY_IMAGES, len(own_images)),
                 "group": artefact.network or artefact.name,
                 # Rounding in fewer bits is a difference that is measured, not one that is wrong.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from kdcompress import __version__
-from kdcompress.bench import runtimes, stats
+from kdcompress.bench import driver, runtimes, stats
 
 if TYPE_CHECKING:
     from kdcompress.bench.plan import Artefact
@@ -127,6 +127,7 @@ def filled(cells: Sequence[Cell], raw: dict[str, Any]) -> list[Cell]:
 
 def document(
     *,
+    target: dict[str, Any],
     artefacts: dict[str, Any],
     cells: Sequence[Cell],
     failures: list[dict[str, Any]],
@@ -138,6 +139,7 @@ def document(
     """The benchmark document.
 
     Args:
+        target: Where it was measured: `{"kind", ...}`.
         artefacts: By name, as the schema has them.
         cells: Those measured over all rounds.
         failures: Those that were not.
@@ -153,6 +155,9 @@ def document(
     disturbed = [block.is_disturbed(cell.threads) for cell in cells for block in cell.blocks]
     is_noisy = sum(disturbed) > NOISY_SHARE * len(disturbed)
     results = [_result(cell, _baseline_of(cell, measured, baseline), margins, is_noisy) for cell in measured]
+    if target["kind"] != "local":
+        for cell, result in zip(measured, results, strict=True):
+            result["warnings"] += _verification(cell)
     if is_noisy:
         warnings = [
             *warnings,
@@ -164,7 +169,7 @@ def document(
     return {
         "schema": SCHEMA,
         "tool": {"name": "kdcompress", "version": __version__},
-        "target": {"kind": "local"},
+        "target": target,
         "env": env,
         "protocol": protocol,
         "artefacts": artefacts,
@@ -314,6 +319,13 @@ def _parity_warnings(cell: Cell) -> list[str]:
         share = f"{100 * parity['top1_agreement']:.0f} % of {parity['n']} images"
         return [f"gives the class that {parity['to']} gives for only {share}; check its accuracy"]
     return []
+
+
+def _verification(cell: Cell) -> list[str]:
+    """A sentence where nothing tells whether another machine computes what this one does."""
+    if cell.parity is not None and cell.parity["to"] == driver.REFERENCE:
+        return []
+    return ["unverified: there are no golden images to compare its outputs on the target with"]
 
 
 def _margin(control: dict[str, Any]) -> float:

@@ -18,23 +18,33 @@ class Runtime:
         computes_in: What floating-point parts are computed in, whatever the file says; None: as the file
             says.
         package: That must be installed, or None: it comes with kdcompress.
+        also: Further suffixes of files it takes.
     """
 
     shown: str
     suffix: str
     computes_in: str | None = None
     package: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of all the files it takes."""
+        return (self.suffix, *self.also)
 
 
 RUNTIMES = {
     "onnxruntime": Runtime("onnxruntime", ".onnx"),
     "torch": Runtime("torch", ".safetensors", "fp32"),
     "torch-compile": Runtime("torch-compile", ".safetensors", "fp32"),
-    "openvino": Runtime("openvino", ".onnx", "fp32", "openvino"),
-    "openvino-bf16": Runtime("openvino", ".onnx", "bf16", "openvino"),
+    "openvino": Runtime("openvino", ".onnx", "fp32", "openvino", (".xml",)),
+    "openvino-bf16": Runtime("openvino", ".onnx", "bf16", "openvino", (".xml",)),
+    "executorch": Runtime("executorch", ".pte", None, "executorch"),
 }
-DEFAULT = {".onnx": "onnxruntime", ".safetensors": "torch"}
+DEFAULT = {".onnx": "onnxruntime", ".safetensors": "torch", ".xml": "openvino", ".pte": "executorch"}
 """By the file's suffix."""
+EXPECTED = "an .onnx or a .safetensors file, the .xml of OpenVINO or the .pte of ExecuTorch"
+"""Where a file has no suffix of these."""
 
 
 def check_runtime(name: str) -> None:
@@ -54,7 +64,7 @@ def check_runtime(name: str) -> None:
 
 def takes(name: str, suffix: str) -> bool:
     """Whether a runtime takes files of this suffix; the user's own are taken at their word."""
-    return name not in RUNTIMES or RUNTIMES[name].suffix == suffix
+    return name not in RUNTIMES or suffix in RUNTIMES[name].suffixes
 
 
 def shown(name: str) -> str:

@@ -104,7 +104,9 @@ def footer(document: dict[str, Any]) -> list[str]:
     """
     env, aa = document["env"], document["aa"]
     versions = ", ".join(f"{name} {version}" for name, version in env["runtimes"].items())
-    lines = [f"{env['cpu']}, {env['granted_cores']} of {env['logical_cores']} cores; {versions}"]
+    target = document.get("target", {})
+    where = {"ssh": f"on {target.get('host')}: ", "pack": "elsewhere: "}.get(target.get("kind"), "")
+    lines = [f"{where}{env['cpu']}, {env['granted_cores']} of {env['logical_cores']} cores; {versions}"]
     if aa is not None:
         lines.append(
             f"A/A control (the same file twice): {aa['ratio']:.2f}x {_interval(aa['ci95'])}; "

@@ -75,13 +75,21 @@ class OnnxRuntime:
         first = self._session.get_inputs()[0]
         _check_input(first.shape, batch)
         self._name = first.name
-        self._type = {"tensor(float)": np.float32, "tensor(float16)": np.float16}.get(first.type)
+        known = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+        self._type = known.get(first.type)
         if self._type is None:
-            raise ValueError("the model's input is %s, not floating-point images" % first.type)
-        return _resolved(first.shape[1:], shape)
+            raise ValueError("the model's input is %s, not images" % first.type)
+        own = list(first.shape[1:])
+        # Bytes as a decoder gives them, with the channels last: [batch, H, W, C].
+        self._last = self._type is np.uint8 and own[2] in (1, 3) and own[0] not in (1, 3)
+        return _resolved([own[2], own[0], own[1]] if self._last else own, shape)
 
     def prepare(self, images: Any) -> Any:
         """The images as this model takes them; not timed."""
+        if self._type is np.uint8:
+            images = np.rint(np.asarray(images) * 255)
+        if self._last:
+            images = np.transpose(images, (0, 2, 3, 1))
         return np.ascontiguousarray(images, dtype=self._type)
 
     def run(self, images: Any) -> Any:
@@ -229,12 +237,52 @@ class TorchCompile(Torch):
             return self._compiled(images).numpy()
 
 
+class ExecuTorch:
+    """ExecuTorch on the CPU, with a pool of its own of the asked-for number of threads."""
+
+    def start(self) -> None:
+        """Imports it, with PyTorch, whose tensors it takes."""
+        import torch
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        self._torch, self._library, self._runtime = torch, portable_lib, Runtime.get()
+
+    def load(self, path: str, threads: int, batch: int, shape: Optional[List[int]]) -> List[int]:
+        """Loads the program and its method; gives the images' shape [C, H, W]."""
+        self._torch.set_num_threads(threads)
+        self._library._unsafe_reset_threadpool(threads)
+        with open(path, "rb") as file:
+            self._program = self._runtime.load_program(file.read())
+        self._method = self._program.load_method("forward")
+        own = list(self._method.metadata.input_tensor_meta(0).sizes())
+        _check_input([None, *own[1:]], batch)
+        if batch > own[0]:
+            raise ValueError("the model takes at most %d images at once, asked for %d" % (own[0], batch))
+        return _resolved(own[1:], shape)
+
+    def prepare(self, images: Any) -> Any:
+        """The images as a tensor; not timed."""
+        return self._torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
+
+    def run(self, images: Any) -> Any:
+        """The first output of one call."""
+        return self._method.execute([images])[0].numpy()
+
+    def info(self) -> Dict[str, str]:
+        """What really ran."""
+        from importlib import metadata
+
+        return {"provider": "xnnpack", "version": metadata.version("executorch")}
+
+
 RUNTIMES = {
     "onnxruntime": OnnxRuntime,
     "torch": Torch,
     "torch-compile": TorchCompile,
     "openvino": OpenVino,
     "openvino-bf16": OpenVinoBf16,
+    "executorch": ExecuTorch,
 }
 
 

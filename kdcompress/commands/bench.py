@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdcompress.commands.options import common, counts, give, overrides
+from kdcompress.commands.options import common, counts, give, of_target, overrides
 from kdcompress.errors import RunFailed
 
 _CONDITIONS = """
@@ -31,7 +31,7 @@ units    us ms s, kB MB GB, %; none: ms and MB
 
 
 @click.command(short_help="Time files so that a difference is a difference.", epilog=_CONDITIONS)
-@click.argument("files", metavar="[NAME=]FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="[NAME=]FILE...", nargs=-1)
 @click.option(
     "--baseline", metavar="FILE", help="What the others are compared with; one of FILE or one more."
 )
@@ -46,8 +46,8 @@ units    us ms s, kB MB GB, %; none: ms and MB
     "runtimes",
     multiple=True,
     metavar="LIST",
-    help="Of onnxruntime, openvino, openvino-bf16 (.onnx), torch, torch-compile (.safetensors), or your own: "
-    "FILE.py:CLASS. [default: onnxruntime, torch]",
+    help="Of onnxruntime (.onnx), openvino, openvino-bf16 (.onnx, .xml), torch, torch-compile "
+    "(.safetensors), executorch (.pte), or your own: FILE.py:CLASS. [default: the first for each suffix]",
 )
 @click.option(
     "--rounds",
@@ -77,28 +77,72 @@ units    us ms s, kB MB GB, %; none: ms and MB
 @click.option("--fail-if", multiple=True, metavar="EXPR", help="Exit with 3 if it holds; see below.")
 @click.option(
     "--target",
-    type=click.Choice(["local"]),
     default="local",
     show_default=True,
-    help="Where to measure; for now this machine alone.",
+    metavar="local|ssh://USER@HOST[:PORT]|pack:DIR",
+    help="Where to measure; pack: write DIR/kdcompress-bench.zip, to be carried there.",
+)
+@of_target
+@click.option(
+    "--merge",
+    metavar="RESULT.json",
+    type=click.Path(path_type=Path),
+    help="Instead of FILE: what a pack brought back.",
 )
 @click.option("--allow-code", is_flag=True, help="Let a file's network be python:package.module:function.")
 @common
-def bench(target: str, runtimes: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+def bench(runtimes: tuple[str, ...], merge: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Time files against each other so that a difference is a difference.
 
     Every file, runtime, thread count and batch size is a process of its own; they take turns in shuffled
     rounds, and ratios are taken round by round. One file runs twice (the A/A control): what lies within what
     identical things differ by, and within 2 %, is no difference.
+
+    A target needs Python, numpy and onnxruntime. Over ssh (keys or an agent, known host keys) the outputs are
+    first compared there with the golden.npz beside a file, and nothing is left behind.
     """
+    _check_merge(merge)
     from kdcompress.progress import Progress
-    from kdcompress.steps.timing import Asked, bench
+    from kdcompress.steps import timing
 
     names = tuple(name.strip() for text in runtimes for name in text.split(",") if name.strip())
-    document = bench(Asked(runtimes=names, **options), Progress(quiet))
+    asked, progress = timing.Asked(runtimes=names, **options), Progress(quiet)
+    document = timing.bench(asked, progress) if merge is None else timing.merge(merge, asked, progress)
+    if document["schema"] == "kdcompress.bench-pack/1":
+        give(document, as_json, lambda: _print_pack(document))
+        return
     give(document, as_json, lambda: _print_bench(document))
     if document["not_met"]:
         raise RunFailed("\n  ".join(document["not_met"]))
+
+
+_WITH_MERGE = ("merge", "out", "plot", "compare", "fail_if", "as_json", "quiet")
+"""What can be said of a result that is there."""
+
+
+def _check_merge(merge: Path | None) -> None:
+    """Refuses --merge with what belongs to measuring, and neither of them."""
+    context = click.get_current_context()
+    if merge is None:
+        if not context.params["files"]:
+            raise click.MissingParameter(ctx=context, param=context.command.params[0])
+        return
+    for name in context.params:
+        default = context.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
+        if not default and name not in _WITH_MERGE and context.params[name]:
+            what = "FILE" if name == "files" else "--" + _OPTIONS.get(name, name).replace("_", "-")
+            raise click.UsageError(f"{what}: was said when the pack was made; --merge takes it from there")
+
+
+_OPTIONS = {"runtimes": "runtime", "overrides": "set"}
+
+
+def _print_pack(document: dict[str, Any]) -> None:
+    click.echo(f"{document['file']}  {document['bytes']:,} bytes")
+    for warning in document["warnings"]:
+        click.echo(f"warning: {warning}")
+    click.echo("there: unzip it, and in its folder: python3 run.py (Python 3.8 or newer, numpy, onnxruntime)")
+    click.echo("back here: kdcompress bench --merge result.json")
 
 
 def _print_bench(document: dict[str, Any]) -> None:

@@ -24,6 +24,12 @@ from kdcompress.cores import MAX_THREADS
 @click.option("--overwrite", is_flag=True, help="Throw away the run in this folder first.")
 @click.option("--baseline", is_flag=True, help="Train the same student without distillation beside it.")
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Repeat with N seeds.")
+@click.option(
+    "--qat-epochs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also student.int8.onnx, of a student tuned for it: N more epochs in int8 (export.int8.qat_epochs).",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--threads", type=click.IntRange(1, MAX_THREADS), metavar="N", help="CPU threads; part of the run."
@@ -34,6 +40,9 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
     """Train a student, strip it, prove it, export it and time it."""
     if options["resume"] and options["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
+    epochs = options.pop("qat_epochs")
+    if epochs is not None:
+        options["overrides"] = (*options["overrides"], f"export.int8.qat_epochs={epochs}")
     from kdcompress.pipeline import Request, distill
     from kdcompress.progress import Progress
     from kdcompress.summary import print_summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,14 @@ def _of_smaller(command: F) -> F:
 @click.option("--format", "formats", metavar="LIST", default="onnx,safetensors", show_default=True)
 @click.option("--opset", type=int, metavar="N", help="Of the ONNX file. [default: the exporter's choice]")
 @_of_smaller
+@click.option(
+    "--embed-preprocess",
+    "embed",
+    type=click.Choice(["normalize", "resize"]),
+    default="normalize",
+    show_default=True,
+    help="resize: also student.image.onnx, which takes images as they are decoded, of any size.",
+)
 @click.option("--data", "root", metavar="DIR", help="Folder of the images that the files are proved on.")
 @click.option("--student", metavar="FAMILY/NAME", help="CHECKPOINT: the plain network that is in it.")
 @of_checkpoint
@@ -123,6 +132,7 @@ def export(
     int8: bool,
     fp16: bool,
     rounds: int | None,
+    embed: str,
     allow_code: bool,
     as_json: bool,
     quiet: bool,
@@ -130,8 +140,8 @@ def export(
 ) -> None:
     """Write and prove the files of a run again, or of the student in a checkpoint.
 
-    --int8 and --fp16 make smaller files of a run's student.onnx and add them to the run; with --out, --format
-    or --opset they go where the other files go.
+    --int8 and --fp16 make smaller files of a run's student.onnx and add them to the run; with --out,
+    --format, --opset or --embed-preprocess they go where the other files go.
     """
     from kdcompress.progress import Progress
 
@@ -144,7 +154,7 @@ def export(
         raise click.UsageError(f"--{first.replace('_', '-')}: belongs to --int8")
     if rounds is not None and not (int8 or fp16):
         raise click.UsageError("--rounds: belongs to --int8 and --fp16, which are timed")
-    smaller = None
+    smaller: Callable[..., dict[str, Any]] | None = None
     if int8 or fp16:
         from kdcompress.steps import adding
 
@@ -157,7 +167,14 @@ def export(
             formats=names,
             allow_code=allow_code,
         )
-        smaller = functools.partial(adding.add_beside, wanted=wanted, progress=progress)
+        smaller = functools.partial(
+            adding.add_beside, wanted=wanted, progress=progress, allow_code=allow_code
+        )
+    if embed == "resize":
+        from kdcompress.steps import image_input
+
+        image_input.check_run(source, names)
+        smaller = image_input.adder(progress, smaller)
     if source.is_file():
         from kdcompress.steps import foreign_export
         from kdcompress.steps.stripping import Asked
@@ -175,7 +192,9 @@ def export(
                 raise click.UsageError(f"--{option}: belongs to a checkpoint; a run knows it by itself")
         given = click.get_current_context().get_parameter_source
         default = click.core.ParameterSource.DEFAULT
-        if smaller is not None and all(given(name) is default for name in ("out", "formats", "opset")):
+        if smaller is not None and all(
+            given(name) is default for name in ("out", "formats", "opset", "embed")
+        ):
             summary = adding.add_to_run(source, wanted, progress, root=root, allow_code=allow_code)
         else:
             summary = export(

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
@@ -26,6 +27,28 @@ def common(command: F) -> F:
     """`--json` and `-q`, which every command takes."""
     command = click.option("-q", "--quiet", is_flag=True, help="No progress.")(command)
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(command)
+
+
+def of_target(command: F) -> F:
+    """The options that belong to a target over ssh."""
+    options = (
+        click.option(
+            "--remote-python",
+            default="python3",
+            show_default=True,
+            metavar="NAME|PATH",
+            help="ssh: the Python there, 3.8 or newer, with numpy and onnxruntime.",
+        ),
+        click.option(
+            "--ssh-config",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="ssh: in the place of ~/.ssh/config.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def of_checkpoint(command: F) -> F:

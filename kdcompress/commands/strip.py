@@ -52,6 +52,8 @@ def print_stripped(told: dict[str, Any], file: str) -> None:
     click.echo(f"{file}: {told['student']}{classes}, {size}")
     same = f" (the same at {', '.join(kept['also_at'])})" if kept["also_at"] else ""
     click.echo(f"kept: {kept['at']}{same}")
+    if kept["cast_from"]:
+        click.echo(f"cast: {', '.join(kept['cast_from'])} to float32")
     if told["set_aside"]:
         click.echo(f"set aside: {', '.join(told['set_aside'])}, which fits too but is named a teacher")
     rows = [(part["at"], f"{part['tensors']:,} tensors", f"{part['parameters']:,}") for part in dropped]

@@ -51,7 +51,11 @@ class Layer:
 
 
 def prepared(source: Path) -> ModelProto:
-    """The graph with its batch norms folded, its constants computed and the shapes of its tensors known."""
+    """The graph with its batch norms folded, its constants computed and the shapes of its tensors known.
+
+    Raises:
+        NetworkError: It is no graph that onnxruntime takes.
+    """
     with tempfile.TemporaryDirectory(prefix="kdcompress-") as folder:
         path = Path(folder) / "optimised.onnx"
         options = onnxruntime.SessionOptions()
@@ -59,7 +63,8 @@ def prepared(source: Path) -> ModelProto:
         # Not more than basic: the rest depends on the machine and is done anew wherever the file is loaded.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
+        with ort.at_work():
+            onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
         model = onnx.load(path)
     _pool_where_the_mean_is_spatial(model)
     model = onnx.shape_inference.infer_shapes(model)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import onnx
-import torch
 
 from kdcompress.deploy.formats.onnx import PREFIX, PROVIDER, OnnxModel, opset_of
 from kdcompress.deploy.gate import Gate, equal
+from kdcompress.deploy.machine_paths import folders_in, is_path
 
 _LABELS = PREFIX + "labels"
-_ABSOLUTE = re.compile(r"""(?:^|[\s"'(=:\[,])(?:/[^/\s"']+){2,}|(?:^|[\s"'(=\[,])[A-Za-z]:\\|file://""")
-"""A path from the root (two names deep, so that "/s" or "and/or" is none), a drive letter, a file address."""
-_SHORTEST = 5
-"""Characters of a folder's name below which finding it by chance is likely: `/`, `/tmp`."""
 
 
 def graph_gates(file: OnnxModel, opset: int | None) -> list[Gate]:
@@ -58,13 +50,8 @@ def paths_in(model: onnx.ModelProto) -> Iterator[str]:
         for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
             tensor.ClearField(field)
     content = bare.SerializeToString()
-    for folder in _folders():
-        # Whole names only: "/work" is not in "some/workshop".
-        if re.search(rb"(?<![\w.-])" + re.escape(folder.encode()) + rb"(?![\w.-])", content):
-            yield folder
-    for text in _texts(model):
-        if _ABSOLUTE.search(text):
-            yield text[:80]
+    yield from folders_in(content)
+    yield from (text[:80] for text in _texts(model) if is_path(text))
 
 
 def _checker(model: onnx.ModelProto) -> Gate:
@@ -79,13 +66,6 @@ def _outside(model: onnx.ModelProto) -> Iterator[str]:
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             yield f"weights outside the file: {tensor.name}"
-
-
-def _folders() -> list[str]:
-    package = Path(__file__).resolve().parents[2]
-    places = [Path.home(), Path.cwd(), Path(sys.prefix), Path(torch.__file__).parent, package]
-    places.append(Path(tempfile.gettempdir()))
-    return sorted({str(place) for place in places if len(str(place)) >= _SHORTEST})
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, TensorProto
@@ -21,6 +22,8 @@ _PRODUCTS |= {"FusedConv": 1, "QLinearConv": 3, "QLinearMatMul": 3, "ConvInteger
 """Operators whose multiply-accumulates count, and which of their inputs holds the weights."""
 _PASSING = frozenset({"DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape"})
 """Through these a weight reaches its operator with as many elements as it has."""
+IMAGE_SHAPE = "preprocess/shape"
+"""Of a graph that cuts the images out itself: the constant [0, C, S, S] that says what it has cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,14 @@ class GraphFacts:
         macs: Multiply-accumulates of one image, of convolutions and matrix products; None where a size is
             not fixed.
         input_shape: (C, H, W) of the images; None where the file leaves one open.
+        pixels: Whether it takes them as bytes with the channels last, as a decoder gives them.
     """
 
     precision: str
     parameters: int
     macs: int | None
     input_shape: tuple[int | None, int | None, int | None]
+    pixels: bool = False
 
 
 def graph_facts(path: Path, shape: tuple[int, int, int] | None = None) -> GraphFacts:
@@ -69,15 +74,26 @@ def graph_facts(path: Path, shape: tuple[int, int, int] | None = None) -> GraphF
     own = [
         axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else None for axis in dimensions
     ]
+    element = inputs[0].type.tensor_type.elem_type
+    pixels = element == TensorProto.UINT8 and own[3] in {1, 3} and own[1] not in {1, 3}
+    if pixels:
+        own = [own[0], own[3], own[1], own[2]]
     read = _weights_read(model)
     wanted = shape or (None, None, None)
     fixed = [size or other for size, other in zip(own[1:], wanted, strict=True)]
     return GraphFacts(
         precision=_precision(model, [weights[name] for name in read]),
         parameters=sum(math.prod(weights[name].dims) for name in read),
-        macs=None if None in fixed else _macs(model, [1, *(int(size) for size in fixed if size)]),
+        macs=None if None in fixed else _macs(model, _sizes(fixed, pixels)),
         input_shape=(own[1], own[2], own[3]),
+        pixels=pixels,
     )
+
+
+def _sizes(image: list[int | None], pixels: bool) -> list[int]:
+    """Of the input with one image (C, H, W) in it."""
+    channels, height, width = _known(image)
+    return [1, height, width, channels] if pixels else [1, channels, height, width]
 
 
 def _precision(model: ModelProto, weights: list[TensorProto]) -> str:
@@ -125,6 +141,11 @@ def _macs(model: ModelProto, shape: list[int]) -> int | None:
     sized = ModelProto()
     sized.CopyFrom(model)
     for tensor in sized.graph.initializer:
+        if tensor.name == IMAGE_SHAPE:
+            # Nobody infers that the batch is still the input's, where a size is computed from the input.
+            sizes = onnx.numpy_helper.to_array(tensor)
+            sizes = np.where(sizes == 0, shape[0], sizes)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(sizes, IMAGE_SHAPE))
         if math.prod(tensor.dims) > 1024:  # shapes are computed from small tensors alone
             tensor.ClearField("raw_data")
     weights = {tensor.name for tensor in sized.graph.initializer}

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.deploy.formats import onnx, safetensors
+from kdcompress.deploy.files import format_of
+from kdcompress.deploy.formats import executorch, onnx, openvino, safetensors
+from kdcompress.deploy.image_graph import contract_of
 from kdcompress.errors import UserError
 
 WEIGHTS = "student.safetensors"
@@ -23,42 +25,64 @@ def load(
     """A shipped network in eval mode, and what it expects of its input.
 
     Args:
-        run_or_file: A run folder, a `.safetensors` with its `config.json` beside it, or a `.onnx`.
-        threads: Of onnxruntime; None: as many as torch uses. The threads of torch are left as they are.
+        run_or_file: A run folder, a `.safetensors` with its `config.json` beside it, a `.onnx`, the `.xml`
+            of OpenVINO or the `.pte` of ExecuTorch.
+        threads: Of its runtime; None: as many as torch uses. The threads of torch are left as
+            they are.
         allow_code: Whether a `python:` network, which runs the user's code, may be built.
 
     Returns:
         The plain network, which takes normalised images `[B, C, H, W]` and gives logits `[B, K]` (a backbone:
-        features `[B, D]`), with its input specification: subtract `mean`, divide by `std`. A `.onnx` has the
-        normalisation in its graph; its specification then says mean 0 and std 1, so that the same code
-        serves both.
+        features `[B, D]`), with its input specification: subtract `mean`, divide by `std`. Any other
+        file has the normalisation in its graph; its specification then says mean 0 and std 1, so that the
+        same code serves all.
 
     Raises:
         UserError: There is nothing to load there, or it is damaged.
     """
     path = _artefact(Path(run_or_file))
-    if path.suffix == onnx.SUFFIX:
-        network = OnnxNetwork(path, threads or torch.get_num_threads())
+    if path.suffix != safetensors.SUFFIX:
+        network = GraphNetwork(open_graph(path, threads or torch.get_num_threads()))
         return network.eval(), network.spec
     plain, config = safetensors.read(path, allow_code=allow_code)
     return plain, config.spec
 
 
-class OnnxNetwork(nn.Module):
-    """An ONNX file as a module: images in [0, 1] to logits or features, on the CPU, without gradients.
+Graph = onnx.OnnxModel | openvino.OpenVinoModel | executorch.ExecuTorchModel
+"""A file with the normalisation in it."""
+
+
+def open_graph(path: Path, threads: int = 1) -> Graph:
+    """A `.onnx`, `.xml` or `.pte` file in its runtime.
 
     Args:
         path: The file.
-        threads: Within one operator.
+        threads: Of the runtime.
 
     Raises:
-        UserError: It cannot be loaded, or is no image classifier.
+        UserError: It cannot be loaded, is no image classifier, or its runtime is not installed.
+    """
+    if path.suffix == openvino.SUFFIX:
+        return openvino.open_(path, threads)
+    if path.suffix == executorch.SUFFIX:
+        return executorch.open_(path, threads)
+    return onnx.open_(path, threads)
+
+
+class GraphNetwork(nn.Module):
+    """Such a file as a module: images in [0, 1] to logits or features, on the CPU, without gradients.
+
+    Args:
+        file: As `open_graph` gives it.
+
+    Raises:
+        UserError: It does not say its image size.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, file: Graph) -> None:
         super().__init__()
-        self.file = onnx.open_(path, threads)
-        self.spec = spec_of(self.file)
+        self.file = file
+        self.spec = spec_of(file)
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs `[B, K]` of images `[B, C, H, W]` in [0, 1], on the images' device."""
@@ -66,12 +90,17 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(self.file(array)).to(images.device)
 
 
-def spec_of(file: onnx.OnnxModel) -> InputSpec:
-    """The input of an ONNX file: mean 0 and std 1, the rest from its metadata, else from its input's shape.
+def spec_of(file: Graph) -> InputSpec:
+    """The input of such a file: mean 0 and std 1, the rest from its metadata, else from its input's shape.
 
     Raises:
         UserError: Neither says the image size.
     """
+    if contract_of(file.metadata, file.path) is not None:
+        raise UserError(
+            f"{file.path}: takes images as they are decoded, of any size and in bytes; here they come "
+            f"resized, so name {GRAPH}"
+        )
     text = file.metadata.get(onnx.PREFIX + "input")
     if text is not None:
         try:
@@ -94,8 +123,8 @@ def _artefact(path: Path) -> Path:
             if (path / name).is_file():
                 return path / name
         raise UserError(f"{path}: holds neither {WEIGHTS} nor {GRAPH}, so it is no finished run")
-    if path.suffix not in {onnx.SUFFIX, safetensors.SUFFIX}:
-        raise UserError(f"{path}: expected a run folder, a .safetensors or a .onnx file")
+    if format_of(path) is None:
+        raise UserError(f"{path}: expected a run folder, a .safetensors or a .onnx file, a .xml or a .pte")
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder")
     return path

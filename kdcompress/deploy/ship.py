@@ -21,6 +21,7 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.accuracy import Batches, Found, found_in, outputs_of
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import write_config
+from kdcompress.deploy.files import parts_of
 from kdcompress.deploy.gate import Gate, document
 from kdcompress.deploy.golden_file import NAME as GOLDEN
 from kdcompress.deploy.golden_file import Picker, write_golden
@@ -28,7 +29,7 @@ from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.deploy.network_gates import strict_load
 from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.strip import fresh_student, load_strictly
-from kdcompress.deploy.verify import PARITY_LIMIT, prove
+from kdcompress.deploy.verify import PARITY_LIMIT, prove, scored_format
 from kdcompress.errors import GateFailed, NetworkError
 
 GATES = "gates.json"
@@ -138,12 +139,12 @@ def ship(
         gates = [*gates, *proof.gates, *extra_gates]
         if proof.exported is None or not all(gate.passed for gate in gates):
             raise _failed(folder, staging, gates)
-        scored = files[sorted(files)[0]]
+        scored = files[scored_format(files)]
         student = {
             **_figures(proof.exported, len(class_names), taught),
             "params": count_parameters(plain),
             "macs": count_macs(plain, spec.channels, spec.height, spec.width),
-            "bytes": scored.stat().st_size,
+            "bytes": sum(part.stat().st_size for part in parts_of(scored)),
             "file": scored.name,
             "top1_pytorch": score["top1"],
         }
@@ -242,6 +243,13 @@ def _write_formats(
 
 def _give_final_names(staging: Path, folder: Path) -> dict[str, dict[str, Any]]:
     names = sorted(path.name for path in staging.iterdir())
+    for name in names:
+        if len(parts_of(staging / name)) > 1:
+            # Of an earlier export: killed in between, there is no graph beside weights that are not its own.
+            with translated(folder / name):
+                (folder / name).unlink(missing_ok=True)
+    # What belongs to a file gets its name before the file does.
+    names.sort(key=lambda name: len(parts_of(staging / name)))
     told = {
         name: {"sha256": sha256_of(staging / name), "bytes": (staging / name).stat().st_size}
         for name in names

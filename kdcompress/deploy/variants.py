@@ -99,6 +99,7 @@ class Variant:
             `agreement_fp32`. Empty if the file cannot be run.
         outputs_NK: On the test split; None if it cannot be run.
         losses: The layers that lose most, the worst first; of int8 only.
+        tuning: What a tuning for int8 gave, and whether this file has its weights; None: there was none.
     """
 
     precision: str
@@ -108,6 +109,7 @@ class Variant:
     score: dict[str, Any] = field(default_factory=dict)
     outputs_NK: Tensor | None = field(default=None, repr=False)
     losses: tuple[Loss, ...] = ()
+    tuning: dict[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -124,6 +126,8 @@ def to_int8(
     ranges: Ranges = "minmax",
     rescue: int = 0,
     max_drop: float = MAX_DROP,
+    source: Path | None = None,
+    qat: dict[str, Any] | None = None,
 ) -> Variant:
     """Makes `student.int8.onnx` and proves it.
 
@@ -135,8 +139,10 @@ def to_int8(
         ranges: How the activations' ranges are taken.
         rescue: So many of the layers that lose most stay in float.
         max_drop: Points of top-1 that may be lost.
+        source: The graph it is made from; None: the float32 file, which it is held against in any case.
+        qat: How the weights of `source` were tuned; stands in the file.
     """
-    quantiser = Quantiser(exact.path, images, target, ranges)
+    quantiser = Quantiser(source or exact.path, images, target, ranges)
     count = len(quantiser.layers)
     if rescue >= count:
         told = f"{rescue} layers are to stay in float, and the network has {count} with weights"
@@ -154,6 +160,7 @@ def to_int8(
         "ranges": ranges,
         "calibration": images.to_json(),
         "in_float": in_float,
+        **({} if qat is None else {"qat": qat}),
     }
     detail = f"layers with int8 weights, of {count} with weights"
     if in_float:

@@ -7,8 +7,9 @@ network computes — on real images, at batch sizes it was not traced with, and 
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,7 @@ __all__ = [
     "largest_difference",
     "parity_gates",
     "prove",
+    "scored_format",
     "split_gates",
 ]
 
@@ -113,7 +115,7 @@ def prove(
         plain: The plain network with its weights, on the CPU.
         fresh: Builds an untrained network of the student's class.
         spec: The student's input.
-        files: Format name to file; `onnx` goes before `safetensors` as the one that is scored.
+        files: Format name to file; one of them, `scored_format`, is scored.
         batches: Opens the test split, which is not empty; called more than once, for the same images.
         reference_NK: The plain network's outputs on the test split (`outputs_of`), if they are known already.
         opset: What was asked for; None: any.
@@ -124,22 +126,42 @@ def prove(
     deployed = Deployed(plain, spec)
     deployed.eval()
     gates = network_gates(trained, plain, fresh, spec, images)
-    scored: Run | None = None
-    for name in sorted(files):
+    runs: dict[str, Run] = {}
+    for name in sorted(files, key=_rank):
         file, more = _open(name, files[name], opset, allow_code)
         gates += more
         if name == "safetensors":
             gates.append(_round_trip(files[name], plain, deployed, file, images))
-        scored = scored or file
-    if scored is None:
+        if file is not None:
+            runs[name] = file
+    if not runs:
         return Proof(gates, None, None)
     if reference_NK is None:
         reference_NK, _ = outputs_of(deployed.run, batches())
-    comparison, more = split_gates(reference_NK, scored, batches(), backbone=backbone)
-    gates += [*more, *parity_gates(deployed.run, scored, images, reference_NK, backbone=backbone)]
-    if comparison is None:
+    scored = scored_format(runs)
+    found: Comparison | None = None
+    for name, run in runs.items():
+        if name == "safetensors" and name != scored:
+            continue  # it has given the same outputs already, to the last bit
+        comparison, more = split_gates(reference_NK, run, batches(), backbone=backbone)
+        more += parity_gates(deployed.run, run, images, reference_NK, backbone=backbone)
+        if name == scored:
+            found = comparison
+            gates += more
+        else:
+            gates += [dataclasses.replace(gate, gate=f"{name}_{gate.gate}") for gate in more]
+    if found is None:
         return Proof(gates, None, None)
-    return Proof(gates, comparison.exported, comparison.reference)
+    return Proof(gates, found.exported, found.reference)
+
+
+def scored_format(formats: Iterable[str]) -> str:
+    """The format whose file a run's accuracy is that of: ONNX where there is one, PyTorch's own the last."""
+    return min(formats, key=_rank)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return {"onnx": 0, "safetensors": 2}.get(name, 1), name
 
 
 def split_gates(
@@ -229,8 +251,9 @@ def _open(name: str, path: Path, opset: int | None, allow_code: bool) -> tuple[R
         if name == "onnx":
             file = onnx.open_(path, threads)
             return file, graph_gates(file, opset)
-        opened: Run = discovery.load("format", name).open_(path, threads)
-        return opened, []
+        plugin = discovery.load("format", name)
+        opened: Run = plugin.open_(path, threads)
+        return opened, plugin.gates(opened, opset)
     except UserError as error:
         return None, [Gate(f"{name}_opens", False, None, None, str(error))]
 

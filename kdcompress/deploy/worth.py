@@ -9,6 +9,8 @@ from kdcompress.deploy.layer_noise import Loss
 
 WARN_DROP = 1.0
 """Points of top-1 above which a faster file is not recommended."""
+UNDECIDED = 1.1
+"""Times as fast: where no difference is shown and the interval reaches beyond it, nothing is known."""
 NAMED = 3
 """Layers that a sentence names."""
 
@@ -44,7 +46,7 @@ def worth(
     timing = timings[0] if timings else None
     drop = score["drop"]
     faster = timing is not None and timing["verdict"] == "faster"
-    dear = drop is not None and drop > WARN_DROP
+    dear = drop is not None and round(drop, 9) > WARN_DROP
     keep: bool | None = faster and not dear
     cost = f"{_accuracy(score, ci95)}, {size:.2f} of the size"
     if elsewhere is not None:
@@ -55,6 +57,9 @@ def worth(
     elif timing["ci95"] is None:
         keep = None
         said = f"undecided: {timing['ratio']:.2f}x here, in too few rounds to tell (bench.rounds: 6 at least)"
+    elif timing["verdict"] == "no difference" and timing["ci95"][1] > UNDECIDED and not dear:
+        keep = None
+        said = f"undecided: {_ratio(timing)} here, too unsteady to tell (more rounds, or a quieter machine)"
     elif faster and dear:
         said = f"don't, because it loses more than {WARN_DROP:g} point, though it is {_speed(timing)}"
     elif faster:
@@ -87,13 +92,17 @@ def worst_layers(losses: Sequence[Loss]) -> str:
 
 
 def _speed(timing: dict[str, Any]) -> str:
-    ratio, ends = timing["ratio"], timing["ci95"]
-    told = f"{ratio:.2f}x ({ends[0]:.2f} to {ends[1]:.2f})"
+    told = _ratio(timing)
     return {
         "faster": f"faster than fp32 here, {told}",
         "slower": f"slower than fp32 here, {told}",
         "no difference": f"not faster than fp32 here, {told}",
     }[timing["verdict"]]
+
+
+def _ratio(timing: dict[str, Any]) -> str:
+    ends = timing["ci95"]
+    return f"{timing['ratio']:.2f}x ({ends[0]:.2f} to {ends[1]:.2f})"
 
 
 def _accuracy(score: dict[str, Any], ci95: Sequence[float] | None) -> str:

@@ -213,6 +213,9 @@ class Method(nn.Module):
     def after_step(self, batch: Batch) -> None:
         """Called once per optimiser step; banks, queues and averages are brought up to date here."""
 
+    def on_epoch_end(self) -> None:
+        """Called after the last step of each epoch, before the candidates are scored."""
+
     def candidates(self) -> dict[str, Candidate]:
         """What may ship; by default the student alone."""
         student = self.networks.student

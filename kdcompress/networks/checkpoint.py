@@ -108,7 +108,9 @@ def left(
                 numbers.append(str(Place((*path, name))))
                 continue
             if path != place.path:
-                part = Place(path[: _shared(path, place.path) + 1])
+                shared = _shared(path, place.path)
+                # Beside the way to the network, as a random generator's state, it has but its own name.
+                part = Place(path[: shared + 1] if shared < len(path) else (*path, name.partition(".")[0]))
             else:
                 module = next((place.prefix + m for m in apart if inner and below(inner, [m])), None)
                 segments = name.split(".")

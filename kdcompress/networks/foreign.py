@@ -77,7 +77,9 @@ def find(
     """
     held = dict(dictionaries(content))
     if not held:
-        raise WeightsError(f"{source}: holds no tensor; save one with torch.save(network.state_dict(), FILE)")
+        raise WeightsError(
+            f"{source}: holds no tensor with a name; save them with torch.save(network.state_dict(), FILE)"
+        )
     candidates = [found for path in held for found in _candidates(path, held[path], pattern)]
     if at is not None:
         candidates = _at(candidates, at)
@@ -98,9 +100,12 @@ def find(
         raise WeightsError(_nearest([chosen], held, pattern, source))
     _check_drop(chosen, pattern, drop)
     for key, tensor in chosen.state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        # As the student will hold them: float64 reaches further, and float8 cannot be asked.
+        if tensor.is_floating_point() and not torch.isfinite(tensor.to(torch.float32)).all():
             name = f"{chosen.place.prefix}{key}"
-            raise WeightsError(f"{source}: {name!r} holds values that are not finite; the weights are broken")
+            raise WeightsError(
+                f"{source}: {name!r} holds values that are not finite in float32; the weights are broken"
+            )
     return Found(
         at=str(chosen.place),
         state=chosen.state,

@@ -139,9 +139,11 @@ class Pattern:
         expected = tuple(size + more * step + fewer * other for size, step, other in along)
         if tuple(tensor.shape) != expected:
             return f"{tuple(tensor.shape)} for {expected}"
-        plain = tensor.layout is torch.strided and not tensor.is_quantized
+        if tensor.layout is not torch.strided:
+            return f"{tensor.layout} for {own.layout}".replace("torch.", "")
         same_kind = tensor.is_floating_point() == own.is_floating_point() or key.endswith(COUNTER)
-        return None if plain and same_kind else f"{tensor.dtype} for {own.dtype}".replace("torch.", "")
+        plain = same_kind and not tensor.is_quantized
+        return None if plain else f"{tensor.dtype} for {own.dtype}".replace("torch.", "")
 
 
 def elements(tensors: Iterable[tuple[str, Tensor]]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -48,6 +49,7 @@ class Tapped:
         std: `[C]` float32.
         precision: Autocast type of the passes; None is float32 throughout.
         compiled: Stands in for the network where its output alone is read; None: the network itself.
+        around: Opens the block that each pass through the network runs in, such as one that rounds.
 
     Raises:
         NetworkError: The network does not run on such images, does not return logits, or a named tap does
@@ -73,6 +75,7 @@ class Tapped:
         self.backbone = backbone
         self.precision: torch.dtype | None = None
         self.compiled: Callable[[Tensor], Any] | None = None
+        self.around: Callable[[], AbstractContextManager[object]] = nullcontext
         self.mean = _per_channel("mean", mean, channels)
         self.std = _per_channel("std", std, channels)
         if bool((self.std <= 0).any()):
@@ -115,9 +118,9 @@ class Tapped:
         """
         if want == (POOLED if self.backbone else LOGITS):
             run = self.network if self.compiled is None else self.compiled
-            with self.autocast():
+            with self.autocast(), self.around():
                 return self._collect(run(self.normalise(images)), {}, want)
-        with self.autocast(), reading(self.network, self._wanted(want)) as readings:
+        with self.autocast(), self.around(), reading(self.network, self._wanted(want)) as readings:
             output = self.network(self.normalise(images))
         return self._collect(output, readings, want)
 
@@ -129,7 +132,7 @@ class Tapped:
             images: As in a call.
             want: As in a call.
         """
-        with self.autocast(), reading(self.network, self._wanted(want)) as readings:
+        with self.autocast(), self.around(), reading(self.network, self._wanted(want)) as readings:
             output = torch.func.functional_call(self.network, dict(tensors), (self.normalise(images),))
         return self._collect(output, readings, want)
 

@@ -128,6 +128,8 @@ def smaller_files(record: Record) -> list[str]:
     told = []
     for entry in (record.results.get("variants") or {}).values():
         told.append(f"{entry['verdict']['sentence']}.")
+        if "qat" in entry:
+            told.append(f"{entry['file']}: {entry['qat']['sentence']}.")
         if entry["verdict"]["told"]:
             told.append(f"{entry['file']}: {entry['verdict']['told']}.")
     return told

@@ -14,16 +14,20 @@ from kdcompress.deploy.config import read_config
 from kdcompress.deploy.load import GRAPH
 from kdcompress.deploy.quantize import check_rescue
 from kdcompress.deploy.ship import GATES
+from kdcompress.deploy.tuned_int8 import TunedStudent
 from kdcompress.deploy.variants import NAMES
 from kdcompress.errors import UserError
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, Int8Section, Recipe
 from kdcompress.run_folder import RunFolder, check_writable
 from kdcompress.steps.afterwards import EXPORT_SCHEMA, check_single, data_of, images_of
-from kdcompress.steps.deliver import read_json, write_pages
-from kdcompress.steps.variants import Made, Wanted, add, failure, judged
+from kdcompress.steps.deliver import PAGES, read_json, write_pages
+from kdcompress.steps.tune import tuned_student
+from kdcompress.steps.variants import Made, Wanted, failure, judged, place, tried
 
 _LATER = "timed after the run, in rounds of their own"
+_AGAIN = "student (beside {})"
+"""The float32 file, timed once more."""
 
 
 def wanted_of(
@@ -60,7 +64,7 @@ def wanted_of(
     section = section.model_copy(update=changes)
     if (source / GRAPH).is_file():
         check_rescue(source / GRAPH, section.rescue)
-    return Wanted(section, fp16, rounds)
+    return Wanted(section, fp16, rounds, source if source.is_dir() else None)
 
 
 def add_to_run(
@@ -88,7 +92,7 @@ def add_to_run(
     workers = granted_cores()
     with run.held():
         results = read_json(source / "results.json")
-        made, bench = add(
+        with tried(
             source,
             wanted,
             data.train,
@@ -97,15 +101,19 @@ def add_to_run(
             results["student"],
             progress,
             workers=workers,
-        )
-        entries = judged(made, bench)
-        tried = {variant.precision for variant in made.variants}
-        others = {name: entry for name, entry in results.get("variants", {}).items() if name not in tried}
+            tuned=tuned_student(source, source, data.held_out, workers=workers, allow_code=allow_code),
+        ) as (made, bench):
+            names = {NAMES[variant.precision] for variant in made.variants}
+            # Written one by one: whoever is killed in between leaves a run that can be asked again.
+            run.vouch_again([], {GATES, "bench.json", "results.json", *PAGES, *names})
+            made = place(made, source)
+            entries = judged(made, bench)
+        new = {variant.precision for variant in made.variants}
+        others = {name: entry for name, entry in results.get("variants", {}).items() if name not in new}
         write_json(source / "results.json", {**results, "variants": {**others, **entries}})
-        write_json(source / "bench.json", _joined(source / "bench.json", bench, tried))
+        write_json(source / "bench.json", _joined(source / "bench.json", bench, new))
         files = [variant.path.name for variant in made.passed]
-        gone = [NAMES[variant.precision] for variant in made.failed]
-        run.vouch_again([GATES, "bench.json", "results.json", *files], gone)
+        run.vouch_again([GATES, "bench.json", "results.json", *files])
         # The pages read the manifest, and it vouches for them: it comes before and after.
         run.vouch_again(write_pages(source))
     failed = failure(made)
@@ -122,6 +130,7 @@ def add_beside(
     *,
     wanted: Wanted,
     progress: Progress,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Adds smaller files to what `export` has just written, with a `bench.json` of their own.
 
@@ -132,6 +141,7 @@ def add_beside(
         bench: How they are timed.
         wanted: Which files.
         progress: What a watcher sees.
+        allow_code: Whether the network may be built where it is a `python:` one.
 
     Returns:
         The document with them in it.
@@ -140,7 +150,7 @@ def add_beside(
         GateFailed: A file failed a gate; it is under `failed/`.
     """
     folder, workers = Path(document["folder"]), granted_cores()
-    made, timed = add(
+    with tried(
         folder,
         wanted,
         train,
@@ -149,12 +159,15 @@ def add_beside(
         document["student"],
         progress,
         workers=workers,
-    )
+        tuned=_tuned_elsewhere(wanted.tuned_in, folder, workers, allow_code),
+    ) as (made, timed):
+        made = place(made, folder)
+        entries = judged(made, timed)
     write_json(folder / "bench.json", timed)
     failed = failure(made)
     if failed is not None:
         raise failed
-    more = told(folder, made, judged(made, timed), document["student"])
+    more = told(folder, made, entries, document["student"])
     return {
         **document,
         "files": {**document["files"], **more["files"]},
@@ -187,6 +200,17 @@ def told(
     }
 
 
+def _tuned_elsewhere(run: Path | None, folder: Path, workers: int, allow_code: bool) -> TunedStudent | None:
+    """The weights that a run tuned for int8, unless they did worse there; None where it tuned none."""
+    results = None if run is None else run / "results.json"
+    if run is None or results is None or not results.is_file():
+        return None
+    known = read_json(results).get("variants", {}).get("int8", {}).get("qat")
+    if known is not None and not known["kept"]:
+        return None
+    return tuned_student(run, folder, None, workers=workers, allow_code=allow_code)
+
+
 def _opened(source: Path, allow_code: bool) -> tuple[RunFolder, Recipe]:
     """The run and its recipe, if smaller files can be made of what it shipped.
 
@@ -215,22 +239,25 @@ def _opened(source: Path, allow_code: bool) -> tuple[RunFolder, Recipe]:
     return run, recipe
 
 
-def _joined(path: Path, bench: dict[str, Any], tried: set[str]) -> dict[str, Any]:
-    """The run's benchmark with the new timings in it, each against the student's in the same rounds."""
+def _joined(path: Path, bench: dict[str, Any], made: set[str]) -> dict[str, Any]:
+    """The run's benchmark with the new timings in it, beside the student's in the same rounds."""
     if not path.is_file():
         return bench
     document = read_json(path)
-    names = {f"student ({precision})" for precision in tried}
-    new = [result for result in bench["results"] if result["artefact"] in names]
+    new_names = {f"student ({precision})" for precision in made}
+    # The student's time of another day would say more of the machine than of the files.
+    again = _AGAIN.format(", ".join(sorted(made)))
+    names = {*new_names, *(_AGAIN.format(others) for others in (*made, "fp16, int8"))}
+    new = [_renamed(result, "student", again) for result in bench["results"]]
     env, before = bench["env"], document["env"]
     told = _LATER
     if env["cpu"] != before["cpu"] or env["runtimes"] != before["runtimes"]:
         told += f", on {env['cpu']} with onnxruntime {env['runtimes']['onnxruntime']}"
     warnings = [warning for warning in document["warnings"] if _LATER not in warning]
     if new:
-        warnings.append(f"{', '.join(sorted(result['artefact'] for result in new))}: {told}")
+        warnings.append(f"{'; '.join(dict.fromkeys(result['artefact'] for result in new))}: {told}")
     kept = {name: value for name, value in document["artefacts"].items() if name not in names}
-    added = {name: value for name, value in bench["artefacts"].items() if name in names}
+    added = {again if name == "student" else name: value for name, value in bench["artefacts"].items()}
     return {
         **document,
         "artefacts": {**kept, **added},
@@ -238,3 +265,12 @@ def _joined(path: Path, bench: dict[str, Any], tried: set[str]) -> dict[str, Any
         "warnings": list(dict.fromkeys([*warnings, *bench["warnings"]])),
         "failures": [f for f in document["failures"] if f["artefact"] not in names] + bench["failures"],
     }
+
+
+def _renamed(result: dict[str, Any], name: str, other: str) -> dict[str, Any]:
+    """A result in which an artefact is called otherwise."""
+    versus = result["vs_baseline"]
+    if versus is not None and versus["name"] == name:
+        versus = {**versus, "name": other}
+    artefact = other if result["artefact"] == name else result["artefact"]
+    return {**result, "artefact": artefact, "vs_baseline": versus}

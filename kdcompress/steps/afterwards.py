@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from kdcompress import discovery, documents
+from kdcompress.atomic import translated
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.source import Source
 from kdcompress.deploy.accuracy import predict
-from kdcompress.deploy.formats import onnx, safetensors
-from kdcompress.deploy.load import GRAPH, WEIGHTS, spec_of
+from kdcompress.deploy.files import check_installed
+from kdcompress.deploy.formats import executorch, onnx, openvino, safetensors
+from kdcompress.deploy.image_graph import NAME as IMAGE_GRAPH
+from kdcompress.deploy.load import GRAPH, WEIGHTS, Graph, open_graph, spec_of
 from kdcompress.deploy.ship import ship
+from kdcompress.deploy.variants import NAMES
 from kdcompress.errors import DataError, UserError, suggest
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, Recipe, load_recipe
@@ -30,6 +34,9 @@ from kdcompress.steps.deliver import read_json, write_pages
 EVALUATION_SCHEMA = "kdcompress.evaluation/1"
 FILES_SCHEMA = "kdcompress.files/1"
 EXPORT_SCHEMA = "kdcompress.export/1"
+
+_MORE = frozenset({openvino.SUFFIX, executorch.SUFFIX})
+"""Of files that `evaluate` scores beside those that every run has."""
 
 Smaller = Callable[[dict[str, Any], Source, Source, BenchSection], dict[str, Any]]
 """Adds smaller files to what was exported: the document of the export, the training and the test images, and
@@ -91,7 +98,7 @@ def export(
     folder = out or source / "export"
     if folder.resolve() == source.resolve():
         raise UserError(f"--out {out}: is the run itself, whose files stay as its manifest says they are")
-    check_writable(folder)
+    check_folder(folder)
     recipe = RunFolder(source).recorded_recipe(allow_code)
     if recipe is None:
         raise UserError(f"{source}: holds no recipe.yaml, so it is no run of kdcompress")
@@ -106,16 +113,31 @@ def export(
     return document if smaller is None else smaller(document, data.train, data.test, recipe.bench)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuses to write a network's files where they must not go; creates nothing.
+
+    Raises:
+        UserError: It cannot be written to, or is a run.
+    """
+    check_writable(folder)
+    if (folder / "recipe.yaml").exists():
+        raise UserError(
+            f"{folder}: is a run, whose files stay as its manifest says they are; choose another with --out"
+        )
+
+
 def check_formats(formats: list[str], opset: int | None) -> None:
     """Refuses what cannot be written, before anything is.
 
     Raises:
-        UserError: An unknown format, or an opset that the exporter cannot write or that no file would have.
+        UserError: An unknown format or one whose package is missing, or an opset that the exporter cannot
+            write or that no file would have.
     """
     known = discovery.names("format")
     for name in formats:
         if name not in known:
             raise UserError(f"--format: unknown format {name!r}{suggest(name, known)}")
+    check_installed(formats, "--format")
     if opset is not None and "onnx" not in formats:
         raise UserError("--opset: belongs to ONNX files, and --format asks for none")
     onnx.check_opset(opset)
@@ -138,7 +160,8 @@ def write_files(
         GateFailed: A gate failed.
     """
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    with translated(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     # One loader, since the images are read several times and its processes take a while to start.
     loader = EvaluationLoader(subject.test, device=torch.device("cpu"), workers=granted_cores())
     try:
@@ -161,6 +184,7 @@ def write_files(
         raise
     finally:
         loader.close()
+    _drop_stale(folder, shipped.files)
     return {
         "schema": EXPORT_SCHEMA,
         "folder": str(folder),
@@ -168,6 +192,15 @@ def write_files(
         "gates": [gate.to_json() for gate in shipped.gates],
         "student": shipped.student,
     }
+
+
+def _drop_stale(folder: Path, shipped: Container[str]) -> None:
+    """Removes files, and their timings, that were made from what an earlier export wrote here."""
+    names = [name for name in (*NAMES.values(), IMAGE_GRAPH) if name not in shipped]
+    stale = [folder / name for name in names if (folder / name).exists()]
+    for path in (*stale, folder / "bench.json") if stale else ():
+        with translated(path):
+            path.unlink(missing_ok=True)
 
 
 def evaluate(
@@ -180,7 +213,7 @@ def evaluate(
     split: str,
     allow_code: bool,
 ) -> dict[str, Any]:
-    """Scores a `.onnx` or `.safetensors` file on the data of a recipe.
+    """Scores a `.onnx` or `.safetensors` file, or one of another format, on the data of a recipe.
 
     Args:
         source: The file, or a run folder: its ONNX file, else its safetensors.
@@ -194,11 +227,11 @@ def evaluate(
     Raises:
         UserError: Nothing to evaluate, or it does not fit the data.
     """
-    file = artefact(source)
-    run: onnx.OnnxModel | safetensors.SafetensorsModel
+    file = source if source.suffix in _MORE and source.is_file() else artefact(source)
+    run: Graph | safetensors.SafetensorsModel
     threads = torch.get_num_threads()
-    if file.suffix == onnx.SUFFIX:
-        graph = onnx.open_(file, threads)
+    if file.suffix != safetensors.SUFFIX:
+        graph = open_graph(file, threads)
         run, spec = graph, spec_of(graph)
     else:
         network = safetensors.open_(file, threads, allow_code=allow_code)

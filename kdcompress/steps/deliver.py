@@ -22,12 +22,16 @@ from kdcompress.networks.from_recipe import Start
 from kdcompress.report import verdict
 from kdcompress.report.card import write_card
 from kdcompress.report.page import write_report
+from kdcompress.steps import image_input
 from kdcompress.steps.context import Run, TestSplit
+from kdcompress.steps.image_input import ImageFile
 from kdcompress.steps.networks import input_spec
 from kdcompress.steps.teach import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged
+from kdcompress.steps.tune import tuned_student
 from kdcompress.steps.variants import Made, Wanted, artefacts, failure, judged, make
 from kdcompress.train.job import Outcome
 
+PAGES = ("report.html", "README.md")
 PREDICTIONS = "test_predictions.safetensors"
 """Classes that the exported file gave on the test split, kept to compare runs image by image."""
 
@@ -40,11 +44,13 @@ class Delivery:
         shipped: The student.
         taught: None: there is no teacher.
         made: Of the smaller files; None: none was asked for.
+        image: The file that takes images as they are decoded; None: it was not asked for.
     """
 
     shipped: Shipped
     taught: OnTest | None
     made: Made | None
+    image: ImageFile | None = None
 
 
 def deliver(
@@ -77,8 +83,13 @@ def deliver(
         write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
     made, wanted = None, Wanted.of(run.recipe.export)
     if wanted:
-        made = make(run.folder.path, wanted, run.data.train, test, run.progress, workers=run.workers)
-    return Delivery(shipped, taught, made)
+        folder, held_out = run.folder.path, run.data.held_out
+        tuned = tuned_student(folder, folder, held_out, workers=run.workers, allow_code=run.allow_code)
+        made = make(folder, wanted, run.data.train, test, run.progress, workers=run.workers, tuned=tuned)
+    image = None
+    if run.recipe.export.embed_preprocess == "resize":
+        image = image_input.make(run.folder.path, run.data.test, run.progress, image_input.KEY)
+    return Delivery(shipped, taught, made, image)
 
 
 def _bench(
@@ -98,8 +109,16 @@ def _bench(
     if "safetensors" in recipe.export.formats and not recipe.student.model.startswith("python:"):
         file = folder / "student.safetensors"
         timed.append(Artefact("student (PyTorch)", file, ("torch",), network="student", **facts))
+    for name, suffix, shown in (("openvino", ".xml", "OpenVINO"), ("executorch", ".pte", "ExecuTorch")):
+        if name in recipe.export.formats:
+            file = folder / f"student{suffix}"
+            timed.append(Artefact(f"student ({shown})", file, (name,), network="student", **facts))
     if delivery.made is not None:
         timed += artefacts(delivery.made, student)
+    image = delivery.image
+    if image is not None and image.passed:
+        called = "student (image)"
+        timed.append(Artefact(called, image.path, ("onnxruntime",), shape=image.shape, pixels=True, **facts))
     with contextlib.closing(test()) as batches:
         images = next(batches)[0].numpy()
     with run.progress.counter() as tell:
@@ -149,6 +168,9 @@ def report(
     if smaller is not None:
         results["variants"] = judged(smaller, bench)
         failed = failure(smaller)
+    image = delivery.image
+    if image is not None:
+        failed = failed or image.failure()
     write_json(folder / "results.json", results)
     manifest = {
         "kdcompress": __version__,
@@ -171,6 +193,8 @@ def report(
     }
     # The pages read the manifest, and the manifest vouches for the pages: it comes before and after them.
     files = {*shipped.files, *(variant.path.name for variant in (smaller.passed if smaller else ()))}
+    if image is not None and image.passed:
+        files.add(image.path.name)
     folder.finish(manifest, sorted(files), done=False)
     pages = write_pages(folder.path)
     named = ["recipe.yaml", "gates.json", "bench.json", "results.json", *pages]
@@ -188,7 +212,7 @@ def write_pages(folder: Path) -> list[str]:
     """
     write_report(folder)
     write_card(folder)
-    return ["report.html", "README.md"]
+    return list(PAGES)
 
 
 def _right(checkpoints: Path) -> Tensor:

@@ -24,8 +24,14 @@ from kdcompress.errors import DataError, NetworkError, UserError
 from kdcompress.networks.build import accepted_channels
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, load_recipe
-from kdcompress.run_folder import check_writable
-from kdcompress.steps.afterwards import Smaller, Subject, check_formats, open_section, write_files
+from kdcompress.steps.afterwards import (
+    Smaller,
+    Subject,
+    check_folder,
+    check_formats,
+    open_section,
+    write_files,
+)
 from kdcompress.steps.stripping import Asked, found_in, loaded, told, usual_side
 
 _NEAR_CHANCE = 1.5
@@ -93,7 +99,8 @@ def export(
     if model is None:
         raise UserError(f"--student FAMILY/NAME: required, since nothing beside {source} says what it is")
     known = config.spec.height if config is not None else section.image_size
-    side = asked.side or known
+    # A recipe's data may have a size of its own; of a mere folder of images nobody says one.
+    side = asked.side or known or (usual_side(model) if on.recipe is None else None)
     found = found_in(source, model, side or usual_side(model), asked)
     channels = {found.channels} if found.channels is not None else accepted_channels(model)
     data = open_section(section, on.root, side, frozenset(channels), progress)
@@ -109,7 +116,8 @@ def export(
     if top1 is not None and count > 2 and top1 < _NEAR_CHANCE / count:
         progress.warn(
             f"top-1 is {100 * top1:.1f} % with {count} classes, which is near chance: are --mean and --std "
-            "those of its training, and are the classes in the order of its logits (--labels)?"
+            f"those of its training, were its images {spec.height}×{spec.width} (--input-size), and are the "
+            "classes in the order of its logits (--labels)?"
         )
     if smaller is not None:
         document = smaller(document, data.train, test, BenchSection())
@@ -143,11 +151,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _check_folder(folder: Path, source: Path) -> None:
-    check_writable(folder)
-    if (folder / "recipe.yaml").exists():
-        raise UserError(
-            f"{folder}: is a run, whose files stay as its manifest says they are; choose another with --out"
-        )
+    check_folder(folder)
     if source.exists() and (folder / WEIGHTS).exists() and (folder / WEIGHTS).samefile(source):
         raise UserError(f"{folder}: holds the checkpoint itself; choose another folder with --out")
 

@@ -1,4 +1,4 @@
-"""`kdcompress bench`: from the files on a command line to the benchmark document, and what it is held to."""
+"""`kdcompress bench`: from the files on a command line to the benchmark document."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench import runtimes
-from kdcompress.bench.compare import compare, label_of, read_document
-from kdcompress.bench.conditions import Condition
 from kdcompress.bench.measure import Artefact, Protocol, check, measure
+from kdcompress.bench.pack import Pack, merged, pack
+from kdcompress.bench.target import LOCAL, PACK, Checked, Target, parse_target
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data
 from kdcompress.deploy.accuracy import predict
-from kdcompress.deploy.formats import onnx, safetensors
+from kdcompress.deploy.formats import executorch, onnx, openvino, safetensors
 from kdcompress.deploy.graph_size import GraphFacts, graph_facts
+from kdcompress.deploy.image_graph import contract_of
+from kdcompress.deploy.ir_size import ir_facts
+from kdcompress.deploy.load import Graph, open_graph
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import UserError
 from kdcompress.progress import Progress
 from kdcompress.recipe import load_recipe
-from kdcompress.report.plot import FORMATS, plot
 from kdcompress.steps.afterwards import data_of, images_of
+from kdcompress.steps.elsewhere import with_golden
+from kdcompress.steps.judging import Judge
 
 PROTOCOL = Protocol(block_s=0.5, turns=10)
 """More than after a training, where student and teacher lie far apart: five per cent are told in 21 of these
@@ -56,6 +59,9 @@ class Asked:
         data: Folder of the data.
         overrides: Of the recipe.
         input_size: Side of the images in pixels, for the files that leave it open.
+        target: Where to measure, or `pack:DIR`.
+        remote_python: The interpreter of an ssh target.
+        ssh_config: For ssh, in the place of ~/.ssh/config.
         allow_code: Whether `python:` networks may be built.
     """
 
@@ -73,6 +79,9 @@ class Asked:
     data: str | None = None
     overrides: tuple[str, ...] = ()
     input_size: int | None = None
+    target: str = LOCAL
+    remote_python: str = "python3"
+    ssh_config: Path | None = None
     allow_code: bool = False
 
 
@@ -86,20 +95,37 @@ def bench(asked: Asked, progress: Progress) -> dict[str, Any]:
     Returns:
         The document of schema `kdcompress.bench/1`, with `compare` where asked for, and `not_met`: a
         sentence for each condition that fails the command and each cell that could not be measured. It has
-        been written where asked for.
+        been written where asked for. For `pack:DIR` what `pack` says of the zip instead.
 
     Raises:
         UserError: Something asked for cannot be done; nothing has been measured.
+        TargetUnreachable: The target does not answer, or the link to it was cut.
+        WorldError: A disk is full.
     """
-    conditions = [Condition(text) for text in asked.fail_if]
-    old = None if asked.compare is None else read_document(asked.compare)
-    _check_outputs(asked)
-    named, baseline = _artefacts(asked)
-    artefacts = check(named, threads=asked.threads, batch=asked.batch, rounds=asked.rounds, baseline=baseline)
-    _check_conditions(conditions, asked, artefacts, baseline, old)
+    judge = _judge(asked)
+    target = _target(asked)
+    named, baseline = _artefacts(asked, target)
+    artefacts = check(
+        named, threads=asked.threads, batch=asked.batch, rounds=asked.rounds, baseline=baseline, target=target
+    )
+    names = [artefact.name for artefact in artefacts]
+    judge.check(names, has_baseline=baseline is not None, has_top1=asked.recipe is not None)
     warnings: list[str] = []
     if asked.recipe is not None:
         artefacts, warnings = _with_data(artefacts, asked, progress)
+    if asked.target != LOCAL:
+        artefacts = tuple(with_golden(artefact) for artefact in artefacts)
+    if isinstance(target, Pack):
+        return pack(
+            target,
+            artefacts,
+            threads=asked.threads,
+            batch=asked.batch,
+            rounds=asked.rounds,
+            baseline=baseline,
+            protocol=PROTOCOL,
+            warnings=warnings,
+        )
     with progress.counter() as tell:
         document = measure(
             artefacts,
@@ -109,69 +135,52 @@ def bench(asked: Asked, progress: Progress) -> dict[str, Any]:
             baseline=baseline,
             protocol=PROTOCOL,
             allow_code=asked.allow_code,
+            target=target,
             progress=lambda done, total, what: tell(f"bench: {what.split()[0]}", done, total),
         )
     document["warnings"] = [*warnings, *document["warnings"]]
-    if old is not None:
-        assert asked.compare is not None
-        document["compare"] = compare(document, old, asked.compare.name)
-        for difference in document["compare"]["another_machine"]:
-            progress.warn(f"{asked.compare} is not comparable: {difference}")
-    document["not_met"] = _not_met(document, conditions, old)
-    if asked.out is not None:
-        write_json(asked.out, document)
-    if asked.plot is not None and document["results"]:
-        write_bytes(asked.plot, plot(document, asked.plot.suffix))
-    return document
+    return judge.judged(document, progress)
 
 
-def _not_met(
-    document: dict[str, Any], conditions: Sequence[Condition], old: dict[str, Any] | None
-) -> list[str]:
-    cells = len(document["results"]) + sum(not failure["control"] for failure in document["failures"])
-    said = [
-        f"{label_of(failure)}{', the control,' if failure['control'] else ''} could not be measured: "
-        f"{failure['stage']}: {failure['type']}: {failure['message']}"
-        for failure in document["failures"]
-    ]
-    if said:
-        said = [f"{len(document['results'])} of {cells} results measured", *said]
-    return said + [sentence for condition in conditions for sentence in condition.failures(document, old)]
+def merge(path: Path, asked: Asked, progress: Progress) -> dict[str, Any]:
+    """What a pack brought back, compared and judged like what is measured here.
+
+    Args:
+        path: The result.json of its run.py.
+        asked: Of the command line, what is to be done with a document.
+        progress: What a watcher sees.
+
+    Returns:
+        As `bench`.
+
+    Raises:
+        UserError: Something asked for cannot be done; nothing has been written.
+    """
+    judge = _judge(asked)
+    document = merged(path)
+    judge.check(
+        list(document["artefacts"]),
+        has_baseline=document["protocol"]["baseline"] is not None,
+        has_top1=any(artefact.get("accuracy") for artefact in document["artefacts"].values()),
+    )
+    return judge.judged(document, progress)
 
 
-def _check_outputs(asked: Asked) -> None:
-    for option, path in (("--out", asked.out), ("--plot", asked.plot)):
-        if path is None:
-            continue
-        if path.is_dir():
-            raise UserError(f"{option} {path}: is a folder; name a file")
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"{option} {path}: there is no folder {path.parent}")
-    if asked.plot is not None and asked.plot.suffix not in FORMATS:
-        raise UserError(f"--plot {asked.plot}: expected a name that ends in {' or '.join(FORMATS)}")
+def _judge(asked: Asked) -> Judge:
+    return Judge(out=asked.out, plot=asked.plot, compare=asked.compare, fail_if=asked.fail_if)
 
 
-def _check_conditions(
-    conditions: Sequence[Condition],
-    asked: Asked,
-    artefacts: Sequence[Artefact],
-    baseline: str | None,
-    old: dict[str, Any] | None,
-) -> None:
-    for condition in conditions:
-        condition.check([artefact.name for artefact in artefacts])
-        lacking = None
-        if condition.needs_old and old is None:
-            lacking = "'old' is of an earlier document; give it with --compare"
-        elif condition.metrics & {"ratio", "ratio_low", "ratio_high"} and baseline is None:
-            lacking = "a ratio is to a baseline; give it with --baseline"
-        elif "top1" in condition.metrics and asked.recipe is None:
-            lacking = "top1 is known with the data of a --recipe"
-        if lacking is not None:
-            raise UserError(f"--fail-if {condition.text!r}: {lacking}")
+def _target(asked: Asked) -> Target | Pack:
+    if not asked.target.startswith(PACK):
+        return parse_target(asked.target, remote_python=asked.remote_python, ssh_config=asked.ssh_config)
+    given = {"out": asked.out, "plot": asked.plot, "compare": asked.compare, "fail-if": asked.fail_if}
+    for option, value in given.items():
+        if value:
+            raise UserError(f"--{option}: belongs to `bench --merge`, when the result has come back")
+    return Pack(asked.target)
 
 
-def _artefacts(asked: Asked) -> tuple[list[Artefact], str | None]:
+def _artefacts(asked: Asked, target: Checked) -> tuple[list[Artefact], str | None]:
     """The files, named, with what each says of itself; and the baseline's name."""
     files = [_named(text) for text in asked.files]
     if asked.baseline is not None:
@@ -180,10 +189,10 @@ def _artefacts(asked: Asked) -> tuple[list[Artefact], str | None]:
         if chosen is None:
             files, chosen = [base, *files], 0
     for name in asked.runtimes:
-        runtimes.check_runtime(name)
+        target.check_runtime(name)
         if not any(runtimes.takes(name, path.suffix) for _, path in files):
-            suffix = runtimes.RUNTIMES[name].suffix
-            raise UserError(f"the runtime {name!r} takes {suffix} files, and none of the files is one")
+            taken = " and ".join(runtimes.RUNTIMES[name].suffixes)
+            raise UserError(f"the runtime {name!r} takes {taken} files, and none of the files is one")
     names = _names(files)
     artefacts = [_artefact(name, path, asked) for name, (_, path) in zip(names, files, strict=True)]
     if asked.baseline is not None:
@@ -211,13 +220,17 @@ def _same(one: tuple[str | None, Path], other: tuple[str | None, Path]) -> bool:
 def _names(files: Sequence[tuple[str | None, Path]]) -> list[str]:
     """The shortest that tells them apart: as after a training, the file's name, or the whole path.
 
-    That is the name without its suffix, and `(PyTorch)` after it where an ONNX file has the same.
+    That is the name without its suffix, and what runs it after it where an ONNX file has the same.
     """
     graphs = {path.stem for _, path in files if path.suffix == onnx.SUFFIX}
 
     def as_trained(path: Path) -> str:
-        twin = path.suffix == safetensors.SUFFIX and path.stem in graphs
-        return f"{path.stem} (PyTorch)" if twin else path.stem
+        told = {
+            safetensors.SUFFIX: "PyTorch",
+            openvino.SUFFIX: "OpenVINO",
+            executorch.SUFFIX: "ExecuTorch",
+        }.get(path.suffix)
+        return f"{path.stem} ({told})" if told and path.stem in graphs else path.stem
 
     shapes: tuple[Callable[[Path], str], ...] = (as_trained, lambda path: path.name, str)
     for shape in shapes:
@@ -234,14 +247,16 @@ def _artefact(name: str, path: Path, asked: Asked) -> Artefact:
         raise UserError(f"{path}: {what}")
     chosen = tuple(runtime for runtime in asked.runtimes if runtimes.takes(runtime, path.suffix))
     if not chosen and asked.runtimes:
-        fitting = [name for name, runtime in runtimes.RUNTIMES.items() if runtime.suffix == path.suffix]
+        fitting = [name for name in runtimes.RUNTIMES if runtimes.takes(name, path.suffix)]
         advice = f"; add one of {', '.join(fitting)}" if fitting else ""
         raise UserError(f"{path}: none of the runtimes asked for takes it{advice}")
     # student.onnx, student.int8.onnx and student.safetensors of one folder are one network.
     network = str(path.resolve().parent / path.name.split(".")[0])
     artefact = Artefact(name, path, chosen, network=network)
-    if path.suffix == onnx.SUFFIX:
+    if path.suffix in {onnx.SUFFIX, openvino.SUFFIX}:
         return _of_graph(artefact, asked.input_size)
+    if path.suffix == executorch.SUFFIX:
+        return _of_program(artefact)
     if path.suffix == safetensors.SUFFIX:
         module, config = safetensors.read(path, allow_code=asked.allow_code)
         spec = config.spec
@@ -249,16 +264,35 @@ def _artefact(name: str, path: Path, asked: Asked) -> Artefact:
         shape = (spec.channels, spec.height, spec.width)
         return dataclasses.replace(artefact, params=count_parameters(module), macs=macs, shape=shape)
     if not chosen:
-        raise UserError(f"{path}: expected an .onnx or a .safetensors file")
+        raise UserError(f"{path}: expected {runtimes.EXPECTED}")
     side = asked.input_size
     return dataclasses.replace(artefact, precision="unknown", shape=None if side is None else (3, side, side))
 
 
+def _of_program(artefact: Artefact) -> Artefact:
+    """As it says itself; in a program of others' making that is its image size alone."""
+    file = executorch.open_(artefact.file)
+    params, macs = (file.metadata.get(onnx.PREFIX + key) for key in ("params", "macs"))
+    channels, height, width = (int(size) for size in file.input_shape[1:] if size is not None)
+    return dataclasses.replace(
+        artefact,
+        shape=(channels, height, width),
+        params=None if params is None else int(params),
+        macs=None if macs is None else int(macs),
+    )
+
+
 def _of_graph(artefact: Artefact, side: int | None) -> Artefact:
-    facts = graph_facts(artefact.file)
+    if artefact.file.suffix == openvino.SUFFIX:
+        openvino.check_weights(artefact.file)
+    read = graph_facts if artefact.file.suffix == onnx.SUFFIX else ir_facts
+    facts = read(artefact.file)
     shape = _shape(artefact.file, facts, side)
     if None in facts.input_shape:
-        facts = graph_facts(artefact.file, shape)
+        facts = read(artefact.file, shape)
+    if facts.pixels:
+        # Other images than those of the files that take them resized, and other outputs.
+        artefact = dataclasses.replace(artefact, network=None, pixels=True)
     return dataclasses.replace(
         artefact, precision=facts.precision, params=facts.parameters, macs=facts.macs, shape=shape
     )
@@ -271,7 +305,11 @@ def _shape(path: Path, facts: GraphFacts, side: int | None) -> tuple[int, int, i
         return channels, height, width
     if side is not None:
         return channels or 3, height or side, width or side
-    text = onnx.open_(path).metadata.get(onnx.PREFIX + "input")
+    metadata = open_graph(path).metadata
+    decoded = contract_of(metadata, path)
+    if decoded is not None:
+        return channels or 3, *decoded["typical"]
+    text = metadata.get(onnx.PREFIX + "input")
     if text is None:
         raise UserError(f"{path}: leaves its image size open; say it with --input-size")
     told = json.loads(text)
@@ -292,6 +330,10 @@ def _with_data(
             raise UserError(
                 f"{artefact.file}: --recipe needs to know its image size; say it with --input-size"
             )
+        if artefact.pixels:
+            warnings.append(f"{artefact.name}: no top-1: takes images as they are decoded; timed on noise")
+            done.append(artefact)
+            continue
         channels, *size = artefact.shape
         if artefact.shape not in opened:
             data = data_of(recipe, asked.data, (size[0], size[1]), channels, progress)
@@ -313,9 +355,9 @@ def _some_images(data: Data) -> NDArray[np.float32]:
 
 def _accuracy(artefact: Artefact, data: Data, allow_code: bool) -> tuple[dict[str, Any] | None, str]:
     """Top-1 on the test split; or None, and why."""
-    run: onnx.OnnxModel | safetensors.SafetensorsModel
-    if artefact.file.suffix == onnx.SUFFIX:
-        run = onnx.open_(artefact.file, granted_cores())
+    run: Graph | safetensors.SafetensorsModel
+    if artefact.file.suffix in {onnx.SUFFIX, openvino.SUFFIX, executorch.SUFFIX}:
+        run = open_graph(artefact.file, granted_cores())
     elif artefact.file.suffix == safetensors.SUFFIX:
         run = safetensors.open_(artefact.file, granted_cores(), allow_code=allow_code)
     else:

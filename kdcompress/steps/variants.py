@@ -8,33 +8,33 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kdcompress.atomic import sha256_of, translated, write_json
 from kdcompress.bench.environment import environment
 from kdcompress.bench.measure import Artefact, measure
 from kdcompress.bench.paired import paired
-from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.source import Source
 from kdcompress.deploy.accuracy import Batches, as_input
-from kdcompress.deploy.calibration import calibration
 from kdcompress.deploy.gate import Gate, document
 from kdcompress.deploy.load import GRAPH
 from kdcompress.deploy.obstacles import obstacles, usual_target
 from kdcompress.deploy.ship import FAILED, GATES
+from kdcompress.deploy.tuned_int8 import TunedStudent, better_int8
 from kdcompress.deploy.variants import NAMES, Exact, Variant, to_fp16, to_int8
 from kdcompress.deploy.worth import worst_layers, worth
 from kdcompress.errors import GateFailed, NetworkError
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, ExportSection, Int8Section
 from kdcompress.report import verdict
+from kdcompress.steps.tune import calibrated, target_of
 
 Test = Callable[[], Batches]
 """Opens the test split."""
@@ -51,11 +51,13 @@ class Wanted:
         int8: How; None: not at all.
         fp16: Whether.
         rounds: Of the timing that the verdicts rest on; None: `bench.rounds`.
+        tuned_in: A run whose student may have been tuned for int8.
     """
 
     int8: Int8Section | None
     fp16: bool
     rounds: int | None = None
+    tuned_in: Path | None = None
 
     @classmethod
     def of(cls, export: ExportSection) -> Wanted:
@@ -90,7 +92,14 @@ class Made:
 
 
 def make(
-    folder: Path, wanted: Wanted, train: Source, test: Test, progress: Progress, *, workers: int
+    folder: Path,
+    wanted: Wanted,
+    train: Source,
+    test: Test,
+    progress: Progress,
+    *,
+    workers: int,
+    tuned: TunedStudent | None = None,
 ) -> Made:
     """Makes and proves the files beside `student.onnx`; their gates join the others in `gates.json`.
 
@@ -101,20 +110,25 @@ def make(
         test: Opens the test split.
         progress: What a watcher sees.
         workers: Processes that decode images.
+        tuned: The student with weights that were tuned for int8, if it was.
 
     Raises:
         UserError: There is no float32 file, or it does not take these images.
     """
-    staging = folder / _STAGING
-    with translated(staging):
-        shutil.rmtree(staging, ignore_errors=True)  # a killed process's
-        staging.mkdir()
-    try:
+    with _staging(folder) as staging:
         with progress.counter() as tell:
-            made = _made(folder, staging, wanted, train, test, tell, workers)
-        variants = tuple(_placed(variant, folder) for variant in made.variants)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            made = _made(folder, staging, wanted, train, test, tell, workers, tuned)
+        return place(made, folder)
+
+
+def place(made: Made, folder: Path) -> Made:
+    """Gives the files their final names, or their places under `failed/`, and adds their gates to the others.
+
+    Args:
+        made: Still where they were made.
+        folder: Holds the float32 file.
+    """
+    variants = tuple(_placed(variant, folder) for variant in made.variants)
     _add_gates(folder, variants)
     return dataclasses.replace(made, variants=variants)
 
@@ -159,7 +173,8 @@ def failure(made: Made) -> GateFailed | None:
     return GateFailed("\n".join(lines))
 
 
-def add(
+@contextmanager
+def tried(
     folder: Path,
     wanted: Wanted,
     train: Source,
@@ -169,8 +184,11 @@ def add(
     progress: Progress,
     *,
     workers: int,
-) -> tuple[Made, dict[str, Any]]:
-    """Makes the files and times them against the float32 one.
+    tuned: TunedStudent | None = None,
+) -> Iterator[tuple[Made, dict[str, Any]]]:
+    """Makes the files and times them against the float32 one, and leaves it to the caller to `place` them.
+
+    Until then an interruption leaves the folder as it was; what is not placed is gone at the end.
 
     Args:
         folder: Holds the float32 file, proved.
@@ -181,24 +199,27 @@ def add(
         student: The `student` object of `results.json`.
         progress: What a watcher sees.
         workers: Processes that decode images.
+        tuned: As for `make`.
 
-    Returns:
+    Yields:
         The files, and the benchmark's document.
     """
-    made = make(folder, wanted, train, test, progress, workers=workers)
-    facts = {key: student[key] for key in ("params", "macs")}
-    exact = Artefact("student", made.exact.path, ("onnxruntime",), **facts)
-    with progress.counter() as tell:
-        document = measure(
-            [exact, *artefacts(made, student)],
-            threads=bench.threads,
-            batch=bench.batch,
-            rounds=wanted.rounds or bench.rounds,
-            baseline="student",
-            images=_images(test),
-            progress=lambda done, total, what: tell(f"bench: {what.split()[0]}", done, total),
-        )
-    return made, document
+    with _staging(folder) as staging:
+        with progress.counter() as tell:
+            made = _made(folder, staging, wanted, train, test, tell, workers, tuned)
+        facts = {key: student[key] for key in ("params", "macs")}
+        exact = Artefact("student", made.exact.path, ("onnxruntime",), **facts)
+        with progress.counter() as tell:
+            document = measure(
+                [exact, *artefacts(made, student)],
+                threads=bench.threads,
+                batch=bench.batch,
+                rounds=wanted.rounds or bench.rounds,
+                baseline="student",
+                images=_images(test),
+                progress=lambda done, total, what: tell(f"bench: {what.split()[0]}", done, total),
+            )
+        yield made, document
 
 
 def lines(entries: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -209,6 +230,8 @@ def lines(entries: dict[str, dict[str, Any]]) -> Iterator[str]:
     """
     for entry in entries.values():
         yield entry["verdict"]["sentence"]
+        if "qat" in entry:
+            yield f"      {entry['qat']['sentence']}"
         if entry["verdict"]["told"]:
             yield f"      {entry['verdict']['told']}"
 
@@ -221,27 +244,21 @@ def _made(
     test: Test,
     tell: Any,
     workers: int,
+    tuned: TunedStudent | None,
 ) -> Made:
-    def read(indices: Tensor) -> Iterable[Tensor]:
-        loader = EvaluationLoader(train.subset(indices), device="cpu", workers=workers)
-        try:
-            yield from (batch.images for batch in loader)
-        finally:
-            loader.close()
-
     steps = 2 + wanted.fp16 + (wanted.int8 is not None)
     tell("smaller files", 0, steps)
     exact = Exact(folder / GRAPH, test)
     tell("smaller files", 1, steps)
     section = wanted.int8 or Int8Section()
-    images = calibration(train.labels, read, section.images, section.seed)
+    images = calibrated(section, train, workers=workers)
     variants = []
     if wanted.int8 is not None:
-        target = section.target
-        if target == "auto":
-            target = usual_target(platform.machine(), environment()["isa"])
         settings = {key: getattr(section, key) for key in ("ranges", "rescue", "max_drop")}
-        make_it = functools.partial(to_int8, exact, images, staging, target=target, **settings)
+        settings["target"] = target_of(section)
+        make_it = functools.partial(to_int8, exact, images, staging, **settings)
+        if tuned is not None:
+            make_it = functools.partial(better_int8, exact, images, staging, tuned, **settings)
         variants.append(_attempted("int8", staging, make_it))
         tell("smaller files", 2, steps)
     if wanted.fp16:
@@ -257,6 +274,19 @@ def _attempted(precision: str, staging: Path, make_it: Callable[[], Variant]) ->
     except NetworkError as error:
         gate = Gate(f"{precision}_made", False, None, None, str(error))
         return Variant(precision, staging / NAMES[precision], [gate], {})
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A folder on the same disk, so that a rename gives the final name; gone when the block ends."""
+    staging = folder / _STAGING
+    with translated(staging):
+        shutil.rmtree(staging, ignore_errors=True)  # a killed process's
+        staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _placed(variant: Variant, folder: Path) -> Variant:
@@ -290,13 +320,14 @@ def _entry(variant: Variant, exact: Exact, bench: dict[str, Any]) -> dict[str, A
     )
     ci95 = None if right is None or before is None else verdict.gain(right, before)["ci95"]
     bytes_ = variant.path.stat().st_size
+    losses = [loss for loss in variant.losses if loss.layer not in variant.making.get("in_float", ())]
     said = worth(
         variant.precision,
         variant.score,
         bytes_ / exact.path.stat().st_size,
         timings,
         _because(variant, exact),
-        losses=variant.losses,
+        losses=losses,
         ci95=ci95,
         elsewhere=_elsewhere(variant),
     )
@@ -306,7 +337,8 @@ def _entry(variant: Variant, exact: Exact, bench: dict[str, Any]) -> dict[str, A
         "bytes": bytes_,
         **variant.score,
         "making": variant.making,
-        "verdict": {**said, "told": worst_layers(variant.losses)},
+        "verdict": {**said, "told": worst_layers(losses)},
+        **({} if variant.tuning is None else {"qat": variant.tuning}),
     }
 
 
@@ -341,4 +373,4 @@ def _images(test: Test) -> NDArray[np.float32]:
     return as_input(next(iter(test()))[0])
 
 
-__all__ = ["Made", "Wanted", "add", "artefacts", "failure", "judged", "lines", "make"]
+__all__ = ["Made", "Wanted", "artefacts", "failure", "judged", "lines", "make", "place", "tried"]

@@ -35,7 +35,7 @@ def predict(module: nn.Module, like: Tapped, batches: Iterable[Batch]) -> tuple[
     module.eval()
     outputs, labels = [], []
     for batch in batches:
-        with like.autocast():
+        with like.autocast(), like.around():
             outputs.append(module(like.normalise(batch.images)).float().cpu())
         labels.append(batch.labels.cpu())
     return torch.cat(outputs), torch.cat(labels)

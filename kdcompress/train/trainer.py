@@ -184,6 +184,7 @@ class Trainer:
     def _close_epoch(self, phase: Phase, rate: float, minimise: Minimiser) -> None:
         at, label = self.at, self.job.label
         began = time.perf_counter()
+        self.method.on_epoch_end()
         self.processes.share(self._modules().values())
         figures = self.choice.score(at.epoch + 1)
         self.journal.epoch(
@@ -256,7 +257,8 @@ class Trainer:
         self.at = Position(**state["position"])
         self.sums = {name: value.to(self.processes.device) for name, value in state["sums"].items()}
         self.choice.load_state_dict(state["choice"])
-        self.journal.cut_back(state["log_sizes"])
+        if not self._done():  # else what stands behind it is of a later training
+            self.journal.cut_back(state["log_sizes"])
         # With more processes than before, the new ones keep the seeds they were started with.
         if self.processes.rank < len(state["random_states"]):
             _set_random_state(state["random_states"][self.processes.rank], self.processes.device)

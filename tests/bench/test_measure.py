@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from bench.mean_classifier import mean_classifier
 
-from kdcompress.bench import driver
-from kdcompress.bench import measure as bench
+from kdcompress.bench import driver, target
 from kdcompress.bench.measure import Artefact, Protocol, measure
 from kdcompress.cores import granted_cores
 from kdcompress.data.input_spec import InputSpec
@@ -170,7 +169,7 @@ def test_below_six_rounds_no_interval_and_no_difference_is_claimed(scripted, run
 
 
 def test_the_threads_asked_for_are_the_threads_used_and_all_are_the_granted_ones(scripted, run, monkeypatch):
-    monkeypatch.setattr(bench, "granted_cores", lambda: 2)
+    monkeypatch.setattr(target, "granted_cores", lambda: 2)
     document = run(scripted("a", "calls 1"), threads=[1, "all"], rounds=1)
     assert [r["provider"] for r in document["results"]] == ["scripted-1-1", "scripted-2-2"]
     assert [r["threads"] for r in document["results"]] == [1, 2]
@@ -326,27 +325,10 @@ def _is_running(pid):
         return False
 
 
-def _onnx_mean_classifier(path, batch="batch", size=8):
-    """`logits[b, k] = (k + 1) * mean over pixels of image b`, in float32."""
-    images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [batch, 1, size, size])
-    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [batch, 3])
-    weight = onnx.numpy_helper.from_array(np.array([[1.0, 2.0, 3.0]], np.float32), "weight")
-    nodes = [
-        onnx.helper.make_node("GlobalAveragePool", ["images"], ["map"]),
-        onnx.helper.make_node("Flatten", ["map"], ["pooled"]),
-        onnx.helper.make_node("MatMul", ["pooled", "weight"], ["logits"]),
-    ]
-    graph = onnx.helper.make_graph(nodes, "mean", [images], [logits], [weight])
-    onnx.save(
-        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path
-    )
-    return path
-
-
 def test_an_onnx_file_is_timed_in_its_own_shape_and_agrees_with_its_reference(tmp_path, run):
     images = np.random.default_rng(0).random((4, 1, 8, 8), np.float32)
     reference = images.mean((1, 2, 3))[:, None] * np.array([1.0, 2.0, 3.0])
-    file = _onnx_mean_classifier(tmp_path / "mean.onnx")
+    file = mean_classifier(tmp_path / "mean.onnx")
     document = run(Artefact("mean", file, reference=reference), images=images, batch=[3], rounds=1)
     (result,) = document["results"]
     assert (result["runtime"], result["provider"]) == ("onnxruntime", "CPUExecutionProvider")
@@ -356,8 +338,8 @@ def test_an_onnx_file_is_timed_in_its_own_shape_and_agrees_with_its_reference(tm
 
 
 def test_a_file_that_cannot_run_as_asked_fails_in_a_sentence(tmp_path, run):
-    fixed = Artefact("fixed", _onnx_mean_classifier(tmp_path / "fixed.onnx", batch=2))
-    open_size = Artefact("open", _onnx_mean_classifier(tmp_path / "open.onnx", size="side"))
+    fixed = Artefact("fixed", mean_classifier(tmp_path / "fixed.onnx", batch=2))
+    open_size = Artefact("open", mean_classifier(tmp_path / "open.onnx", size="side"))
     (tmp_path / "broken.onnx").write_bytes(b"no protobuf")
     document = run(fixed, open_size, Artefact("broken", tmp_path / "broken.onnx"), rounds=1)
     messages = {failure["artefact"]: failure["message"] for failure in document["failures"]}

@@ -133,7 +133,7 @@ def test_a_runtime_that_is_not_installed_is_asked_for_before_anything_starts(stu
 
 
 def test_a_file_that_a_runtime_does_not_take_is_refused(student):
-    with pytest.raises(UserError, match=r"the runtime 'openvino' takes \.onnx files"):
+    with pytest.raises(UserError, match=r"the runtime 'openvino' takes \.onnx and \.xml files"):
         measure([Artefact("s", student / "student.safetensors", ("openvino",))])
 
 

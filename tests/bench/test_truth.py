@@ -45,6 +45,7 @@ def _verdicts(noise, slower, runs, seed):
         start = draw.randrange(len(copies[0]) - ROUNDS + 1)
         base, control, own = (copies[i][start : start + ROUNDS] for i in draw.sample(range(len(copies)), 3))
         made = document(
+            target={"kind": "local"},
             artefacts={},
             cells=[
                 _cell("base", base),

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcompress.bench import driver, worker
+from kdcompress.bench import driver, far_end, parcel, worker
 
-SOURCES = {module.__name__: Path(module.__file__).read_text(encoding="utf-8") for module in (driver, worker)}
+TRAVELLING = {**parcel.SCOUTS, **parcel.WORKMEN, "far_end.py": Path(far_end.__file__)}
+SOURCES = {name: path.read_text(encoding="utf-8") for name, path in TRAVELLING.items()}
 SCRIPTED = Path(__file__).with_name("scripted_runtime.py")
 
 
@@ -25,15 +26,25 @@ def test_it_is_python_3_8(name):
     assert ast.parse(SOURCES[name], feature_version=(3, 8)).body
 
 
+def test_what_is_started_by_hand_is_read_by_a_python_too_old_for_the_rest():
+    assert ast.parse(SOURCES["run.py"], feature_version=(3, 4)).body
+    assert "__future__" not in SOURCES["run.py"]  # annotations: 3.7
+
+
 @pytest.mark.parametrize("name", SOURCES)
-def test_at_its_top_it_imports_the_standard_library_and_numpy_alone(name):
+def test_at_its_top_it_imports_the_standard_library_numpy_and_what_travels_with_it(name):
     imported = set()
     for node in ast.parse(SOURCES[name]).body:
         if isinstance(node, ast.Import):
-            imported |= {alias.name.split(".")[0] for alias in node.names}
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "kdcompress.bench":
+            imported |= {f"kdcompress.bench.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module.split(".")[0])
-    assert imported - set(sys.stdlib_module_names) == {"numpy"}
+            imported.add(node.module)
+    ours = {path.removesuffix(".py").replace("/", ".") for path in TRAVELLING}
+    others = {module for module in imported if module.split(".")[0] not in sys.stdlib_module_names}
+    needs_numpy = name.endswith(("driver.py", "worker.py"))
+    assert others - ours == ({"numpy"} if needs_numpy else set())
 
 
 def test_its_peak_memory_is_its_own_in_megabytes():
@@ -49,7 +60,7 @@ def _plan(**cells):
         "batch": 1,
         "shape": None,
     }
-    usual |= {"images": None, "reference": None, "count": 0, "group": None, "exact": True}
+    usual |= {"images": None, "reference": None, "tolerance": None, "count": 0, "group": None, "exact": True}
     protocol = {"rounds": 3, "block_s": 0.01, "turns": 2, "min_calls": 4, "warmup_s": 0, "warmup_calls": 2}
     protocol |= {"gap_ms": 0, "timeout_s": 60, "seed": 0}
     protocol |= {"parity_limit": 5e-3, "parity_vary": 1e-4, "parity_rounding": 2e-6}

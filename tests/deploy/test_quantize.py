@@ -200,6 +200,12 @@ def test_layers_are_found_and_measured_also_where_their_weights_came_transposed(
     assert found["fc"].macs == 10 * CLASSES
 
 
+def test_a_damaged_file_is_a_users_mistake(tmp_path):
+    (tmp_path / "student.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match=r"onnxruntime's tools fail on it"):
+        check_rescue(tmp_path / "student.onnx", 1)
+
+
 def test_at_least_one_layer_must_become_int8(quiet_file):
     check_rescue(quiet_file, 1)
     with pytest.raises(UserError) as caught:

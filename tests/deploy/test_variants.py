@@ -176,6 +176,14 @@ def test_with_nothing_left_to_quantise_there_is_no_file(quiet_file, tmp_path):
     assert not variant.path.exists()
 
 
+def test_a_loss_of_just_what_may_be_lost_passes():
+    drop = 100 * (0.90 - 0.87)
+    assert drop > 3
+    score = {"drop": drop, "top1": 0.87, "n": 100}
+    assert loss_gate(score, 100, 3.0).passed
+    assert not loss_gate({**score, "drop": drop + 0.001}, 100, 3.0).passed
+
+
 @pytest.mark.parametrize(
     ("score", "gate", "passed"),
     [

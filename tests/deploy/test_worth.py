@@ -80,6 +80,22 @@ def test_too_few_rounds_show_nothing():
     assert "undecided: 2.00x here, in too few rounds to tell (bench.rounds: 6 at least)" in told["sentence"]
 
 
+@pytest.mark.parametrize(("ratio", "ends"), [(1.4, [0.9, 1.8]), (3.0, [2.5, 3.2]), (0.95, [0.6, 1.2])])
+def test_where_the_interval_reaches_far_and_shows_nothing_there_is_no_verdict(ratio, ends):
+    told = said(timing(ratio, "no difference", ends))
+    assert told["keep"] is None
+    assert told["sentence"].startswith(
+        f"int8: undecided: {ratio:.2f}x ({ends[0]:.2f} to {ends[1]:.2f}) here, too unsteady to tell "
+        "(more rounds, or a quieter machine). Top-1 -0.12 points"
+    )
+    assert said(timing(ratio, "no difference", ends), score={**SCORE, "drop": 2.5})["keep"] is False
+
+
+def test_a_loss_of_just_a_point_is_not_more_than_one():
+    assert 100 * (0.99 - 0.98) > 1
+    assert said(timing(2.0, "faster"), score={**SCORE, "drop": 100 * (0.99 - 0.98)})["keep"] is True
+
+
 def test_a_file_that_could_not_be_timed_is_not_kept():
     assert "could not be timed here" in said([])["sentence"]
     assert said([])["keep"] is False

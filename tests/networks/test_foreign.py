@@ -370,6 +370,27 @@ def test_weights_that_are_not_finite_are_refused(pattern):
         find(prefixed("module.", broken), pattern, source="a.pth")
 
 
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float64, 1e300), (torch.float8_e4m3fn, torch.nan)])
+def test_weights_that_float32_cannot_hold_are_refused(pattern, dtype, value):
+    wide = {
+        key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state().items()
+    }
+    assert find(wide, pattern, source="a.pth").state["fc.bias"].dtype == dtype
+    wide["fc.bias"] = torch.full_like(state()["fc.bias"], value, dtype=torch.float64).to(dtype)
+    with pytest.raises(WeightsError, match=r"'fc.bias' holds values that are not finite in float32"):
+        find(wide, pattern, source="a.pth")
+
+
+def test_a_sparse_tensor_is_named_by_its_layout(pattern):
+    with pytest.raises(WeightsError, match=r"fc.weight sparse_coo for strided"):
+        find({**state(), "fc.weight": state()["fc.weight"].to_sparse()}, pattern, source="a.pth")
+
+
+def test_tensors_beside_the_way_to_the_student_are_told_by_their_names(pattern):
+    saved = {"model": state(), "rng": torch.get_rng_state(), "cuda": [torch.get_rng_state()]}
+    assert [part.at for part in find(saved, pattern, source="a.pth").left.dropped] == ["rng", "cuda"]
+
+
 def test_checkpoints_from_before_batch_counters_are_whole(pattern):
     old = {key: value for key, value in state().items() if not key.endswith("num_batches_tracked")}
     assert find(old, pattern, source="a.pth").state.keys() == old.keys()

@@ -101,6 +101,19 @@ def read(section: DataSection, progress: OnProgress | None) -> Raw:
     return _raw(sources, names, checked, warnings)
 
 
+def class_names(section: DataSection) -> tuple[str, ...]:
+    """The classes that the folder tells, no image opened; none where it holds images alone.
+
+    Raises:
+        DataError: There is no such folder, or no classes can be told from it.
+    """
+    root = _root(section)
+    if _images_alone(root):
+        return ()
+    splits, _ = _splits(root)
+    return tuple(sorted(splits["train"].classes))
+
+
 def _unlabelled(root: Path, section: DataSection, progress: OnProgress | None) -> Raw:
     """Every image below the folder, or below its splits, without a label."""
     named = [name for name in image_files.folders(root) if name in _SPLITS]

@@ -74,6 +74,24 @@ def write(
         UserError: The exporter cannot write this opset.
         WorldError: The disk is full or fails.
     """
+    model = graph(network, spec, metadata=metadata, opset=opset, backbone=backbone)
+    write_bytes(path, model.SerializeToString(deterministic=True))
+
+
+def graph(
+    network: nn.Module,
+    spec: InputSpec,
+    *,
+    metadata: dict[str, str],
+    opset: int | None = None,
+    backbone: bool = False,
+) -> onnx.ModelProto:
+    """What `write` puts into the file; its arguments and errors.
+
+    Raises:
+        NetworkError: See there.
+        UserError: See there.
+    """
     check_opset(opset)
     module = Deployed(copy.deepcopy(network), spec).to("cpu", torch.float32).eval()
     module = module.to(memory_format=torch.contiguous_format)
@@ -105,8 +123,11 @@ def write(
     onnx.helper.set_model_props(model, dict(sorted(properties.items())))
     written = opset_of(model)
     if opset is not None and written != opset:
-        raise UserError(f"opset {opset} was asked for, but the exporter wrote {written}; ask for {written}")
-    write_bytes(path, _checked(model).SerializeToString(deterministic=True))
+        raise UserError(f"opset {opset} was asked for, but the exporter wrote {written}; ask for less")
+    # The exporter always says IR version 10; runtimes that need an older opset need an older IR too.
+    needed = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+    model.ir_version = min(model.ir_version, needed)
+    return _checked(model)
 
 
 def check_opset(opset: int | None) -> None:
@@ -185,8 +206,8 @@ class OnnxModel:
             self._opset = opset_of(onnx.load(self.path, load_external_data=False))
         return self._opset
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Outputs `[B, K]` of float32 images `[B, C, H, W]`.
+    def __call__(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Outputs `[B, K]` of float32 images `[B, C, H, W]`, of a file that says so of uint8 `[B, H, W, C]`.
 
         Raises:
             UserError: The file does not take images of this shape, the batch size included.

@@ -150,6 +150,22 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
     )
 
 
+def published_top1(name: str) -> tuple[float, str]:
+    """The best published top-1 (0 to 1) on ImageNet-1K of weights trained on it alone, and their name.
+
+    Nothing is fetched.
+    """
+    _check(name)
+    known = models.get_model_weights(name).__members__
+    scores = {
+        enum_name: float(weights.meta["_metrics"]["ImageNet-1K"]["acc@1"])
+        for enum_name, weights in known.items()
+        if enum_name.startswith("IMAGENET1K_V")
+    }
+    best = max(scores, key=scores.__getitem__)
+    return scores[best] / 100, best
+
+
 def segments(name: str, network: nn.Module) -> Chain:
     """The network as a chain; see `networks.build.segments`."""
     stem: nn.Module

@@ -1,0 +1,122 @@
+"""`suggest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from kdcompress.commands.options import common, counts, give, of_target, overrides
+from kdcompress.errors import RunFailed
+
+
+def _one(ctx: click.Context, option: click.Parameter, text: str) -> int | Literal["all"]:
+    """The one count of --threads or --batch."""
+    found = counts(ctx, option, text)
+    if len(found) != 1:
+        raise click.BadParameter(f"a budget is for one count, got {text!r}")
+    return found[0]
+
+
+@click.command(short_help="Which student fits a latency budget, before any training.")
+@click.option(
+    "--budget", required=True, metavar="TIME", help="Most that the median call may take: 5ms, 800us, 0.2s."
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Largest float32 file of a student, such as 8MB: the room its weights take. [default: any]",
+)
+@click.option(
+    "--peak-memory",
+    metavar="SIZE",
+    help="Most memory that running it may take, beyond that of the loaded runtime. [default: any]",
+)
+@click.option(
+    "--students", metavar="LIST", help="FAMILY/NAME,... to try. [default: 14 that suit the image size]"
+)
+@click.option(
+    "--recipe", metavar="NAME|FILE", help="Take image size and classes from it, and try its student too."
+)
+@click.option("--data", metavar="DIR", help="Folder of the recipe's data, to count its classes.")
+@overrides
+@click.option(
+    "--input-size", type=click.IntRange(8, 4096), metavar="N", help="Side of the images. [default: 224]"
+)
+@click.option("--channels", type=click.Choice(["1", "3"]), help="Of the images; 1 is grey. [default: 3]")
+@click.option("--classes", type=click.IntRange(1), metavar="N", help="To tell apart. [default: 1000]")
+@click.option(
+    "--threads", metavar="N|all", default="1", show_default=True, callback=_one, help="Of the runtime."
+)
+@click.option("--batch", metavar="N", default="1", show_default=True, callback=_one, help="Images per call.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=6),
+    default=21,
+    show_default=True,
+    metavar="N",
+    help="Of a fifth of a second each; more make the intervals narrower.",
+)
+@click.option(
+    "--target",
+    default="local",
+    show_default=True,
+    metavar="local|ssh://USER@HOST[:PORT]",
+    help="The device.",
+)
+@of_target
+@click.option("--opset", type=int, metavar="N", help="Of the timed files, for a device with an old runtime.")
+@click.option(
+    "--out",
+    metavar="FILE.yaml",
+    type=click.Path(path_type=Path),
+    help="Write a copy of the recipe with the suggested student.",
+)
+@click.option("--allow-code", is_flag=True, help="Let students be python:package.module:function.")
+@common
+def suggest(
+    students: str | None,
+    channels: str | None,
+    target: str,
+    remote_python: str,
+    ssh_config: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Which student fits a latency budget on the device, before any training.
+
+    Untrained students are exported and timed there: latency does not depend on what the weights have learnt.
+    A student fits if the whole 95 % interval of its median call is within the budget. Suggested is the
+    largest that fits, by parameters: what it may learn grows with them, and multiply-accumulates do not tell
+    the time. Nothing fits: exit code 3, and what comes nearest.
+    """
+    from kdcompress.bench.target import parse_target
+    from kdcompress.progress import Progress
+    from kdcompress.steps.suggesting import Asked, suggest
+
+    names = tuple(name.strip() for name in (students or "").split(",") if name.strip())
+    if students is not None and not names:
+        raise click.UsageError("--students: names none; `kdcompress students` lists them")
+    asked = Asked(
+        students=names,
+        channels=None if channels is None else int(channels),
+        target=parse_target(target, remote_python=remote_python, ssh_config=ssh_config),
+        **options,
+    )
+    document = suggest(asked, Progress(quiet))
+    give(document, as_json, lambda: _print(document))
+    if document["answer"] is None:
+        raise RunFailed(document["no_answer"])
+
+
+def _print(document: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from kdcompress.bench.budget_table import print_suggestion
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file has room, and a figure that is broken in two cannot be read
+    print_suggestion(document, console)

@@ -1,0 +1,144 @@
+"""The proof of `student.image.onnx`: image files through it, and through the evaluation's own transform."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import Tensor
+
+from kdcompress.atomic import write_bytes
+from kdcompress.data.input_spec import InputSpec
+from kdcompress.deploy import image_graph
+from kdcompress.deploy.formats.onnx import PROVIDER, OnnxModel, open_
+from kdcompress.deploy.gate import Gate, at_most, relative
+from kdcompress.deploy.graph_gates import graph_gates
+from kdcompress.deploy.verify import INVARIANCE_LIMIT, ROUNDING
+from kdcompress.errors import UserError
+
+PIXEL_LIMIT = 1.0
+"""255ths: two roundings of the same sum, in another order. Without antialias it is 29."""
+MEAN_PIXEL_LIMIT = 0.25
+"""255ths. Mostly it is 0.001. Of images of a few pixels, whose sums end in halves, it was 0.06, and of images
+twice as high as wide or higher 0.2, since Pillow 13 resizes some of them down first. Unrounded: 0.28."""
+OUTPUT_LIMIT = 0.05
+"""Of S: what a level more or less in a few pixels may do to a logit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An image file, decoded, and what the evaluation makes of it.
+
+    Args:
+        image: `[H, W, C]` uint8, upright.
+        expected: `[C, S, S]` uint8.
+    """
+
+    image: NDArray[np.uint8]
+    expected: Tensor
+
+
+def make(
+    exact: Path, path: Path, spec: InputSpec, images: Sequence[Checked], spread: float, source: str
+) -> list[Gate]:
+    """Writes `student.image.onnx` and proves it.
+
+    Args:
+        exact: The proven `student.onnx`.
+        path: Where to.
+        spec: The network's input, which `image_graph.check_spec` has let pass.
+        images: At least one.
+        spread: S, of the network's outputs between images.
+        source: What the images are, for the gates.
+
+    Raises:
+        WorldError: The disk is full or fails.
+    """
+    model = image_graph.with_preprocessing(image_graph.read(exact), spec, typical(images))
+    write_bytes(path, image_graph.serialised(model))
+    threads = torch.get_num_threads()
+    base = open_(exact, threads)
+    try:
+        file = open_(path, threads)
+        gates = [
+            Gate(f"image_{gate.gate}", gate.passed, gate.figure, gate.limit, gate.detail)
+            for gate in graph_gates(file, base.opset)
+        ]
+        on = f"on {len(images)} {source}"
+        return [
+            *gates,
+            *_pixels(model, images, threads, on),
+            *_outputs(file, base, images, spread, on),
+            _alone(file, images, spread),
+        ]
+    except UserError as error:
+        return [Gate("image_runs", False, None, None, str(error))]
+
+
+def typical(images: Sequence[Checked]) -> tuple[int, int]:
+    """(H, W): the medians of the images' own."""
+    heights, widths = (sorted(checked.image.shape[axis] for checked in images) for axis in (0, 1))
+    return heights[len(heights) // 2], widths[len(widths) // 2]
+
+
+def _pixels(model: ModelProto, images: Sequence[Checked], threads: int, on: str) -> list[Gate]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(image_graph.with_pixels(model), options, providers=[PROVIDER])
+    worst, total, count = 0.0, 0.0, 0
+    for checked in images:
+        (got,) = session.run([image_graph.PIXELS], {"images": checked.image[None]})
+        expected = checked.expected.numpy()
+        if got.shape[1:] != expected.shape:
+            worst = total = math.inf
+            break
+        apart = np.abs(got[0].astype(np.float64) - expected)
+        worst, total, count = max(worst, float(apart.max())), total + float(apart.sum()), count + apart.size
+    beside = f"255ths, to the pixels of the evaluation's transform, {on}"
+    return [
+        at_most("image_pixels_max", worst, PIXEL_LIMIT, f"largest difference in {beside}"),
+        at_most("image_pixels_mean", total / max(1, count), MEAN_PIXEL_LIMIT, f"mean difference in {beside}"),
+    ]
+
+
+def _outputs(
+    file: OnnxModel, base: OnnxModel, images: Sequence[Checked], spread: float, on: str
+) -> list[Gate]:
+    got = np.concatenate([file(checked.image[None]) for checked in images])
+    expected = np.concatenate(
+        [base((checked.expected[None].to(torch.float32) / 255).numpy()) for checked in images]
+    )
+    worst = float(np.abs(got.astype(np.float64) - expected).max())
+    after = f"over the spread between images, to student.onnx after the evaluation's transform, {on}"
+    gates = [at_most("image_outputs", relative(worst, spread), OUTPUT_LIMIT, f"largest difference {after}")]
+    if not base.backbone:
+        gates.append(_same_classes(got, expected, spread, on))
+    return gates
+
+
+def _same_classes(got: NDArray[np.float32], expected: NDArray[np.float32], spread: float, on: str) -> Gate:
+    differ = got.argmax(1) != expected.argmax(1)
+    best = np.sort(expected, axis=1)
+    margins = best[:, -1] - best[:, -2] if expected.shape[1] > 1 else np.full(len(best), np.inf)
+    ties = differ & (margins <= OUTPUT_LIMIT * spread)
+    agreement = 1 - int((differ & ~ties).sum()) / len(differ)
+    detail = f"share of equal classes {on}, {int(ties.sum())} ties aside"
+    return Gate("image_top1", agreement == 1.0, agreement, 1.0, detail)
+
+
+def _alone(file: OnnxModel, images: Sequence[Checked], spread: float) -> Gate:
+    """An image against itself in a batch, beside its own mirror image."""
+    name, first = "image_batch_invariance", images[0].image
+    batch = np.ascontiguousarray(np.stack([first[:, ::-1], first, first[::-1]]))
+    alone, together = file(np.ascontiguousarray(first[None])), file(batch)[1:2]
+    moved = relative(float(np.abs(alone.astype(np.float64) - together).max()), spread)
+    limit = max(INVARIANCE_LIMIT, relative(ROUNDING * float(np.abs(alone).max()), spread))
+    return at_most(name, moved, limit, "an image alone against the same image in a batch of 3")

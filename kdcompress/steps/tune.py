@@ -1,0 +1,201 @@
+"""Tuning for int8: the finished student goes on learning while it computes as its int8 file will."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from kdcompress.atomic import write_bytes, write_json
+from kdcompress.bench.environment import environment
+from kdcompress.data.loader import EvaluationLoader
+from kdcompress.data.source import Source
+from kdcompress.deploy.calibration import Calibration, calibration
+from kdcompress.deploy.config import NAME as CONFIG
+from kdcompress.deploy.config import read_config
+from kdcompress.deploy.float_graph import WITH_WEIGHTS, prepared
+from kdcompress.deploy.formats import onnx as onnx_format
+from kdcompress.deploy.formats.safetensors import METADATA, tensors_of
+from kdcompress.deploy.obstacles import usual_target
+from kdcompress.deploy.quantize import Target
+from kdcompress.deploy.strip import plain_student
+from kdcompress.deploy.tuned_int8 import TunedStudent
+from kdcompress.errors import NetworkError, UserError
+from kdcompress.methods.base import Method
+from kdcompress.networks.from_recipe import Start
+from kdcompress.networks.rounding import Rounding
+from kdcompress.networks.trace import undisturbed
+from kdcompress.recipe import Int8Section
+from kdcompress.steps.context import Run
+from kdcompress.steps.learn import loop
+from kdcompress.steps.networks import input_spec
+from kdcompress.train.job import Outcome
+from kdcompress.train.tuned import Tuned
+
+LABEL = "qat"
+"""Of its log lines and its checkpoint."""
+WEIGHTS = "quantised.safetensors"
+"""Under `checkpoints/`: what the int8 file is made of."""
+FACTS = "quantised.json"
+"""Beside it: how these weights were tuned."""
+FACTS_SCHEMA = "kdcompress.quantised/1"
+
+
+def target_of(section: Int8Section) -> Target:
+    """Whose kernels the file is for; auto is this machine."""
+    if section.target != "auto":
+        return section.target
+    return usual_target(platform.machine(), environment()["isa"])
+
+
+def calibrated(section: Int8Section, train: Source, *, workers: int) -> Calibration:
+    """The images that say how far activations reach.
+
+    Args:
+        section: How many, and which.
+        train: The training split.
+        workers: Processes that decode images.
+    """
+
+    def read(indices: Tensor) -> Iterable[Tensor]:
+        loader = EvaluationLoader(train.subset(indices), device="cpu", workers=workers)
+        try:
+            yield from (batch.images for batch in loader)
+        finally:
+            loader.close()
+
+    return calibration(train.labels, read, section.images, section.seed)
+
+
+def check(run: Run, method: Method, start: Start) -> None:
+    """Refuses a network whose passes cannot be rounded as its int8 file's are, before anything is trained.
+
+    Raises:
+        UserError: It cannot be tuned; the message says why.
+    """
+    section = run.recipe.export.int8
+    if section is None or not section.qat_epochs or not run.processes.first:
+        return
+    student = method.networks.student
+    try:
+        with undisturbed(student.network):
+            seen = Rounding(student.network, [student.sample()]).plan.layers
+        with tempfile.TemporaryDirectory(prefix="kdcompress-") as folder:
+            path = Path(folder) / "student.onnx"
+            spec = input_spec(run, run.recipe.student, start)
+            onnx_format.write(student.network, spec, path, metadata={}, backbone=start.backbone)
+            rounded = _layers(prepared(path))
+    except NetworkError as error:
+        raise UserError(f"export.int8.qat_epochs: {student.model}: {error}; {_INSTEAD}") from error
+    if seen != rounded:
+        raise UserError(
+            f"export.int8.qat_epochs: {student.model}: its int8 file has {rounded} convolutions, linear "
+            f"layers and matrix products, and of its module {seen} can be rounded in training (attention "
+            f"computes several in one function); {_INSTEAD}"
+        )
+
+
+_INSTEAD = "take it out (--set export.int8.qat_epochs=0) for an int8 file without tuning"
+
+
+def tune(run: Run, method: Method, outcome: Outcome) -> None:
+    """Tunes the chosen student and keeps the weights; the run's own student stays as it was trained.
+
+    Args:
+        run: The run.
+        method: As the training left it.
+        outcome: Of the training; its weights are what the tuning starts from.
+    """
+    recipe, section = run.recipe, run.recipe.export.int8
+    assert section is not None
+    student = method.networks.student
+    before = student.precision, student.around
+    student.network.load_state_dict(outcome.state)
+    student.train_mode(False)
+    images = calibrated(section, run.data.train, workers=run.workers)
+    # Levels are computed in float32: bfloat16 keeps as many digits as they have, and would round them again.
+    student.precision = None
+    bits = 7 if target_of(section) == "x86-novnni" else 8
+    on_device = [student.normalise(torch.from_numpy(batch).to(run.device)) for batch in images.batches]
+    rounding = Rounding(student.network, on_device, weight_bits=bits)
+    tuned = Tuned(method, rounding, run.processes, recipe.train.epochs)
+    train = recipe.train.model_copy(
+        update={"ema": None, "compile": False, "ship": "best", "precision": "fp32"}
+    )
+    rate = section.qat_lr * recipe.optim.lr
+    optim = recipe.optim.model_copy(update={"lr": rate, "schedule": "cosine", "warmup": 0.0})
+    in_full = dataclasses.replace(run, recipe=recipe.replace(train=train))
+    student.around = rounding.rounded
+    try:
+        found = loop(
+            in_full, tuned, LABEL, seed=recipe.seed, epochs=section.qat_epochs, train=train, optim=optim
+        )
+    finally:
+        student.precision, student.around = before
+        student.network.load_state_dict(outcome.state)
+    if run.processes.first:
+        state = {name: tensor.contiguous() for name, tensor in found.state.items()}
+        write_bytes(run.folder.checkpoints / WEIGHTS, safetensors.torch.save(state, METADATA))
+        facts = {
+            "schema": FACTS_SCHEMA,
+            "epochs": section.qat_epochs,
+            "lr": rate,
+            "epoch": found.epoch,
+            "seconds": round(found.seconds, 1),
+            "held_out": found.best,
+        }
+        write_json(run.folder.checkpoints / FACTS, facts)
+    run.processes.wait()
+
+
+def tuned_student(
+    run: Path, folder: Path, held_out: Source | None, *, workers: int, allow_code: bool
+) -> TunedStudent | None:
+    """The tuned weights of a run in a network, or None where it tuned none.
+
+    Args:
+        run: The run folder.
+        folder: Where the `config.json` of the student is.
+        held_out: Images to choose on.
+        workers: Processes that decode them.
+        allow_code: Whether a `python:` network may be built.
+
+    Raises:
+        UserError: They do not fit the student.
+    """
+    file = run / "checkpoints" / WEIGHTS
+    if not file.is_file():
+        return None
+    config = read_config(folder / CONFIG)
+    network = plain_student(
+        tensors_of(file),
+        config.model,
+        num_classes=config.num_classes,
+        channels=config.spec.channels,
+        image_size=(config.spec.height, config.spec.width),
+        allow_code=allow_code,
+    )
+    facts = json.loads(file.with_name(FACTS).read_text(encoding="utf-8"))
+
+    def images() -> Iterable[tuple[Tensor, Tensor]]:
+        assert held_out is not None
+        loader = EvaluationLoader(held_out, device="cpu", workers=workers)
+        try:
+            yield from ((batch.images, batch.labels) for batch in loader)
+        finally:
+            loader.close()
+
+    told = {key: facts[key] for key in ("epochs", "lr", "epoch")}
+    return TunedStudent(network, config.spec, told, None if held_out is None else images)
+
+
+def _layers(model: onnx.ModelProto) -> int:
+    return sum(node.op_type in WITH_WEIGHTS for node in model.graph.node)

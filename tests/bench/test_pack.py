@@ -1,0 +1,190 @@
+"""A benchmark that is carried by hand: written here, carried out by a bare Python, merged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from bench import ssh_server
+from bench.mean_classifier import mean_classifier
+from click.testing import CliRunner
+
+from kdcompress.bench import run
+from kdcompress.bench.measure import Protocol
+from kdcompress.cli import main
+from kdcompress.steps import timing
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="carried out on Linux and macOS")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "PROTOCOL", Protocol(block_s=0.01, turns=1, min_calls=2, warmup_s=0, gap_ms=0))
+        yield
+
+
+def kdcompress(*arguments):
+    return CliRunner().invoke(main, ["bench", *(str(argument) for argument in arguments)])
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    return ssh_server.full_python(tmp_path_factory.mktemp("full") / "venv")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Unpacked somewhere else, and never changed."""
+    home, away = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("away")
+    slow, quick = mean_classifier(home / "a.onnx"), mean_classifier(home / "b.onnx", opset=17)
+    done = kdcompress(
+        slow, quick, "--baseline", slow, "--threads", "1,all,999", "--rounds", 1, "--target", f"pack:{away}"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "kdcompress bench --merge result.json" in done.stdout
+    with zipfile.ZipFile(away / "kdcompress-bench.zip") as archive:
+        archive.extractall(away)
+        for name in archive.namelist():
+            assert str(home).encode() not in archive.read(name), f"{name} tells where it was made"
+    return away / "kdcompress-bench"
+
+
+@pytest.fixture(scope="module")
+def result(packed, python):
+    done = _carried_out(python, packed)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "timing a, b in 1 rounds" in done.stdout
+    assert "timing round 1 of 1" in done.stdout
+    return packed / "result.json"
+
+
+def test_what_comes_back_becomes_the_same_document(result, tmp_path):
+    out, plot = tmp_path / "out.json", tmp_path / "plot.svg"
+    done = kdcompress("--merge", result, "--out", out, "--plot", plot, "--json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document == json.loads(out.read_text())
+    assert plot.read_text().startswith("<svg")
+    assert (document["schema"], document["target"]) == ("kdcompress.bench/1", {"kind": "pack"})
+    assert set(document["env"]["runtimes"]) == {"onnxruntime"}
+    cores = document["env"]["granted_cores"]
+    assert document["protocol"]["threads"] == sorted({1, cores})
+    assert any("threads=999" in warning for warning in document["warnings"])
+    assert [(r["artefact"], r["threads"]) for r in document["results"]] == [
+        (name, threads) for name in "ab" for threads in sorted({1, cores})
+    ]
+    assert all(r["vs_baseline"]["name"] == "a" for r in document["results"] if r["artefact"] == "b")
+    assert document["aa"]["artefact"] == "a"
+
+
+def test_it_can_be_compared_and_judged_like_any_other(result, tmp_path):
+    assert kdcompress("--merge", result, "--out", tmp_path / "out.json").exit_code == 0
+    done = kdcompress(
+        "--merge", result, "--compare", tmp_path / "out.json", "--fail-if", "p50 < old", "--json"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert {row["ratio"] for row in json.loads(done.stdout)["compare"]["results"]} == {1.0}
+    done = kdcompress("--merge", result, "--fail-if", "b.rss > 1MB")
+    assert (done.exit_code, "b (onnxruntime fp32" in done.stderr) == (3, True)
+    done = kdcompress("--merge", result, "--fail-if", "c.rss > 1MB")
+    assert (done.exit_code, "no artefact 'c'" in done.stderr) == (2, True)
+
+
+def test_what_is_damaged_or_foreign_or_newer_is_refused(result, tmp_path):
+    text = result.read_text()
+    told = json.loads(text)
+    newer = told | {"schema": "kdcompress.bench-result/2"}
+    empty = run.sealed({"job": {}, "raw": {}})
+    for content, message in (
+        (text[: len(text) // 2], "is damaged, or no JSON"),
+        (text.replace('"samples_ns": [', '"samples_ns": [1, ', 1), "its content is not what was written"),
+        (json.dumps(newer), "schema 'kdcompress.bench-result/2'; this version of kdcompress reads"),
+        (
+            json.dumps({"schema": "kdcompress.bench/1"}),
+            "expected the result.json that run.py of a pack wrote",
+        ),
+        ("[" * 100_000, "is damaged, or no JSON"),
+        (json.dumps(empty), "is no result of a packed benchmark"),
+        ("[]", "schema None"),
+    ):
+        path = tmp_path / "result.json"
+        path.write_text(content)
+        done = kdcompress("--merge", path)
+        assert (done.exit_code, message in done.stderr) == (2, True), (message, done.stderr, done.exception)
+
+
+def test_a_file_damaged_on_its_way_is_not_measured(packed, python, tmp_path):
+    away = _copied(packed, tmp_path)
+    (away / "files/0/model.onnx").write_bytes(b"cut off")
+    done = _carried_out(python, away)
+    assert done.returncode == 3
+    assert "files/0/model.onnx is damaged or not the file that was packed" in done.stderr
+    assert not (away / "result.json").exists()
+
+
+def test_what_the_other_machine_lacks_is_said_there(packed, python, tmp_path):
+    away, python_that_has_all = _copied(packed, tmp_path), python
+    for packages, absent in (((), "numpy"), ((np,), "onnxruntime")):
+        python = ssh_server.bare_python(tmp_path / absent, *packages)
+        done = _carried_out(python, away)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"there is no {absent} here: install it")
+    needs = json.loads((away / "needs.json").read_text())
+    needs["files"][0]["opset"] = 60
+    (away / "needs.json").write_text(json.dumps(needs))
+    done = _carried_out(python_that_has_all, away)
+    assert done.returncode == 2
+    assert " here supports opset <= " in done.stderr
+
+
+def test_the_same_order_packs_to_the_same_bytes(tmp_path):
+    file = mean_classifier(tmp_path / "a.onnx")
+    packs = []
+    for name in ("one", "two"):
+        done = kdcompress(file, "--target", f"pack:{tmp_path / name}", "--json")
+        told = json.loads(done.stdout)
+        assert told["schema"] == "kdcompress.bench-pack/1"
+        packs.append(told["sha256"])
+    assert packs[0] == packs[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threads", "2"], "--threads: was said when the pack was made"),
+        (["--runtime", "openvino"], "--runtime: was said when the pack was made"),
+        (["--target", "ssh://board"], "--target: was said when the pack was made"),
+        (["--set", "a=b"], "--set: was said when the pack was made"),
+        (["file.onnx"], "FILE: was said when the pack was made"),
+    ],
+)
+def test_merging_measures_nothing_so_it_takes_no_order(options, message):
+    done = kdcompress("--merge", "result.json", *options)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_a_runtime_that_cannot_travel_is_refused(tmp_path):
+    file = mean_classifier(tmp_path / "a.onnx")
+    done = kdcompress(file, "--target", f"pack:{tmp_path}", "--runtime", "mine.py:Mine")
+    assert done.exit_code == 2
+    assert "a runtime of your own is not sent to a target" in done.stderr
+    assert not list(tmp_path.glob("*.zip"))
+
+
+def _carried_out(python, folder):
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}  # no PYTHONPATH
+    return subprocess.run(
+        [python, "run.py"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def _copied(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("result.json"))
