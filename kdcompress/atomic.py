@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,6 +81,26 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _sentence(path, error) from error
+
+
+@contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """An empty folder on the disk of the final names, so that a rename gives them; gone when the block ends.
+
+    Args:
+        path: Its place. What a killed process left there is thrown away.
+
+    Raises:
+        UserError: The folder around it does not exist or must not be written to.
+        WorldError: The disk is full or fails.
+    """
+    with translated(path):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sync_file(path: Path) -> None:

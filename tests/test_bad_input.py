@@ -319,7 +319,7 @@ def test_not_even_the_home_folder_is_written_to(tmp_path):
 # ---- files to evaluate
 
 
-@pytest.mark.parametrize("command", [["export"], ["report"], ["evaluate", "--recipe", "quickstart"]])
+@pytest.mark.parametrize("command", [["export"], ["evaluate", "--recipe", "quickstart"]])
 def test_a_folder_of_several_seeds_says_to_name_one(refused, command):
     Path("many/seeds/0").mkdir(parents=True)
     assert "many: holds the runs of several seeds; name one, such as many/seeds/0" in refused(

@@ -6,8 +6,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from kdcompress import __version__, discovery
-from kdcompress.atomic import sha256_of, sync_folder, translated, write_bytes, write_json
+from kdcompress.atomic import sha256_of, staging_folder, sync_folder, translated, write_bytes, write_json
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.accuracy import Batches, Found, found_in, outputs_of
 from kdcompress.deploy.config import NAME as CONFIG
@@ -105,7 +104,7 @@ def ship(
         image_size=(spec.height, spec.width),
         allow_code=allow_code,
     )
-    with _staging(folder) as staging:
+    with staging_folder(folder / _STAGING) as staging:
         plain = fresh()
         loaded = strict_load(trained, plain)
         if not loaded.passed:
@@ -272,16 +271,3 @@ def _failed(folder: Path, staging: Path, gates: Sequence[Gate]) -> GateFailed:
     count = f"{len(lost)} gate{'s' if len(lost) != 1 else ''} failed"
     lines = [f"the student does not ship: {count}; the files are under {target}", *map(str, lost)]
     return GateFailed("\n  ".join(lines))
-
-
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A folder on the same disk, so that a rename gives the final name; gone when the block ends."""
-    staging = folder / _STAGING
-    with translated(staging):
-        shutil.rmtree(staging, ignore_errors=True)  # a killed run's
-        staging.mkdir()
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompress.atomic import sha256_of, translated, write_json
+from kdcompress.atomic import sha256_of, staging_folder, translated, write_json
 from kdcompress.bench.environment import environment
 from kdcompress.bench.measure import Artefact, measure
 from kdcompress.bench.paired import paired
@@ -115,7 +114,7 @@ def make(
     Raises:
         UserError: There is no float32 file, or it does not take these images.
     """
-    with _staging(folder) as staging:
+    with staging_folder(folder / _STAGING) as staging:
         with progress.counter() as tell:
             made = _made(folder, staging, wanted, train, test, tell, workers, tuned)
         return place(made, folder)
@@ -204,7 +203,7 @@ def tried(
     Yields:
         The files, and the benchmark's document.
     """
-    with _staging(folder) as staging:
+    with staging_folder(folder / _STAGING) as staging:
         with progress.counter() as tell:
             made = _made(folder, staging, wanted, train, test, tell, workers, tuned)
         facts = {key: student[key] for key in ("params", "macs")}
@@ -274,19 +273,6 @@ def _attempted(precision: str, staging: Path, make_it: Callable[[], Variant]) ->
     except NetworkError as error:
         gate = Gate(f"{precision}_made", False, None, None, str(error))
         return Variant(precision, staging / NAMES[precision], [gate], {})
-
-
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A folder on the same disk, so that a rename gives the final name; gone when the block ends."""
-    staging = folder / _STAGING
-    with translated(staging):
-        shutil.rmtree(staging, ignore_errors=True)  # a killed process's
-        staging.mkdir()
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _placed(variant: Variant, folder: Path) -> Variant:
