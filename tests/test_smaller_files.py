@@ -108,6 +108,7 @@ def test_its_timings_join_the_run_each_paired_with_the_student(added):
     assert later in bench["warnings"]
     page = (added[0] / "report.html").read_text()
     assert "student (int8) int8" in page
+    assert ", student (beside int8)</td>" in page  # not the teacher, whom the others are compared with
     assert "worst layers by signal to noise" in page
     assert "int8 in onnxruntime with 1 thread at batch 1" in (added[0] / "README.md").read_text()
 

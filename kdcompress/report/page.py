@@ -105,7 +105,7 @@ def _bench(record: Record) -> dict[str, Any] | None:
     bench = record.bench
     if bench is None or not (bench["results"] or bench["failures"]):
         return None
-    rows = [_bench_row(result) for result in bench["results"]]
+    rows = [_bench_row(result, bench["protocol"].get("baseline")) for result in bench["results"]]
     return {
         "charts": latency_charts(bench["results"]),
         "rows": rows,
@@ -114,13 +114,15 @@ def _bench(record: Record) -> dict[str, Any] | None:
     }
 
 
-def _bench_row(result: dict[str, Any]) -> dict[str, Any]:
+def _bench_row(result: dict[str, Any], baseline: str | None) -> dict[str, Any]:
     latency, against = result["latency_ms"], result["vs_baseline"]
     ratio = numbers.UNKNOWN
     if against is not None:
         ratio = (
             f"{numbers.times(against['ratio'])} ({numbers.interval(against['ci95'])}) {against['verdict']}"
         )
+        if against["name"] != baseline:
+            ratio += f", {against['name']}"
     cells = [
         ("threads", str(result["threads"])),
         ("batch", str(result["batch"])),
