@@ -4,8 +4,8 @@
 
 Each network gets random weights and norms as in benchmarks/export.py (speed does not depend on them, as long
 as nothing underflows), ships, and is made int8; then `kdcompress bench` itself times all files and runtimes
-together, batch 1, one thread. The baseline is the ONNX file in float32: in ONNX Runtime, and for the int8 file
-in another runtime, in that one.
+together, batch 1, one thread. The baseline is the ONNX file in float32: in ONNX Runtime, and for the int8
+file in another runtime, in that one.
 """
 
 from __future__ import annotations
