@@ -22,7 +22,7 @@ from kdcompress.bench.measure import Artefact, measure
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.formats import onnx
 from kdcompress.networks.build import build
-from kdcompress.steps.timing import PROTOCOL
+from kdcompress.tools.bench import PROTOCOL
 
 COPIES, SIZE = 4, 224
 

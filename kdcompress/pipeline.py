@@ -13,28 +13,28 @@ from typing import Any
 
 import torch
 
-from kdcompress import documents
 from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
 from kdcompress.deploy.files import check_installed
 from kdcompress.deploy.image_graph import check_spec
 from kdcompress.errors import UserError
+from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
 from kdcompress.networks.teacher import Teacher
 from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe, load_recipe
+from kdcompress.report import documents
+from kdcompress.run.context import Run
+from kdcompress.run.delivery import deliver, read_json, report
+from kdcompress.run.extra_images import chosen, rehearsed, with_extra, without_extra
+from kdcompress.run.networks import needs_of, starts, tapped, with_classes
+from kdcompress.run.preparation import build_preparation, prepare
+from kdcompress.run.qat import check as check_tunable
+from kdcompress.run.qat import tune
+from kdcompress.run.teacher import teach
+from kdcompress.run.training import build_method, steps_per_epoch, train
 from kdcompress.run_folder import RunFolder, same_recipe
-from kdcompress.steps.context import Run
-from kdcompress.steps.deliver import deliver, read_json, report
-from kdcompress.steps.extra import chosen, rehearsed, with_extra, without_extra
-from kdcompress.steps.image_input import KEY
-from kdcompress.steps.learn import build_method, steps_per_epoch, train
-from kdcompress.steps.networks import needs_of, starts, tapped, with_classes
-from kdcompress.steps.prepare import build_preparation, prepare
-from kdcompress.steps.teach import teach
-from kdcompress.steps.tune import check as check_tunable
-from kdcompress.steps.tune import tune
 from kdcompress.train.journal import require_tensorboard
 from kdcompress.train.processes import Processes, join, leave
 from kdcompress.train.trainer import phase_ends

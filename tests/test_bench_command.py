@@ -17,8 +17,8 @@ from kdcompress.deploy.config import write_config
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.networks.build import build
 from kdcompress.progress import Progress
-from kdcompress.steps import timing
-from kdcompress.steps.timing import Asked, bench
+from kdcompress.tools import bench as timing
+from kdcompress.tools.bench import Asked, bench
 
 SPEC = InputSpec(1, 8, 8, mean=(0.3,), std=(0.35,))
 

@@ -17,12 +17,13 @@ from PIL import Image
 from kdcompress import __version__, atomic, pipeline
 from kdcompress.cli import main
 from kdcompress.errors import WorldError
+from kdcompress.export import reexport as afterwards
 from kdcompress.networks import from_recipe, weights
 from kdcompress.probe.knowledge import Search
 from kdcompress.progress import Progress
 from kdcompress.recipe import NetworkSection, load_recipe
 from kdcompress.run_folder import RunFolder
-from kdcompress.steps import afterwards, probing
+from kdcompress.tools import probe as probing
 from kdcompress.train import checkpoint
 
 TINY = (

@@ -19,8 +19,8 @@ from kdcompress.atomic import sha256_of
 from kdcompress.cli import main
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.golden_file import read_golden
+from kdcompress.export import reexport as afterwards
 from kdcompress.networks.build import build
-from kdcompress.steps import afterwards
 
 MODEL = "cifar/resnet8"
 NORMAL = ("--mean", "0.3", "--std", "0.4")

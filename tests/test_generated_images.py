@@ -14,15 +14,16 @@ import torch.nn.functional as F
 import yaml
 from click.testing import CliRunner
 
-from kdcompress import documents, pipeline
+from kdcompress import pipeline
 from kdcompress.cli import main
 from kdcompress.data.batch import Batch, View
 from kdcompress.data.dataset import open_data
 from kdcompress.errors import RecipeError
 from kdcompress.networks.activations import Activations
 from kdcompress.recipe import DataSection, ExtraSection, load_recipe
-from kdcompress.steps import extra as step
-from kdcompress.steps.extra import judge, least_of_each_class
+from kdcompress.report import documents
+from kdcompress.run import extra_images as step
+from kdcompress.run.extra_images import judge, least_of_each_class
 from kdcompress.train import teacher_store
 
 SURROUNDINGS = {"listing_sha256": "0", "weights_sha256": None, "surroundings": {}}

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 
 from kdcompress.cli import main
 from kdcompress.deploy.formats import onnx as onnx_format
+from kdcompress.export import add_compressed as adding
+from kdcompress.export import compressed as variants
 from kdcompress.run_folder import RunFolder
-from kdcompress.steps import adding, variants
 
 TINY = (
     "distill", "--recipe", "quickstart", "--threads", 1, "--set", "train.max_steps=2",

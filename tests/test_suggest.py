@@ -19,10 +19,12 @@ from kdcompress.cli import main
 from kdcompress.errors import TargetUnreachable
 from kdcompress.progress import Progress
 from kdcompress.recipe import load_recipe
-from kdcompress.steps import candidates, suggesting, trying
-from kdcompress.steps.candidates import Candidate
-from kdcompress.steps.suggesting import Asked, suggest
-from kdcompress.steps.trying import Trial
+from kdcompress.tools import suggest as suggesting
+from kdcompress.tools import suggest_candidates as candidates
+from kdcompress.tools import suggest_search as trying
+from kdcompress.tools.suggest import Asked, suggest
+from kdcompress.tools.suggest_candidates import Candidate
+from kdcompress.tools.suggest_search import Trial
 
 SCRIPTED = f"{Path(__file__).parent / 'bench' / 'scripted_runtime.py'}:Scripted"
 TINY = ("cifar/resnet8", "cifar/resnet14")

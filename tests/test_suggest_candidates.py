@@ -9,8 +9,8 @@ from torch import nn
 
 from kdcompress.networks.build import build
 from kdcompress.networks.families import torchvision
-from kdcompress.steps import candidates
-from kdcompress.steps.candidates import Wanted, ladder, made
+from kdcompress.tools import suggest_candidates as candidates
+from kdcompress.tools.suggest_candidates import Wanted, ladder, made
 
 
 def test_the_ladders_are_of_networks_that_there_are():

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kdcompress import documents
+from kdcompress.report import documents
 from kdcompress.summary import print_summary
 
 SIZES = {"params": 1_000, "macs": 20_000, "bytes": 4_000}

@@ -103,7 +103,7 @@ def bench(runtimes: tuple[str, ...], merge: Path | None, as_json: bool, quiet: b
     """
     _check_merge(merge)
     from kdcompress.progress import Progress
-    from kdcompress.steps import timing
+    from kdcompress.tools import bench as timing
 
     names = tuple(name.strip() for text in runtimes for name in text.split(",") if name.strip())
     asked, progress = timing.Asked(runtimes=names, **options), Progress(quiet)

@@ -51,18 +51,18 @@ def evaluate(
     from kdcompress.progress import Progress
 
     if knowledge:
-        from kdcompress.steps import probing
+        from kdcompress.tools import probe as probing
 
         told = probing.knowledge(Path(source), Progress(quiet), images=images or probing.IMAGES, **options)
         give(told, as_json, lambda: _print_knowledge(told))
         return
     if probe is not None:
-        from kdcompress.steps import probing
+        from kdcompress.tools import probe as probing
 
         result = probing.probe(Path(source), Progress(quiet), kind=probe, **options)
         give(result, as_json, lambda: _print_probe(result))
         return
-    from kdcompress.steps.afterwards import evaluate
+    from kdcompress.export.reexport import evaluate
 
     result = evaluate(Path(source), Progress(quiet), **options)
     give(result, as_json, lambda: _print_evaluation(result))

@@ -156,7 +156,7 @@ def export(
         raise click.UsageError("--rounds: belongs to --int8 and --fp16, which are timed")
     smaller: Callable[..., dict[str, Any]] | None = None
     if int8 or fp16:
-        from kdcompress.steps import adding
+        from kdcompress.export import add_compressed as adding
 
         wanted = adding.wanted_of(
             source,
@@ -171,20 +171,20 @@ def export(
             adding.add_beside, wanted=wanted, progress=progress, allow_code=allow_code
         )
     if embed == "resize":
-        from kdcompress.steps import image_input
+        from kdcompress.export import image_file as image_input
 
         image_input.check_run(source, names)
         smaller = image_input.adder(progress, smaller)
     if source.is_file():
-        from kdcompress.steps import foreign_export
-        from kdcompress.steps.stripping import Asked
+        from kdcompress.export import foreign as foreign_export
+        from kdcompress.tools.strip import Asked
 
         which = {"side": "input_size", "student": "student", "at": "at", "drop": "drop"}
         asked = Asked(**{k: others.pop(v) for k, v in which.items()}, allow_code=allow_code)
         on = foreign_export.OnData(root=root, **others)
         summary = foreign_export.export(source, out, names, progress, asked, on, opset=opset, smaller=smaller)
     else:
-        from kdcompress.steps.afterwards import export
+        from kdcompress.export.reexport import export
 
         for name, value in others.items():
             if value and source.is_dir():
@@ -212,7 +212,7 @@ def _print_files(summary: dict[str, Any]) -> None:
     scored = "" if top1 is None else f"; top-1 {100 * top1:.2f} % on {summary['student']['n']:,} images"
     click.echo(f"{len(summary['gates'])} gates passed{scored}")
     if "variants" in summary:
-        from kdcompress.steps.variants import lines
+        from kdcompress.export.compressed import lines
 
         for line in lines(summary["variants"]):
             click.echo(line)

@@ -26,14 +26,14 @@ def report(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool)
     compared. The first run is what the others are compared with.
     """
     if len(runs) > 1 or (runs[0] / "seeds").is_dir():
-        from kdcompress.steps.comparing import compare
+        from kdcompress.tools.compare_runs import compare
 
         told = compare(runs, out)
         give(told, as_json, lambda: _print_comparison(told))
         return
     if out is not None:
         raise click.UsageError("--out: belongs to the comparison of several runs; a run's report is in it")
-    from kdcompress.steps.afterwards import report
+    from kdcompress.export.reexport import report
 
     written = report(runs[0])
     lines = "\n".join(str(runs[0] / name) for name in written["files"])

@@ -33,7 +33,7 @@ def strip(
     quiet: bool,
 ) -> None:
     """Take the plain student out of a checkpoint with heads, teachers, averages and wrappers."""
-    from kdcompress.steps.stripping import Asked, strip
+    from kdcompress.tools.strip import Asked, strip
 
     told = strip(checkpoint, out, Asked(student, at, drop, input_size, allow_code))
     give(told, as_json, lambda: print_stripped(told, told["file"]))

@@ -94,7 +94,7 @@ def suggest(
     """
     from kdcompress.bench.target import parse_target
     from kdcompress.progress import Progress
-    from kdcompress.steps.suggesting import Asked, suggest
+    from kdcompress.tools.suggest import Asked, suggest
 
     names = tuple(name.strip() for name in (students or "").split(",") if name.strip())
     if students is not None and not names:

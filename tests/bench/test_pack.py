@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from kdcompress.bench import run
 from kdcompress.bench.measure import Protocol
 from kdcompress.cli import main
-from kdcompress.steps import timing
+from kdcompress.tools import bench as timing
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="carried out on Linux and macOS")
 

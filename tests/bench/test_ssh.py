@@ -25,7 +25,7 @@ from kdcompress.bench.target import parse_target
 from kdcompress.cli import main
 from kdcompress.deploy.golden_file import Picker, write_golden
 from kdcompress.errors import TargetUnreachable, WorldError
-from kdcompress.steps import timing
+from kdcompress.tools import bench as timing
 
 LACKING = ssh_server.lacking()
 pytestmark = pytest.mark.skipif(LACKING is not None, reason=str(LACKING))

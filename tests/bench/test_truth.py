@@ -18,7 +18,7 @@ import pytest
 
 from kdcompress.bench.plan import Artefact
 from kdcompress.bench.results import Block, Cell, Copy, document
-from kdcompress.steps.timing import PROTOCOL, Asked
+from kdcompress.tools.bench import PROTOCOL, Asked
 
 DATA = Path(__file__).with_name("data")
 ROUNDS = Asked(("file",)).rounds

@@ -18,11 +18,11 @@ from kdcompress.deploy.formats import safetensors as safetensors_format
 from kdcompress.deploy.ship import ship
 from kdcompress.deploy.verify import TURN_LIMIT, parity_gates, split_gates
 from kdcompress.errors import GateFailed, NetworkError, UserError
+from kdcompress.export import reexport as afterwards
 from kdcompress.networks.build import build
 from kdcompress.networks.neighbours import knn_top1, overlap
 from kdcompress.networks.weights import resolve
 from kdcompress.progress import Progress
-from kdcompress.steps import afterwards
 
 FORMATS = ["onnx", "safetensors"]
 WIDTH = 64

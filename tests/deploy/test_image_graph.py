@@ -22,8 +22,8 @@ from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.graph_size import graph_facts
 from kdcompress.deploy.ship import ship
 from kdcompress.errors import GateFailed, UserError
+from kdcompress.export import image_file as image_input
 from kdcompress.progress import Progress
-from kdcompress.steps import image_input
 
 RESIZE, SIDE = 18, 16
 

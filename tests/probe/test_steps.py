@@ -18,7 +18,7 @@ from kdcompress.networks.build import build
 from kdcompress.probe.knowledge import Search
 from kdcompress.progress import Progress
 from kdcompress.recipe import load_recipe
-from kdcompress.steps import probing
+from kdcompress.tools import probe as probing
 
 SPEC = InputSpec(1, 8, 8, mean=(0.3,), std=(0.35,))
 QUIET = Progress(quiet=True)

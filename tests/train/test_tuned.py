@@ -17,8 +17,8 @@ from kdcompress.recipe import OptimSection, TrainSection
 from kdcompress.train import tuned as tuning
 from kdcompress.train.job import Job
 from kdcompress.train.journal import Journal
+from kdcompress.train.qat_method import Tuned
 from kdcompress.train.trainer import Trainer
-from kdcompress.train.tuned import Tuned
 
 
 def trained(folder, method="kd", **options):

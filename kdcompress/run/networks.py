@@ -21,7 +21,7 @@ from kdcompress.networks.from_recipe import (
 )
 from kdcompress.networks.tapped import Tapped
 from kdcompress.recipe import InputSection, NetworkSection, Recipe, TeacherSection
-from kdcompress.steps.context import Run
+from kdcompress.run.context import Run
 from kdcompress.train import precision
 
 

@@ -12,9 +12,9 @@ from kdcompress.methods.base import Method, Preparation
 from kdcompress.networks.from_recipe import seeded
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import Teacher
-from kdcompress.steps.context import Run
-from kdcompress.steps.learn import loop, taught_by
-from kdcompress.steps.networks import info
+from kdcompress.run.context import Run
+from kdcompress.run.networks import info
+from kdcompress.run.training import loop, taught_by
 from kdcompress.train import teacher_store
 
 LABEL = "preparation"

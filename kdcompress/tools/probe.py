@@ -23,6 +23,7 @@ from kdcompress.deploy.config import DeployedConfig
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS, spec_of
 from kdcompress.errors import DataError, UserError
+from kdcompress.export.reexport import EVALUATION_SCHEMA, artefact, data_of, images_of
 from kdcompress.networks.from_recipe import teacher_needs_training
 from kdcompress.networks.neighbours import NEIGHBOURS
 from kdcompress.networks.tapped import Tapped
@@ -36,11 +37,10 @@ from kdcompress.probe.picture import ROWS, Column, picture
 from kdcompress.probe.views import ORIGINAL, View, second_view
 from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe, load_recipe
+from kdcompress.run.context import Run
+from kdcompress.run.networks import starts, tapped
+from kdcompress.run.teacher import own_size
 from kdcompress.run_folder import RunFolder, check_writable
-from kdcompress.steps.afterwards import EVALUATION_SCHEMA, artefact, data_of, images_of
-from kdcompress.steps.context import Run
-from kdcompress.steps.networks import starts, tapped
-from kdcompress.steps.teach import own_size
 from kdcompress.train import teacher_store
 from kdcompress.train.processes import Processes
 

@@ -15,7 +15,7 @@ from kdcompress.errors import UserError
 from kdcompress.report import verdict
 from kdcompress.report.comparison import Compared, document, figure_of, write_comparison
 from kdcompress.report.record import read_run
-from kdcompress.steps.deliver import PREDICTIONS
+from kdcompress.run.delivery import PREDICTIONS
 
 NAME = "comparison.html"
 

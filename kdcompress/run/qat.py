@@ -34,11 +34,11 @@ from kdcompress.networks.from_recipe import Start
 from kdcompress.networks.rounding import Rounding
 from kdcompress.networks.trace import undisturbed
 from kdcompress.recipe import Int8Section
-from kdcompress.steps.context import Run
-from kdcompress.steps.learn import loop
-from kdcompress.steps.networks import input_spec
+from kdcompress.run.context import Run
+from kdcompress.run.networks import input_spec
+from kdcompress.run.training import loop
 from kdcompress.train.job import Outcome
-from kdcompress.train.tuned import Tuned
+from kdcompress.train.qat_method import Tuned
 
 LABEL = "qat"
 """Of its log lines and its checkpoint."""

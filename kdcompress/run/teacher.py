@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcompress import discovery, documents
+from kdcompress import discovery
 from kdcompress.atomic import sha256_of
 from kdcompress.deploy.accuracy import Embeddings, accuracy, spread
 from kdcompress.deploy.gate import Gate, relative
@@ -22,9 +22,10 @@ from kdcompress.networks.from_recipe import Start, teacher_needs_training
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import Teacher
 from kdcompress.recipe import TeacherSection
-from kdcompress.steps.context import Run, TestSplit
-from kdcompress.steps.learn import loop, taught_by
-from kdcompress.steps.networks import info, tapped
+from kdcompress.report import documents
+from kdcompress.run.context import Run, TestSplit
+from kdcompress.run.networks import info, tapped
+from kdcompress.run.training import loop, taught_by
 from kdcompress.train import teacher_store
 from kdcompress.train.evaluate import deciding, predict_teacher, score
 

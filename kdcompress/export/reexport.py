@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcompress import discovery, documents
+from kdcompress import discovery
 from kdcompress.atomic import translated
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
@@ -28,8 +28,9 @@ from kdcompress.deploy.variants import NAMES
 from kdcompress.errors import DataError, UserError, suggest
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, Recipe, load_recipe
+from kdcompress.report import documents
+from kdcompress.run.delivery import read_json, write_pages
 from kdcompress.run_folder import RunFolder, check_writable
-from kdcompress.steps.deliver import read_json, write_pages
 
 EVALUATION_SCHEMA = "kdcompress.evaluation/1"
 FILES_SCHEMA = "kdcompress.files/1"

@@ -17,13 +17,13 @@ from kdcompress.deploy.ship import GATES
 from kdcompress.deploy.tuned_int8 import TunedStudent
 from kdcompress.deploy.variants import NAMES
 from kdcompress.errors import UserError
+from kdcompress.export.compressed import Made, Wanted, failure, judged, place, tried
+from kdcompress.export.reexport import EXPORT_SCHEMA, check_single, data_of, images_of
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, Int8Section, Recipe
+from kdcompress.run.delivery import PAGES, read_json, write_pages
+from kdcompress.run.qat import tuned_student
 from kdcompress.run_folder import RunFolder, check_writable
-from kdcompress.steps.afterwards import EXPORT_SCHEMA, check_single, data_of, images_of
-from kdcompress.steps.deliver import PAGES, read_json, write_pages
-from kdcompress.steps.tune import tuned_student
-from kdcompress.steps.variants import Made, Wanted, failure, judged, place, tried
 
 _LATER = "timed after the run, in rounds of their own"
 _AGAIN = "student (beside {})"

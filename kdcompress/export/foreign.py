@@ -21,10 +21,7 @@ from kdcompress.deploy.formats import safetensors
 from kdcompress.deploy.load import WEIGHTS
 from kdcompress.deploy.macs import evaluating
 from kdcompress.errors import DataError, NetworkError, UserError
-from kdcompress.networks.build import accepted_channels
-from kdcompress.progress import Progress
-from kdcompress.recipe import BenchSection, DataSection, load_recipe
-from kdcompress.steps.afterwards import (
+from kdcompress.export.reexport import (
     Smaller,
     Subject,
     check_folder,
@@ -32,7 +29,10 @@ from kdcompress.steps.afterwards import (
     open_section,
     write_files,
 )
-from kdcompress.steps.stripping import Asked, found_in, loaded, told, usual_side
+from kdcompress.networks.build import accepted_channels
+from kdcompress.progress import Progress
+from kdcompress.recipe import BenchSection, DataSection, load_recipe
+from kdcompress.tools.strip import Asked, found_in, loaded, told, usual_side
 
 _NEAR_CHANCE = 1.5
 """Times chance: a top-1 below it is worth a warning."""

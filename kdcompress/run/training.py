@@ -13,8 +13,8 @@ from kdcompress.networks.from_recipe import Start, seeded
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import Teacher
 from kdcompress.recipe import OptimSection, TrainSection
-from kdcompress.steps.context import Run
-from kdcompress.steps.networks import info, tapped
+from kdcompress.run.context import Run
+from kdcompress.run.networks import info, tapped
 from kdcompress.train.job import Job, Outcome
 from kdcompress.train.journal import Journal
 from kdcompress.train.trainer import Trainer

@@ -27,11 +27,11 @@ from kdcompress.deploy.ir_size import ir_facts
 from kdcompress.deploy.load import Graph, open_graph
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import UserError
+from kdcompress.export.reexport import data_of, images_of
 from kdcompress.progress import Progress
 from kdcompress.recipe import load_recipe
-from kdcompress.steps.afterwards import data_of, images_of
-from kdcompress.steps.elsewhere import with_golden
-from kdcompress.steps.judging import Judge
+from kdcompress.tools.bench_checks import Judge
+from kdcompress.tools.golden_reference import with_golden
 
 PROTOCOL = Protocol(block_s=0.5, turns=10)
 """More than after a training, where student and teacher lie far apart: five per cent are told in 21 of these

@@ -27,9 +27,9 @@ from kdcompress.errors import UserError
 from kdcompress.networks.build import accepted_channels
 from kdcompress.progress import Progress
 from kdcompress.recipe import NetworkSection, Recipe, load_recipe
-from kdcompress.steps.candidates import Wanted, checked, ladder, made, parameters_of
-from kdcompress.steps.networks import needs_of
-from kdcompress.steps.trying import Trial, file_fits, largest, no_answer, shown_latency
+from kdcompress.run.networks import needs_of
+from kdcompress.tools.suggest_candidates import Wanted, checked, ladder, made, parameters_of
+from kdcompress.tools.suggest_search import Trial, file_fits, largest, no_answer, shown_latency
 
 SCHEMA = "kdcompress.suggest/1"
 

@@ -12,7 +12,7 @@ from kdcompress.bench import stats
 from kdcompress.bench.budget import CONFIDENCE, LOOKS, Budget, latency_verdict
 from kdcompress.bench.measure import Artefact, Protocol, measure
 from kdcompress.bench.target import Target
-from kdcompress.steps.candidates import Candidate
+from kdcompress.tools.suggest_candidates import Candidate
 
 PROTOCOL = Protocol(block_s=0.2, turns=2, min_calls=4)
 FIRST_LOOK = Protocol(block_s=0.05, turns=1, min_calls=2, warmup_s=0.1)

@@ -12,23 +12,23 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from kdcompress import __version__, documents
+from kdcompress import __version__
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench.measure import Artefact, measure
 from kdcompress.deploy.accuracy import Predictions
 from kdcompress.deploy.ship import Shipped, ship
+from kdcompress.export import image_file as image_input
+from kdcompress.export.compressed import Made, Wanted, artefacts, failure, judged, make
+from kdcompress.export.image_file import ImageFile
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import Start
-from kdcompress.report import verdict
+from kdcompress.report import documents, verdict
 from kdcompress.report.card import write_card
 from kdcompress.report.page import write_report
-from kdcompress.steps import image_input
-from kdcompress.steps.context import Run, TestSplit
-from kdcompress.steps.image_input import ImageFile
-from kdcompress.steps.networks import input_spec
-from kdcompress.steps.teach import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged
-from kdcompress.steps.tune import tuned_student
-from kdcompress.steps.variants import Made, Wanted, artefacts, failure, judged, make
+from kdcompress.run.context import Run, TestSplit
+from kdcompress.run.networks import input_spec
+from kdcompress.run.qat import tuned_student
+from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged
 from kdcompress.train.job import Outcome
 
 PAGES = ("report.html", "README.md")

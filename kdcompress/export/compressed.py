@@ -33,7 +33,7 @@ from kdcompress.errors import GateFailed, NetworkError
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, ExportSection, Int8Section
 from kdcompress.report import verdict
-from kdcompress.steps.tune import calibrated, target_of
+from kdcompress.run.qat import calibrated, target_of
 
 Test = Callable[[], Batches]
 """Opens the test split."""

@@ -24,7 +24,7 @@ from kdcompress.errors import UserError
 from kdcompress.networks.teacher import Teacher
 from kdcompress.progress import Bar
 from kdcompress.recipe import ExtraSection, Recipe
-from kdcompress.steps.context import Run
+from kdcompress.run.context import Run
 from kdcompress.train import teacher_store
 
 STEM = "extra_images"

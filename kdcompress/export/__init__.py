@@ -1,0 +1,1 @@
+"""Writing a network's files: for a run, for a finished run again, and for a checkpoint of other code."""

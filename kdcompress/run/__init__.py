@@ -1,0 +1,1 @@
+"""The steps of one distillation run, in the order that `pipeline.py` calls them."""

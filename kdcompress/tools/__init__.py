@@ -1,0 +1,1 @@
+"""The work behind the other commands: bench, suggest, evaluate, probe, strip, compare."""
