@@ -508,7 +508,7 @@ def test_a_full_disk_in_mid_run_leaves_the_last_good_checkpoint(tmp_path, monkey
     assert "Error: disk is full: cannot write" in done.stderr
     assert "--resume" in done.stderr
     # recipe.yaml, then a checkpoint for each of four steps.
-    assert checkpoint.load(run / "checkpoints" / "teacher.pt")["position"]["step"] == 4
+    assert checkpoint.load(run / "checkpoints" / "teacher.pt").state["position"]["step"] == 4
     assert not list(run.rglob("*.tmp"))
     assert not (run / "student.onnx").exists()
 

@@ -54,7 +54,7 @@ class TeacherHeads(Method):
 
     def candidates(self) -> dict[str, Candidate]:
         """The classifiers alone, by stage of the teacher; no network that could run by itself."""
-        return {"heads": Candidate(self.heads, self._teacher.model)}
+        return {"heads": Candidate(self._teacher.tapped, self.heads.state_dict, self.heads)}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """A term for each stage of the teacher."""

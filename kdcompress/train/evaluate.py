@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,11 @@ DECIDING = ("top1", "knn_top1", "agreement")
 
 @torch.no_grad()
 def predict(module: nn.Module, like: Tapped, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """What a module gives in eval mode, in the precision of the training.
+    """Computes a candidate's outputs in eval mode, in the precision of the training.
 
     Args:
         module: The candidate; left in eval mode.
-        like: Whose normalisation and precision are used.
+        like: A network of its class; its normalisation and precision are used.
         batches: Un-augmented images with their labels.
 
     Returns:
@@ -44,26 +44,40 @@ def predict(module: nn.Module, like: Tapped, batches: Iterable[Batch]) -> tuple[
 def predict_teacher(
     teacher: Teacher, batches: Iterable[Batch], *, pooled: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """What a teacher gives, as `predict` gives it.
+    """Computes a teacher's outputs, in the form of `predict`.
 
     Args:
         teacher: Frozen.
         batches: Un-augmented images with their labels.
-        pooled: Whether its pooled features are meant; those of a backbone always are.
+        pooled: True reads its pooled features; those of a backbone are always read.
     """
     pooled = pooled or teacher.backbone
     outputs, labels = [], []
     for batch in batches:
         read = teacher(batch.images, POOLED if pooled else LOGITS)
-        seen = read.pooled if pooled else read.logits
-        assert seen is not None
-        outputs.append(seen.cpu())
+        output = read.pooled if pooled else read.logits
+        assert output is not None
+        outputs.append(output.cpu())
         labels.append(batch.labels.cpu())
     return torch.cat(outputs), torch.cat(labels)
 
 
+def mean_prediction(outputs: Sequence[Tensor]) -> Tensor:
+    """Averages the predictions of an ensemble's members.
+
+    Args:
+        outputs: `[N, K]` logits of each member.
+
+    Returns:
+        `[N, K]` log of the mean of the members' softmax probabilities, which are logits again: their softmax
+        is that mean.
+    """
+    stacked = torch.stack([logits.log_softmax(1) for logits in outputs])
+    return stacked.logsumexp(0) - math.log(len(outputs))
+
+
 def score(
-    outputs: Tensor, labels_N: Tensor, *, backbone: bool = False, taught: Tensor | None = None
+    outputs: Tensor, labels_N: Tensor, *, backbone: bool = False, teacher_outputs: Tensor | None = None
 ) -> dict[str, Any]:
     """The figures of one network; which of them a choice is made by, `deciding` says.
 
@@ -71,8 +85,8 @@ def score(
         outputs: `[N, K]` logits, or `[N, D]` features of a backbone.
         labels_N: -1 = none; such images count only where none has a label.
         backbone: Whether the outputs are features.
-        taught: The teacher's outputs on the same images in the same order, `[N, K]` logits or `[N, D']`
-            pooled features; None: there is no teacher, or it is not asked.
+        teacher_outputs: The teacher's outputs on the same images in the same order, `[N, K]` logits or
+            `[N, D']` pooled features; None: there is no teacher, or it is not needed.
 
     Returns:
         Of a classifier `top1` (0 to 1) and `loss` (mean cross-entropy in nats) on the labelled images; where
@@ -83,18 +97,18 @@ def score(
     """
     if backbone:
         figures = {"knn_top1": knn_top1(outputs, labels_N)}
-        figures["agreement"] = None if taught is None else overlap(outputs, taught)
+        figures["agreement"] = None if teacher_outputs is None else overlap(outputs, teacher_outputs)
         return {name: figure for name, figure in figures.items() if figure is not None}
     known = labels_N >= 0
     if bool(known.any()):
         logits_NK, labels_N = outputs[known], labels_N[known]
         top1 = (logits_NK.argmax(1) == labels_N).double().mean().item()
         return {"top1": top1, "loss": _finite(F.cross_entropy(logits_NK, labels_N))}
-    if taught is None:
+    if teacher_outputs is None:
         return {}
-    agreement = (outputs.argmax(1) == taught.argmax(1)).double().mean().item()
+    agreement = (outputs.argmax(1) == teacher_outputs.argmax(1)).double().mean().item()
     divergence = F.kl_div(
-        outputs.log_softmax(1), taught.log_softmax(1), log_target=True, reduction="batchmean"
+        outputs.log_softmax(1), teacher_outputs.log_softmax(1), log_target=True, reduction="batchmean"
     )
     return {"agreement": agreement, "kl": _finite(divergence)}
 

@@ -109,9 +109,9 @@ def snapshot(small):
 def test_the_second_phase_has_soft_labels_if_asked_for(tmp_path):
     small = Small(tmp_path, "ab", config={**HALVES, "kd_weight": 0.5})
     batch = next(small.loader.epoch(0))
-    small.method.on_phase_start("boundaries")
+    small.method.on_phase_start("boundaries", resumed=False)
     assert list(small.method.losses(batch)) == ["boundaries"]
-    small.method.on_phase_start("labels")
+    small.method.on_phase_start("labels", resumed=False)
     terms = small.method.losses(batch)
     student, teacher = small.student(batch.images).logits, small.frozen(batch.images).logits
     assert terms["kd"].item() == pytest.approx(0.5 * losses.kl(student, teacher, 3.0).item(), rel=1e-5)
@@ -120,7 +120,7 @@ def test_the_second_phase_has_soft_labels_if_asked_for(tmp_path):
 def test_the_boundaries_are_those_of_the_frozen_teacher_before_its_activations(tmp_path):
     small = Small(tmp_path, "ab", config=HALVES)
     batch = next(small.loader.epoch(0))
-    small.method.on_phase_start("boundaries")
+    small.method.on_phase_start("boundaries", resumed=False)
     small.teacher.network.eval()
     with torch.no_grad():
         ours = small.student(batch.images, frozenset({"pre"})).pre

@@ -122,7 +122,7 @@ def test_terms_are_finite_float32_scalars_and_their_sum_is_what_is_minimised(nam
     one_step = {"train": {"max_steps": 1, "epochs": 2}, "held_out": 0}
     small = Small(tmp_path / "by_hand", name, student=student, **one_step)
     small.trainer._train_mode(small.method.phases()[0])
-    small.method.on_phase_start(small.method.phases()[0].name)
+    small.method.on_phase_start(small.method.phases()[0].name, resumed=False)
     small.method.on_epoch_start(0, 2)
     terms = small.method.losses(next(small.loader.epoch(0)))
     for key, term in terms.items():
@@ -171,7 +171,7 @@ class LossOperations(TorchDispatchMode):
 @pytest.mark.parametrize("name", discovery.names("method"))
 def test_losses_are_computed_in_float32_under_bf16_autocast(name, tmp_path):
     small = Small(tmp_path, name, precision=torch.bfloat16)
-    small.method.on_phase_start(small.method.phases()[0].name)
+    small.method.on_phase_start(small.method.phases()[0].name, resumed=False)
     small.method.on_epoch_start(0, 2)
     batch = next(small.loader.epoch(0))
     with LossOperations() as operations:

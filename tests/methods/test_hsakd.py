@@ -205,7 +205,7 @@ class Preparation:
 
     def __init__(self, folder, small, *, epochs=6, watcher=None, precision=None):
         folder.mkdir(parents=True, exist_ok=True)
-        asked = HSAKD.preparation(small.method.config)
+        (asked,) = HSAKD.preparations(small.method.config)
         torch.manual_seed(3)
         # As the pipeline does it: what stands in the student's place is the teacher's own network.
         self.method = asked.method(asked.config, Networks(small.teacher, small.frozen), small.method.data)
@@ -244,7 +244,7 @@ def test_the_preparation_teaches_the_heads_joint_classes_and_leaves_the_teacher_
     assert outcome.model == small.frozen.model
 
     drawn = {key: value.clone() for key, value in small.method.teacher_heads.state_dict().items()}
-    small.method.take_prepared(outcome.state)
+    small.method.take_prepared("preparation", outcome.state)
     taken = small.method.teacher_heads.state_dict()
     assert_same(outcome.state, taken)
     assert not torch.equal(taken["stage1.head.2.weight"], drawn["stage1.head.2.weight"])
@@ -260,7 +260,7 @@ def test_heads_of_another_teacher_are_not_taken(tmp_path):
     state = dict(small.method.teacher_heads.state_dict())
     missing = state.popitem()[0]
     with pytest.raises(RuntimeError, match=missing):
-        small.method.take_prepared(state)
+        small.method.take_prepared("preparation", state)
 
 
 def test_a_stopped_and_resumed_preparation_equals_an_unbroken_one(tmp_path):
@@ -298,13 +298,13 @@ def test_the_preparation_weighs_classes_and_smooths_labels_as_the_run_does():
 
 
 def test_the_preparation_is_what_the_config_says():
-    asked = HSAKD.preparation(HSAKD.Config())
+    (asked,) = HSAKD.preparations(HSAKD.Config())
     assert (asked.method, asked.epochs, asked.lr, asked.milestones) == (
         TeacherHeads, 100, 0.05, (0.3, 0.6, 0.9),
     )  # fmt: skip
     needs = asked.method.needs(asked.config)
     assert (needs.teacher, needs.labels, needs.unlabelled) == (True, True, False)
-    asked = HSAKD.preparation(HSAKD.Config(head_epochs=7, head_lr=0.2, head_milestones=[0.5]))
+    (asked,) = HSAKD.preparations(HSAKD.Config(head_epochs=7, head_lr=0.2, head_milestones=[0.5]))
     assert (asked.epochs, asked.lr, asked.milestones) == (7, 0.2, (0.5,))
 
 

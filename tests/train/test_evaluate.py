@@ -61,21 +61,21 @@ def test_a_teacher_is_scored_by_what_it_teaches():
 
 def test_images_without_a_label_do_not_count_where_others_have_one():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    got = score(logits, torch.tensor([0, -1, -1]), taught=logits)
+    got = score(logits, torch.tensor([0, -1, -1]), teacher_outputs=logits)
     assert got == {"top1": 1.0, "loss": pytest.approx(math.log(1 + math.exp(-2)))}
 
 
 def test_without_labels_a_classifier_is_scored_by_its_agreement_with_its_teacher():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     taught = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 4.0]])
-    got = score(logits, torch.full((3,), -1), taught=taught)
+    got = score(logits, torch.full((3,), -1), teacher_outputs=taught)
     p, q = taught.softmax(1), logits.softmax(1)
     assert got == {
         "agreement": pytest.approx(2 / 3),
         "kl": pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-5),
     }
     assert deciding(got) == "agreement"
-    assert score(taught, torch.full((3,), -1), taught=taught)["kl"] == pytest.approx(0, abs=1e-7)
+    assert score(taught, torch.full((3,), -1), teacher_outputs=taught)["kl"] == pytest.approx(0, abs=1e-7)
     assert score(logits, torch.full((3,), -1)) == {}
     assert deciding({}) is None
 
@@ -83,10 +83,10 @@ def test_without_labels_a_classifier_is_scored_by_its_agreement_with_its_teacher
 def test_a_backbone_is_scored_by_its_neighbours_and_by_its_teachers():
     features = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(30) % 3
-    got = score(features, labels, backbone=True, taught=-features)
+    got = score(features, labels, backbone=True, teacher_outputs=-features)
     assert got == {"knn_top1": knn_top1(features, labels), "agreement": 1.0}
     assert deciding(got) == "knn_top1"
-    got = score(features, torch.full((30,), -1), backbone=True, taught=features[:, :3])
+    got = score(features, torch.full((30,), -1), backbone=True, teacher_outputs=features[:, :3])
     assert got == {"agreement": overlap(features, features[:, :3])}
     assert deciding(got) == "agreement"
     assert score(features, torch.full((30,), -1), backbone=True) == {}

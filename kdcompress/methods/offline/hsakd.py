@@ -86,17 +86,18 @@ class HSAKD(Taught):
         )
 
     @classmethod
-    def preparation(cls, config: Config) -> Preparation:
+    def preparations(cls, config: Config) -> tuple[Preparation, ...]:
         """The teacher's auxiliary classifiers."""
-        return Preparation(
+        heads = Preparation(
             TeacherHeads,
             TeacherHeads.Config(),
             epochs=config.head_epochs,
             lr=config.head_lr,
             milestones=tuple(config.head_milestones),
         )
+        return (heads,)
 
-    def take_prepared(self, state: dict[str, Tensor]) -> None:
+    def take_prepared(self, name: str, state: dict[str, Tensor]) -> None:
         """Takes over the weights of the teacher's auxiliary classifiers."""
         self.teacher_heads.load_state_dict(state, strict=True)
 

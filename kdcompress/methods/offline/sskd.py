@@ -95,12 +95,13 @@ class SSKD(Taught):
         )
 
     @classmethod
-    def preparation(cls, config: Config) -> Preparation:
+    def preparations(cls, config: Config) -> tuple[Preparation, ...]:
         """The training of the teacher's projection head."""
         milestones = tuple(config.head_milestones)
-        return Preparation(cls.Pretext, cls.Pretext.Config(), config.head_epochs, config.head_lr, milestones)
+        c = config
+        return (Preparation(cls.Pretext, cls.Pretext.Config(), c.head_epochs, c.head_lr, milestones),)
 
-    def take_prepared(self, state: dict[str, Tensor]) -> None:
+    def take_prepared(self, name: str, state: dict[str, Tensor]) -> None:
         """Takes over the teacher's projection head."""
         self.head_teacher.load_state_dict(state, strict=True)
 
@@ -191,7 +192,7 @@ class SSKD(Taught):
         def candidates(self) -> dict[str, Candidate]:
             """The head, which `SSKD.take_prepared` takes."""
             assert self.networks.teacher is not None
-            return {"head": Candidate(self.head, self.networks.teacher.model)}
+            return {"head": Candidate(self.networks.teacher.tapped, self.head.state_dict, self.head)}
 
         def losses(self, batch: Batch) -> dict[str, Tensor]:
             """Term pretext."""

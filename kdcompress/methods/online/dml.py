@@ -96,11 +96,16 @@ class DML(Method):
         """The student and every peer of its class: trained alike, so the best on held-out data ships."""
         student = self.networks.student
         same = {
-            name: Candidate(network.network, network.model)
+            name: Candidate.of(network)
             for name, network in zip(self.network_names(), (student, *self.networks.peers), strict=True)
             if network.model == student.model
         }
         return same
+
+    def members(self) -> dict[str, Candidate]:
+        """Names all networks, those of other classes than the student's included."""
+        networks = (self.networks.student, *self.networks.peers)
+        return {name: Candidate.of(n) for name, n in zip(self.network_names(), networks, strict=True)}
 
 
 def _present(logits: Tensor | None) -> Tensor:

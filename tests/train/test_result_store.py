@@ -7,16 +7,17 @@ from torch import nn
 from kdcompress.data.cache import cache_folder
 from kdcompress.errors import RunFolderError
 from kdcompress.recipe import load_recipe
-from kdcompress.train import teacher_store
+from kdcompress.train import result_store
+from kdcompress.train.processes import Processes
 
 STATE = {"weight": torch.arange(6.0).reshape(3, 2), "bias": torch.zeros(3)}
-SURROUNDINGS = {"torch": "1", "device": "cpu", "precision": "fp32", "processes": 1}
+ENVIRONMENT = {"torch": "1", "device": "cpu", "precision": "fp32", "processes": 1}
 
 
-def key(*overrides, data="d", weights=None, **surroundings):
+def key(*overrides, data="d", weights=None, **environment):
     recipe = load_recipe("quickstart", overrides)
-    around = {**SURROUNDINGS, **surroundings}
-    return teacher_store.key(recipe, listing_sha256=data, weights_sha256=weights, surroundings=around)
+    around = {**ENVIRONMENT, **environment}
+    return result_store.teacher_key(recipe, listing_sha256=data, weights_sha256=weights, environment=around)
 
 
 @pytest.mark.parametrize(
@@ -58,12 +59,12 @@ def test_so_do_its_data_its_weights_and_what_it_is_computed_on():
 
 
 def test_a_kept_teacher_is_found_by_this_run_and_by_every_other(tmp_path):
-    teacher_store.keep(tmp_path / "run", "k", STATE, {"epoch": 3})
+    result_store.keep(tmp_path / "run", "k", STATE, {"epoch": 3})
     for folder in (tmp_path / "run", tmp_path / "other"):
-        kept = teacher_store.find(folder, "k")
+        kept = result_store.find(folder, "k")
         assert kept.note["epoch"] == 3
         assert all(torch.equal(kept.state[name], STATE[name]) for name in STATE)
-    assert teacher_store.find(tmp_path / "run", "another") is None
+    assert result_store.find(tmp_path / "run", "another") is None
 
 
 @pytest.mark.parametrize(
@@ -81,26 +82,49 @@ def test_a_kept_teacher_is_found_by_this_run_and_by_every_other(tmp_path):
     ids=["cut", "no_file", "no_note", "newer", "half_a_note", "no_text", "no_object", "no_hash"],
 )
 def test_a_damaged_teacher_is_as_good_as_none(tmp_path, damage):
-    teacher_store.keep(tmp_path, "k", STATE, {})
+    result_store.keep(tmp_path, "k", STATE, {})
     damage(tmp_path)
     damage(cache_folder() / "teachers" / "k")
-    assert teacher_store.find(tmp_path, "k") is None
+    assert result_store.find(tmp_path, "k") is None
 
 
 def test_a_damaged_teacher_of_the_run_is_replaced_by_the_shared_one(tmp_path):
-    teacher_store.keep(tmp_path, "k", STATE, {})
+    result_store.keep(tmp_path, "k", STATE, {})
     (tmp_path / "teacher.safetensors").write_bytes(b"short")
-    assert teacher_store.find(tmp_path, "k") is not None
+    assert result_store.find(tmp_path, "k") is not None
 
 
 def test_a_teacher_fills_its_own_network_and_no_other():
     network = nn.Linear(2, 3)
-    teacher_store.fill(network, STATE)
+    result_store.fill(network, STATE)
     assert torch.equal(network.weight, STATE["weight"])
     with pytest.raises(RunFolderError, match=r"does not fit its network .*--overwrite"):
-        teacher_store.fill(nn.Linear(2, 4), STATE)
+        result_store.fill(nn.Linear(2, 4), STATE)
 
 
-@pytest.mark.parametrize(("classes", "least"), [(2, 0.75), (4, 0.625), (10, 0.3), (1000, 0.003)])
-def test_the_least_top1_is_three_times_chance_and_at_most_halfway_to_certainty(classes, least):
-    assert teacher_store.least_top1(classes) == pytest.approx(least)
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def test_a_result_is_made_once_and_found_by_the_next_run(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return STATE, {"epoch": 3}
+
+    first = result_store.result(tmp_path / "one", "heads", "k", ALONE, make)
+    again = result_store.result(tmp_path / "one", "heads", "k", ALONE, make)
+    other = result_store.result(tmp_path / "other", "heads", "k", ALONE, make)
+    assert len(calls) == 1
+    assert first.note == again.note == other.note == {"epoch": 3}
+    assert first.sha256 == other.sha256
+    assert (tmp_path / "other" / "heads.safetensors").is_file()
+    result_store.result(tmp_path / "one", "heads", "another", ALONE, make)
+    assert len(calls) == 2
+
+
+def test_a_key_chains_what_it_builds_on():
+    first = result_store.key_of("heads", 1)
+    assert result_store.key_of("labels", first) != result_store.key_of(
+        "labels", result_store.key_of("heads", 2)
+    )

@@ -14,10 +14,10 @@ from kdcompress.errors import Interrupted
 from kdcompress.methods.base import find_method
 from kdcompress.networks.rounding import Rounding
 from kdcompress.recipe import OptimSection, TrainSection
-from kdcompress.train import tuned as tuning
+from kdcompress.train import qat_method as tuning
 from kdcompress.train.job import Job
 from kdcompress.train.journal import Journal
-from kdcompress.train.qat_method import Tuned
+from kdcompress.train.qat_method import QuantizationAwareTraining
 from kdcompress.train.trainer import Trainer
 
 
@@ -37,7 +37,7 @@ class Tuning:
         images = [self.student.normalise(batch.images) for batch in small.loader.epoch(0)]
         self.rounding = Rounding(self.student.network, images)
         self.student.around = self.rounding.rounded
-        self.method = Tuned(small.method, self.rounding, ALONE, after=1)
+        self.method = QuantizationAwareTraining(small.method, self.rounding, ALONE, after=1)
         train = TrainSection(epochs=epochs, precision="fp32")
         job = Job("qat", small.folder, train, OptimSection(lr=0.01), epochs, False, "--resume")
         held_out = small.trainer.choice._held_out
@@ -112,7 +112,7 @@ def test_a_method_goes_on_in_its_last_phase_with_its_epochs_counted_on(tmp_path)
 def test_needs_are_those_of_the_method_that_goes_on(tmp_path):
     small = trained(tmp_path, "fitnet", train={"epochs": 2})
     under_way = Tuning(small)
-    assert Tuned.needs(under_way.method.config) == small.method.needs(small.method.config)
+    assert QuantizationAwareTraining.needs(under_way.method.config) == small.method.needs(small.method.config)
 
 
 def with_teacher():
