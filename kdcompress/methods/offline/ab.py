@@ -141,8 +141,7 @@ class AB(Taught):
         taught = self.networks.teacher(batch.views[0], frozenset({"pre"})).pre
         for stage, connector in self.connectors.items():
             with student.autocast():
-                connected = connector(seen[stage])
-            seen[stage] = connected.float()
+                seen[stage] = connector(seen[stage])
         each = self.boundaries(
             [seen[pair.student] for pair in self.pairs], [taught[pair.teacher] for pair in self.pairs]
         )

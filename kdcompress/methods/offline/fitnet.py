@@ -72,7 +72,7 @@ class FitNet(Taught):
         with student.autocast():
             regressed = self.regressor(seen.stages[self.pair.student])
         hint = (taught.pre if self.config.pre_activation else taught.stages)[self.pair.teacher]
-        terms = {"hint": self.config.weight * losses.mse(regressed.float(), hint)}
+        terms = {"hint": self.config.weight * losses.mse(regressed, hint)}
         return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def _chosen(self) -> Pair:

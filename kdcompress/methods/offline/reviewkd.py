@@ -95,7 +95,7 @@ class ReviewKD(Taught):
         maps, targets = self.levels(seen, taught)
         with student.autocast():
             fused = self.fused(maps, targets)
-        terms = {"review": self.review([f.float() for f in fused], targets)}
+        terms = {"review": self.review(fused, targets)}
         return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def levels(self, seen: Activations, taught: Activations) -> tuple[list[Tensor], list[Tensor]]:

@@ -27,8 +27,7 @@ class RKD(Taught):
     """
 
     class Config(ClassifierLearns):
-        """Distances are a mean over a group's pairs, angles over its triples, both averaged over the groups by
-        their rows; the other terms are means over rows."""
+        """Distances are a mean over a group's pairs, angles over its triples; other terms are row means."""
 
         distance_weight: float = Field(25.0, ge=0)
         angle_weight: float = Field(50.0, ge=0)

@@ -11,6 +11,7 @@ from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
 from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.tapped import wide
 
 
 class SRRL(Taught):
@@ -80,7 +81,7 @@ class SRRL(Taught):
         assert taught.pooled is not None
         with student.autocast():
             connected_BDHW = self.connector(seen.stages[self.stage])
-        terms = self.regressions(connected_BDHW.float().mean((2, 3)), taught.pooled, taught.logits)
+        terms = self.regressions(wide(connected_BDHW).mean((2, 3)), taught.pooled, taught.logits)
         return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def regressions(self, connected_BD: Tensor, pooled_BD: Tensor, logits_BK: Tensor) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.tapped import wide
 
 
 class BYOT(Method):
@@ -80,8 +81,8 @@ class BYOT(Method):
         for stage, head in zip(self.stages, self.heads, strict=True):
             with student.autocast():
                 feature_BD, logits_BK = head(seen.stages[stage])
-            logits.append(logits_BK.float())
-            features.append(feature_BD.float())
+            logits.append(wide(logits_BK))
+            features.append(wide(feature_BD))
         return self.terms(logits, features, list(self.adapters), batch.labels)
 
     def terms(
