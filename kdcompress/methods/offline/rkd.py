@@ -1,6 +1,8 @@
-"""Distances and angles between the images of a batch, as the teacher sees them (Park et al. 2019)."""
+"""Relational knowledge distillation (Park et al., CVPR 2019): imitates distances and angles in a batch."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -9,12 +11,13 @@ from torch import Tensor
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
+from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet
 from kdcompress.methods.requirements import pooled_widths
-from kdcompress.methods.taught import ClassifierLearns, Taught
+from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
 from kdcompress.networks.networks import Networks
 
 
-class RKD(Taught):
+class RKD(SoftLabelMethod):
     """ce_weight · CE(labels) + distance_weight · distances + angle_weight · angles + kd_weight · KL.
 
     Distances and angles are those between pooled vectors, whose widths need not agree; nothing is trained
@@ -26,7 +29,18 @@ class RKD(Taught):
         the CRD set-up; the paper's metric learning has 1 and 2.
     """
 
-    class Config(ClassifierLearns):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(distance_weight=25.0, angle_weight=50.0, ce_weight=1.0, kd_weight=0.0),
+        "imagenet": imagenet(
+            "No setting is published: the values are those of CIFAR-100.",
+            distance_weight=25.0, angle_weight=50.0, ce_weight=1.0, kd_weight=0.0,
+        ),
+    }  # fmt: skip
+    FIGURES = crd_table(
+        CRD_TABLES, 73.35, 72.22, 69.61, 69.25, 71.82, 71.90, 71.48, 64.52, 64.43, 71.50, 72.28, 73.21, 72.21
+    )  # fmt: skip
+
+    class Config(ClassifierConfig):
         """Distances are a mean over a group's pairs, angles over its triples; other terms are row means."""
 
         distance_weight: float = Field(25.0, ge=0)
