@@ -149,7 +149,7 @@ class TrainSection(Section):
     class_weights: Literal["none", "balanced"] | list[float] = "none"
     """balanced: inversely to a class's frequency; a list: one per class; scaled to a mean of 1 over the
     images."""
-    ship: Literal["best", "last"] = "best"
+    ship: str = Field("best", pattern=r"^[a-z0-9_]+$")
     """The epoch and candidate with the best held-out top-1, or the last epoch's student."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """A checkpoint is also written within an epoch, this often."""

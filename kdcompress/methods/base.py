@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
 from kdcompress.methods.gather import gather_rows, row_share
+from kdcompress.methods.presets import Preset, PublishedFigure
 from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
@@ -176,6 +177,9 @@ class Method(nn.Module):
         networks: Student, teacher and peers, built and placed.
         data: Facts about the training data.
     """
+
+    PRESETS: ClassVar[dict[str, Preset]] = {}
+    FIGURES: ClassVar[tuple[PublishedFigure, ...]] = ()
 
     class Config(Section):
         """Fields of the recipe's `method:` section, beside its name."""
