@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from kdcompress.data.batch import Batch, View
 from kdcompress.data.joined import JoinedSource
-from kdcompress.data.pools import Pool, PooledOrder
-from kdcompress.data.random_bits import permutation
+from kdcompress.data.orders import BatchOrder, ShuffledOrder
 from kdcompress.data.source import MemorySource, Source
 from kdcompress.data.workers import EVALUATION, Task, Workers, result_of
 from kdcompress.errors import UserError
@@ -39,13 +38,10 @@ class TrainingLoader:
             world.
         world: Number of processes.
         workers: Processes that decode image files; an in-memory set uses none.
-        order: Gives the sample indices of an epoch (int64, at least steps × batch_size of them) in place of
-            the shuffled order.
-        pools: What each batch is made of, in place of the shuffled order; an epoch then is one pass through
-            the first of them. Empty: all images are alike.
+        order: The samples of every batch, made by `batch_order` with the same batch size; None: shuffled.
 
     Raises:
-        UserError: The batch does not divide evenly over the processes, or holds none of a pool.
+        UserError: The batch does not divide evenly over the processes.
     """
 
     def __init__(
@@ -60,8 +56,7 @@ class TrainingLoader:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
-        order: Callable[[int], Tensor] | None = None,
-        pools: Sequence[Pool] = (),
+        order: BatchOrder | None = None,
     ) -> None:
         assert 0 <= rank < world, (rank, world)
         assert views >= 1, views
@@ -77,11 +72,8 @@ class TrainingLoader:
         self.source = _near(source.with_augment(augment), self.device)
         self.batch_size, self.views, self.seed = batch_size, views, seed
         self.rank, self.world = rank, world
-        self.steps = len(self.source) // batch_size
-        if pools:
-            pooled = PooledOrder(pools, batch_size=batch_size, seed=seed)
-            order, self.steps = pooled, pooled.steps
-        self._order = order
+        self._order = order or ShuffledOrder(len(source), batch_size=batch_size, seed=seed)
+        self.steps = self._order.steps
         self._workers = _workers(self.source, workers, self.device)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -98,8 +90,8 @@ class TrainingLoader:
             WorldError: A worker process died.
             DataError: An image file cannot be read any more.
         """
-        order = permutation(self.seed, epoch, len(self.source)) if self._order is None else self._order(epoch)
-        assert len(order) >= self.steps * self.batch_size, (len(order), self.steps, self.batch_size)
+        order = self._order(epoch)
+        assert len(order) == self.steps * self.batch_size, (len(order), self.steps, self.batch_size)
         share = self.batch_size // self.world
         starts = [step * self.batch_size + self.rank * share for step in range(start_step, self.steps)]
         numbers = tuple(range(epoch * self.views, (epoch + 1) * self.views))

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from kdcompress.data import pools
 from kdcompress.data.loader import TrainingLoader
+from kdcompress.data.orders import batch_order
 from kdcompress.methods.base import Method, configured
 from kdcompress.networks.from_recipe import Start, seeded
 from kdcompress.networks.networks import Networks
@@ -51,7 +51,8 @@ def steps_per_epoch(run: Run) -> int:
         UserError: A batch is too small to hold images of every kind.
     """
     data = taught_by(run, *configured(run.recipe.method)).data
-    return pools.steps_per_epoch(data.pools, len(data.train), run.recipe.data.batch_size)
+    batch_size = run.recipe.data.batch_size
+    return batch_order("shuffled", data.train.labels, batch_size=batch_size, seed=0, pools=data.pools).steps
 
 
 def train(run: Run, method: Method) -> Outcome:
@@ -87,11 +88,12 @@ def loop(
         choose: Whether the best epoch on held-out data is chosen, if there is any.
     """
     recipe, data = run.recipe, taught_by(run, type(method), method.config).data
+    batch_size = recipe.data.batch_size
     loader = TrainingLoader(
         data.train,
-        batch_size=recipe.data.batch_size,
+        batch_size=batch_size,
         views=method.needs(method.config).views,
-        pools=data.pools,
+        order=batch_order("shuffled", data.train.labels, batch_size=batch_size, seed=seed, pools=data.pools),
         seed=seed,
         augment=data.augment,
         device=run.device,

@@ -14,6 +14,7 @@ from kdcompress.data.dataset import open_data
 from kdcompress.data.extra import open_extra
 from kdcompress.data.joined import JoinedSource
 from kdcompress.data.loader import TrainingLoader
+from kdcompress.data.orders import batch_order
 from kdcompress.data.source import FolderSource, MemorySource
 from kdcompress.errors import DataError
 from kdcompress.recipe import DataSection, ExtraSection
@@ -236,7 +237,12 @@ def test_each_batch_holds_its_share_of_them_and_an_epoch_is_one_pass_through_the
     assert len(taught.train) == count
     assert taught.extra is None
     loader = TrainingLoader(
-        taught.train, batch_size=64, seed=0, augment="none", device="cpu", pools=taught.pools
+        taught.train,
+        batch_size=64,
+        seed=0,
+        augment="none",
+        device="cpu",
+        order=batch_order("shuffled", taught.train.labels, batch_size=64, seed=0, pools=taught.pools),
     )
     assert loader.steps == real // 48
     pixels = all_of(taught.train).float() / 255

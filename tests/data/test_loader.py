@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from kdcompress.data.loader import EvaluationLoader, TrainingLoader, on_device
+from kdcompress.data.random_bits import permutation
 from kdcompress.data.source import FolderSource, MemorySource
 from kdcompress.errors import UserError
 
@@ -92,10 +93,30 @@ def test_a_set_smaller_than_a_batch_is_one_batch_of_all():
     assert sorted(batch.indices.tolist()) == [0, 1, 2, 3, 4]
 
 
-def test_a_method_may_bring_its_own_order():
-    order = torch.arange(22).flip(0)
-    batches = list(loader(order=lambda epoch: order.roll(epoch)).epoch(1))
+class Backwards:
+    """Three batches of four, from the last image on; one earlier in every epoch."""
+
+    steps = 3
+
+    def __call__(self, epoch):
+        return torch.arange(22).flip(0).roll(epoch)[:12]
+
+
+def test_an_order_says_which_images_a_batch_holds_and_how_many_batches_there_are():
+    training = loader(order=Backwards())
+    batches = list(training.epoch(1))
+    assert training.steps == len(batches) == 3
     assert batches[0].indices.tolist() == [0, 21, 20, 19]
+
+
+def test_an_order_for_another_batch_size_is_a_mistake():
+    with pytest.raises(AssertionError):
+        next(loader(order=Backwards(), batch_size=5).epoch(0))
+
+
+def test_without_an_order_the_images_are_shuffled_with_the_seed_and_the_epoch():
+    drawn = torch.cat([batch.indices for batch in loader(seed=3).epoch(2)])
+    assert torch.equal(drawn, permutation(3, 2, 22)[:20])
 
 
 def test_the_global_generator_is_untouched():
