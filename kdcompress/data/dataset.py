@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcompress import discovery
+from kdcompress.data.augment import resolve_preset
 from kdcompress.data.batch import Batch, DataInfo, no_labels
 from kdcompress.data.extra import KEY as EXTRA_ROOT
 from kdcompress.data.extra import Extra
@@ -129,7 +130,7 @@ class Data:
         behind = torch.arange(len(train), len(train) + len(made))
         return replace(
             real,
-            train=JoinedSource((train, made)),
+            train=JoinedSource((train, made)).with_augment(self.augment),
             pools=(*pools, Pool(EXTRA, behind, self.extra.share)),
             extra=None,
         )
@@ -221,7 +222,7 @@ def open_data(
     read: Callable[[DataSection, OnProgress | None], Raw] = discovery.load("dataset", section.dataset).read
     raw = read(section, progress)
     train, held_out, test, warnings = _cut(raw, section.held_out)
-    preset = raw.augment if section.augment == "auto" else section.augment
+    preset = raw.augment if section.augment == "auto" else resolve_preset(section.augment, raw.augment)
     if isinstance(train, MemorySource):
         mean, std = channel_statistics(train.images)  # of the pixels as they come, whatever size is asked for
     else:

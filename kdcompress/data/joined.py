@@ -76,7 +76,7 @@ class JoinedSource:
         return replace(self, parts=tuple(parts))
 
     def with_augment(self, preset: str) -> Self:
-        """The same images with another augmentation."""
+        """Gives the same images with another preset; weak and strong depend on each part's present one."""
         return replace(self, parts=tuple(part.with_augment(preset) for part in self.parts))
 
     def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:

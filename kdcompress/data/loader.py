@@ -12,7 +12,7 @@ from kdcompress.data.batch import Batch, View
 from kdcompress.data.joined import JoinedSource
 from kdcompress.data.orders import BatchOrder, ShuffledOrder
 from kdcompress.data.source import MemorySource, Source
-from kdcompress.data.workers import EVALUATION, Task, Workers, result_of
+from kdcompress.data.workers import EVALUATION, Task, Workers, images_of
 from kdcompress.errors import UserError
 
 RESIDENT_BYTES = 1 << 31
@@ -32,7 +32,8 @@ class TrainingLoader:
         batch_size: Global, over all processes together.
         views: Augmentations of each image a batch holds (V).
         seed: The run's.
-        augment: Name of the augmentation.
+        augment: Name of a preset (`augment.PRESETS`), or one name per view. `weak` is the source's own
+            preset, `strong` its crop with strong colours.
         device: Where the batches are put.
         rank: Of this process: it gets rows [rank · b, (rank + 1) · b) of each global batch, b = batch_size /
             world.
@@ -51,7 +52,7 @@ class TrainingLoader:
         batch_size: int,
         views: int = 1,
         seed: int,
-        augment: str,
+        augment: str | tuple[str, ...],
         device: torch.device | str,
         rank: int = 0,
         world: int = 1,
@@ -59,7 +60,8 @@ class TrainingLoader:
         order: BatchOrder | None = None,
     ) -> None:
         assert 0 <= rank < world, (rank, world)
-        assert views >= 1, views
+        presets = (augment,) * views if isinstance(augment, str) else augment
+        assert 1 <= len(presets) == views, (presets, views)
         if len(source) == 0:
             raise UserError("data: there are no training images")
         batch_size = min(batch_size, len(source))
@@ -69,12 +71,13 @@ class TrainingLoader:
                 f"choose a multiple of {world}"
             )
         self.device = torch.device(device)
-        self.source = _near(source.with_augment(augment), self.device)
+        self.source = _near(source, self.device)
+        self._views = tuple(self.source.with_augment(preset) for preset in presets)
         self.batch_size, self.views, self.seed = batch_size, views, seed
         self.rank, self.world = rank, world
         self._order = order or ShuffledOrder(len(source), batch_size=batch_size, seed=seed)
         self.steps = self._order.steps
-        self._workers = _workers(self.source, workers, self.device)
+        self._workers = _workers(self._views, workers, self.device)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch.
@@ -96,7 +99,7 @@ class TrainingLoader:
         starts = [step * self.batch_size + self.rank * share for step in range(start_step, self.steps)]
         numbers = tuple(range(epoch * self.views, (epoch + 1) * self.views))
         tasks = [Task(order[start : start + share], numbers, self.seed) for start in starts]
-        for task, images in zip(tasks, _results(self.source, self._workers, tasks), strict=True):
+        for task, images in zip(tasks, _results(self._views, self._workers, tasks), strict=True):
             yield _batch(self.source, task.indices, images, numbers, self.device)
 
     def close(self) -> None:
@@ -122,7 +125,7 @@ class EvaluationLoader:
         self.device = torch.device(device)
         self.source = _near(source, self.device)
         self.batch_size = batch_size
-        self._workers = _workers(self.source, workers, self.device)
+        self._workers = _workers((self.source,), workers, self.device)
 
     def __len__(self) -> int:
         return math.ceil(len(self.source) / self.batch_size)
@@ -130,7 +133,7 @@ class EvaluationLoader:
     def __iter__(self) -> Iterator[Batch]:
         parts = torch.split(torch.arange(len(self.source)), self.batch_size) if len(self.source) else ()
         tasks = [Task(part, (EVALUATION,), 0) for part in parts]
-        for task, images in zip(tasks, _results(self.source, self._workers, tasks), strict=True):
+        for task, images in zip(tasks, _results((self.source,), self._workers, tasks), strict=True):
             yield _batch(self.source, task.indices, images, (EVALUATION,), self.device)
 
     def close(self) -> None:
@@ -166,17 +169,20 @@ def _near(source: Source, device: torch.device) -> Source:
     return source.to(device) if source.nbytes <= RESIDENT_BYTES else source
 
 
-def _workers(source: Source, count: int, device: torch.device) -> Workers | None:
+def _workers(sources: Sequence[Source], count: int, device: torch.device) -> Workers | None:
+    source = sources[0]
     in_memory = source.in_memory if isinstance(source, JoinedSource) else isinstance(source, MemorySource)
     if count == 0 or in_memory:
         return None
-    return Workers(source, count, pin=device.type == "cuda")
+    return Workers(sources, count, pin=device.type == "cuda")
 
 
-def _results(source: Source, workers: Workers | None, tasks: Sequence[Task]) -> Iterator[list[Tensor]]:
+def _results(
+    sources: Sequence[Source], workers: Workers | None, tasks: Sequence[Task]
+) -> Iterator[list[Tensor]]:
     if workers is not None:
         return workers.run(tasks)
-    return (result_of(source, task) for task in tasks)
+    return (images_of(sources, task) for task in tasks)
 
 
 def _batch(

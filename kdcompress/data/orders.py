@@ -167,7 +167,7 @@ class GroupedOrder:
         self.steps = int((labels >= 0).sum()) // batch_size
         by_label = labels.argsort(stable=True)[int((labels < 0).sum()) :]
         sizes = labels[labels >= 0].bincount()
-        classes = list(by_label.split(sizes[sizes > 0].tolist()))
+        classes = list(torch.split(by_label, sizes[sizes > 0].tolist()))
         groups = _joined_groups(classes, rows)
         if len(groups) * rows >= batch_size:
             self._groups, self._rows_in_turn = groups, rows

@@ -52,6 +52,10 @@ def test_the_test_split_does_not_move_with_held_out():
 def test_a_named_augmentation_goes_before_the_usual_one():
     data = digits(augment="none")
     assert data.augment == data.train.preset == "none"
+    assert digits(augment="weak").augment == digits().augment == "crop"
+    strong = digits(augment="strong")
+    assert strong.augment == strong.train.preset == "crop+strong"  # no mirror image: these are digits
+    assert digits(augment="simsiam").augment == "simsiam"
 
 
 def test_the_information_for_methods_is_of_the_training_split():

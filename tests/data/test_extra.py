@@ -234,6 +234,7 @@ def test_each_batch_holds_its_share_of_them_and_an_epoch_is_one_pass_through_the
     taught = data.taught(labels=True, unlabelled=True)
     real, count = len(data.train), len(data.train) + 50
     assert isinstance(taught.train, JoinedSource)
+    assert {part.preset for part in taught.train.parts} == {data.augment}
     assert len(taught.train) == count
     assert taught.extra is None
     loader = TrainingLoader(

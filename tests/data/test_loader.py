@@ -114,6 +114,29 @@ def test_an_order_for_another_batch_size_is_a_mistake():
         next(loader(order=Backwards(), batch_size=5).epoch(0))
 
 
+@pytest.mark.parametrize("in_files", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_view_may_have_an_augmentation_of_its_own(tmp_path, in_files, workers):
+    stock = source(6, 16).with_augment("crop")
+    if in_files:
+        for number in range(6):
+            Image.effect_noise((20, 24), 50 + number).save(tmp_path / f"{number}.png")
+        stock = FolderSource(tmp_path, tuple(f"{n}.png" for n in range(6)), torch.arange(6), side=16)
+    training = loader(stock, augment=("weak", "none", "moco_v2"), views=3, workers=workers)
+    batch = next(training.epoch(1))
+    training.close()
+    presets = (stock.preset, "none", "moco_v2")
+    for number, view, preset in zip((3, 4, 5), batch.views, presets, strict=True):
+        expected = stock.with_augment(preset).training_images(batch.indices, number, 0)
+        assert view.number == number
+        assert torch.equal(view.images, expected.float() / 255)
+
+
+def test_one_augmentation_for_all_views_or_one_for_each():
+    with pytest.raises(AssertionError):
+        loader(augment=("weak", "strong"), views=3)
+
+
 def test_without_an_order_the_images_are_shuffled_with_the_seed_and_the_epoch():
     drawn = torch.cat([batch.indices for batch in loader(seed=3).epoch(2)])
     assert torch.equal(drawn, permutation(3, 2, 22)[:20])
