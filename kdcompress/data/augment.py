@@ -1,6 +1,20 @@
 """Augmentation of training images by presets; every choice is a draw of (seed, view, index).
 
 An image's view is the same in any batch, in any worker process, on any device and after any resume.
+
+- `none`: the image itself.
+- `crop`: zero padding and a random crop of the old size; `crop_flip`: also mirrored half of the time.
+- `resized_crop_flip`: a random part of 8 to 100 % of the area (`crop_box`), resized to the old size, mirrored
+  half of the time.
+- `weak`: what the data set uses.
+- `strong`: the crop of `weak`, the colour jitter of MoCo v2 for 80 % of the images, then a cut-out square of
+  half the side (DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout",
+  2017; 16 of 32 pixels, as in the journal code of BYOT). The papers of KDCL, PCL and DDGSD name no stronger
+  augmentation than a crop and a mirror image of their own for every view: their views are `weak`.
+- `moco_v2` (Chen et al., "Improved baselines with momentum contrastive learning", 2020) and `simsiam` (Chen
+  and He, "Exploring simple Siamese representation learning", CVPR 2021), the authors' values and order: a
+  random part of 20 to 100 % of the area, brightness, contrast and saturation by 0.4 and hue by 0.1 for 80 %,
+  grey for 20 %, blur for 50 %, mirrored half of the time.
 """
 
 from __future__ import annotations
@@ -100,14 +114,7 @@ def augment(images: Tensor, indices: Tensor, *, seed: int, view: int, preset: st
         indices: `[B]` int64 on the same device: positions in the training set, which key the draws.
         seed: The run's seed.
         view: Which replayable view.
-        preset: A resolved preset. `none`; `crop`: zero padding and a random crop of the old size;
-            `crop_flip`: the same and a mirror image half of the time; `resized_crop_flip`: a random part of the image
-            (`crop_box`) with 8 to 100 % of its area, resized to H × W, mirrored half of the time; `moco_v2`
-            (Chen et al., "Improved baselines with momentum contrastive learning", 2020) and `simsiam` (Chen
-            and He, "Exploring simple Siamese representation learning", CVPR 2021): 20 to 100 % of the area,
-            colour jitter 0.4, 0.4, 0.4, 0.1 for 80 %, grey for 20 %, blur for 50 %, mirror image; `X+strong`,
-            which `strong` is resolved to: the crop of X, the same colour jitter for 80 %, then a cut-out
-            square of half the side (DeVries and Taylor, 2017; 16 of 32 pixels as in the BYOT authors' code).
+        preset: A resolved preset (`resolve_preset`).
         pad: Pixels added to each side before a padded crop.
 
     Returns:

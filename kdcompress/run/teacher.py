@@ -128,7 +128,7 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
     where, images = "held-out", data.held_out
     if images is None:
         # Where some have labels, those: of a few among many a sample might hold none.
-        known = data.taught(labels=True, unlabelled=data.labelled == 0).train
+        known = data.for_method(labels=True, unlabelled=data.labelled == 0).train
         every = max(1, len(known) // HELD_OUT_SAMPLE)
         where, images = "training", known.subset(torch.arange(0, len(known), every))
     figures = None

@@ -40,7 +40,7 @@ def taught_by(run: Run, method: type[Method], config: Any) -> Run:
         DataError: The method needs labels, and no image has one.
     """
     needs = method.needs(config)
-    data = run.data.taught(labels=needs.labels, unlabelled=needs.unlabelled)
+    data = run.data.for_method(labels=needs.labels, unlabelled=needs.unlabelled)
     return dataclasses.replace(run, data=data)
 
 

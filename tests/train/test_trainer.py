@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_training import CLASSES, Small, Watcher, assert_same, images
 
-from kdcompress.data.dataset import scaled_class_weights
+from kdcompress.data.class_weights import scaled_class_weights
 from kdcompress.errors import Interrupted, NonFiniteLoss
 from kdcompress.methods import losses
 
