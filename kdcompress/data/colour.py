@@ -67,7 +67,7 @@ def adjust_colours(images: Tensor, indices: Tensor, colours: Colours, *, seed: i
     Args:
         images: `[B, C, H, W]` uint8. With one channel, saturation, hue and grey are left out.
         indices: `[B]` int64 on the same device, positions in the training set.
-        colours: What changes, and how much.
+        colours: Strengths and shares of the changes.
         seed: The run's seed.
         view: Which replayable view.
 

@@ -62,7 +62,7 @@ def crop_box(
     return (left, top, left + w, top + h), flip
 
 
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes images, antialiased bilinear.
 
     Args:
@@ -126,6 +126,6 @@ def resized_crop(
     parts = []
     for image, index in zip(images, indices.tolist(), strict=True):
         (left, top, right, bottom), flip = crop_box(seed, view, index, w, h, scale)
-        part = resized(image[None, :, top:bottom, left:right], (h, w))
+        part = resize_images(image[None, :, top:bottom, left:right], (h, w))
         parts.append(part.flip(3) if flip else part)
     return torch.cat(parts)

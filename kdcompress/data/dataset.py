@@ -41,7 +41,7 @@ class Data:
     """A data set, ready for a run.
 
     Args:
-        name: As in `kdcompress datasets`.
+        name: Name in `kdcompress datasets`.
         class_names: K names; labels are positions in it. Empty if the classes are not known.
         channels: 1 or 3, of the images of the sources.
         train: Training images.
@@ -230,10 +230,10 @@ def open_data(
     preset = raw.augment if section.augment == "auto" else resolve_preset(section.augment, raw.augment)
     measured = train  # the pixels as they come, before a resize
     train, held_out = hide_labels(train, held_out, section.labels, raw.class_names)
-    known = {"train": train, "held_out": held_out, "test": test}
+    sources = {"train": train, "held_out": held_out, "test": test}
     splits = {
         name: _fitted(source, section, channels, preset)
-        for name, source in known.items()
+        for name, source in sources.items()
         if source is not None
     }
     train = splits["train"]
@@ -241,7 +241,7 @@ def open_data(
     if bool((train.labels >= 0).any()):
         warnings += _tiny_classes(train.labels, raw.class_names)
     mean, std = normalisation(measured, train.channels)
-    counts = {name: len(splits[name]) if name in splits else 0 for name in known}
+    counts = {name: len(splits[name]) if name in splits else 0 for name in sources}
     return Data(
         name=section.dataset,
         class_names=raw.class_names,
@@ -268,9 +268,9 @@ def _fitted(
         # A file can be decoded to grey; pixels in memory are only ever repeated, never thrown away.
         possible = {3} if isinstance(source, MemorySource) else {1, 3}
         if not accepted & possible:
-            wanted = ", ".join(map(str, sorted(accepted))) or "no common number of"
+            accepts = ", ".join(map(str, sorted(accepted))) or "no common number of"
             raise DataError(
-                f"data.dataset: {section.dataset} has {channels} channels, the networks accept {wanted}; "
+                f"data.dataset: {section.dataset} has {channels} channels, the networks accept {accepts}; "
                 "choose another network or data set"
             )
         channels = max(accepted & possible)
@@ -299,11 +299,11 @@ def _shared(splits: dict[str, MemorySource | FolderSource]) -> list[str]:
         return []
     root = folders["train"].root
     files = {name: [image_file(root, file) for file in source.files] for name, source in folders.items()}
-    found = shared_images(root, files)
-    if not found:
+    shared = shared_images(root, files)
+    if not shared:
         return []
-    first, one, second, other = found[0]
-    count = "1 image stands" if len(found) == 1 else f"{len(found)} images stand"
+    first, one, second, other = shared[0]
+    count = "1 image stands" if len(shared) == 1 else f"{len(shared)} images stand"
     return [
         f"{count} in two splits, for example {one} ({first}) and {other} ({second}); "
         "what is measured on them is too good"

@@ -31,12 +31,12 @@ class TrainingLoader:
         source: The training images.
         batch_size: Global, over all processes together.
         views: Augmentations of each image a batch holds (V).
-        seed: The run's.
+        seed: The run's seed.
         augment: Name of a preset (`augment.PRESETS`), or one name per view. `weak` is the source's own
             preset, `strong` its crop with strong colours.
-        device: Where the batches are put.
-        rank: Of this process: it gets rows [rank · b, (rank + 1) · b) of each global batch, b = batch_size /
-            world.
+        device: Device of the batches.
+        rank: Number of this process, which gets rows [rank · b, (rank + 1) · b) of each global batch,
+            b = batch_size / world.
         world: Number of processes.
         workers: Processes that decode image files; an in-memory set uses none.
         order: The samples of every batch, made by `batch_order` with the same batch size; None: shuffled.
@@ -84,7 +84,7 @@ class TrainingLoader:
 
         Args:
             epoch: Counted from 0.
-            start_step: Of the first batch given; the others are not even read.
+            start_step: Number of the first batch given; those before it are not read.
 
         Yields:
             Batches of `batch_size / world` samples; view k has the number epoch × V + k.
@@ -114,7 +114,7 @@ class EvaluationLoader:
     Args:
         source: The images.
         batch_size: The last batch may be smaller.
-        device: Where the batches are put.
+        device: Device of the batches.
         workers: Processes that decode image files; an in-memory set uses none.
     """
 
@@ -143,11 +143,11 @@ class EvaluationLoader:
 
 
 def on_device(images: Tensor, device: torch.device) -> Tensor:
-    """Images as networks take them.
+    """Converts images to the input of networks.
 
     Args:
         images: `[B, C, H, W]` uint8.
-        device: Where they go; to CUDA from pinned memory and without waiting.
+        device: Target device; CUDA is reached from pinned memory and without waiting.
 
     Returns:
         The same in float32 in [0, 1], channels last.

@@ -197,11 +197,11 @@ class GroupedOrder:
         turns = turns.repeat_interleave(self._rows_in_turn).reshape(self.steps, -1)
         group_of_row = torch.cat([self._group_of_row.expand(self.steps, -1), turns], 1).flatten()
         lengths = group_of_row.bincount(minlength=len(self._groups)).tolist()
-        taken = self._turns_before(before * self._turns)
+        turns_before = self._turns_before(before * self._turns)
         images = []
         for number, (group, length) in enumerate(zip(self._groups, lengths, strict=True)):
             always = self._rows_always[number]
-            start = before * always + taken[number] * self._rows_in_turn
+            start = before * always + turns_before[number] * self._rows_in_turn
             together = min(always + self._rows_in_turn, len(group))
             stream = (number + 2) * _STREAM
             images.append(group[_draws(self._seed, stream, len(group), start, length, together)])
@@ -217,7 +217,7 @@ class GroupedOrder:
         return torch.tensor(self._in_turn)[_draws(self._seed, _STREAM, count, start, length, self._turns)]
 
     def _turns_before(self, start: int) -> list[int]:
-        """How often each group was among the first `start` turns."""
+        """Counts the turns of each group among the first `start`."""
         turns = [0] * len(self._groups)
         if self._turns == 0:
             return turns
@@ -230,13 +230,13 @@ class GroupedOrder:
 
 def _check_labels(name: str, labels: Tensor, batch_size: int) -> None:
     counts = labels[labels >= 0].bincount()
-    labelled = int(counts.sum())
-    if labelled == 0:
+    count = int(counts.sum())
+    if count == 0:
         raise UserError(f"data: the method's batches are {name}, and no training image has a label")
-    if labelled < batch_size:
+    if count < batch_size:
         raise UserError(
-            f"data.batch_size: {batch_size} is more than the {labelled} training images with a label, of "
-            f"which {name} batches are made; choose at most {labelled}"
+            f"data.batch_size: {batch_size} is more than the {count} training images with a label, of "
+            f"which {name} batches are made; choose at most {count}"
         )
     if name == "cluster_uniform":
         return

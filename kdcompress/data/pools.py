@@ -21,7 +21,7 @@ class Pool:
     Args:
         name: For messages and the manifest.
         indices: `[n]` int64, positions in the training set; n ≥ 1.
-        share: Of every batch; the shares of all pools add up to 1.
+        share: Share of every batch; the shares of all pools add up to 1.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Pool:
 
 
 def rows_of_pools(shares: Sequence[float], batch_size: int) -> list[int]:
-    """How many rows of a batch each share is: largest remainders, the first of equals.
+    """Distributes the rows of a batch by shares: largest remainders, the first of equals.
 
     Args:
         shares: They add up to 1.

@@ -1,4 +1,4 @@
-"""Where images come from: a tensor in memory, or files on disk; both give uint8 batches by index."""
+"""Sources of images: a tensor in memory, or files on disk; both give uint8 batches by index."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kdcompress.data.augment import augment, pipeline_of, resolve_preset
 from kdcompress.data.colour import adjust_colours
-from kdcompress.data.crop import crop_box, resized, usual_pad
-from kdcompress.data.decode import decoded, opened, pixels, quiet_pillow, upright_size
+from kdcompress.data.crop import crop_box, resize_images, usual_pad
+from kdcompress.data.decode import decode_image, open_image, pixels, quiet_pillow, upright_size
 
 CROP_SHARE = 0.875
 """Side of the central crop to the shorter side before it (224 of 256), for images from files."""
@@ -119,7 +119,7 @@ class MemorySource:
         count, channels = self.images.shape[:2]
         if count * channels * math.prod(size) > MATERIALISE_BYTES:
             return replace(self, size=size)
-        parts = [resized(part, size) for part in torch.split(self.images, _CHUNK)]
+        parts = [resize_images(part, size) for part in torch.split(self.images, _CHUNK)]
         return replace(self, images=torch.cat(parts) if parts else self.images, size=size)
 
     def to(self, device: torch.device) -> Self:
@@ -130,13 +130,13 @@ class MemorySource:
         """`[B, C, H, W]` uint8 on the pixels' device: the augmented view of that number."""
         indices = indices.to(self.images.device)
         pad = usual_pad(min(self.image_size)) if self.pad is None else self.pad
-        images = resized(self.images[indices], self.image_size)
+        images = resize_images(self.images[indices], self.image_size)
         images = augment(images, indices + self.first, seed=seed, view=view, preset=self.preset, pad=pad)
         return images.expand(-1, self.channels, -1, -1)
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
         """`[B, C, H, W]` uint8 on the pixels' device, not augmented."""
-        images = resized(self.images[indices.to(self.images.device)], self.image_size)
+        images = resize_images(self.images[indices.to(self.images.device)], self.image_size)
         return images.expand(-1, self.channels, -1, -1)
 
 
@@ -217,7 +217,7 @@ class FolderSource:
             return torch.stack([self._central_part(index) for index in indices.tolist()])
 
     def _random_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Tensor:
-        with opened(self.root / self.files[index]) as stored:
+        with open_image(self.root / self.files[index]) as stored:
             width, height = upright_size(stored)
             box, flip = crop_box(seed, view, index + self.first, width, height, scale)
             # A JPEG may be decoded smaller as long as the box keeps the pixels that are asked for. The same
@@ -225,7 +225,7 @@ class FolderSource:
             across, down = box[2] - box[0], box[3] - box[1]
             least = math.ceil(self.side * max(width / across, height / down))
             stored.draft(None, (least, least))
-            image = decoded(stored, self.channels)
+            image = decode_image(stored, self.channels)
         x, y = image.width / width, image.height / height
         scaled = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
         image = image.resize((self.side, self.side), Image.Resampling.BILINEAR, box=scaled)
@@ -234,8 +234,8 @@ class FolderSource:
         return torch.from_numpy(pixels(image))
 
     def _central_part(self, index: int) -> Tensor:
-        with opened(self.root / self.files[index]) as stored:
-            image = decoded(stored, self.channels)
+        with open_image(self.root / self.files[index]) as stored:
+            image = decode_image(stored, self.channels)
         short = min(image.size)
         width, height = (max(self.side, int(self.resize * length / short)) for length in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)

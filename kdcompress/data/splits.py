@@ -44,8 +44,8 @@ def cut_splits(raw: Raw, held_out: float) -> tuple[_Part, _Part | None, _Part, l
     train, test, warnings = raw.train, raw.test, []
     everything = len(train)
     if test is None:
-        kept, cut = stratified(train.labels, TEST_SHARE)
-        train, test = train.subset(kept), train.subset(cut)
+        rest, cut = stratified(train.labels, TEST_SHARE)
+        train, test = train.subset(rest), train.subset(cut)
     if raw.held_out is not None:
         if held_out > 0:
             return train, raw.held_out, test, []
@@ -56,8 +56,8 @@ def cut_splits(raw: Raw, held_out: float) -> tuple[_Part, _Part | None, _Part, l
         return train, None, test, warnings
     # A share is meant of all images that came uncut, so that 0.1 gives 80/10/10.
     count = held_out if held_out >= 1 else max(1, round(held_out * everything))
-    kept, cut = stratified(train.labels, count)
-    return train.subset(kept), train.subset(cut), test, warnings
+    rest, cut = stratified(train.labels, count)
+    return train.subset(rest), train.subset(cut), test, warnings
 
 
 def hide_labels(
@@ -83,19 +83,19 @@ def hide_labels(
     if labels == "none":
         hidden = None if held_out is None else replace(held_out, labels=no_labels(len(held_out)))
         return replace(train, labels=no_labels(len(train))), hidden
-    known = int((train.labels >= 0).sum())
-    if known == 0:
+    count = int((train.labels >= 0).sum())
+    if count == 0:
         raise DataError(f"data.labels: {labels}, and no training image has a label")
-    most = known - len(class_names)
+    most = count - len(class_names)
     if not len(class_names) <= labels <= most:
         raise DataError(
-            f"data.labels: {labels} of {known} training labels in {len(class_names)} classes; expected "
+            f"data.labels: {labels} of {count} training labels in {len(class_names)} classes; expected "
             f"{len(class_names)} to {most}, or all"
         )
     hidden_at, _ = stratified(train.labels, labels, LABELS_SEED)
-    seen = train.labels.clone()
-    seen[hidden_at] = -1
-    return replace(train, labels=seen), held_out
+    visible_labels = train.labels.clone()
+    visible_labels[hidden_at] = -1
+    return replace(train, labels=visible_labels), held_out
 
 
 def stratified(labels: Tensor, share_or_count: float, seed: int = DATA_SEED) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ def stratified(labels: Tensor, share_or_count: float, seed: int = DATA_SEED) -> 
         seed: Seed of the choice which images of a class are taken.
 
     Returns:
-        (kept, cut): positions, ascending int64.
+        (rest, cut): positions, ascending int64.
 
     Raises:
         DataError: There are not enough images for that cut.
@@ -133,8 +133,8 @@ def stratified(labels: Tensor, share_or_count: float, seed: int = DATA_SEED) -> 
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     rank = np.arange(n) - np.repeat(starts, sizes)
     is_cut = rank < np.repeat(quota, sizes)
-    kept, cut = np.sort(grouped[~is_cut]), np.sort(grouped[is_cut])
-    return torch.from_numpy(kept), torch.from_numpy(cut)
+    rest, cut = np.sort(grouped[~is_cut]), np.sort(grouped[is_cut])
+    return torch.from_numpy(rest), torch.from_numpy(cut)
 
 
 def _quotas(sizes: NDArray[np.int64], count: int) -> NDArray[np.int64]:

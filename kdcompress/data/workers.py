@@ -1,4 +1,4 @@
-"""Processes that decode image files ahead of the training, and what becomes of them when somebody dies."""
+"""Worker processes that decode image files ahead of the training, and their end when a process dies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Task:
     Args:
         indices: `[B]` int64, positions in the source.
         views: Numbers of the views; `EVALUATION` for the image without augmentation.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
     """
 
     indices: Tensor
@@ -58,7 +58,7 @@ class Workers:
     Args:
         sources: The images of each view; sent to each process once.
         count: Number of processes.
-        pin: Whether the results are put into pinned memory.
+        pin: Put the results into pinned memory.
     """
 
     def __init__(self, sources: Sequence[Source], count: int, pin: bool) -> None:
@@ -71,7 +71,7 @@ class Workers:
 
         Raises:
             WorldError: A worker died.
-            KdcompressError: What a worker raised.
+            KdcompressError: Error that a worker raised.
         """
         if not tasks:
             return

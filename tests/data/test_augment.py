@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from kdcompress.data.augment import augment, pipeline_of, resolve_preset
-from kdcompress.data.crop import crop_box, resized, usual_pad
+from kdcompress.data.crop import crop_box, resize_images, usual_pad
 from kdcompress.errors import UserError
 
 
@@ -108,13 +108,13 @@ def test_an_image_too_narrow_for_any_box_gives_its_central_part():
 
 def test_resizing_to_the_same_size_copies_nothing():
     stock = images()
-    assert resized(stock, (12, 12)) is stock
+    assert resize_images(stock, (12, 12)) is stock
 
 
 def test_resizing_down_averages():
     board = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     board[..., ::2] = 200  # stripes: without antialiasing they would stay stripes, or vanish
-    assert (resized(board, (2, 2)).int() - 100).abs().max() <= 15
+    assert (resize_images(board, (2, 2)).int() - 100).abs().max() <= 15
 
 
 def test_an_unknown_preset_names_the_close_one():
