@@ -69,7 +69,9 @@ class DataSection(Section):
     workers: int | None = Field(None, ge=0)
     """Processes that decode images; None: one per granted core. Small data sets live in memory and use
     none."""
-    augment: Literal["auto", "none", "crop", "crop_flip", "resized_crop_flip"] = "auto"
+    augment: Literal[
+        "auto", "none", "crop", "crop_flip", "resized_crop_flip", "weak", "strong", "moco_v2", "simsiam"
+    ] = "auto"
     """What training images go through; auto: what is usual for the data set."""
     max_broken: float = Field(0.01, ge=0, le=1)
     """Share of image files that may be unreadable before it is an error; they are named and counted."""

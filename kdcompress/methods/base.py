@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdcompress import discovery
 from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.data.orders import Order
 from kdcompress.methods import losses
 from kdcompress.methods.gather import gather_rows, row_share
 from kdcompress.methods.presets import Preset, PublishedFigure
@@ -50,7 +51,7 @@ class Needs:
     peers: int | None = None
     views: int = 1
     augment: tuple[str, ...] = ()
-    order: str = "shuffled"
+    order: Order = "shuffled"
     labels: bool = True
     unlabelled: bool = False
     student: Want = LOGITS

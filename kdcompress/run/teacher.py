@@ -118,7 +118,7 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
     where, images = "held-out", data.held_out
     if images is None:
         # The labelled images if there are any: a sample of all might hold none of a few.
-        known = data.taught(labels=True, unlabelled=data.labelled == 0).train
+        known = data.for_method(labels=True, unlabelled=data.labelled == 0).train
         every = max(1, len(known) // HELD_OUT_SAMPLE)
         where, images = "training", known.subset(torch.arange(0, len(known), every))
     figures = None

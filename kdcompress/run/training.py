@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kdcompress.data import pools
+from kdcompress.data.dataset import Data
 from kdcompress.data.loader import TrainingLoader
-from kdcompress.methods.base import Method, configured
+from kdcompress.data.orders import BatchOrder, batch_order
+from kdcompress.methods.base import Method, Needs, configured
 from kdcompress.networks.from_recipe import Start, seeded
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import Teacher
@@ -70,9 +71,9 @@ def run_training(run: Run, training: Training) -> Outcome:
         data.train,
         batch_size=recipe.data.batch_size,
         views=needs.views,
-        pools=data.pools,
+        order=_order(run, needs, data, seed),
         seed=seed,
-        augment=data.augment,
+        augment=needs.augment or data.augment,
         device=run.device,
         rank=run.processes.rank,
         world=run.processes.world,
@@ -138,7 +139,7 @@ def for_method(run: Run, method: type[Method], config: Any) -> Run:
         DataError: The method needs labels, and no image has one.
     """
     needs = method.needs(config)
-    data = run.data.taught(labels=needs.labels, unlabelled=needs.unlabelled)
+    data = run.data.for_method(labels=needs.labels, unlabelled=needs.unlabelled)
     return dataclasses.replace(run, data=data)
 
 
@@ -148,8 +149,13 @@ def steps_per_epoch(run: Run) -> int:
     Raises:
         UserError: A batch is too small to hold images of every kind.
     """
-    data = for_method(run, *configured(run.recipe.method)).data
-    return pools.steps_per_epoch(data.pools, len(data.train), run.recipe.data.batch_size)
+    method, config = configured(run.recipe.method)
+    return _order(run, method.needs(config), for_method(run, method, config).data, seed=0).steps
+
+
+def _order(run: Run, needs: Needs, data: Data, seed: int) -> BatchOrder:
+    size = run.recipe.data.batch_size
+    return batch_order(needs.order, data.train.labels, batch_size=size, seed=seed, pools=data.pools)
 
 
 def _resume_hint(command: str, processes: int) -> str:

@@ -8,7 +8,7 @@ import torch
 from small_training import CLASSES, Small, Watcher, assert_same, images
 from torch import nn
 
-from kdcompress.data.dataset import scaled_class_weights
+from kdcompress.data.class_weights import scaled_class_weights
 from kdcompress.errors import Interrupted, NonFiniteLoss
 from kdcompress.methods import losses
 from kdcompress.methods.base import ParameterSet, Phase
