@@ -258,6 +258,9 @@ class Tapped:
         """Two normalised images of noise `[2, C, H, W]`, always the same; no global generator moves."""
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(2, self.channels, *(image_size or self.image_size), generator=generator)
+        parameter = next(self.network.parameters(), None)
+        if parameter is not None and parameter.dtype == torch.float64:
+            images = images.double()
         return self.normalise(images.to(self.device))
 
     def _place(self, device: torch.device) -> None:

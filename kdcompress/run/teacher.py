@@ -67,6 +67,11 @@ def teach(run: Run, found: dict[str, Start]) -> Teaching | None:
         _prepare(run, start)
     size = None if trained else own_size(run, section, start)
     teacher = Teacher(tapped(run, section, start), size=size)
+    if teacher.foldable and not teacher.folded:
+        run.progress.warn(
+            f"teacher {section.model}: none of its {teacher.foldable} batch norms was folded, since its outputs "
+            "would change; it teaches as before, only slower"
+        )
     held_out, gate = _test_teacher(run, teacher)
     return Teaching(teacher, start, trained, held_out, gate)
 

@@ -189,7 +189,43 @@ def test_a_teacher_that_folding_would_change_is_left_unfolded(monkeypatch):
         "kdcompress.networks.teacher.foldable", lambda _: [("layer1.0.conv1", "layer1.0.bn2")]
     )
     teacher = Teacher(network)
-    assert teacher.folded == 0
+    assert (teacher.folded, teacher.foldable) == (0, 1)
     network.train_mode(False)
     images = images_for(network)
     torch.testing.assert_close(teacher(images, LOGITS).logits, network(images).logits)
+
+
+def test_a_network_that_amplifies_float32_rounding_is_folded():
+    network = tapped("torchvision/mobilenet_v2")
+    torch.manual_seed(0)
+    for module in network.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(1e-4, 2e-4)  # dead and nearly dead channels, as trained networks have
+    plain, folded = Teacher(network, fold=False), Teacher(network)
+    assert folded.folded == folded.foldable == 52
+    images = images_for(network)
+    a, b = folded(images, ALL).stages, plain(images, ALL).stages
+    # The control: in float32 the two differ by more than a comparison could allow, and both are finite.
+    worst = max(float((a[name] - b[name]).abs().max() / b[name].std()) for name in b)
+    assert 1e-4 < worst < 1
+
+
+def test_the_precision_of_the_processor_does_not_decide_about_folding(monkeypatch):
+    # Convolutions that round their inputs to ten bits, as TF32 does on a GPU, in float32 alone.
+    exact = nn.Conv2d._conv_forward
+
+    def rounded(self, images, weight, bias):
+        if images.dtype == torch.float32:
+            images, weight = (t.bfloat16().float() for t in (images, weight))
+        return exact(self, images, weight, bias)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", rounded)
+    assert Teacher(tapped("cifar/resnet8x4")).folded == 10
+
+
+def test_a_network_of_float64_is_read_in_it():
+    network = tapped("cifar/resnet8x4").network.double()
+    read = Tapped(network, "x/y", image_size=(32, 32), channels=3, mean=(0.5,), std=(0.2,))
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    assert read(images, ALL).stages["stage2"].dtype == torch.float64
+    assert Teacher(read)(images).logits.dtype == torch.float64
