@@ -69,8 +69,8 @@ def teach(run: Run, found: dict[str, Start]) -> Teaching | None:
     teacher = Teacher(tapped(run, section, start), size=size)
     if teacher.foldable and not teacher.folded:
         run.progress.warn(
-            f"teacher {section.model}: none of its {teacher.foldable} batch norms was folded, since its outputs "
-            "would change; it teaches as before, only slower"
+            f"teacher {section.model}: none of its {teacher.foldable} batch norms was folded, since its "
+            "outputs would change; it teaches as before, only slower"
         )
     held_out, gate = _test_teacher(run, teacher)
     return Teaching(teacher, start, trained, held_out, gate)
