@@ -18,8 +18,8 @@ from kdcompress.errors import WeightsError
 from kdcompress.networks.build import family_of
 from kdcompress.networks.download import fetch as fetch
 from kdcompress.networks.families._pretrained import Pretrained
-from kdcompress.networks.state import PREFIXES, SUFFIXES
-from kdcompress.networks.state import read_state_dict as read_state_dict
+from kdcompress.networks.read_checkpoint import PREFIXES, SUFFIXES
+from kdcompress.networks.read_checkpoint import read_state_dict as read_state_dict
 
 __all__ = [
     "LoadResult",

@@ -24,8 +24,8 @@ from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS, spec_of
 from kdcompress.errors import DataError, UserError
 from kdcompress.export.reexport import EVALUATION_SCHEMA, artefact, data_of, images_of
+from kdcompress.metrics.neighbours import NEIGHBOURS
 from kdcompress.networks.from_recipe import teacher_needs_training
-from kdcompress.networks.neighbours import NEIGHBOURS
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import Teacher
 from kdcompress.probe.concepts import MARGIN, concepts, overlap

@@ -16,6 +16,7 @@ from kdcompress.methods import losses
 from kdcompress.methods.hierarchy import TeacherHeads, cuttable, joint_heads
 from kdcompress.methods.offline.hsakd import HSAKD
 from kdcompress.networks.build import build
+from kdcompress.networks.exits import exit_after
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import Teacher
@@ -72,10 +73,10 @@ def test_a_head_is_what_follows_the_stage_with_four_times_the_classes(model):
     maps = net.shapes().stages
     assert list(heads) == list(maps)
     for stage, head in heads.items():
-        logits = head(torch.rand(4, *maps[stage].shape[1:]))
+        logits = head(torch.rand(4, *maps[stage].shape[1:])).logits
         assert logits.shape == (4, 12)
         ours = [tuple(p.shape) for p in head.parameters()]
-        theirs = [tuple(p.shape) for p in net.tail(stage).parameters()]
+        theirs = [tuple(p.shape) for p in exit_after(net, stage).parameters()]
         assert ours[:-2] == theirs[:-2]
         assert ours[-2:] == [(12, theirs[-2][1]), (12,)]
     assert_same(before, net.network.state_dict())
@@ -252,7 +253,7 @@ def test_the_preparation_teaches_the_heads_joint_classes_and_leaves_the_teacher_
     turned = losses.four_rotations(batch.images)
     maps = small.frozen(turned, frozenset({"stages"})).stages
     for stage, joint in made.method.joint_logits(turned).items():
-        assert torch.equal(small.method.teacher_heads[stage](maps[stage]), joint)
+        assert torch.equal(small.method.teacher_heads[stage](maps[stage]).logits, joint)
 
 
 def test_heads_of_another_teacher_are_not_taken(tmp_path):

@@ -13,9 +13,9 @@ from kdcompress.errors import NetworkError, UserError, WeightsError
 from kdcompress.networks import weights
 from kdcompress.networks.activations import LOGITS, POOLED
 from kdcompress.networks.build import build, segments
-from kdcompress.networks.cut import fresh_network
 from kdcompress.networks.families._headless import without_classifier
 from kdcompress.networks.from_recipe import headless_teacher, start, teacher_needs_training
+from kdcompress.networks.split import fresh_network
 from kdcompress.networks.tapped import ALL, Tapped
 from kdcompress.networks.teacher import Teacher
 from kdcompress.networks.weights import load_into

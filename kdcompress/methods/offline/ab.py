@@ -14,7 +14,7 @@ from kdcompress.methods import losses
 from kdcompress.methods.base import Needs, ParameterSet, Phase
 from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.networks import Networks
-from kdcompress.networks.trace import undisturbed
+from kdcompress.networks.undisturbed import undisturbed
 
 
 class AB(Taught):

@@ -113,14 +113,13 @@ class HSAKD(Taught):
         images = losses.four_rotations(batch.images)
         student = self.networks.student(images, needs.student)
         teacher = self.networks.teacher(images, needs.read_of_teacher)
-        with self.networks.student.autocast():
-            joint = {
-                ours: (
-                    self.heads[ours](student.stages[ours]),
-                    self.teacher_heads[theirs](teacher.stages[theirs]),
-                )
-                for ours, theirs in self.stages.items()
-            }
+        joint = {
+            ours: (
+                self.heads[ours](student.stages[ours]).logits,
+                self.teacher_heads[theirs](teacher.stages[theirs]).logits,
+            )
+            for ours, theirs in self.stages.items()
+        }
         return self.terms(student.logits, teacher.logits, joint, batch.labels)
 
     def terms(

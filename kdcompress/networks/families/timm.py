@@ -15,7 +15,7 @@ from kdcompress.errors import NetworkError, Uncuttable, UserError, WeightsError,
 from kdcompress.networks.download import fetch
 from kdcompress.networks.families._chain import Chain, by_stride, chain, flat
 from kdcompress.networks.families._pretrained import Pretrained
-from kdcompress.networks.state import read_state_dict
+from kdcompress.networks.read_checkpoint import read_state_dict
 
 CHANNELS = (1, 3)
 

@@ -27,7 +27,7 @@ from kdcompress.networks.download import fetch
 from kdcompress.networks.families._chain import Chain, by_stride, chain, flat, head
 from kdcompress.networks.families._headless import without_classifier
 from kdcompress.networks.families._pretrained import Pretrained
-from kdcompress.networks.state import read_state_dict
+from kdcompress.networks.read_checkpoint import read_state_dict
 
 CHANNELS = (3,)
 NAMES = {
@@ -208,10 +208,12 @@ def segments(name: str, network: nn.Module) -> Chain:
 def _densenet(network: DenseNet) -> Chain:
     parts = dict(network.features.named_children())
     stem = nn.Sequential(parts["conv0"], parts["norm0"], parts["relu0"], parts["pool0"])
-    last = nn.Sequential(parts["transition3"], parts["denseblock4"], parts["norm5"], nn.ReLU())
+    last = nn.Sequential(parts["transition3"], parts["denseblock4"], parts["norm5"])
     middle = [nn.Sequential(parts[f"transition{i}"], parts[f"denseblock{i + 1}"]) for i in (1, 2)]
     stages = [nn.Sequential(parts["denseblock1"]), *middle, last]
-    return chain(stem, stages, head(nn.AdaptiveAvgPool2d(1), network.classifier))
+    # The last map is what `features` gives; the network applies the activation behind it.
+    pool = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    return chain(stem, stages, head(pool, network.classifier))
 
 
 def _vgg(network: VGG) -> Chain:
