@@ -17,7 +17,7 @@ from kdcompress.networks.exits import exit_after
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.split import split
 from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import Teacher, teacher_network
 
 
 class TeacherHeads(Method):
@@ -36,7 +36,7 @@ class TeacherHeads(Method):
     def __init__(self, config: Section, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
         square_images("hsakd", data)
-        tapped = self._teacher.tapped
+        tapped = teacher_network(self._teacher, "method hsakd")
         self.heads = joint_heads(tapped, cuttable(tapped, "teacher"))
 
     @property

@@ -1,16 +1,18 @@
-"""The frozen network that teaches, made fast for reading."""
+"""Teachers: the interface that methods read, and a frozen copy of a network behind it."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcompress.data.batch import View
+from kdcompress.data.input_spec import InputSpec
+from kdcompress.errors import NetworkError
 from kdcompress.networks.activations import LOGITS, Activations, Want
 from kdcompress.networks.fold import fold_batch_norm, foldable, overwritable, overwrite
 from kdcompress.networks.tapped import Tapped
@@ -19,8 +21,89 @@ FOLD_TOLERANCE = 1e-6
 """Largest difference of a folded reading in float64, relative to the largest value of that reading."""
 
 
-class Teacher:
-    """A frozen copy of a network in evaluation mode; the network it was made of is never changed.
+class Teacher(Protocol):
+    """Gives outputs that do not change during a training: a frozen network, a file or a cache."""
+
+    @property
+    def model(self) -> str:
+        """`FAMILY/NAME`, or another name for messages."""
+
+    @property
+    def num_classes(self) -> int:
+        """K; 0 for a backbone."""
+
+    @property
+    def backbone(self) -> bool:
+        """True if it has pooled features and no logits."""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) in pixels that images are resized to; None: they go in as they come."""
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """How an image becomes its input, with its own mean and std."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that its outputs depend on, but size and normalisation."""
+
+    @property
+    def normalisation(self) -> list[list[float]]:
+        """Mean and std per channel as float32 numbers, for the keys of cached results."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that its images must be on."""
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """Autocast type of the passes; None is float32 throughout."""
+
+    @precision.setter
+    def precision(self, precision: torch.dtype | None) -> None: ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves it to a device."""
+
+    def compile(self) -> None:
+        """Compiles its passes where that is possible."""
+
+    def __call__(self, images: View | Tensor, want: Want = LOGITS) -> Activations:
+        """Returns float32 readings without gradients.
+
+        Args:
+            images: A view, or `[B, C, H, W]` float32 in [0, 1].
+            want: Fields to read; the rest stays empty.
+        """
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Returns its classifier's logits `[B, K]` of pooled features `[B, D]`; gradients reach `pooled`."""
+
+    def shapes(self, image_size: tuple[int, int] | None = None) -> Activations:
+        """Returns the readings of a batch of two as tensors without data."""
+
+    def assert_unchanged(self) -> None:
+        """Raises an AssertionError if anything changed since it was made."""
+
+
+def teacher_network(teacher: Teacher, purpose: str) -> Tapped:
+    """Returns the network of a teacher that has one, such as for heads that are copies of its stages.
+
+    Args:
+        teacher: The teacher.
+        purpose: Begins the message: who needs the network for what.
+
+    Raises:
+        NetworkError: The teacher is no network.
+    """
+    if isinstance(teacher, FrozenTeacher):
+        return teacher.tapped
+    raise NetworkError(f"{purpose}: needs the teacher as a network, and {teacher.model} is none")
+
+
+class FrozenTeacher:
+    """Reads a frozen copy of a network in evaluation mode; the original network is never changed.
 
     Args:
         tapped: The trained network. Its precision is taken over.
@@ -59,23 +142,33 @@ class Teacher:
 
     @property
     def num_classes(self) -> int:
-        """K; 0 of a backbone."""
+        """K; 0 for a backbone."""
         return self.tapped.num_classes
 
     @property
     def backbone(self) -> bool:
-        """Whether it has no classifier: its pooled features are all that it has to say."""
+        """True if it has no classifier, so that only pooled features can be read."""
         return self.tapped.backbone
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """How an image becomes its input, at its own size."""
+        return self.tapped.input_spec
+
+    @property
+    def normalisation(self) -> list[list[float]]:
+        """Mean and std per channel as float32 numbers."""
+        return [self.tapped.mean.tolist(), self.tapped.std.tolist()]
 
     @property
     def fingerprint(self) -> str:
         """A hash of all its tensors."""
-        told = "".join(f"{name}={digest};" for name, digest in sorted(self._before.items()))
-        return hashlib.sha256(told.encode()).hexdigest()
+        text = "".join(f"{name}={digest};" for name, digest in sorted(self._before.items()))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def device(self) -> torch.device:
-        """Where its images must be."""
+        """The device that its images must be on."""
         return self._frozen.device
 
     @property
@@ -92,16 +185,16 @@ class Teacher:
             self._set_precision(precision)
 
     def to(self, device: torch.device | str) -> Self:
-        """Moves the frozen copy; the network it was made of stays where it is."""
+        """Moves the frozen copy; the original network stays where it is."""
         self._frozen.to(device)
         return self
 
     def __call__(self, images: View | Tensor, want: Want = LOGITS) -> Activations:
-        """One pass under `no_grad`.
+        """Runs one pass under `no_grad`.
 
         Args:
             images: A view, or `[B, C, H, W]` float32 in [0, 1].
-            want: What is read; the rest stays empty.
+            want: Fields to read; the rest stays empty.
 
         Returns:
             Float32 readings without gradients, at the teacher's own size.
@@ -115,7 +208,7 @@ class Teacher:
         self._frozen.compiled = torch.compile(self._frozen.network)
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """The frozen classifier's logits `[B, K]`, float32; gradients reach `pooled`.
+        """Computes the frozen classifier's logits `[B, K]`, float32; gradients reach `pooled`.
 
         Args:
             pooled: `[B, D]`, as wide as the teacher's own pooled features.
@@ -123,16 +216,16 @@ class Teacher:
         return self._frozen.classify(pooled)
 
     def shapes(self, image_size: tuple[int, int] | None = None) -> Activations:
-        """What a call reads, as tensors without data for a batch of two.
+        """Returns the readings of a batch of two as tensors without data.
 
         Args:
-            image_size: (H, W) in pixels of the images it will be given; None: those of its construction.
-                Without meaning for a teacher that resizes.
+            image_size: (H, W) in pixels of the images; None: the size given at construction. Ignored by a
+                teacher that resizes.
         """
         return self.tapped.shapes(self.size or image_size)
 
     def assert_unchanged(self) -> None:
-        """Holds the teacher to being frozen: its network is, bit for bit, what it was at construction.
+        """Checks that original network and frozen copy are bit for bit what they were at construction.
 
         Raises:
             AssertionError: A parameter or buffer differs; the message names it.

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdcompress.methods.base import Method, Preparation
 from kdcompress.networks.from_recipe import seeded
 from kdcompress.networks.networks import Networks
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import Teacher, teacher_network
 from kdcompress.run.context import Run
 from kdcompress.run.networks import info
 from kdcompress.run.training import loop, taught_by
@@ -48,7 +48,8 @@ def prepare(run: Run, method: Method, teacher: Teacher | None) -> None:
         method.take_prepared(run.processes.agree(state))
         return
     # Nobody trains the network that the frozen copy was made of, in no process.
-    network = teacher.tapped.network.requires_grad_(False)
+    original = teacher_network(teacher, f"method {run.recipe.method['name']}")
+    original.network.requires_grad_(False)
     trained = build_preparation(run, asked, teacher)
     train = run.recipe.train.model_copy(update={"ema": None, "compile": False, "ship": "last"})
     optim = run.recipe.optim.model_copy(
@@ -59,8 +60,8 @@ def prepare(run: Run, method: Method, teacher: Teacher | None) -> None:
     outcome = loop(
         run, trained, LABEL, seed=_seed(run), epochs=asked.epochs, train=train, optim=optim, choose=False
     )
-    network.requires_grad_(True)
-    teacher.tapped.train_mode(False)
+    original.network.requires_grad_(True)
+    original.train_mode(False)
     note = {"model": teacher.model, "for": run.recipe.method["name"], "epochs": asked.epochs}
     if run.processes.first:
         teacher_store.keep(run.folder.checkpoints, key, outcome.state, note, STEM)
@@ -72,7 +73,8 @@ def build_preparation(run: Run, asked: Preparation, teacher: Teacher) -> Method:
     """The method that a preparation trains, beside the teacher, on the run's device."""
     seeded(_seed(run), LABEL)
     data = info(taught_by(run, asked.method, asked.config))
-    return asked.method(asked.config, Networks(teacher.tapped, teacher), data).to(run.device)
+    network = teacher_network(teacher, f"method {run.recipe.method['name']}")
+    return asked.method(asked.config, Networks(network, teacher), data).to(run.device)
 
 
 def _seed(run: Run) -> int:
@@ -91,7 +93,7 @@ def _key(run: Run, asked: Preparation, teacher: Teacher) -> str:
         "milestones": asked.milestones,
         "seed": _seed(run),
         "teacher": [teacher.model, teacher.size, teacher.fingerprint],
-        "mean_std": [teacher.tapped.mean.tolist(), teacher.tapped.std.tolist()],
+        "mean_std": teacher.normalisation,
     }
     parts = [of_training, *teacher_store.of_recipe(run.recipe), run.data.listing_sha256, run.surroundings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

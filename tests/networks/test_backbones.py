@@ -17,7 +17,7 @@ from kdcompress.networks.families._headless import without_classifier
 from kdcompress.networks.from_recipe import headless_teacher, start, teacher_needs_training
 from kdcompress.networks.split import fresh_network
 from kdcompress.networks.tapped import ALL, Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.networks.weights import load_into
 from kdcompress.recipe import NetworkSection, TeacherSection
 
@@ -215,7 +215,7 @@ def test_a_backbone_read_again_or_drawn_anew_is_a_backbone():
 @pytest.mark.parametrize("model", ["cifar/resnet8", "torchvision/mobilenet_v3_small"])
 def test_a_teacher_may_be_a_backbone(model):
     read = tapped(model, 32)
-    teacher = Teacher(read)
+    teacher = FrozenTeacher(read)
     assert teacher.backbone
     assert teacher.num_classes == 0
     assert teacher.folded > 0
@@ -232,7 +232,7 @@ def test_a_backbone_that_folding_would_change_is_left_unfolded(monkeypatch):
     monkeypatch.setattr(
         "kdcompress.networks.teacher.foldable", lambda _: [("layer1.0.conv1", "layer1.0.bn2")]
     )
-    assert Teacher(tapped()).folded == 0
+    assert FrozenTeacher(tapped()).folded == 0
 
 
 # ---------------------------------------------------------------- weights

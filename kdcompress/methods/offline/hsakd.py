@@ -17,6 +17,7 @@ from kdcompress.methods.requirements import square_images
 from kdcompress.methods.taught import ClassifierLearns, Taught
 from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.teacher import teacher_network
 
 
 class HSAKD(Taught):
@@ -57,7 +58,7 @@ class HSAKD(Taught):
         super().__init__(config, networks, data)
         square_images("hsakd", data)
         assert networks.teacher is not None
-        student, teacher = networks.student, networks.teacher.tapped
+        student, teacher = networks.student, teacher_network(networks.teacher, "method hsakd")
         ours, theirs = cuttable(student, "student"), cuttable(teacher, "teacher")
         # Counted from the deepest, so that both classifiers of a pair are made of as many stages; where one
         # network has more of them than the other, its shallowest stay out.
