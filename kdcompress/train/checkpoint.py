@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,9 @@ import torch
 
 from kdcompress.atomic import write_bytes
 from kdcompress.errors import RunFolderError
+from kdcompress.networks.read_checkpoint import TORCH_LOAD_ERRORS
 
 SCHEMA = "kdcompress.checkpoint/1"
-_STUMBLES = (
-    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError, OSError,
-    AssertionError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
-)  # fmt: skip
-"""What PyTorch's reader raises on bytes that are no checkpoint; it has no exception of its own for them."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -49,7 +44,7 @@ def load(path: Path) -> dict[str, Any] | None:
         if damaged is not None:
             raise zipfile.BadZipFile(f"checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except _STUMBLES as error:
+    except (*TORCH_LOAD_ERRORS, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise RunFolderError(
             f"{path}: the checkpoint is damaged ({reason}); start again with --overwrite"

@@ -15,6 +15,7 @@ from kdcompress.networks.activations import LOGITS, POOLED
 from kdcompress.networks.build import build, segments
 from kdcompress.networks.families._headless import without_classifier
 from kdcompress.networks.from_recipe import headless_teacher, start, teacher_needs_training
+from kdcompress.networks.read_checkpoint import read_state_dict
 from kdcompress.networks.split import fresh_network
 from kdcompress.networks.tapped import ALL, Tapped
 from kdcompress.networks.teacher import FrozenTeacher
@@ -340,11 +341,11 @@ def test_dinos_checkpoint_gives_its_teacher(tmp_path):
     content = {"student": prefixed("module.backbone.", student), "teacher": prefixed("backbone.", teacher)}
     torch.save({**content, "dino_loss": {"center": torch.zeros(1, 8)}, "epoch": 3}, tmp_path / "dino.pth")
     network = backbone()
-    state = weights.read_state_dict(tmp_path / "dino.pth")
+    state = read_state_dict(tmp_path / "dino.pth")
     load_into(network, state, source="w", allow_other_head=False, headless=True)
     assert torch.equal(network.conv1.weight, teacher["conv1.weight"])
     torch.save(content, tmp_path / "other.pth")  # whose student is what was distilled
-    state = weights.read_state_dict(tmp_path / "other.pth")
+    state = read_state_dict(tmp_path / "other.pth")
     load_into(network, state, source="w", allow_other_head=False, headless=True)
     assert torch.equal(network.conv1.weight, student["conv1.weight"])
 

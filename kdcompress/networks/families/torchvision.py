@@ -21,12 +21,10 @@ from torchvision.models import (
 )
 
 from kdcompress.atomic import sha256_of
-from kdcompress.data.cache import cache_folder
 from kdcompress.errors import NetworkError, Uncuttable, WeightsError, suggest
-from kdcompress.networks.download import fetch
 from kdcompress.networks.families._chain import Chain, by_stride, chain, flat, head
 from kdcompress.networks.families._headless import without_classifier
-from kdcompress.networks.families._pretrained import Pretrained
+from kdcompress.networks.families._pretrained import Pretrained, fetch_weights
 from kdcompress.networks.read_checkpoint import read_state_dict
 
 CHANNELS = (3,)
@@ -134,7 +132,7 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
     # Who has used torchvision before may have them already.
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if digits is None or not path.is_file() or not sha256_of(path).startswith(digits):
-        path = fetch(weights.url, cache_folder() / "weights", hash_prefix=digits, progress=progress)
+        path = fetch_weights(weights.url, sha256_prefix=digits, progress=progress)
     expected = weights.transforms()
     note = "Trained on ImageNet-1K, whose terms allow non-commercial research and education."
     if "license" in weights.meta:
