@@ -21,7 +21,7 @@ from kdcompress.deploy.image_graph import check_spec
 from kdcompress.errors import UserError
 from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe, load_recipe
 from kdcompress.report import documents
@@ -233,7 +233,7 @@ def _rehearse(run: Run) -> None:
     found = load_networks(run)
     teacher = None
     if run.recipe.teacher is not None:
-        teacher = Teacher(tapped(run, run.recipe.teacher, found["teacher"]), fold=False)
+        teacher = FrozenTeacher(tapped(run, run.recipe.teacher, found["teacher"]), fold=False)
     run = check_extra_images(run, teacher)
     method = build_method(run, found, teacher)
     phase_ends(method.phases(), run.recipe.train.epochs)

@@ -15,7 +15,7 @@ from kdcompress.methods.base import find_method
 from kdcompress.networks.build import build
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.recipe import OptimSection, TrainSection
 from kdcompress.train.job import Job
 from kdcompress.train.journal import Journal
@@ -102,7 +102,7 @@ class Small:
             self.frozen = frozen  # a Teacher that several trainings share
         elif needs.teacher:
             self.teacher = (backbone if headless else tapped)(TEACHER, side, device, precision)
-            self.frozen = Teacher(self.teacher)
+            self.frozen = FrozenTeacher(self.teacher)
         if peers is None:
             peers = [student] * (needs.peers or 0)
         self.peers = tuple(tapped(peer, side, device, precision) for peer in peers)

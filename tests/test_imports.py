@@ -20,6 +20,7 @@ LAYERS = [
     {"recipe"},
     {"run_folder"},
     {"data"},
+    {"metrics"},
     {"networks"},
     {"methods"},
     {"train", "deploy", "bench", "report", "probe"},

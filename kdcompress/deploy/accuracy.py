@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcompress.errors import UserError
-from kdcompress.networks.neighbours import knn_top1, overlap
+from kdcompress.metrics.neighbours import knn_top1, overlap
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Of the test split: images `[B, C, H, W]` float32 in [0, 1] and labels `[B]` int64 (-1 = none)."""

@@ -27,7 +27,6 @@ from kdcompress.report import documents, verdict
 from kdcompress.report.card import write_card
 from kdcompress.report.page import write_report
 from kdcompress.run.context import Run, TestSplit
-from kdcompress.run.networks import input_spec
 from kdcompress.run.qat import tuned_student
 from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged_gate
 from kdcompress.train.job import Outcome
@@ -67,7 +66,7 @@ def deliver(
     shipped = ship(
         trained.cpu(),
         outcome.model,
-        input_spec(run, run.recipe.student, start),
+        outcome.like.input_spec,
         () if start.backbone else run.data.class_names,
         test,
         run.folder.path,

@@ -207,7 +207,7 @@ def _key(run: Run, section: ExtraSection, teacher: Teacher) -> str:
         "classes": run.data.class_names,
         "images": [run.data.channels, run.data.image_size],
         "teacher": [teacher.model, teacher.size, teacher.fingerprint],
-        "mean_std": [teacher.tapped.mean.tolist(), teacher.tapped.std.tolist()],
+        "mean_std": teacher.normalisation,
         "precision": run.precision,
     }
     return result_store.key_of(parts)

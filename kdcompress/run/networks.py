@@ -130,13 +130,12 @@ def _without_labels(recipe: Recipe) -> str:
 def tapped(run: Run, section: NetworkSection, start: Start) -> Tapped:
     """Taps a network, with the normalisation of its weights, or of the data if its weights have none."""
     spec = input_spec(run, section, start)
-    made = Tapped(
-        start.network, section.model, image_size=run.data.image_size, channels=run.data.channels,
-        mean=spec.mean, std=spec.std, taps=section.taps, backbone=start.backbone,
-    )  # fmt: skip
-    made.to(run.device)
-    made.precision = precision.dtype(run.precision)
-    return made
+    network = Tapped(
+        start.network, section.model, input_spec=spec, taps=section.taps, backbone=start.backbone
+    )
+    network.to(run.device)
+    network.precision = precision.dtype(run.precision)
+    return network
 
 
 def input_spec(run: Run, section: NetworkSection, start: Start) -> InputSpec:

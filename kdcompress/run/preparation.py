@@ -11,7 +11,7 @@ from kdcompress.methods.base import Method, Preparation
 from kdcompress.networks.from_recipe import seeded
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import Teacher, teacher_network
 from kdcompress.run.context import Run
 from kdcompress.run.networks import info
 from kdcompress.run.training import Training, for_method, stored_training
@@ -32,7 +32,7 @@ def prepare(run: Run, method: Method, teacher: Teacher | None) -> None:
     earlier: list[str] = []
     for preparation in method.preparations(method.config):
         assert teacher is not None, "a preparation trains beside a teacher"
-        with _without_gradients(teacher.tapped):
+        with _without_gradients(_network(run, teacher)):
             stored = stored_training(
                 run,
                 _stem(preparation),
@@ -52,7 +52,8 @@ def build_preparation(run: Run, preparation: Preparation, teacher: Teacher) -> M
     """Builds the method that a preparation trains, beside the teacher, on the run's device."""
     seeded(_seed(run), preparation.name)
     data = info(for_method(run, preparation.method, preparation.config))
-    return preparation.method(preparation.config, Networks(teacher.tapped, teacher), data).to(run.device)
+    networks = Networks(_network(run, teacher), teacher)
+    return preparation.method(preparation.config, networks, data).to(run.device)
 
 
 def _training(run: Run, preparation: Preparation, teacher: Teacher) -> Training:
@@ -75,6 +76,10 @@ def _without_gradients(tapped: Tapped) -> Iterator[None]:
         tapped.train_mode(False)
 
 
+def _network(run: Run, teacher: Teacher) -> Tapped:
+    return teacher_network(teacher, f"method {run.recipe.method['name']}")
+
+
 def _stem(preparation: Preparation) -> str:
     # The name that run folders of the first version have.
     return "teacher_extras" if preparation.name == "preparation" else f"teacher_{preparation.name}"
@@ -94,7 +99,7 @@ def _key(run: Run, preparation: Preparation, teacher: Teacher, earlier: list[str
         "config": preparation.config.model_dump(mode="json"),
         "seed": _seed(run),
         "teacher": [teacher.model, teacher.size, teacher.fingerprint],
-        "mean_std": [teacher.tapped.mean.tolist(), teacher.tapped.std.tolist()],
+        "mean_std": teacher.normalisation,
         "earlier": earlier,
     }
     return result_store.key_of(

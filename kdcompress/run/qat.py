@@ -32,7 +32,7 @@ from kdcompress.errors import NetworkError, UserError
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import Start
 from kdcompress.networks.rounding import Rounding
-from kdcompress.networks.trace import undisturbed
+from kdcompress.networks.undisturbed import undisturbed
 from kdcompress.recipe import Int8Section
 from kdcompress.run.context import Run
 from kdcompress.run.networks import input_spec
@@ -119,7 +119,7 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
     recipe, section = run.recipe, run.recipe.export.int8
     assert section is not None
     student = method.networks.student
-    before = student.precision, student.around
+    before = student.precision, student.forward_context
     student.network.load_state_dict(outcome.state)
     student.train_mode(False)
     images = calibrated(section, run.data.train, workers=run.workers)
@@ -135,11 +135,11 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
     rate = section.qat_lr * recipe.optim.lr
     optim = recipe.optim.model_copy(update={"lr": rate, "schedule": "cosine", "warmup": 0.0})
     in_full = dataclasses.replace(run, recipe=recipe.replace(train=train))
-    student.around = rounding.rounded
+    student.forward_context = rounding.rounded
     try:
         result = run_training(in_full, Training(LABEL, qat, recipe.seed, section.qat_epochs, train, optim))
     finally:
-        student.precision, student.around = before
+        student.precision, student.forward_context = before
         student.network.load_state_dict(outcome.state)
     if run.processes.first:
         state = {name: tensor.contiguous() for name, tensor in result.state.items()}

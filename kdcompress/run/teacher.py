@@ -21,7 +21,7 @@ from kdcompress.methods.base import find_method
 from kdcompress.networks.activations import LOGITS, POOLED, Want
 from kdcompress.networks.from_recipe import Start, teacher_needs_training
 from kdcompress.networks.networks import Networks
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher, Teacher, teacher_network
 from kdcompress.recipe import TeacherSection
 from kdcompress.report import documents
 from kdcompress.run.context import Run, TestSplit
@@ -67,7 +67,12 @@ def load_teacher(run: Run, networks: dict[str, Start]) -> Teaching | None:
     if trained:
         _train_or_find(run, start)
     size = None if trained else own_size(run, section, start)
-    teacher = Teacher(tapped(run, section, start), size=size)
+    teacher = FrozenTeacher(tapped(run, section, start), size=size)
+    if teacher.foldable and not teacher.folded:
+        run.progress.warn(
+            f"teacher {section.model}: none of its {teacher.foldable} batch norms was folded, since its "
+            "outputs would change; it teaches as before, only slower"
+        )
     held_out, gate = _test_teacher(run, teacher)
     return Teaching(teacher, start, trained, held_out, gate)
 
@@ -228,18 +233,18 @@ def read_test_split(run: Run, teaching: Teaching, test: TestSplit, *, pooled: bo
 def figures(run: Run, teaching: Teaching, file: Path, on_test: OnTest) -> dict[str, Any]:
     """Returns the teacher's figures on the test split, and writes its ONNX file for the benchmark."""
     teacher = teaching.teacher
-    tapped = teacher.tapped
+    network = teacher_network(teacher, "teacher").network
     height, width = teacher.size or run.data.image_size
     spec = dataclasses.replace(
-        run.data.input_spec(), mean=tuple(tapped.mean.tolist()), std=tuple(tapped.std.tolist()),
+        run.data.input_spec(), mean=teacher.input_spec.mean, std=teacher.input_spec.std,
         height=height, width=width,
     )  # fmt: skip
     plugin = discovery.load("format", "onnx")
-    plugin.write(tapped.network.cpu(), spec, file, metadata={}, backbone=teacher.backbone)
+    plugin.write(network.cpu(), spec, file, metadata={}, backbone=teacher.backbone)
     return {
         **on_test.figures(len(run.data.class_names)),
-        "params": count_parameters(tapped.network),
-        "macs": count_macs(tapped.network, run.data.channels, height, width),
+        "params": count_parameters(network),
+        "macs": count_macs(network, run.data.channels, height, width),
         "bytes": file.stat().st_size,
     }
 

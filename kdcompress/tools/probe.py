@@ -24,10 +24,10 @@ from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS, spec_of
 from kdcompress.errors import DataError, UserError
 from kdcompress.export.reexport import EVALUATION_SCHEMA, artefact, data_of, images_of
+from kdcompress.metrics.neighbours import NEIGHBOURS
 from kdcompress.networks.from_recipe import teacher_needs_training
-from kdcompress.networks.neighbours import NEIGHBOURS
 from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.probe.concepts import MARGIN, concepts, overlap
 from kdcompress.probe.features import Features, Read, features, pooled, variance
 from kdcompress.probe.knn import knn
@@ -308,7 +308,7 @@ def _teacher(run: Run) -> Read:
         result_store.fill(found.network, safetensors.tensors_of(kept))
     else:
         size = own_size(run, section, found)
-    read = pooled(Teacher(tapped(run, section, found), size=size, fold=False).tapped)
+    read = pooled(FrozenTeacher(tapped(run, section, found), size=size, fold=False).tapped)
     if size is None:
         return read
     return lambda images: read(

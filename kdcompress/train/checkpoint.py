@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,9 @@ import torch
 
 from kdcompress.atomic import replacing
 from kdcompress.errors import RunFolderError
+from kdcompress.networks.read_checkpoint import TORCH_LOAD_ERRORS
 
 SCHEMA = "kdcompress.checkpoint/1"
-TORCH_LOAD_ERRORS = (
-    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError, OSError,
-    AssertionError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
-)  # fmt: skip
-"""PyTorch's reader raises these on bytes that are no checkpoint; it has no exception of its own for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise zipfile.BadZipFile(f"checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except TORCH_LOAD_ERRORS as error:
+    except (*TORCH_LOAD_ERRORS, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise _DamagedError(str(error).strip().split("\n", 1)[0] or type(error).__name__) from None
     schema = state.get("schema") if isinstance(state, dict) else None
     if schema != SCHEMA:

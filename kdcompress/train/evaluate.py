@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch
+from kdcompress.metrics.neighbours import knn_top1, overlap
 from kdcompress.networks.activations import LOGITS, POOLED
-from kdcompress.networks.neighbours import knn_top1, overlap
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import Teacher
 
@@ -35,7 +35,7 @@ def predict(module: nn.Module, like: Tapped, batches: Iterable[Batch]) -> tuple[
     module.eval()
     outputs, labels = [], []
     for batch in batches:
-        with like.autocast(), like.around():
+        with like.autocast(), like.forward_context():
             outputs.append(module(like.normalise(batch.images)).float().cpu())
         labels.append(batch.labels.cpu())
     return torch.cat(outputs), torch.cat(labels)

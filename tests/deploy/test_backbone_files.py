@@ -19,8 +19,8 @@ from kdcompress.deploy.ship import ship
 from kdcompress.deploy.verify import TURN_LIMIT, parity_gates, split_gates
 from kdcompress.errors import GateFailed, NetworkError, UserError
 from kdcompress.export import reexport as afterwards
+from kdcompress.metrics.neighbours import knn_top1, overlap
 from kdcompress.networks.build import build
-from kdcompress.networks.neighbours import knn_top1, overlap
 from kdcompress.networks.weights import resolve
 from kdcompress.progress import Progress
 

@@ -8,8 +8,8 @@ import torch
 from small_training import CLASSES, TEACHER, backbone, images, tapped
 
 from kdcompress.data.loader import EvaluationLoader
-from kdcompress.networks.neighbours import knn_top1, overlap
-from kdcompress.networks.teacher import Teacher
+from kdcompress.metrics.neighbours import knn_top1, overlap
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.train.evaluate import deciding, predict, predict_teacher, score
 
 
@@ -53,7 +53,7 @@ def test_predictions_are_float32_in_the_precision_of_the_training():
 def test_a_teacher_is_scored_by_what_it_teaches():
     network = tapped(TEACHER, 8)
     loader = EvaluationLoader(images(6, 8), device="cpu")
-    got, labels = predict_teacher(Teacher(network), loader)
+    got, labels = predict_teacher(FrozenTeacher(network), loader)
     expected, _ = predict(network.network, network, loader)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
     assert len(labels) == 6
@@ -95,10 +95,10 @@ def test_a_backbone_is_scored_by_its_neighbours_and_by_its_teachers():
 def test_a_teacher_of_a_backbone_is_read_before_its_classifier():
     network = tapped(TEACHER, 8)
     loader = EvaluationLoader(images(6, 8), device="cpu")
-    teacher = Teacher(network)
+    teacher = FrozenTeacher(network)
     got, _ = predict_teacher(teacher, loader, pooled=True)
     assert got.shape == (6, 64)
     torch.testing.assert_close(teacher.classify(got), predict_teacher(teacher, loader)[0])
     bare = backbone(TEACHER, 8)
-    got, _ = predict_teacher(Teacher(bare), loader)
+    got, _ = predict_teacher(FrozenTeacher(bare), loader)
     torch.testing.assert_close(got, predict(bare.network, bare, loader)[0], rtol=1e-3, atol=1e-4)

@@ -36,7 +36,7 @@ class Tuning:
         self.student.train_mode(False)
         images = [self.student.normalise(batch.images) for batch in small.loader.epoch(0)]
         self.rounding = Rounding(self.student.network, images)
-        self.student.around = self.rounding.rounded
+        self.student.forward_context = self.rounding.rounded
         self.method = QuantizationAwareTraining(small.method, self.rounding, ALONE, after=1)
         train = TrainSection(epochs=epochs, precision="fp32")
         job = Job("qat", small.folder, train, OptimSection(lr=0.01), epochs, False, "--resume")

@@ -16,7 +16,7 @@ from kdcompress.methods.base import Needs, ParameterSet, Phase
 from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet
 from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
 from kdcompress.networks.networks import Networks
-from kdcompress.networks.trace import undisturbed
+from kdcompress.networks.undisturbed import undisturbed
 
 
 class AB(SoftLabelMethod):

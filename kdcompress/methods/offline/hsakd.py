@@ -18,6 +18,7 @@ from kdcompress.methods.requirements import square_images
 from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
 from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.teacher import teacher_network
 
 
 class HSAKD(SoftLabelMethod):
@@ -77,7 +78,7 @@ class HSAKD(SoftLabelMethod):
         super().__init__(config, networks, data)
         square_images("hsakd", data)
         assert networks.teacher is not None
-        student, teacher = networks.student, networks.teacher.tapped
+        student, teacher = networks.student, teacher_network(networks.teacher, "method hsakd")
         ours, theirs = cuttable(student, "student"), cuttable(teacher, "teacher")
         # Counted from the deepest, so that both classifiers of a pair are made of as many stages; where one
         # network has more of them than the other, its shallowest stay out.
@@ -134,14 +135,13 @@ class HSAKD(SoftLabelMethod):
         images = losses.four_rotations(batch.images)
         student = self.networks.student(images, needs.student)
         teacher = self.networks.teacher(images, needs.read_of_teacher)
-        with self.networks.student.autocast():
-            joint = {
-                ours: (
-                    self.heads[ours](student.stages[ours]),
-                    self.teacher_heads[theirs](teacher.stages[theirs]),
-                )
-                for ours, theirs in self.stages.items()
-            }
+        joint = {
+            ours: (
+                self.heads[ours](student.stages[ours]).logits,
+                self.teacher_heads[theirs](teacher.stages[theirs]).logits,
+            )
+            for ours, theirs in self.stages.items()
+        }
         return self.terms(student.logits, teacher.logits, joint, batch.labels)
 
     def terms(

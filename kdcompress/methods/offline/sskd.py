@@ -212,7 +212,7 @@ class SSKD(SoftLabelMethod):
         def candidates(self) -> dict[str, Candidate]:
             """The head, which `SSKD.take_prepared` takes."""
             assert self.networks.teacher is not None
-            return {"head": Candidate(self.networks.teacher.tapped, self.head.state_dict, self.head)}
+            return {"head": Candidate(self.networks.student, self.head.state_dict, self.head)}
 
         def losses(self, batch: Batch) -> dict[str, Tensor]:
             """Term pretext."""

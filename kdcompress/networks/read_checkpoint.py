@@ -37,11 +37,11 @@ _SETTINGS = (
 """What training scripts save beside the tensors: their options, paths, and figures as numpy numbers."""
 
 _MAX_DEPTH = 4
-_STUMBLES = (
+TORCH_LOAD_ERRORS = (
     RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError, OSError,
     AssertionError, struct.error,
 )  # fmt: skip
-"""What PyTorch's reader raises on bytes that are no checkpoint; it has no exception of its own for them."""
+"""Raised by `torch.load` on bytes that are no checkpoint, beside `pickle.UnpicklingError`."""
 
 
 class Unread:
@@ -140,7 +140,7 @@ def _pickle(path: Path, unread: tuple[str, ...]) -> Any:
             f"{path}: holds Python objects ({named.group(1)}) beside tensors, so it was refused and nothing "
             "in it was run; save the tensors alone with torch.save(network.state_dict(), FILE)"
         ) from None
-    except _STUMBLES as error:
+    except TORCH_LOAD_ERRORS as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: sought beyond the end
             raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
         reason = str(error).strip().split("\n", 1)[0].split(". ", 1)[0] or type(error).__name__

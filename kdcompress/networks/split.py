@@ -1,30 +1,27 @@
-"""A network cut in two at a stage: what comes before the map, and fresh copies of what comes after it."""
+"""Splits a network behind a stage, and builds fresh copies of what follows the stage."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kdcompress.errors import NetworkError, Uncuttable, suggest
-from kdcompress.networks import build
-from kdcompress.networks.trace import undisturbed
-
-if TYPE_CHECKING:
-    from kdcompress.networks.tapped import Tapped
+from kdcompress.networks.build import segments
+from kdcompress.networks.tapped import Tapped
+from kdcompress.networks.undisturbed import undisturbed
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """A network's chain of segments, parted behind a stage's map.
+class Split:
+    """Holds a network's chain of segments in two parts: up to a stage's map, and from it on.
 
     Args:
         stem: From the normalised images to the map; shares the network's modules.
-        rest: From the map to the logits, segment by segment; shares the network's modules.
-        position: How many pieces of the flat chain lie in the stem.
+        rest: From the map to the network's output, segment by segment; shares the network's modules.
+        position: Number of pieces of the flat chain that lie in the stem.
     """
 
     stem: nn.Sequential
@@ -32,11 +29,11 @@ class Cut:
     position: int
 
 
-def cut(tapped: Tapped, stage: str) -> Cut:
-    """Cuts a network behind a stage.
+def split(tapped: Tapped, stage: str) -> Split:
+    """Splits a network behind a stage.
 
     Args:
-        tapped: Left as it was.
+        tapped: Not changed.
         stage: One of its stages.
 
     Raises:
@@ -46,48 +43,64 @@ def cut(tapped: Tapped, stage: str) -> Cut:
     known = tapped.shapes().stages
     if stage not in known:
         raise NetworkError(f"{tapped.model}: no stage {stage!r}{suggest(stage, known)}")
-    wanted = tapped.dry_run(frozenset({"stages"})).stages[stage]
-    end = flat(tapped.network.get_submodule(tapped.taps.stages[stage].path))[-1]
+    expected = tapped.dry_run(frozenset({"stages"})).stages[stage]
+    end = flatten(tapped.network.get_submodule(tapped.taps.stages[stage].path))[-1]
     position, certain = None, False
     with undisturbed(tapped.network):
         map_BCHW = tapped.sample()
         for index, piece in enumerate(pieces(tapped.model, tapped.network), start=1):
             map_BCHW = piece(map_BCHW)
-            if _same(map_BCHW, wanted) and (piece is end or not certain):
-                # Else the last one that fits: a block whose last norm starts at zero gives what it was given.
+            if _same(map_BCHW, expected) and (piece is end or not certain):
+                # Else the last one that fits: a block whose last norm starts at zero returns its input.
                 position, certain = index, piece is end
     if position is None:
         path = tapped.taps.stages[stage].path
         raise Uncuttable(
             f"{tapped.model}: cannot be cut behind {stage} ({path}), which is no border between its segments"
         )
-    return _parted(build.segments(tapped.model, tapped.network), position)
+    return split_at(tapped.model, tapped.network, position)
 
 
-def fresh(tapped: Tapped, position: int) -> Cut:
-    """A newly drawn network of the same class and device, cut at `position`."""
-    return _parted(build.segments(tapped.model, fresh_network(tapped)), position)
+def split_at(model: str, network: nn.Module, position: int) -> Split:
+    """Splits a network behind a number of pieces of its flat chain.
+
+    Args:
+        model: The network was built from it.
+        network: Shares its modules with the result.
+        position: Of another network's split; both are built from the same specification.
+    """
+    stem: OrderedDict[str, nn.Module] = OrderedDict()
+    rest: OrderedDict[str, nn.Module] = OrderedDict()
+    begin = 0
+    for name, segment in segments(model, network):
+        inner = flatten(segment)
+        end = begin + len(inner)
+        if end <= position:
+            stem[name] = segment
+        elif begin >= position:
+            rest[name] = segment
+        else:
+            stem[name] = nn.Sequential(*inner[: position - begin])
+            rest[name] = nn.Sequential(*inner[position - begin :])
+        begin = end
+    return Split(nn.Sequential(stem), nn.Sequential(rest), position)
 
 
 def fresh_network(tapped: Tapped) -> nn.Module:
-    """A newly drawn network of the same class, from torch's global generator, on the same device."""
-    network = build.build(
-        tapped.model, num_classes=tapped.num_classes, channels=tapped.channels, image_size=tapped.image_size,
-        allow_code=True,  # the network exists, so its code was allowed
-    )  # fmt: skip
-    return network.to(tapped.device).to(memory_format=torch.channels_last)
+    """Builds a network of the same class on the same device, drawn from torch's global generator."""
+    return tapped.spec.build().to(tapped.device).to(memory_format=torch.channels_last)
 
 
 def shortened(tapped: Tapped, stage: str, rest: nn.Sequential, blocks: int) -> nn.Sequential:
-    """The chain with at most `blocks` blocks in each later stage, and those that a change of shape needs.
+    """Keeps at most `blocks` blocks of each later stage, and those that a change of shape needs.
 
     A block is a child of a stage that holds a convolution; norms, activations and pooling go with the block
     before them.
 
     Args:
-        tapped: Whose tail this is.
-        stage: Where it was cut.
-        rest: From `fresh`; in the end it shares its modules with the result.
+        tapped: The network that was split.
+        stage: The stage behind which it was split.
+        rest: What follows the stage, in a network of the same class; shares its modules with the result.
         blocks: At least 1.
     """
     if blocks < 1:
@@ -104,19 +117,19 @@ def shortened(tapped: Tapped, stage: str, rest: nn.Sequential, blocks: int) -> n
 
 
 def pieces(model: str, network: nn.Module) -> list[nn.Module]:
-    """The flat chain that a network consists of.
+    """Lists the modules of the flat chain that a network consists of.
 
     Raises:
         Uncuttable: It is no straight chain.
     """
-    return [piece for _, segment in build.segments(model, network) for piece in flat(segment)]
+    return [piece for _, segment in segments(model, network) for piece in flatten(segment)]
 
 
-def flat(module: nn.Module) -> list[nn.Module]:
-    """The pieces that run one after the other, with all plain containers around them taken off."""
+def flatten(module: nn.Module) -> list[nn.Module]:
+    """Lists the modules that run one after the other, without the plain containers around them."""
     if not _is_sequence(module):
         return [module]
-    return [piece for child in module.children() for piece in flat(child)]
+    return [piece for child in module.children() for piece in flatten(child)]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -127,24 +140,6 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _is_sequence(module: nn.Module) -> bool:
     # A subclass with a forward of its own does more than run its children.
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-
-
-def _parted(chain: list[tuple[str, nn.Module]], position: int) -> Cut:
-    stem: OrderedDict[str, nn.Module] = OrderedDict()
-    rest: OrderedDict[str, nn.Module] = OrderedDict()
-    begin = 0
-    for name, segment in chain:
-        pieces = flat(segment)
-        end = begin + len(pieces)
-        if end <= position:
-            stem[name] = segment
-        elif begin >= position:
-            rest[name] = segment
-        else:
-            stem[name] = nn.Sequential(*pieces[: position - begin])
-            rest[name] = nn.Sequential(*pieces[position - begin :])
-        begin = end
-    return Cut(nn.Sequential(stem), nn.Sequential(rest), position)
 
 
 def _first_blocks(segment: nn.Module, blocks: int, map_BCHW: Tensor) -> nn.Sequential:

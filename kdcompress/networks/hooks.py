@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdcompress.networks.taps import Tap
+from kdcompress.networks.tap_points import Tap
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Taps:
     pre: dict[str, Tap] = field(default_factory=dict)
 
 
-def find(
+def find_taps(
     trace: Trace,
     network: nn.Module,
     model: str,
@@ -88,7 +88,7 @@ def find(
     return Taps(None if classifier is None else _input(classifier), stages, pre)
 
 
-def again(trace: Trace, taps: Taps) -> Taps:
+def retarget(trace: Trace, taps: Taps) -> Taps:
     """The same places in another network of the same modules; whether they must be copied is looked at anew.
 
     Args:

@@ -12,7 +12,7 @@ from torch import nn
 
 from kdcompress.errors import WeightsError
 from kdcompress.networks.build import build
-from kdcompress.networks.weights import read_state_dict
+from kdcompress.networks.read_checkpoint import read_state_dict
 
 MODEL = "cifar/resnet8"
 
