@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 import tomllib
@@ -70,6 +71,24 @@ def test_imports_go_down(path):
 
 # The worker that times a safetensors file opens it as a user would.
 ALLOWED_SIBLINGS = {("bench", "deploy")}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Imports inside functions and for type checking count too; the package's own front door does not."""
+    files = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in rooms()
+    }
+    graph = {}
+    for module, path in files.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                imported |= {name if name in files else node.module for name in names}
+        graph[module] = imported & files.keys() - {module, "kdcompress"}
+    graph["kdcompress"] = set()
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
 KINDS = ("offline", "online", "selfkd")
