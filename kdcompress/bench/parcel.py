@@ -13,6 +13,7 @@ import onnx
 from kdcompress import cores
 from kdcompress.atomic import sha256_of
 from kdcompress.bench.plan import Artefact
+from kdcompress.containment import contained_file
 from kdcompress.deploy.files import parts_of
 from kdcompress.errors import UserError
 
@@ -78,9 +79,11 @@ def parcel(plan: dict[str, Any]) -> Parcel:
         file, folder = Path(path), f"files/{len(moved)}"
         # Names of our own: those of the files here are nobody's business there, and may be anything.
         moved[path] = f"{folder}/model{file.suffix}"
-        files.update({f"{folder}/model{part.suffix}": part for part in parts_of(file)})
+        for part in parts_of(file):
+            # The file itself was named by the user, or is ours; what belongs to it was not.
+            files[f"{folder}/model{part.suffix}"] = part if part == file else contained_file(file, part.name)
         if file.suffix == ".onnx":
-            files.update({f"{folder}/{beside}": file.parent / beside for beside in _external(file)})
+            files.update({f"{folder}/{name}": source for name, source in _external_data(file).items()})
         return moved[path]
 
     groups = list(dict.fromkeys(cell["group"] for cell in plan["cells"]))
@@ -131,17 +134,15 @@ def _graph(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path}: is damaged, or no ONNX file") from None
 
 
-def _external(path: Path) -> list[str]:
-    """The files beside it that hold its tensors."""
-    found = set()
+def _external_data(path: Path) -> dict[str, Path]:
+    """The files that hold a graph's tensors, by their paths relative to its folder.
+
+    Raises:
+        UserError: One is not a regular file inside that folder.
+    """
+    files = {}
     for tensor in _graph(path).graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
-        parts = PurePosixPath(location)
-        if not location or parts.is_absolute() or ".." in parts.parts:
-            raise UserError(f"{path}: keeps tensors outside of its folder ({location!r}); put them beside it")
-        if not (path.parent / location).is_file():
-            raise UserError(f"{path}: keeps tensors in {location}, and there is no such file beside it")
-        found.add(str(parts))
-    return sorted(found)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
+            files[str(PurePosixPath(location))] = contained_file(path, location)
+    return files

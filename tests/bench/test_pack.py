@@ -10,6 +10,7 @@ import sys
 import zipfile
 
 import numpy as np
+import onnx
 import pytest
 from bench import ssh_server
 from bench.mean_classifier import mean_classifier
@@ -177,6 +178,42 @@ def test_a_runtime_that_cannot_travel_is_refused(tmp_path):
     assert done.exit_code == 2
     assert "a runtime of your own is not sent to a target" in done.stderr
     assert not list(tmp_path.glob("*.zip"))
+
+
+def _with_external_data(path, location):
+    """A model whose weight lies in a file of this name beside it."""
+    graph = onnx.load(mean_classifier(path))
+    onnx.save_model(graph, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    graph = onnx.load(path, load_external_data=False)
+    graph.graph.initializer[0].external_data[0].value = location
+    onnx.save_model(graph, path)
+    return path
+
+
+def test_a_link_to_a_file_outside_of_the_models_folder_is_not_followed(tmp_path):
+    """It would end in the zip, whatever it is."""
+    (tmp_path / "secret").write_bytes(b"a secret of this machine" * 9)
+    (tmp_path / "model").mkdir()
+    file = _with_external_data(tmp_path / "model/a.onnx", "stolen.bin")
+    (tmp_path / "model/stolen.bin").symlink_to(tmp_path / "secret")
+    done = kdcompress(file, "--target", f"pack:{tmp_path}")
+    assert done.exit_code == 2
+    assert (
+        "keeps tensors outside of its folder ('stolen.bin'); copy the file itself there (cp -L)"
+        in done.stderr
+    )
+    assert not list(tmp_path.glob("*.zip"))
+
+
+def test_a_link_that_the_user_names_is_followed(tmp_path):
+    (tmp_path / "model").mkdir()
+    _with_external_data(tmp_path / "model/a.onnx", "weights.bin")
+    (tmp_path / "link.onnx").symlink_to("model/a.onnx")
+    done = kdcompress(tmp_path / "link.onnx", "--target", f"pack:{tmp_path}")
+    assert done.exit_code == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / "kdcompress-bench.zip") as archive:
+        sent = archive.read("kdcompress-bench/files/0/weights.bin")
+    assert sent == (tmp_path / "model/weights.bin").read_bytes()
 
 
 def _carried_out(python, folder):
