@@ -11,7 +11,7 @@ from bench.documents import ENV
 from click.testing import CliRunner
 from rich.console import Console
 
-from kdcompress.bench import budget_table, target
+from kdcompress.bench import budget_table, targets
 from kdcompress.bench.budget import Budget
 from kdcompress.bench.measure import Protocol
 from kdcompress.bench.target import Local
@@ -22,8 +22,8 @@ from kdcompress.recipe import load_recipe
 from kdcompress.tools import suggest as suggesting
 from kdcompress.tools import suggest_candidates as candidates
 from kdcompress.tools import suggest_search as trying
-from kdcompress.tools.suggest import Asked, suggest
-from kdcompress.tools.suggest_candidates import Candidate
+from kdcompress.tools.suggest import SuggestRequest, suggest
+from kdcompress.tools.suggest_candidates import StudentCandidate
 from kdcompress.tools.suggest_search import Trial
 
 SCRIPTED = f"{Path(__file__).parent / 'bench' / 'scripted_runtime.py'}:Scripted"
@@ -39,7 +39,7 @@ def kdcompress(*arguments):
 def short(monkeypatch):
     quick = Protocol(block_s=0.01, turns=1, min_calls=2, warmup_s=0)
     monkeypatch.setattr(trying, "PROTOCOL", quick)
-    monkeypatch.setattr(trying, "FIRST_LOOK", quick)
+    monkeypatch.setattr(trying, "SHORT_PROTOCOL", quick)
 
 
 @pytest.fixture
@@ -47,17 +47,17 @@ def scripted(monkeypatch, short):
     """Students whose files are scripts: name -> (parameters, script)."""
 
     def script(**students):
-        def make(student, wanted, folder, *, largest_mb=None):
+        def make(student, spec, folder, *, largest_mb=None):
             params, text = students[student.partition("/")[2]]
             if largest_mb is not None and 4 * params / 1e6 > largest_mb:
-                return Candidate(student, 3, params, 7)
+                return StudentCandidate(student, 3, params, 7)
             file = folder / f"{student.partition('/')[2]}.script"
             file.write_text(text)
-            return Candidate(student, 3, params, 7, file, 4 * params, problem="")
+            return StudentCandidate(student, 3, params, 7, file, 4 * params, problem="")
 
         monkeypatch.setattr(trying, "RUNTIMES", (SCRIPTED,))
-        monkeypatch.setattr(suggesting, "made", make)
-        monkeypatch.setattr(suggesting, "checked", lambda names, wanted: names)
+        monkeypatch.setattr(suggesting, "export_candidate", make)
+        monkeypatch.setattr(suggesting, "check_students", lambda names, spec: names)
         return tuple(f"cifar/{name}" for name in students)
 
     return script
@@ -100,7 +100,9 @@ def _trial(latency_ms, **limits):
 
 
 def _candidates(**params):
-    return [Candidate(name, 3, count, 1, Path(f"{name}.onnx"), 4 * count) for name, count in params.items()]
+    return [
+        StudentCandidate(name, 3, count, 1, Path(f"{name}.onnx"), 4 * count) for name, count in params.items()
+    ]
 
 
 # ---- what is timed when
@@ -344,7 +346,7 @@ def test_no_answer_writes_no_recipe(tmp_path, scripted):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_message_before_anything_is_exported(options, message, monkeypatch):
-    monkeypatch.setattr(suggesting, "made", lambda *_, **__: pytest.fail("exported"))
+    monkeypatch.setattr(suggesting, "export_candidate", lambda *_, **__: pytest.fail("exported"))
     done = kdcompress(*options)
     assert done.exit_code == 2
     assert message in " ".join(done.stderr.split())
@@ -360,43 +362,43 @@ def test_none_that_can_be_made_is_the_users_mistake(monkeypatch):
 # ---- for which images and classes
 
 
-def _wanted(**asked):
-    recipe = load_recipe(asked["recipe"], asked.get("overrides", ())) if "recipe" in asked else None
-    return suggesting._wanted(Asked("1ms", **asked), recipe)
+def _student_spec(**request):
+    recipe = load_recipe(request["recipe"], request.get("overrides", ())) if "recipe" in request else None
+    return suggesting._student_spec(SuggestRequest("1ms", **request), recipe)
 
 
 def test_without_a_recipe_it_is_an_imagenet_student():
-    wanted, told = _wanted()
-    assert (wanted.channels, wanted.side, wanted.classes, told) == (3, 224, 1000, "default")
-    wanted, told = _wanted(input_size=32, channels=1, classes=7)
-    assert (wanted.channels, wanted.side, wanted.classes, told) == (1, 32, 7, "option")
+    spec, source = _student_spec()
+    assert (spec.channels, spec.side, spec.classes, source) == (3, 224, 1000, "default")
+    spec, source = _student_spec(input_size=32, channels=1, classes=7)
+    assert (spec.channels, spec.side, spec.classes, source) == (1, 32, 7, "option")
 
 
 def test_a_recipe_tells_the_images_without_its_data():
-    wanted, told = _wanted(recipe="cifar100-resnet32x4-to-resnet8x4")
-    assert (wanted.channels, wanted.side, wanted.classes, told) == (3, 32, 100, "recipe")
-    wanted, told = _wanted(recipe="resnet101-to-resnet18", overrides=("data.image_size=96",))
-    assert (wanted.side, wanted.classes, told) == (96, 1000, "default")
-    assert wanted.accepted == {3}  # as the teacher takes
-    wanted, told = _wanted(recipe="resnet101-to-resnet18", classes=5)
-    assert (wanted.classes, told) == (5, "option")
-    wanted, _ = _wanted(recipe="resnet50-to-mobilenet-v2-simreg")
-    assert wanted.classes == 0
+    spec, source = _student_spec(recipe="cifar100-resnet32x4-to-resnet8x4")
+    assert (spec.channels, spec.side, spec.classes, source) == (3, 32, 100, "recipe")
+    spec, source = _student_spec(recipe="resnet101-to-resnet18", overrides=("data.image_size=96",))
+    assert (spec.side, spec.classes, source) == (96, 1000, "default")
+    assert spec.accepted == {3}  # as the teacher takes
+    spec, source = _student_spec(recipe="resnet101-to-resnet18", classes=5)
+    assert (spec.classes, source) == (5, "option")
+    spec, _ = _student_spec(recipe="resnet50-to-mobilenet-v2-simreg")
+    assert spec.classes == 0
 
 
 def test_a_folder_tells_its_classes(tmp_path):
     for name in ("cat", "dog", "eel"):
         (tmp_path / "train" / name).mkdir(parents=True)
         (tmp_path / "train" / name / "a.png").touch()  # it is not opened
-    wanted, told = _wanted(recipe="resnet101-to-resnet18", data=str(tmp_path))
-    assert (wanted.classes, told) == (3, "data")
+    spec, source = _student_spec(recipe="resnet101-to-resnet18", data=str(tmp_path))
+    assert (spec.classes, source) == (3, "data")
 
 
 def test_the_recipes_own_student_is_tried_and_none_that_is_no_smaller_than_the_teacher():
-    asked = Asked("1ms", recipe="cifar100-resnet32x4-to-resnet8x4")
-    recipe = load_recipe(asked.recipe, ("student.model=cifar/wrn-22-1",))
-    wanted, _ = suggesting._wanted(asked, recipe)
-    names, left_out = suggesting._names(asked, recipe, wanted)
+    request = SuggestRequest("1ms", recipe="cifar100-resnet32x4-to-resnet8x4")
+    recipe = load_recipe(request.recipe, ("student.model=cifar/wrn-22-1",))
+    spec, _ = suggesting._student_spec(request, recipe)
+    names, left_out = suggesting._names(request, recipe, spec)
     assert names[0] == "cifar/wrn-22-1"
     assert {entry["student"] for entry in left_out} == {"cifar/resnet32x4", "cifar/resnet18"}
     assert set(names[1:]) == set(candidates.SMALL) - {"cifar/resnet32x4", "cifar/resnet18"}
@@ -407,15 +409,15 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_exported(monkeypa
         def opened(self, artefacts):
             raise TargetUnreachable("board: cannot be reached")
 
-    monkeypatch.setattr(target, "parse_target", lambda *_, **__: Gone())
-    monkeypatch.setattr(suggesting, "made", lambda *_, **__: pytest.fail("exported"))
+    monkeypatch.setattr(targets, "parse_target", lambda *_, **__: Gone())
+    monkeypatch.setattr(suggesting, "export_candidate", lambda *_, **__: pytest.fail("exported"))
     done = kdcompress("--budget", "5ms", "--target", "ssh://board")
     assert (done.exit_code, done.stderr) == (4, "Error: board: cannot be reached\n")
 
 
 def test_progress_is_quiet_without_a_terminal(scripted):
     students = scripted(little=(10, "calls 1"))
-    document = suggest(Asked("5ms", students=students, rounds=6), Progress(quiet=True))
+    document = suggest(SuggestRequest("5ms", students=students, rounds=6), Progress(quiet=True))
     assert document["answer"]["student"] == students[0]
 
 

@@ -16,7 +16,7 @@ from bench import ssh_server
 from bench.mean_classifier import mean_classifier
 from click.testing import CliRunner
 
-from kdcompress.bench import run
+from kdcompress.bench.device import main as run
 from kdcompress.bench.measure import Protocol
 from kdcompress.cli import main
 from kdcompress.tools import bench as timing
@@ -102,7 +102,7 @@ def test_what_is_damaged_or_foreign_or_newer_is_refused(result, tmp_path):
     text = result.read_text()
     told = json.loads(text)
     newer = told | {"schema": "kdcompress.bench-result/2"}
-    empty = run.sealed({"job": {}, "raw": {}})
+    empty = run.with_digest({"job": {}, "raw": {}})
     for content, message in (
         (text[: len(text) // 2], "is damaged, or no JSON"),
         (text.replace('"samples_ns": [', '"samples_ns": [1, ', 1), "its content is not what was written"),
@@ -143,6 +143,28 @@ def test_what_the_other_machine_lacks_is_said_there(packed, python, tmp_path):
     done = _carried_out(python_that_has_all, away)
     assert done.returncode == 2
     assert " here supports opset <= " in done.stderr
+
+
+PARENT_GONE = """
+import shutil, sys
+from kdcompress.bench.device import main
+main.HERE, remove, calls = sys.argv[1], shutil.rmtree, []
+def rmtree(path, ignore_errors):
+    calls.append(path)
+    if len(calls) == 3:
+        remove(path)
+shutil.rmtree = rmtree
+main._exit_when_parent_exits()
+"""
+
+
+def test_a_folder_that_is_still_written_to_is_removed_again_until_it_is_gone(tmp_path):
+    """Workers write until they die, and may fill the folder while it is being removed."""
+    (tmp_path / "pack").mkdir()
+    command = [sys.executable, "-c", PARENT_GONE, tmp_path / "pack"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert not (tmp_path / "pack").exists()
 
 
 def test_the_same_order_packs_to_the_same_bytes(tmp_path):

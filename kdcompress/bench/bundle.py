@@ -1,4 +1,4 @@
-"""What travels to another machine: a plan with the files it names, and the programs that carry it out."""
+"""The files that another machine needs to carry a plan out: the plan's own, and the programs."""
 
 from __future__ import annotations
 
@@ -12,97 +12,105 @@ import onnx
 
 from kdcompress import cores
 from kdcompress.atomic import sha256_of
-from kdcompress.bench.plan import Artefact
+from kdcompress.bench.cell import Artefact
 from kdcompress.containment import contained_file
 from kdcompress.deploy.files import parts_of
 from kdcompress.errors import UserError
 
 JOB_SCHEMA = "kdcompress.bench-job/1"
 _PACKAGE = Path(str(cores.__file__)).parent
-SCOUTS = {
-    "run.py": _PACKAGE / "bench/run.py",
+_DEVICE = "bench/device"
+PREFLIGHT_FILES = {
+    "run.py": _PACKAGE / _DEVICE / "main.py",
     # A package that holds these files alone; its own __init__ would bring more.
     "kdcompress/__init__.py": _PACKAGE / "bench/__init__.py",
     **{
         f"kdcompress/{name}": _PACKAGE / name
-        for name in ("cores.py", "bench/__init__.py", "bench/machine.py", "bench/preflight.py")
+        for name in (
+            "cores.py", "bench/__init__.py", f"{_DEVICE}/__init__.py", f"{_DEVICE}/machine.py",
+            f"{_DEVICE}/check.py",
+        )
     },
+}  # fmt: skip
+"""The programs that check a machine; path there -> file here."""
+DRIVER_FILES = {
+    f"kdcompress/{_DEVICE}/{name}": _PACKAGE / _DEVICE / name for name in ("scheduler.py", "worker.py")
 }
-"""The programs that look at a machine: of each path there, the file here."""
-WORKMEN = {f"kdcompress/bench/{name}": _PACKAGE / "bench" / name for name in ("driver.py", "worker.py")}
 """The programs that measure."""
 NEEDS, JOB = "needs.json", "job.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """A plan for a folder on another machine.
+class Bundle:
+    """A plan for a folder on another machine, with the files that it names.
 
     Args:
-        plan: Its files are relative to that folder.
-        files: Of each such path, the file here.
+        plan: The plan; its paths are relative to that folder.
+        sources: For each such path, the file here.
     """
 
     plan: dict[str, Any]
-    files: dict[str, Path]
+    sources: dict[str, Path]
 
     @property
     def size(self) -> int:
-        """Of the files, in bytes."""
-        return sum(file.stat().st_size for file in self.files.values())
+        """Size of the files in bytes."""
+        return sum(file.stat().st_size for file in self.sources.values())
 
     def job(self, **more: Any) -> dict[str, Any]:
-        """The job.json that run.py carries out.
+        """Makes the job.json that run.py carries out.
 
         Args:
-            more: What else is to come back with its result.
+            more: Further entries, which come back with the result.
         """
-        files = {name: sha256_of(file) for name, file in self.files.items()}
+        files = {name: sha256_of(file) for name, file in self.sources.items()}
         return {"schema": JOB_SCHEMA, "plan": self.plan, "files": files, **more}
 
 
-def parcel(plan: dict[str, Any]) -> Parcel:
-    """A plan of this machine, made fit to travel.
+def bundle(plan: dict[str, Any]) -> Bundle:
+    """Collects the files of a plan and makes its paths relative.
 
     Args:
-        plan: As `plan.plan` gives it, with absolute paths.
+        plan: The result of `plan.plan`, with absolute paths.
 
     Raises:
         UserError: A file of it cannot be read, or keeps its tensors outside of its folder.
     """
-    moved: dict[str, str] = {}
-    files: dict[str, Path] = {}
+    renamed: dict[str, str] = {}
+    sources: dict[str, Path] = {}
 
-    def there(path: str | None) -> str | None:
-        if path is None or path in moved:
-            return path and moved[path]
-        file, folder = Path(path), f"files/{len(moved)}"
-        # Names of our own: those of the files here are nobody's business there, and may be anything.
-        moved[path] = f"{folder}/model{file.suffix}"
+    def remote_path(path: str | None) -> str | None:
+        if path is None or path in renamed:
+            return path and renamed[path]
+        file, folder = Path(path), f"files/{len(renamed)}"
+        # Names of our own: the names here may be anything, and may be private.
+        renamed[path] = f"{folder}/model{file.suffix}"
         for part in parts_of(file):
             # The file itself was named by the user, or is ours; what belongs to it was not.
-            files[f"{folder}/model{part.suffix}"] = part if part == file else contained_file(file, part.name)
+            sources[f"{folder}/model{part.suffix}"] = (
+                part if part == file else contained_file(file, part.name)
+            )
         if file.suffix == ".onnx":
-            files.update({f"{folder}/{name}": source for name, source in _external_data(file).items()})
-        return moved[path]
+            sources.update({f"{folder}/{name}": source for name, source in _external_data(file).items()})
+        return renamed[path]
 
     groups = list(dict.fromkeys(cell["group"] for cell in plan["cells"]))
     cells = [
         {
             **cell,
-            **{key: there(cell[key]) for key in ("file", "images", "reference")},
+            **{key: remote_path(cell[key]) for key in ("file", "images", "reference")},
             "group": str(groups.index(cell["group"])),  # a network is called by its path here
         }
         for cell in plan["cells"]
     ]
-    return Parcel({**plan, "cells": cells, "allow_code": False}, files)
+    return Bundle({**plan, "cells": cells, "allow_code": False}, sources)
 
 
-def needs(artefacts: Sequence[Artefact]) -> dict[str, Any]:
-    """What preflight.py has to look for.
+def needs_of(artefacts: Sequence[Artefact]) -> dict[str, Any]:
+    """Lists the opsets and runtimes that device/check.py looks for.
 
     Args:
-        artefacts: Of the formats that travel.
+        artefacts: Artefacts in formats that can be sent.
 
     Raises:
         UserError: A file is no ONNX.
@@ -120,8 +128,8 @@ def needs(artefacts: Sequence[Artefact]) -> dict[str, Any]:
     return {"files": files, "runtimes": used}
 
 
-def text(document: dict[str, Any]) -> str:
-    """As it is written into needs.json and job.json."""
+def to_text(document: dict[str, Any]) -> str:
+    """Formats the content of needs.json or job.json."""
     return json.dumps(document, indent=1) + "\n"
 
 
@@ -135,7 +143,7 @@ def _graph(path: Path) -> onnx.ModelProto:
 
 
 def _external_data(path: Path) -> dict[str, Path]:
-    """The files that hold a graph's tensors, by their paths relative to its folder.
+    """Finds the files that hold a graph's tensors, by their paths relative to its folder.
 
     Raises:
         UserError: One is not a regular file inside that folder.
