@@ -11,11 +11,12 @@ from bench.documents import ENV
 from click.testing import CliRunner
 from rich.console import Console
 
-from kdcompress.bench import budget_table, targets
+from kdcompress.bench import targets
 from kdcompress.bench.budget import Budget
 from kdcompress.bench.measure import Protocol
 from kdcompress.bench.target import Local
 from kdcompress.cli import main
+from kdcompress.commands import suggest_table
 from kdcompress.errors import TargetUnreachable
 from kdcompress.progress import Progress
 from kdcompress.recipe import load_recipe
@@ -260,9 +261,9 @@ def test_who_limits_the_file_is_told_of_the_memory(scripted):
     (little,) = scripted(little=(1_000, "calls 1"))
     _, document = _document([little], "5ms", "--memory", "8MB")
     document["results"][0]["ram_mb"] = 30.0
-    assert any("--peak-memory limits this" in line for line in budget_table.footer(document))
+    assert any("--peak-memory limits this" in line for line in suggest_table.footer(document))
     document["budget"]["ram_mb"] = 64
-    assert not any("--peak-memory" in line for line in budget_table.footer(document))
+    assert not any("--peak-memory" in line for line in suggest_table.footer(document))
 
 
 def test_the_most_accurate_that_fits_is_told_where_it_is_another():
@@ -426,7 +427,7 @@ def test_a_narrow_terminal_gets_the_figures_that_decide_whole(scripted, width, a
     students = scripted(shufflenet_v2_x1_0=(2_280_000, "calls 3.25"), little=(1_000, "calls 1"))
     _, document = _document(students, "5ms")
     console = Console(file=StringIO(), width=width)
-    budget_table.print_suggestion(document, console)
+    suggest_table.print_suggestion(document, console)
     printed = console.file.getvalue()
     assert "3.25 [3.25, 3.25]" in printed
     assert "…" not in printed
@@ -437,5 +438,5 @@ def test_what_two_looks_warn_of_is_said_once_and_without_advice_on_ratios(script
     (little,) = scripted(little=(1_000, "calls 1"))
     _, document = _document([little], "5ms")
     document["warnings"] = [f"the machine is busy (load {load}): trust the ratios" for load in (1, 2)]
-    lines = budget_table.footer(document)
+    lines = suggest_table.footer(document)
     assert [line for line in lines if "busy" in line] == ["warning: the machine is busy (load 2)"]

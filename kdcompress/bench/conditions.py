@@ -246,20 +246,20 @@ class Condition:
             self._fail(f"{left} and {right} do not go together")
         return right if left == "any" else left
 
-    def _holds(self, node: ast.expr, *seen: Any) -> bool:
+    def _holds(self, node: ast.expr, *context: Any) -> bool:
         if isinstance(node, ast.BoolOp):
             every = all if isinstance(node.op, ast.And) else any
-            return every(self._holds(value, *seen) for value in node.values)
+            return every(self._holds(value, *context) for value in node.values)
         assert isinstance(node, ast.Compare)
         compare = _SIGNS[type(node.ops[0])][1]
-        return bool(compare(self._value(node.left, *seen), self._value(node.comparators[0], *seen)))
+        return bool(compare(self._value(node.left, *context), self._value(node.comparators[0], *context)))
 
-    def _value(self, node: ast.expr, *seen: Any) -> float:
+    def _value(self, node: ast.expr, *context: Any) -> float:
         if isinstance(node, ast.Name):
             term = self._terms[node.id]
-            return term.value if isinstance(term, _Number) else _read(term, *seen)
+            return term.value if isinstance(term, _Number) else _read(term, *context)
         assert isinstance(node, ast.BinOp)
-        left, right = self._value(node.left, *seen), self._value(node.right, *seen)
+        left, right = self._value(node.left, *context), self._value(node.right, *context)
         if isinstance(node.op, ast.Div) and right == 0:
             raise _Unknown("it divides by zero")
         return float(_SIGNS[type(node.op)][1](left, right))

@@ -195,8 +195,8 @@ def _body(path: Path) -> dict[str, Any]:
         raise UserError(f"--merge {path}: is damaged, or no JSON; {what}") from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != run.SCHEMA:
-        known = re.fullmatch(r"kdcompress\.bench-result/\d+", str(schema))
-        why = f"this version of kdcompress reads {run.SCHEMA!r}" if known else what
+        is_other_version = re.fullmatch(r"kdcompress\.bench-result/\d+", str(schema))
+        why = f"this version of kdcompress reads {run.SCHEMA!r}" if is_other_version else what
         raise UserError(f"--merge {path}: schema {schema!r}; {why}")
     body = document.get("body")
     if not isinstance(body, dict) or run.digest(body) != document.get("sha256"):

@@ -1,4 +1,4 @@
-"""From blocks of calls to the benchmark document: what was timed, how sure that is, what it is worth."""
+"""Makes the benchmark document from measured blocks: medians, intervals, ratios, verdicts and warnings."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from kdcompress.bench.device import scheduler
 SCHEMA = "kdcompress.bench/1"
 
 NOISY_SHARE = 0.2
-"""Above this share of disturbed blocks absolute times are not to be trusted."""
+"""Share of disturbed blocks above which absolute times cannot be trusted."""
 
 LEAST_AGREEMENT = 0.9
-"""Of the classes that a file in fewer bits gives, with those in full precision."""
+"""Least share of images to which a file in fewer bits gives the same class as full precision."""
 
 
 def with_measurements(cells: Sequence[Cell], raw: dict[str, Any]) -> list[Cell]:
-    """The cells that were measured over all rounds, with what the driver brought back of them.
+    """Adds the measurements to the cells, and gives those that were measured over all rounds.
 
     Args:
-        cells: In the plan's order.
-        raw: As `driver.run` gives it.
+        cells: The cells in the plan's order.
+        raw: The result of `scheduler.run`.
     """
     measured = []
     for cell, entry in zip(cells, raw["cells"], strict=True):
@@ -47,16 +47,16 @@ def document(
     protocol: dict[str, Any],
     warnings: list[str],
 ) -> dict[str, Any]:
-    """The benchmark document.
+    """Makes the benchmark document.
 
     Args:
-        target: Where it was measured: `{"kind", ...}`.
-        artefacts: By name, as the schema has them.
-        cells: Those measured over all rounds.
-        failures: Those that were not.
+        target: The measured machine: `{"kind", ...}`.
+        artefacts: Descriptions of the artefacts by name.
+        cells: Cells measured over all rounds.
+        failures: Descriptions of the other cells.
         baseline: Name of the artefact to compare with, or None.
-        env: As from `environment()`.
-        protocol: What was asked for.
+        env: The `env` block of the machine.
+        protocol: The document's `protocol`.
         warnings: Sentences so far.
     """
     measured = [cell for cell in cells if not cell.is_control]
@@ -146,7 +146,7 @@ def _comparison(cell: Cell, base: Cell, least: float | None) -> dict[str, Any]:
 
 
 def _baseline_of(cell: Cell, measured: Sequence[Cell], baseline: str | None) -> Cell | None:
-    """The baseline's cell of the same threads and batch: in the same runtime if it was measured there.
+    """Finds the baseline's cell of the same threads and batch, in the same runtime if there is one.
 
     The baseline's own further runtimes are compared with its first.
     """
@@ -208,7 +208,7 @@ def _warnings(cell: Cell, noise: dict[str, Any], is_noisy: bool) -> list[str]:
         warnings.append(
             f"the rounds differ by up to {noise['round_spread']:g}x; read the ratio, not the median"
         )
-    if noise["contaminated"] and not is_noisy:  # which is said of all of them at once
+    if noise["contaminated"] and not is_noisy:  # there one warning covers them all
         share = f"{noise['marked_blocks']} of {len(cell.blocks)} rounds"
         warnings.append(f"contaminated: in {share} other work had a part of the cores")
     if cell.loaded["images"] == "noise":
@@ -225,7 +225,7 @@ def _parity_warnings(cell: Cell) -> list[str]:
     if cell.precision == "fp32" and not parity["within"]:
         far = f"{parity['max_err_over_spread']:.2g} of their spread"
         return [f"its outputs differ from those of {parity['to']} by {far}: is it the same network?"]
-    # Of noise no class is the right one, and which one comes first says little.
+    # Noise has no right class, so its classes say little.
     if parity["top1_agreement"] < LEAST_AGREEMENT and cell.loaded["images"] == "real":
         share = f"{100 * parity['top1_agreement']:.0f} % of {parity['n']} images"
         return [f"gives the class that {parity['to']} gives for only {share}; check its accuracy"]
@@ -233,7 +233,7 @@ def _parity_warnings(cell: Cell) -> list[str]:
 
 
 def _verification(cell: Cell) -> list[str]:
-    """A sentence where nothing tells whether another machine computes what this one does."""
+    """Lists a warning if nothing proves that another machine computes the same outputs."""
     if cell.parity is not None and cell.parity["to"] == scheduler.REFERENCE:
         return []
     return ["unverified: there are no golden images to compare its outputs on the target with"]
@@ -249,5 +249,5 @@ def _share(flags: list[bool]) -> str:
 
 
 def _rounded(number: float | None) -> float | None:
-    """Four significant digits: more would be noise."""
+    """Rounds to four significant digits: more would be noise."""
     return None if number is None else float(f"{number:.4g}")

@@ -41,7 +41,7 @@ RUNTIMES = {
     "executorch": Runtime("executorch", ".pte", None, "executorch"),
 }
 DEFAULT = {".onnx": "onnxruntime", ".safetensors": "torch", ".xml": "openvino", ".pte": "executorch"}
-"""By the file's suffix."""
+"""The default runtime of each suffix."""
 EXPECTED = "an .onnx or a .safetensors file, the .xml of OpenVINO or the .pte of ExecuTorch"
 """For the message about a file with another suffix."""
 
@@ -71,7 +71,7 @@ def check_remote_runtime(name: str, target: str) -> None:
     Raises:
         UserError: It is not expected there.
     """
-    remote = [known for known, runtime in RUNTIMES.items() if runtime.suffix == ".onnx"]
+    remote = [key for key, runtime in RUNTIMES.items() if runtime.suffix == ".onnx"]
     if name in remote:
         return
     if name in RUNTIMES:

@@ -303,8 +303,8 @@ class Connection:
         if code == 5:
             raise disk_full(host, words)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
-        said = f"; its last words: {words}" if words else ""
-        raise WorldError(f"{host}: {activity} ended with {how}{said}")
+        last_line = f"; its last words: {words}" if words else ""
+        raise WorldError(f"{host}: {activity} ended with {how}{last_line}")
 
     def _lost(self, why: str) -> TargetUnreachable:
         return TargetUnreachable(

@@ -162,7 +162,7 @@ def _print_pack(document: dict[str, Any]) -> None:
 def _print_bench(document: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from kdcompress.bench.table import print_table
+    from kdcompress.commands.bench_table import print_table
 
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -123,7 +123,7 @@ def suggest(
 def _print(document: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from kdcompress.bench.budget_table import print_suggestion
+    from kdcompress.commands.suggest_table import print_suggestion
 
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -182,8 +182,13 @@ def _target(request: BenchRequest) -> Target | Pack:
         return parse_target(
             request.target, remote_python=request.remote_python, ssh_config=request.ssh_config
         )
-    given = {"out": request.out, "plot": request.plot, "compare": request.compare, "fail-if": request.fail_if}
-    for option, value in given.items():
+    options = {
+        "out": request.out,
+        "plot": request.plot,
+        "compare": request.compare,
+        "fail-if": request.fail_if,
+    }
+    for option, value in options.items():
         if value:
             raise UserError(f"--{option}: belongs to `bench --merge`, when the result has come back")
     return Pack(request.target)
@@ -194,9 +199,9 @@ def _artefacts(request: BenchRequest, target: RuntimeChecker) -> tuple[list[Arte
     files = [_named(text) for text in request.files]
     if request.baseline is not None:
         base = _named(request.baseline)
-        chosen = next((number for number, file in enumerate(files) if _same(base, file)), None)
-        if chosen is None:
-            files, chosen = [base, *files], 0
+        number = next((i for i, file in enumerate(files) if _same(base, file)), None)
+        if number is None:
+            files, number = [base, *files], 0
     for name in request.runtimes:
         target.check_runtime(name)
         if not any(runtimes.takes(name, path.suffix) for _, path in files):
@@ -205,8 +210,8 @@ def _artefacts(request: BenchRequest, target: RuntimeChecker) -> tuple[list[Arte
     names = _names(files)
     artefacts = [_artefact(name, path, request) for name, (_, path) in zip(names, files, strict=True)]
     if request.baseline is not None:
-        assert chosen is not None
-        return artefacts, names[chosen]
+        assert number is not None
+        return artefacts, names[number]
     # The runtimes of a single file have nothing to be compared with but the first of them.
     alone = len(artefacts) == 1 and len(artefacts[0].runtimes) > 1
     return artefacts, names[0] if alone else None
@@ -255,14 +260,14 @@ def _artefact(name: str, path: Path, request: BenchRequest) -> Artefact:
     if not path.is_file():
         what = "is a folder; name a file in it" if path.is_dir() else "no such file"
         raise UserError(f"{path}: {what}")
-    chosen = tuple(runtime for runtime in request.runtimes if runtimes.takes(runtime, path.suffix))
-    if not chosen and request.runtimes:
+    own_runtimes = tuple(runtime for runtime in request.runtimes if runtimes.takes(runtime, path.suffix))
+    if not own_runtimes and request.runtimes:
         fitting = [name for name in runtimes.RUNTIMES if runtimes.takes(name, path.suffix)]
         advice = f"; add one of {', '.join(fitting)}" if fitting else ""
         raise UserError(f"{path}: none of the runtimes asked for takes it{advice}")
     # student.onnx, student.int8.onnx and student.safetensors of one folder are one network.
     network = str(path.resolve().parent / path.name.split(".")[0])
-    artefact = Artefact(name, path, chosen, network=network)
+    artefact = Artefact(name, path, own_runtimes, network=network)
     if path.suffix in {onnx.SUFFIX, openvino.SUFFIX}:
         return _describe_graph(artefact, request.input_size)
     if path.suffix == executorch.SUFFIX:
@@ -273,7 +278,7 @@ def _artefact(name: str, path: Path, request: BenchRequest) -> Artefact:
         macs = count_macs(module, spec.channels, spec.height, spec.width)
         shape = (spec.channels, spec.height, spec.width)
         return dataclasses.replace(artefact, params=count_parameters(module), macs=macs, shape=shape)
-    if not chosen:
+    if not own_runtimes:
         raise UserError(f"{path}: expected {runtimes.EXPECTED}")
     side = request.input_size
     return dataclasses.replace(artefact, precision="unknown", shape=None if side is None else (3, side, side))
@@ -359,8 +364,8 @@ def _with_data(
 def _some_images(data: Data) -> NDArray[np.float32]:
     """Takes images from all over the test split, which may be sorted by class."""
     count = min(IMAGES, len(data.test))
-    chosen = torch.linspace(0, len(data.test) - 1, count).round().long()
-    return torch.cat([images for images, _ in images_of(data.test.subset(chosen), workers=0)]).numpy()
+    rows = torch.linspace(0, len(data.test) - 1, count).round().long()
+    return torch.cat([images for images, _ in images_of(data.test.subset(rows), workers=0)]).numpy()
 
 
 def _accuracy(artefact: Artefact, data: Data, allow_code: bool) -> tuple[dict[str, Any] | None, str]:

@@ -191,8 +191,8 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
 
 def _most_accurate(rows: Sequence[dict[str, Any]]) -> str | None:
     """Finds the student with the best published ImageNet top-1 of those that fit."""
-    known = [row for row in rows if row["verdict"] == "fits" and row["imagenet_top1"]]
-    best = max(known, key=lambda row: row["imagenet_top1"]["top1"], default=None)
+    published = [row for row in rows if row["verdict"] == "fits" and row["imagenet_top1"]]
+    best = max(published, key=lambda row: row["imagenet_top1"]["top1"], default=None)
     return None if best is None else best["student"]
 
 
@@ -207,16 +207,16 @@ def _student_spec(request: SuggestRequest, recipe: Recipe | None) -> tuple[Stude
         return StudentSpec(
             channels, side, classes, opset=request.opset, allow_code=request.allow_code
         ), source
-    known = discovery.header("dataset", recipe.data.dataset).constants
+    constants = discovery.header("dataset", recipe.data.dataset).constants
     if request.input_size is not None:
         raise UserError("--input-size: a recipe says its image size; change it with --set data.image_size=N")
     if request.channels is not None:
         raise UserError(f"--channels: the recipe's data set, {recipe.data.dataset}, says them")
-    classes, source = _classes(request, recipe, known.get("CLASSES"))
+    classes, source = _classes(request, recipe, constants.get("CLASSES"))
     others = [section.model for section in (recipe.teacher, *recipe.peers) if section is not None]
     spec = StudentSpec(
-        known["CHANNELS"],
-        recipe.data.image_size or known["SIZE"],
+        constants["CHANNELS"],
+        recipe.data.image_size or constants["SIZE"],
         classes,
         frozenset.intersection(frozenset({1, 3}), *(accepted_channels(model) for model in others)),
         request.opset,

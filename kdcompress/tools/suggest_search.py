@@ -235,29 +235,29 @@ def no_answer(rows: Sequence[dict[str, Any]], budget: Budget) -> str:
     limits += [] if budget.file_mb is None else [f"a file of {budget.file_mb:g} MB"]
     limits += [] if budget.ram_mb is None else [f"{budget.ram_mb:g} MB of memory"]
     timed = [row for row in rows if row["latency_ms"]]
-    said = []
+    reasons = []
     if timed:
         quickest = min(timed, key=lambda row: row["latency_ms"]["p50"])
-        said.append(f"the fastest timed is {quickest['student']} with {shown_latency(quickest)}")
+        reasons.append(f"the fastest timed is {quickest['student']} with {shown_latency(quickest)}")
     sized = [row for row in rows if row["params"] is not None]
     if budget.file_mb is not None and any("file" in w or "weights" in w for r in rows for w in r["why"]):
         smallest = min(sized, key=lambda row: row["bytes"] or 4 * row["params"])
         size_mb = (smallest["bytes"] or 4 * smallest["params"]) / 1e6
-        said.append(f"the smallest file is that of {smallest['student']} with {size_mb:.3g} MB")
+        reasons.append(f"the smallest file is that of {smallest['student']} with {size_mb:.3g} MB")
     if budget.ram_mb is not None and any("memory" in w for r in rows for w in r["why"]):
         leanest = min(timed, key=lambda row: row["ram_mb"])
-        said.append(f"the least memory is that of {leanest['student']} with {leanest['ram_mb']:.3g} MB")
+        reasons.append(f"the least memory is that of {leanest['student']} with {leanest['ram_mb']:.3g} MB")
     undecided = [row for row in rows if row["verdict"] == "undecided"]
     if undecided:
         named = ", ".join(f"{row['student']} ({shown_latency(row)})" for row in undecided)
-        said.append(
+        reasons.append(
             f"undecided, since the interval straddles the budget: {named}; a quieter machine or more "
             "--rounds may settle it"
         )
     failed = [row for row in rows if row["problem"]]
     if failed and not timed:
-        said.append(f"{failed[0]['student']}: {failed[0]['problem']}")
-    return f"nothing fits {' and '.join(limits)} with 95 % confidence; {'; '.join(said)}"
+        reasons.append(f"{failed[0]['student']}: {failed[0]['problem']}")
+    return f"nothing fits {' and '.join(limits)} with 95 % confidence; {'; '.join(reasons)}"
 
 
 def shown_latency(row: dict[str, Any]) -> str:

@@ -168,7 +168,7 @@ def run(plan: Dict[str, Any], folder: str = ".", progress: Optional[Progress] = 
     """Measures the cells of a plan; a cell that fails is left out, and the others go on.
 
     Args:
-        plan: See the top of this file.
+        plan: A plan, as described at the top of this file.
         folder: Folder of its relative paths.
         progress: Called at each step.
 
@@ -252,10 +252,17 @@ class _Run:
         for cell in measured:
             entry, is_real = cell.entry, cell.loaded["images"] == "real"
             # Given outputs belong to the given images, not to noise.
-            given = entry["reference"] if is_real else None
-            if given is None and [other.entry["group"] for other in measured].count(entry["group"]) < 2:
+            reference_file = entry["reference"] if is_real else None
+            if (
+                reference_file is None
+                and [other.entry["group"] for other in measured].count(entry["group"]) < 2
+            ):
                 continue
-            reference = None if given is None else np.load(str(self.path(given)), allow_pickle=False)
+            reference = (
+                None
+                if reference_file is None
+                else np.load(str(self.path(reference_file)), allow_pickle=False)
+            )
             count = NOISE if not is_real else entry["count"] if reference is None else len(reference)
             self.progress(cell.number, len(self.cells), "comparing the outputs of " + cell.label)
             answer = self.ask(cell, "logits", count=count)

@@ -74,8 +74,8 @@ class OnnxRuntime:
         first = self._session.get_inputs()[0]
         _check_input(first.shape, batch)
         self._name = first.name
-        known = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
-        self._type = known.get(first.type)
+        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+        self._type = types.get(first.type)
         if self._type is None:
             raise ValueError("the model's input is %s, not images" % first.type)
         own = list(first.shape[1:])
@@ -399,16 +399,16 @@ def _check_input(shape: List[Any], batch: int) -> None:
         raise ValueError("the model's batch is fixed at %d, asked for %d" % (shape[0], batch))
 
 
-def _resolved(own: List[Any], given: Optional[List[int]]) -> List[int]:
+def _resolved(own: List[Any], requested: Optional[List[int]]) -> List[int]:
     """Resolves the images' shape: the model's fixed axes, and the given size for those it leaves open."""
     own = [size if isinstance(size, int) else None for size in own]
-    if given is None:
+    if requested is None:
         if None in own:
             raise ValueError("the model leaves its image size open (%s); give one" % own)
         return own
-    if any(own[i] is not None and own[i] != given[i] for i in range(3)):
-        raise ValueError("the model takes images of %s, asked for %s" % (own, list(given)))
-    return list(given)
+    if any(own[i] is not None and own[i] != requested[i] for i in range(3)):
+        raise ValueError("the model takes images of %s, asked for %s" % (own, list(requested)))
+    return list(requested)
 
 
 def _find_runtime(name: str) -> Any:
