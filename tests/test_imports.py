@@ -17,7 +17,18 @@ PACKAGE = Path(__file__).parent.parent / "kdcompress"
 
 # Lowest first. A file may import its own layer and those below it.
 LAYERS = [
-    {"errors", "config", "atomic", "cores", "progress", "discovery", "listing", "problems", "strict_yaml"},
+    {
+        "errors",
+        "config",
+        "atomic",
+        "containment",
+        "cores",
+        "progress",
+        "discovery",
+        "listing",
+        "problems",
+        "strict_yaml",
+    },
     {"recipe"},
     {"run_folder"},
     {"data"},

@@ -1,21 +1,21 @@
-"""Carries out a plan: a worker process per cell, loading, parity, warming up, and shuffled rounds.
+"""Carries out a plan: starts a worker per cell, compares outputs, warms up, and times shuffled rounds.
 
 This file stands alone beside worker.py (standard library and numpy; Python 3.8 and newer): the two, a plan
 and the files that it names can be copied to another machine and run there, with no link to hold meanwhile:
 
-    python driver.py plan.json raw.json
+    python scheduler.py plan.json raw.json
 
-A plan is what `kdcompress.bench.plan` writes:
+A plan, written by `kdcompress.bench.plan`, holds:
 
-- `protocol`: rounds, block_s, turns, min_calls, warmup_s, warmup_calls, gap_ms, timeout_s, seed, and of the
+- `protocol`: rounds, block_s, turns, min_calls, warmup_s, warmup_calls, gap_ms, timeout_s, seed, and for the
   parity check: parity_limit, parity_vary, parity_rounding
-- `cells`: of each artefact, control (whether it is the A/A copy), runtime, file, threads, batch, shape,
-  images, reference, tolerance, count, group, exact
-- `allow_code`: whether a network that runs the user's code may be built
+- `cells`, each with: artefact, control (true for the A/A copy), runtime, file, threads, batch, shape, images,
+  reference, tolerance, count, group, exact
+- `allow_code`: true if a network that runs the user's code may be built
 
-Files in it are absolute, or relative to the plan's folder. What comes back is `{"cells": [...], "failures":
-[...]}`: of each cell `loaded` (the worker's answer), `parity` and `blocks` (its answers, one per round), or
-null where it failed.
+Files in it are absolute, or relative to the plan's folder. The result is `{"cells": [...], "failures":
+[...]}`: for each cell `loaded` (the worker's answer), `parity` and `blocks` (its answers, one per round), or
+null if it failed.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from typing import Any, Callable, Dict, List, Optional
 import numpy as np
 
 REFERENCE = "the reference"
-"""What outputs that were given are called in a parity."""
+"""Name of given outputs in a parity."""
 NOISE = 8
-"""Images of noise that a worker has at least."""
+"""Least number of noise images of a worker."""
 
 WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
 
-Tell = Callable[[int, int, str], None]
-"""(done, of, what is being done)."""
+Progress = Callable[[int, int, str], None]
+"""(done, total, the present step)."""
 
 
 class CellFailed(Exception):
-    """A worker that could not do what it was asked; it has ended.
+    """A worker could not carry out a command and has ended.
 
     Args:
-        stage: The command it was given.
+        stage: The command.
         kind: The class of the error, "Timeout" or "Crashed".
         message: One line.
     """
@@ -61,12 +61,12 @@ class CellFailed(Exception):
 
 
 class Session:
-    """One worker process as its driver sees it, started at once and ended on leaving the `with` block.
+    """A worker process, started at once and ended at the end of the `with` block.
 
     Args:
-        threads: Of the runtime; fixed in the environment before anything is imported.
-        allow_code: Whether a network that runs the user's code may be built.
-        scratch: A folder for what the runtime writes; None: it has none.
+        threads: Number of the runtime's threads; fixed in the environment before anything is imported.
+        allow_code: True if a network that runs the user's code may be built.
+        scratch: Folder for the runtime's own files; None: it has none.
     """
 
     def __init__(self, threads: int, allow_code: bool = False, scratch: Optional[str] = None) -> None:
@@ -78,7 +78,7 @@ class Session:
         }
         environment = dict(os.environ)
         if __package__:  # in kdcompress, which the worker's torch runtimes import
-            root = os.path.dirname(os.path.dirname(os.path.dirname(WORKER)))
+            root = os.path.abspath(os.path.join(os.path.dirname(WORKER), "../../.."))
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
         self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
@@ -88,7 +88,7 @@ class Session:
             stderr=self._stderr,
             universal_newlines=True,
             env=environment,
-            start_new_session=True,  # what it starts itself can then be ended with it
+            start_new_session=True,  # its own child processes can then be ended with it
         )
         self._answers: "queue.Queue[str]" = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -96,19 +96,19 @@ class Session:
 
     @property
     def pid(self) -> int:
-        """Of the worker process."""
+        """Process id of the worker."""
         return self._process.pid
 
     def ask(self, command: str, timeout_s: float, **arguments: Any) -> Dict[str, Any]:
         """Sends a command and waits for its answer.
 
         Args:
-            command: As in worker.py.
+            command: A command of worker.py.
             timeout_s: Seconds after which the worker is ended.
-            arguments: The command's own.
+            arguments: The command's arguments.
 
         Raises:
-            CellFailed: The worker said so, ended without an answer, or was too slow.
+            CellFailed: The worker answered with an error, ended without an answer, or was too slow.
         """
         assert self._process.stdin is not None
         try:
@@ -129,9 +129,9 @@ class Session:
         return answer
 
     def close(self) -> None:
-        """Ends the process and what it has started, by force if need be."""
+        """Kills the process and its child processes."""
         try:
-            # The group outlives a worker that has died, and what is left of it holds the pipes open.
+            # The group outlives a worker that has died, and its other processes hold the pipes open.
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass  # all are gone
@@ -164,18 +164,18 @@ class Session:
         return "the worker " + how + ("; its last words: " + lines[-1] if lines else "")
 
 
-def run(plan: Dict[str, Any], folder: str = ".", tell: Optional[Tell] = None) -> Dict[str, Any]:
-    """Measures what a plan names; a cell that fails leaves, and the others go on.
+def run(plan: Dict[str, Any], folder: str = ".", progress: Optional[Progress] = None) -> Dict[str, Any]:
+    """Measures the cells of a plan; a cell that fails is left out, and the others go on.
 
     Args:
-        plan: As above.
-        folder: What its relative paths are relative to.
-        tell: Called as work goes on.
+        plan: A plan, as described at the top of this file.
+        folder: Folder of its relative paths.
+        progress: Called at each step.
 
     Returns:
-        As above.
+        The result as at the top of this file.
     """
-    work = _Run(plan, folder, tell or (lambda done, of, what: None))
+    work = _Run(plan, folder, progress or (lambda done, of, step: None))
     try:
         work.load()
         work.check()
@@ -206,8 +206,8 @@ class _Cell:
         return {"loaded": self.loaded, "parity": self.parity, "blocks": self.blocks}
 
 
-def _joined(turns: List[Dict[str, Any]]) -> Dict[str, Any]:
-    """The turns of one block as one answer."""
+def _merge_turns(turns: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """Merges the turns of one block into one answer."""
     block: Dict[str, Any] = {"samples_ns": [sample for turn in turns for sample in turn["samples_ns"]]}
     for key in ("wall_s", "cpu_s", "involuntary_switches", "steal_s"):
         parts = [turn[key] for turn in turns]
@@ -216,14 +216,14 @@ def _joined(turns: List[Dict[str, Any]]) -> Dict[str, Any]:
     return block
 
 
-def _seen(cell: _Cell) -> Any:
-    """Which images it was given."""
+def _images_of(cell: _Cell) -> Any:
+    """Tells real images from noise, and their shape."""
     return cell.loaded["images"], cell.loaded["shape"]
 
 
 class _Run:
-    def __init__(self, plan: Dict[str, Any], folder: str, tell: Tell) -> None:
-        self.protocol, self.folder, self.tell = plan["protocol"], folder, tell
+    def __init__(self, plan: Dict[str, Any], folder: str, progress: Progress) -> None:
+        self.protocol, self.folder, self.progress = plan["protocol"], folder, progress
         self.allow_code = plan["allow_code"]
         self.cells = [_Cell(number, entry) for number, entry in enumerate(plan["cells"])]
         self.failures: List[Dict[str, Any]] = []
@@ -232,7 +232,7 @@ class _Run:
     def load(self) -> None:
         """Starts a worker per cell."""
         for cell in self.cells:
-            self.tell(cell.number, len(self.cells), "loading " + cell.label)
+            self.progress(cell.number, len(self.cells), "loading " + cell.label)
             entry = cell.entry
             # Folders of their own: what one cell compiles must not be found ready by the next.
             scratch = os.path.join(self.scratch, str(cell.number))
@@ -246,18 +246,25 @@ class _Run:
                 cell.loaded = answer
 
     def check(self) -> None:
-        """Compares the cells' outputs, with given ones or with those of the first cell of their group."""
+        """Compares each cell's outputs with the reference, or with those of the first cell of its group."""
         measured = [cell for cell in self.alive() if not cell.entry["control"]]
         first: Dict[str, _Cell] = {}
         for cell in measured:
             entry, is_real = cell.entry, cell.loaded["images"] == "real"
             # Given outputs belong to the given images, not to noise.
-            given = entry["reference"] if is_real else None
-            if given is None and [other.entry["group"] for other in measured].count(entry["group"]) < 2:
+            reference_file = entry["reference"] if is_real else None
+            if (
+                reference_file is None
+                and [other.entry["group"] for other in measured].count(entry["group"]) < 2
+            ):
                 continue
-            reference = None if given is None else np.load(str(self.path(given)), allow_pickle=False)
+            reference = (
+                None
+                if reference_file is None
+                else np.load(str(self.path(reference_file)), allow_pickle=False)
+            )
             count = NOISE if not is_real else entry["count"] if reference is None else len(reference)
-            self.tell(cell.number, len(self.cells), "comparing the outputs of " + cell.label)
+            self.progress(cell.number, len(self.cells), "comparing the outputs of " + cell.label)
             answer = self.ask(cell, "logits", count=count)
             if answer is None:
                 continue
@@ -266,9 +273,9 @@ class _Run:
                 self.compare_with_given(cell, reference)
                 continue
             other = first.setdefault(entry["group"], cell)
-            comparable = other.logits.shape == cell.logits.shape and _seen(other) == _seen(cell)
+            comparable = other.logits.shape == cell.logits.shape and _images_of(other) == _images_of(cell)
             if other is not cell and comparable:
-                cell.parity = self.compared(cell.logits, other.logits, other.label)
+                cell.parity = self.parity_of(cell.logits, other.logits, other.label)
                 same = entry["artefact"] == other.entry["artefact"]
                 exact = entry["exact"] and other.entry["exact"]
                 # Where the outputs hardly vary, rounding is all there is to see of them.
@@ -278,20 +285,20 @@ class _Run:
                     self.refuse(cell, message % cell.parity)
 
     def compare_with_given(self, cell: _Cell, reference: Any) -> None:
-        """With what its outputs must be; a float32 file that is told how near has to be that near."""
+        """Compares outputs with the reference; a float32 file must be within its tolerance."""
         tolerance = cell.entry["tolerance"]
         if cell.logits.shape != reference.shape:
             message = "its outputs are %s, those of the reference %s; not timed"
             self.refuse(cell, message % (cell.logits.shape[1:], reference.shape[1:]))
             return
-        cell.parity = self.compared(cell.logits, reference, REFERENCE)
+        cell.parity = self.parity_of(cell.logits, reference, REFERENCE)
         error = float(np.abs(cell.logits - reference).max())
         if tolerance is not None and cell.entry["exact"] and not error <= tolerance:  # NaN is not near either
             message = "its outputs differ from those of the reference by %.3g, more than %.3g; not timed"
             self.refuse(cell, message % (error, tolerance))
 
-    def compared(self, outputs: Any, reference: Any, to: str) -> Dict[str, Any]:
-        """How far outputs `[N, K]` are from those they should be, relative to their spread over images."""
+    def parity_of(self, outputs: Any, reference: Any, to: str) -> Dict[str, Any]:
+        """Compares outputs `[N, K]` with a reference, relative to the reference's spread over images."""
         spread = float(np.std(reference, axis=0).mean())
         mean, largest = float(np.abs(reference).mean()), float(np.abs(reference).max())
         error = float(np.abs(outputs - reference).max())
@@ -310,30 +317,30 @@ class _Run:
         }
 
     def refuse(self, cell: _Cell, message: str) -> None:
-        """The time of a wrong answer is worth nothing."""
+        """Leaves out a cell with wrong outputs: its time would mean nothing."""
         assert cell.session is not None
         self.fail(cell, CellFailed("parity", "Mismatch", message))
         cell.session.close()
 
     def warm_up(self) -> None:
-        """Unrecorded calls."""
+        """Runs unrecorded calls."""
         for cell in self.alive():
-            self.tell(cell.number, len(self.cells), "warming up " + cell.label)
+            self.progress(cell.number, len(self.cells), "warming up " + cell.label)
             self.ask(
                 cell, "block", seconds=self.protocol["warmup_s"], min_calls=self.protocol["warmup_calls"]
             )  # fmt: skip
 
     def measure(self) -> None:
-        """The rounds: in each every cell has its block, in several short turns among those of the others.
+        """Times the rounds: in each, every cell has a block of several short turns among those of others.
 
-        What a neighbour on the machine does changes from one tenth of a second to the next. Blocks of one
-        piece each meet another part of it; those of short turns in between each other meet the same.
+        The load of other programs changes from one tenth of a second to the next. Blocks of one piece would
+        each meet another part of it; interleaved short turns all meet the same.
         """
         order, protocol = random.Random(self.protocol["seed"]), self.protocol
         rounds, turns = protocol["rounds"], protocol["turns"]
         least = -(-protocol["min_calls"] // turns)
         for number in range(rounds):
-            self.tell(number, rounds, "timing round %d of %d" % (number + 1, rounds))
+            self.progress(number, rounds, "timing round %d of %d" % (number + 1, rounds))
             block: Dict[int, List[Dict[str, Any]]] = {}
             for _ in range(turns):
                 cells = self.alive()
@@ -345,8 +352,8 @@ class _Run:
                     if cell.entry["threads"] > 1:
                         time.sleep(protocol["gap_ms"] / 1000)
             for cell in self.alive():
-                cell.blocks.append(_joined(block[cell.number]))
-        self.tell(rounds, rounds, "timing done")
+                cell.blocks.append(_merge_turns(block[cell.number]))
+        self.progress(rounds, rounds, "timing done")
 
     def alive(self) -> List[_Cell]:
         return [cell for cell in self.cells if cell.alive]
@@ -363,7 +370,7 @@ class _Run:
             return None
 
     def fail(self, cell: _Cell, failure: CellFailed) -> None:
-        """Half a cell cannot be paired with whole ones: it leaves with all it had."""
+        """Leaves out a cell with all its blocks, since its rounds cannot be paired with those of others."""
         cell.alive = False
         self.failures.append(
             {"cell": cell.number, "stage": failure.stage, "type": failure.kind, "message": failure.message}
@@ -377,13 +384,13 @@ class _Run:
 
 
 def main(plan_file: str, raw_file: str) -> None:
-    """Reads a plan, carries it out and writes what was measured."""
+    """Reads a plan, carries it out and writes the measurements."""
     with open(plan_file, encoding="utf-8") as file:
         plan = json.load(file)
     raw = run(plan, os.path.dirname(os.path.abspath(plan_file)))
     with open(raw_file + ".part", "w", encoding="utf-8") as file:
         json.dump(raw, file)
-    os.replace(raw_file + ".part", raw_file)  # whoever waits for it finds it whole
+    os.replace(raw_file + ".part", raw_file)  # a reader finds it whole or not at all
 
 
 if __name__ == "__main__":

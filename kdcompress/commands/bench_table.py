@@ -1,4 +1,4 @@
-"""A benchmark document as a table for the terminal."""
+"""Formats a benchmark document as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _STYLES = {"faster": "green", "slower": "red", "no difference": ""}
 
 
 def print_table(document: dict[str, Any], console: Console) -> None:
-    """Prints a document's results, and under them what they hold for.
+    """Prints a document's results, and under them the machine and the warnings.
 
     Args:
-        document: Of schema `kdcompress.bench/1`.
-        console: Where to.
+        document: A document of schema `kdcompress.bench/1`.
+        console: The terminal.
     """
     console.print(table(document))
 
 
 def table(document: dict[str, Any]) -> RenderableType:
-    """The results, one line per artefact, runtime, thread count and batch, with a footer.
+    """Formats the results, one line per artefact, runtime, thread count and batch, with a footer.
 
     Args:
-        document: Of schema `kdcompress.bench/1`.
+        document: A document of schema `kdcompress.bench/1`.
     """
     results, artefacts = document["results"], document["artefacts"]
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -75,7 +75,7 @@ def table(document: dict[str, Any]) -> RenderableType:
 
 
 def _changes(compared: dict[str, Any]) -> RenderableType:
-    """What has become of each result since the document of --compare."""
+    """Formats the comparison with the document of --compare."""
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     grid.title = Text(f"since {compared['file']} ({compared['date_utc'] or 'date unknown'})", style="bold")
     for name in ("artefact", "runtime"):
@@ -97,10 +97,10 @@ def _changes(compared: dict[str, Any]) -> RenderableType:
 
 
 def footer(document: dict[str, Any]) -> list[str]:
-    """What the figures hold for, in lines: machine, versions, control, warnings, failures.
+    """Formats the lines under the table: machine, versions, control, warnings, failures.
 
     Args:
-        document: Of schema `kdcompress.bench/1`.
+        document: A document of schema `kdcompress.bench/1`.
     """
     env, aa = document["env"], document["aa"]
     versions = ", ".join(f"{name} {version}" for name, version in env["runtimes"].items())

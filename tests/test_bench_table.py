@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from kdcompress.bench.table import print_table
+from kdcompress.commands.bench_table import print_table
 
 
 def _result(name, **fields):

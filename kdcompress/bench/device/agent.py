@@ -1,19 +1,19 @@
-"""The far end of an ssh link: takes files into a folder of its own, runs them there, and leaves nothing.
+"""Receives files over ssh into a folder of its own, runs them there, and removes the folder at the end.
 
-This file stands alone (standard library; Python 3.8 and newer). ssh_link.py sends its text to a Python that
-it has started over ssh. From then on each message is a line of JSON on stdin or stdout:
+This file stands alone (standard library; Python 3.8 and newer). ssh_connection.py sends its text to a Python
+that it has started over ssh. From then on each message is a line of JSON on stdin or stdout:
 
 | in | out |
 |---|---|
 | `{"put": path, "bytes": n}`, then n bytes | `{"received": bytes so far}`, now and then |
 | `{"run": [script, argument...]}` | the script's own lines; then `{"ended": exit code, "words": its last}` |
 | `{"beat": n}` | the same |
-| `{"end": true}` | `{"gone": whether the folder is}`, and it ends |
+| `{"end": true}` | `{"gone": true if the folder is removed}`, and it ends |
 
-It begins with `{"hello": ...}`. What fails is `{"error": "full", "failed", "limit" or "silence", "message"}`,
-and it ends. When the link is cut (end of file, or no beat for LAPSE_S), when it is told to stop by a signal,
-or after LIMIT_S, it ends what it has started, removes the folder, and ends. What it runs removes the folder
-if this process itself is killed.
+It begins with `{"hello": ...}`. A problem is `{"error": "full", "failed", "limit" or "silence", "message"}`,
+and it ends. When the connection is closed (end of file, or no heartbeat for HEARTBEAT_TIMEOUT_S), on a signal
+that ends processes, or after LIMIT_S, it ends the script, removes the folder, and ends. The script removes
+the folder if this process itself is killed.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ import threading
 import time
 from typing import Any, Dict, List, NoReturn, Optional
 
-LAPSE_S = 90
+HEARTBEAT_TIMEOUT_S = 90
 LIMIT_S = 12 * 3600
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_BYTES = 1 << 16
 _REPORT_S = 2
 
 
-class Over(Exception):
-    """The near end is gone, or has had its time.
+class ConnectionClosed(Exception):
+    """The other side has gone, or the time is up.
 
     Args:
-        message: To it, if it still listens.
+        message: Message to the other side, if it still listens.
     """
 
     def __init__(self, message: Optional[Dict[str, Any]] = None) -> None:
@@ -51,14 +51,14 @@ class Over(Exception):
         super().__init__()
 
 
-class FarEnd:
-    """What this end is doing."""
+class RemoteAgent:
+    """The folder, the running script and the messages of one connection."""
 
     def __init__(self) -> None:
         self.child: Optional[subprocess.Popen[bytes]] = None
         self.buffer = b""
         self.limit = time.monotonic() + LIMIT_S
-        # Written by a thread of its own: one that nobody reads from must not keep this end from cleaning up.
+        # A thread of its own writes: a pipe that is full must not keep this process from cleaning up.
         self.out: "queue.Queue[Optional[bytes]]" = queue.Queue()
         self.writer = threading.Thread(target=self._write, daemon=True)
         self.writer.start()
@@ -66,11 +66,11 @@ class FarEnd:
         self.closing = False
 
     def serve(self) -> None:
-        """Does as it is told, until it is over."""
+        """Carries out messages until the connection is closed."""
         self.folder = tempfile.mkdtemp(prefix="kdcompress-")
         self.scratch = os.path.join(self.folder, "scratch")
         os.mkdir(self.scratch)
-        self.say(hello=sys.version.split()[0])
+        self.send(hello=sys.version.split()[0])
         while True:
             message = json.loads(self._line())
             if "put" in message:
@@ -78,21 +78,21 @@ class FarEnd:
             elif "run" in message:
                 self._run(message["run"])
             elif "beat" in message:
-                self.say(**message)
+                self.send(**message)
             else:
-                raise Over()
+                raise ConnectionClosed()
 
-    def say(self, **message: Any) -> None:
-        """To the near end."""
+    def send(self, **message: Any) -> None:
+        """Queues a message to the other side."""
         self.out.put((json.dumps(message) + "\n").encode("ascii"))
 
     def flush(self) -> None:
-        """Waits until all is said, or nobody listens."""
+        """Waits until all messages are sent, or the other side is gone."""
         self.out.put(None)
         self.writer.join(5)
 
     def close(self) -> bool:
-        """Ends what was started and removes the folder; whether it is gone."""
+        """Ends the script and removes the folder; true if the folder is gone."""
         self.closing = True
         if self.child is not None and self.child.poll() is None:
             try:
@@ -122,14 +122,14 @@ class FarEnd:
                 total += written
                 self.buffer = self.buffer[written:]
                 if time.monotonic() - reported > _REPORT_S:
-                    self.say(received=total)
+                    self.send(received=total)
                     reported = time.monotonic()
 
     def _run(self, command: List[str]) -> None:
         words = tempfile.TemporaryFile(dir=self.folder)
         self.child = subprocess.Popen(
             [sys.executable, os.path.join(self.folder, command[0]), *command[1:]],
-            stdin=subprocess.PIPE,  # at its end the child knows that this process is gone
+            stdin=subprocess.PIPE,  # at its end the child sees that this process is gone
             stdout=subprocess.PIPE,
             stderr=words,
             cwd=self.folder,
@@ -144,10 +144,10 @@ class FarEnd:
             self.out.put(line)
         code = child.wait()
         if self.closing:
-            return  # that it has ended is no news
+            return  # this process has ended it
         words.seek(0)
         last = words.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-        self.say(ended=code, words="".join(last))
+        self.send(ended=code, words="".join(last))
 
     def _line(self) -> bytes:
         while b"\n" not in self.buffer:
@@ -156,16 +156,20 @@ class FarEnd:
         return line
 
     def _fill(self) -> None:
-        lapse = time.monotonic() + LAPSE_S
+        silence_end = time.monotonic() + HEARTBEAT_TIMEOUT_S
         while not select.select([0], [], [], 1)[0]:
             now = time.monotonic()
             if now > self.limit:
-                raise Over({"error": "limit", "message": "it took more than %d h" % (LIMIT_S // 3600)})
-            if now > lapse:
-                raise Over({"error": "silence", "message": "nothing was heard for %d s" % LAPSE_S})
+                raise ConnectionClosed(
+                    {"error": "limit", "message": "it took more than %d h" % (LIMIT_S // 3600)}
+                )
+            if now > silence_end:
+                raise ConnectionClosed(
+                    {"error": "silence", "message": "nothing was heard for %d s" % HEARTBEAT_TIMEOUT_S}
+                )
         read = os.read(0, _READ_BYTES)
         if not read:
-            raise Over()
+            raise ConnectionClosed()
         self.buffer += read
 
     def _write(self) -> None:
@@ -174,25 +178,25 @@ class FarEnd:
                 while line:
                     line = line[os.write(1, line) :]
             except OSError:
-                return  # nobody listens; stdin tells the same
+                return  # the other side is gone; stdin ends too
 
 
 def _stop(number: int, frame: Any) -> NoReturn:
-    raise Over()
+    raise ConnectionClosed()
 
 
 def main() -> None:
-    """Serves, and cleans up whatever comes."""
+    """Serves a connection and cleans up at its end."""
     # Started with -c: the current folder, which is the user's home, must not shadow modules.
     sys.path[:] = [place for place in sys.path if place]
-    end = FarEnd()
+    agent = RemoteAgent()
     message: Optional[Dict[str, Any]] = None
     try:
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
-        end.serve()
-    except Over as over:
-        message = over.message
+        agent.serve()
+    except ConnectionClosed as closed:
+        message = closed.message
     except OSError as error:
         message = {"error": "full" if error.errno in FULL else "failed", "message": str(error)}
     except ValueError as error:
@@ -200,12 +204,12 @@ def main() -> None:
     finally:
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)  # not in the middle of this
-        gone = end.close()
+        gone = agent.close()
     if message is not None:
-        end.say(**message)
-    end.say(gone=gone)
-    end.flush()
-    os._exit(0)  # whatever thread still waits for somebody
+        agent.send(**message)
+    agent.send(gone=gone)
+    agent.flush()
+    os._exit(0)  # at once: a thread may still wait for input
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""The process that is timed: one artefact in one runtime at one thread count, driven by JSON lines.
+"""Runs one artefact in one runtime at one thread count, and times calls on commands in JSON lines.
 
 This file stands alone (standard library, numpy and the runtime; Python 3.8 and newer), so that it can be
 copied to a board that has no kdcompress. `torch` and kdcompress are imported only by the torch runtimes.
 
-Started by driver.py as `python worker.py '{"threads": 1, "parent": 4711, "allow_code": false, "scratch":
+Started by scheduler.py as `python worker.py '{"threads": 1, "parent": 4711, "allow_code": false, "scratch":
 "/a/folder"}'`. Each line on stdin is a command, each line on stdout its answer: `{"ok": true, ...}`, or
 `{"ok": false, "type", "message"}` and the worker ends.
 
 - `load`: runtime, file, batch, shape ([C, H, W] or null), images (an .npy file of [N, C, H, W] in [0, 1],
   or null), seed
-- `block`: seconds, min_calls -> every call's duration, and what the operating system did meanwhile
-- `logits`: of the first `count` images, one batch after another
-- `quit`
+- `block`: seconds, min_calls -> every call's duration, CPU time, switches and memory
+- `logits`: count -> the logits of the first `count` images, one batch after another
 
 A runtime is a class with `load(path, threads, batch, shape)`, `run(images)` and `info()`. Beside those
 built in, `/path/to/file.py:ClassName` names one of the user's. It may have `start()`, which imports what it
@@ -49,14 +48,14 @@ import time  # noqa: E402
 import numpy as np  # noqa: E402
 
 INPUTS = 8
-"""Different batches that a block goes through in turn, prepared before it."""
+"""Number of different batches that a block uses in turn; they are prepared before it."""
 
 
 class OnnxRuntime:
     """ONNX Runtime on the CPU, with the asked-for number of threads and its default spinning."""
 
     def start(self) -> None:
-        """Imports it."""
+        """Imports the library."""
         import onnxruntime
 
         self._library = onnxruntime
@@ -67,16 +66,16 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        asked = ["CPUExecutionProvider"]
-        self._session = self._library.InferenceSession(path, options, providers=asked)
+        provider = "CPUExecutionProvider"
+        self._session = self._library.InferenceSession(path, options, providers=[provider])
         self._provider = self._session.get_providers()[0]
-        if self._provider != asked[0]:
-            raise RuntimeError("asked for %s, got %s" % (asked[0], self._provider))
+        if self._provider != provider:
+            raise RuntimeError("asked for %s, got %s" % (provider, self._provider))
         first = self._session.get_inputs()[0]
         _check_input(first.shape, batch)
         self._name = first.name
-        known = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
-        self._type = known.get(first.type)
+        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+        self._type = types.get(first.type)
         if self._type is None:
             raise ValueError("the model's input is %s, not images" % first.type)
         own = list(first.shape[1:])
@@ -85,7 +84,7 @@ class OnnxRuntime:
         return _resolved([own[2], own[0], own[1]] if self._last else own, shape)
 
     def prepare(self, images: Any) -> Any:
-        """The images as this model takes them; not timed."""
+        """Converts images to the model's input; not timed."""
         if self._type is np.uint8:
             images = np.rint(np.asarray(images) * 255)
         if self._last:
@@ -93,11 +92,11 @@ class OnnxRuntime:
         return np.ascontiguousarray(images, dtype=self._type)
 
     def run(self, images: Any) -> Any:
-        """All outputs of one call."""
+        """Runs one call; gives the first output."""
         return self._session.run(None, {self._name: images})[0]
 
     def info(self) -> Dict[str, str]:
-        """What really ran."""
+        """Names the provider that really ran, and the version."""
         return {"provider": self._provider, "version": self._library.__version__}
 
 
@@ -111,7 +110,7 @@ class OpenVino:
     PRECISION = "f32"
 
     def start(self) -> None:
-        """Imports it, without its telemetry, which reports home from a forked copy of the process."""
+        """Imports OpenVINO without its telemetry, which reports home from a forked copy of the process."""
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         import openvino
 
@@ -131,13 +130,13 @@ class OpenVino:
         self._type = model.input(0).get_element_type().to_dtype()
         if not np.issubdtype(self._type, np.floating):
             raise ValueError("the model's input is %s, not floating-point images" % self._type)
-        asked = {
+        settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": self.PRECISION,
         }
-        compiled = core.compile_model(model, "CPU", asked)
+        compiled = core.compile_model(model, "CPU", settings)
         used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if used != self.PRECISION:
             raise RuntimeError("asked for %s, got %s" % (self.PRECISION, used))
@@ -146,16 +145,16 @@ class OpenVino:
         return resolved
 
     def prepare(self, images: Any) -> Any:
-        """The images as this model takes them; not timed."""
+        """Converts images to the model's input; not timed."""
         return np.ascontiguousarray(images, dtype=self._type)
 
     def run(self, images: Any) -> Any:
-        """The first output of one call; the next call overwrites it."""
+        """Runs one call; gives the first output, which the next call overwrites."""
         self._request.infer([images], share_inputs=True)
         return self._request.get_output_tensor(0).data
 
     def info(self) -> Dict[str, str]:
-        """What really ran."""
+        """Names the provider that really ran, and the version."""
         return {"provider": self._provider, "version": self._library.__version__.split("-")[0]}
 
 
@@ -169,7 +168,7 @@ class Torch:
     """PyTorch in eager mode on the CPU, normalisation included, as in the exported file."""
 
     def start(self) -> None:
-        """Imports it, and what builds the network."""
+        """Imports PyTorch and the reader of networks."""
         import torch
 
         from kdcompress.deploy.formats.safetensors import read
@@ -189,16 +188,16 @@ class Torch:
         return _resolved([spec.channels, None, None], shape or [spec.channels, spec.height, spec.width])
 
     def prepare(self, images: Any) -> Any:
-        """The images as a tensor; not timed."""
+        """Converts images to a tensor; not timed."""
         return self._torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
 
     def run(self, images: Any) -> Any:
-        """The logits of one call."""
+        """Runs one call; gives the logits."""
         with self._torch.inference_mode():
             return self._network((images - self._mean) / self._std).numpy()
 
     def info(self) -> Dict[str, str]:
-        """What really ran."""
+        """Names the provider that really ran, and the version."""
         return {"provider": "cpu", "version": self._torch.__version__}
 
 
@@ -209,7 +208,7 @@ class TorchCompile(Torch):
     """
 
     def start(self) -> None:
-        """Imports it, with a cache of its own."""
+        """Imports PyTorch, with a compilation cache of this process."""
         if SETTINGS.get("scratch"):
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = SETTINGS["scratch"]
         os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else idle processes stay beside the timed one
@@ -228,11 +227,11 @@ class TorchCompile(Torch):
         return resolved
 
     def prepare(self, images: Any) -> Any:
-        """The images as a tensor, channels last; not timed."""
+        """Converts images to a tensor, channels last; not timed."""
         return super().prepare(images).contiguous(memory_format=self._torch.channels_last)
 
     def run(self, images: Any) -> Any:
-        """The logits of one call."""
+        """Runs one call; gives the logits."""
         with self._torch.no_grad():  # weights are frozen into code only where no gradient is wanted
             return self._compiled(images).numpy()
 
@@ -241,7 +240,7 @@ class ExecuTorch:
     """ExecuTorch on the CPU, with a pool of its own of the asked-for number of threads."""
 
     def start(self) -> None:
-        """Imports it, with PyTorch, whose tensors it takes."""
+        """Imports ExecuTorch, and PyTorch for its tensors."""
         import torch
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
@@ -262,15 +261,15 @@ class ExecuTorch:
         return _resolved(own[1:], shape)
 
     def prepare(self, images: Any) -> Any:
-        """The images as a tensor; not timed."""
+        """Converts images to a tensor; not timed."""
         return self._torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
 
     def run(self, images: Any) -> Any:
-        """The first output of one call."""
+        """Runs one call; gives the first output."""
         return self._method.execute([images])[0].numpy()
 
     def info(self) -> Dict[str, str]:
-        """What really ran."""
+        """Names the provider that really ran, and the version."""
         from importlib import metadata
 
         return {"provider": "xnnpack", "version": metadata.version("executorch")}
@@ -287,7 +286,7 @@ RUNTIMES = {
 
 
 class Worker:
-    """The state between commands."""
+    """Carries out commands; holds the runtime and the inputs between them."""
 
     images: Any
 
@@ -327,7 +326,7 @@ class Worker:
         return answer
 
     def block(self, command: Dict[str, Any]) -> Dict[str, Any]:
-        """Calls for at least so long and so often, each timed on its own."""
+        """Runs and times calls for at least `seconds` and `min_calls`."""
         run, clock_ns, inputs = self.runtime.run, self.clock_ns, self.inputs
         # The first calls after a pause wake threads and refill caches; they are not recorded. One does where
         # a call takes long.
@@ -360,7 +359,7 @@ class Worker:
         }
 
     def logits(self, command: Dict[str, Any]) -> Dict[str, Any]:
-        """The logits of the first images, for a comparison with what they should be."""
+        """Computes the logits of the first images, for the parity check."""
         rows = np.arange(-(-command["count"] // self.batch) * self.batch) % len(self.images)
         batches = [
             np.asarray(self.runtime.run(self.prepare(self.images[part])), dtype=np.float64)
@@ -370,7 +369,7 @@ class Worker:
 
 
 def peak_mb() -> float:
-    """Greatest resident memory of this process so far, in MB of 1e6 bytes."""
+    """Reads the greatest resident memory of this process so far, in MB of 1e6 bytes."""
     try:
         # ru_maxrss would also count the parent's memory at the moment of the fork.
         with open("/proc/self/status") as status:
@@ -383,7 +382,7 @@ def peak_mb() -> float:
 
 
 def _steal_s() -> Optional[float]:
-    """Seconds of all cores that the hypervisor gave to others, or None where it is not told."""
+    """Reads the seconds of all cores that the hypervisor gave to other machines; None if not shown."""
     try:
         with open("/proc/stat") as stat:
             fields = stat.readline().split()
@@ -393,23 +392,23 @@ def _steal_s() -> Optional[float]:
 
 
 def _check_input(shape: List[Any], batch: int) -> None:
-    """That a model takes batches of images, of this many where it fixes the number."""
+    """Checks that a model takes batches of images, and of this size if it fixes the size."""
     if len(shape) != 4:
         raise ValueError("the model's input has %d axes, not 4 (batch, C, H, W)" % len(shape))
     if isinstance(shape[0], int) and shape[0] != batch:
         raise ValueError("the model's batch is fixed at %d, asked for %d" % (shape[0], batch))
 
 
-def _resolved(own: List[Any], asked: Optional[List[int]]) -> List[int]:
-    """The images' shape: the model's own fixed axes, the asked-for ones where it leaves them open."""
+def _resolved(own: List[Any], requested: Optional[List[int]]) -> List[int]:
+    """Resolves the images' shape: the model's fixed axes, and the given size for those it leaves open."""
     own = [size if isinstance(size, int) else None for size in own]
-    if asked is None:
+    if requested is None:
         if None in own:
             raise ValueError("the model leaves its image size open (%s); give one" % own)
         return own
-    if any(own[i] is not None and own[i] != asked[i] for i in range(3)):
-        raise ValueError("the model takes images of %s, asked for %s" % (own, list(asked)))
-    return list(asked)
+    if any(own[i] is not None and own[i] != requested[i] for i in range(3)):
+        raise ValueError("the model takes images of %s, asked for %s" % (own, list(requested)))
+    return list(requested)
 
 
 def _find_runtime(name: str) -> Any:
@@ -435,7 +434,7 @@ def _die_with_parent(parent: int) -> None:
 def _read_commands(commands: Any) -> None:
     for line in sys.stdin:
         commands.put(json.loads(line))
-    os._exit(0)  # end of file: whoever drives this is gone, even if a call hangs
+    os._exit(0)  # end of file: the scheduler is gone; at once, even if a call hangs
 
 
 def _answer(stream: Any, document: Dict[str, Any]) -> None:
@@ -444,7 +443,7 @@ def _answer(stream: Any, document: Dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Answers commands until told to quit."""
+    """Answers commands until stdin ends."""
     # Libraries print on stdout; the answers go through a descriptor that they do not know.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -458,9 +457,6 @@ def main() -> None:
     stages = {"load": worker.load, "block": worker.block, "logits": worker.logits}
     while True:
         command = commands.get()
-        if command["cmd"] == "quit":
-            _answer(answers, {"ok": True})
-            os._exit(0)  # at once: a hanging pool of some library must not keep the driver waiting
         answer = stages[command["cmd"]](command)
         answer["ok"] = True
         _answer(answers, answer)

@@ -1,4 +1,4 @@
-"""What `suggest` found, for the terminal."""
+"""Formats the document of `suggest` for the terminal."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def print_suggestion(document: dict[str, Any], console: Console) -> None:
     """Prints the candidates from the largest to the smallest, and under them the answer.
 
     Args:
-        document: Of schema `kdcompress.suggest/1`.
-        console: Where to.
+        document: A document of schema `kdcompress.suggest/1`.
+        console: The terminal.
     """
     lines = (Text(line) for line in footer(document))
     console.print(Group(Text(heading(document)), _table(document, console.width), *lines))
 
 
 def heading(document: dict[str, Any]) -> str:
-    """What was asked for.
+    """Formats the budget and the input of the students.
 
     Args:
-        document: Of schema `kdcompress.suggest/1`.
+        document: A document of schema `kdcompress.suggest/1`.
     """
     budget, protocol, images = document["budget"], document["protocol"], document["input"]
     shape = f"{images['channels']}×{images['height']}×{images['width']}"
@@ -48,10 +48,10 @@ def heading(document: dict[str, Any]) -> str:
 
 
 def footer(document: dict[str, Any]) -> list[str]:
-    """Where that was measured, what to bear in mind, and the answer, in lines.
+    """Formats the lines about the device, the warnings and the answer.
 
     Args:
-        document: Of schema `kdcompress.suggest/1`.
+        document: A document of schema `kdcompress.suggest/1`.
     """
     lines = []
     env, rows = document["env"], document["results"]
@@ -89,10 +89,10 @@ def footer(document: dict[str, Any]) -> list[str]:
     answer = document["answer"]
     if answer is None:
         return lines
-    chosen = next(row for row in rows if row["student"] == answer["student"])
-    figures = f"{chosen['params'] / 1e6:.3g} M parameters, {_latency(chosen)} ms"
+    student = next(row for row in rows if row["student"] == answer["student"])
+    figures = f"{student['params'] / 1e6:.3g} M parameters, {_latency(student)} ms"
     lines += ["", f"The largest that fits, by parameters: {answer['student']} ({figures})"]
-    if chosen is next(row for row in rows if row["params"]) and len(rows) > 1:
+    if student is next(row for row in rows if row["params"]) and len(rows) > 1:
         lines.append("  It is the largest of all that were tried: --students can name larger ones.")
     best = document["most_accurate"]
     if best is not None and best != answer["student"]:
@@ -100,9 +100,9 @@ def footer(document: dict[str, Any]) -> list[str]:
         top1 = f"{100 * row['imagenet_top1']['top1']:.1f} %"
         lines.append(f"  By published ImageNet top-1 the best that fits is {best} ({top1}).")
     limit = document["budget"]["file_mb"]
-    if limit is not None and document["budget"]["ram_mb"] is None and chosen["ram_mb"] > limit:
+    if limit is not None and document["budget"]["ram_mb"] is None and student["ram_mb"] > limit:
         lines.append(
-            f"  Running it takes {chosen['ram_mb']:.0f} MB of memory; --memory is about the file, "
+            f"  Running it takes {student['ram_mb']:.0f} MB of memory; --memory is about the file, "
             "--peak-memory limits this."
         )
     lines += [f"  in a recipe:        {answer['recipe']}", f"  on a command line:  {answer['set']}"]
@@ -132,9 +132,9 @@ def _table(document: dict[str, Any], width: int) -> RenderableType:
     grid.add_column("")
     for row in rows:
         verdict = row["verdict"] or "not timed"
-        told = f"{verdict}: {', '.join(row['why'])}" if row["why"] else verdict
+        text = f"{verdict}: {', '.join(row['why'])}" if row["why"] else verdict
         cells = [cell(row) for _, _, cell in columns]
-        grid.add_row(row["student"], *cells, Text(told, style=_STYLES.get(verdict, "")))
+        grid.add_row(row["student"], *cells, Text(text, style=_STYLES.get(verdict, "")))
     return grid
 
 
@@ -150,8 +150,8 @@ def _p90(row: dict[str, Any]) -> str:
 
 
 def _top1(row: dict[str, Any]) -> str:
-    known = row["imagenet_top1"]
-    return "-" if known is None else f"{100 * known['top1']:.1f} %"
+    published = row["imagenet_top1"]
+    return "-" if published is None else f"{100 * published['top1']:.1f} %"
 
 
 def _latency(row: dict[str, Any]) -> str:
@@ -162,7 +162,7 @@ def _latency(row: dict[str, Any]) -> str:
 
 
 def _is_uneven(row: dict[str, Any]) -> bool:
-    """Whether its rounds lie further apart than a quiet machine's."""
+    """Tells if its rounds differ more than on a quiet machine."""
     noise = row["noise"]
     return (noise is not None and not row["first_look_only"]) and (
         noise["bimodal"] or noise["round_spread"] > stats.MODE_RATIO

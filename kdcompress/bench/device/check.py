@@ -1,8 +1,7 @@
-"""Whether a machine can carry out a plan, found out before anything is timed.
+"""Checks that a machine can carry out a plan, before anything is timed.
 
 This file stands alone with machine.py and cores.py (standard library; Python 3.8 and newer); numpy and the
-runtimes are imported when it is asked for. What it needs to know is `{"files": [{"name", "opset", "ir"}],
-"runtimes": [...], "bytes": all that is to come}`.
+runtimes are imported by `look`. needs.json is `{"files": [{"name", "opset", "ir"}], "runtimes": [...]}`.
 """
 
 from __future__ import annotations
@@ -12,24 +11,24 @@ import importlib.util
 import shutil
 from typing import Any, Dict, List, Optional
 
-from kdcompress.bench import machine
+from kdcompress.bench.device import machine
 
 LEAST_EXPORTED = 18
 """The oldest opset that `export --opset` writes."""
 _OLD_OPSET = 7
 _OLD_IR = 4
-"""What every onnxruntime for Python 3.8 and newer reads."""
+"""Every onnxruntime for Python 3.8 and newer reads these."""
 
 
 def look(needs: Dict[str, Any], folder: str) -> Dict[str, Any]:
-    """What the machine is, and what it lacks.
+    """Reads the facts of the machine and lists what it lacks.
 
     Args:
-        needs: As above.
-        folder: Where the plan's files lie or will lie.
+        needs: Content of needs.json.
+        folder: Folder of the plan's files.
 
     Returns:
-        `{"facts", "warnings", "free": bytes, "problems"}`; each problem is for `said`.
+        `{"facts", "warnings", "free": bytes, "problems"}`; each problem is for `sentence`.
     """
     facts = machine.facts()
     problems: List[Dict[str, Any]] = []
@@ -42,7 +41,7 @@ def look(needs: Dict[str, Any], folder: str) -> Dict[str, Any]:
             break  # onnxruntime without numpy fails too, and says less
         facts["runtimes"].update({package: module.__version__} if package != "numpy" else {})
     else:
-        problems += _unread(module, needs["files"])
+        problems += _version_problems(module, needs["files"])
     if any(name.startswith("openvino") for name in needs["runtimes"]):
         if importlib.util.find_spec("openvino") is None:
             problems.append({"kind": "package", "package": "openvino", "why": None})
@@ -50,11 +49,11 @@ def look(needs: Dict[str, Any], folder: str) -> Dict[str, Any]:
     return {"facts": facts, "warnings": machine.load_warnings(), "free": free, "problems": problems}
 
 
-def said(problem: Dict[str, Any], where: str) -> str:
-    """A problem in a sentence that says what to change.
+def sentence(problem: Dict[str, Any], where: str) -> str:
+    """Formats a problem as a sentence that says what to change.
 
     Args:
-        problem: Of `look`.
+        problem: A problem that `look` gives.
         where: "on pi5", or "here".
     """
     if problem["kind"] == "package":
@@ -65,18 +64,18 @@ def said(problem: Dict[str, Any], where: str) -> str:
         return "%s cannot be imported %s: %s" % (package, where, why)
     own = "onnxruntime %(version)s %%s" % problem % where
     if problem["kind"] == "opset":
-        told = "supports opset <= %(newest)d; %(file)s uses %(asked)d. " % problem
+        limit = "supports opset <= %(newest)d; %(file)s uses %(asked)d. " % problem
         if problem["newest"] >= LEAST_EXPORTED:
-            return own + " " + told + "Export again with --opset %(newest)d" % problem
-        return own + " " + told + "Install a newer onnxruntime " + where
+            return own + " " + limit + "Export again with --opset %(newest)d" % problem
+        return own + " " + limit + "Install a newer onnxruntime " + where
     if problem["kind"] == "ir":
-        told = "reads ONNX IR versions <= %(newest)d; %(file)s is of %(asked)d. " % problem
-        return own + " " + told + "Install a newer onnxruntime " + where
+        limit = "reads ONNX IR versions <= %(newest)d; %(file)s is of %(asked)d. " % problem
+        return own + " " + limit + "Install a newer onnxruntime " + where
     return own + " does not work: " + " ".join(problem["why"].split())
 
 
 def tiny_model(opset: int, ir: int) -> bytes:
-    """An ONNX file that gives its input back, of this opset and IR version.
+    """Makes an ONNX file that returns its input, of this opset and IR version.
 
     Written by hand from the field numbers of onnx.proto, because there is no package `onnx` on a board.
     """
@@ -105,10 +104,10 @@ def tiny_model(opset: int, ir: int) -> bytes:
     return integer(1, ir) + message(7, graph) + message(8, message(1, b"") + integer(2, opset))
 
 
-def _unread(library: Any, files: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """What onnxruntime refuses of the files' opset and IR version, by trying."""
+def _version_problems(library: Any, files: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Lists the opset and IR version that onnxruntime refuses, by trying."""
     version = library.__version__
-    failure = _failure(library, _OLD_OPSET, _OLD_IR)
+    failure = _load_error(library, _OLD_OPSET, _OLD_IR)
     if failure is not None:
         return [{"kind": "broken", "version": version, "why": failure}]
     problems = []
@@ -116,7 +115,7 @@ def _unread(library: Any, files: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
 
         def refused(number: int, is_opset: bool = key == "opset") -> bool:
             opset, ir = (number, _OLD_IR) if is_opset else (_OLD_OPSET, number)
-            return _failure(library, opset, ir) is not None
+            return _load_error(library, opset, ir) is not None
 
         newest = max(files, key=lambda file: int(file[key]), default=None)
         if newest is None or not refused(newest[key]):
@@ -128,7 +127,7 @@ def _unread(library: Any, files: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     return problems
 
 
-def _failure(library: Any, opset: int, ir: int) -> Optional[str]:
+def _load_error(library: Any, opset: int, ir: int) -> Optional[str]:
     options = library.SessionOptions()
     options.log_severity_level = 4
     try:

@@ -1,7 +1,7 @@
-"""What a timing depends on and a reader must know of a machine: processor, clock, limits, versions.
+"""Reads the facts of a machine that timings depend on: processor, clock, limits, versions.
 
-This file stands alone with cores.py (standard library; Python 3.8 and newer; Linux and macOS): the two travel
-to machines that have no kdcompress. What a machine does not show is null, never left out.
+This file stands alone with cores.py (standard library; Python 3.8 and newer; Linux and macOS): the two are
+sent to machines that have no kdcompress. Values that a machine does not show are null, never left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PROC = Path("/proc")
 
 
 def facts() -> Dict[str, Any]:
-    """The `env` block of a benchmark document, but for what kdcompress itself is."""
+    """Reads the `env` block of a benchmark document, without the version of kdcompress."""
     cpuinfo = _cpuinfo()
     flags = set(cpuinfo.get("flags", cpuinfo.get("Features", "")).split())
     return {
@@ -55,7 +55,7 @@ def facts() -> Dict[str, Any]:
 
 
 def load_warnings() -> List[str]:
-    """A sentence if other work keeps more than half of a core busy."""
+    """Lists a warning if other work keeps more than half of a core busy."""
     load, cores = os.getloadavg()[0], granted_cores()
     if load <= 0.5:
         return []
@@ -64,21 +64,21 @@ def load_warnings() -> List[str]:
     ]
 
 
-def granted_threads(asked: Sequence[Union[int, str]], cores: int) -> Tuple[List[int], List[str]]:
-    """The thread counts that can be had of those asked for, each once, and sentences on the others.
+def granted_threads(requests: Sequence[Union[int, str]], cores: int) -> Tuple[List[int], List[str]]:
+    """Caps thread counts; gives each granted count once, and a warning for each request that is capped.
 
     Args:
-        asked: Counts, or "all".
-        cores: That the process may keep busy.
+        requests: Counts, or "all".
+        cores: Number of cores that the process may keep busy.
     """
     counts: List[int] = []
     warnings: List[str] = []
-    for one in asked:
-        count = cores if isinstance(one, str) else min(one, cores)
-        if not isinstance(one, str) and one > cores:
+    for request in requests:
+        count = cores if isinstance(request, str) else min(request, cores)
+        if not isinstance(request, str) and request > cores:
             warnings.append(
                 "threads=%d, but this process may use only %d (affinity or quota); more threads would "
-                "measure waiting, so %d %s used" % (one, cores, cores, "were" if cores > 1 else "was")
+                "measure waiting, so %d %s used" % (request, cores, cores, "were" if cores > 1 else "was")
             )
         if count not in counts:
             counts.append(count)
@@ -86,36 +86,36 @@ def granted_threads(asked: Sequence[Union[int, str]], cores: int) -> Tuple[List[
 
 
 def versions(*packages: str) -> Dict[str, str]:
-    """Of those that are installed."""
+    """Reads the versions of the packages that are installed."""
     from importlib import metadata
 
-    found = {}
+    installed = {}
     for name in packages:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def frequencies_mhz() -> Optional[List[float]]:
-    """Least and greatest current frequency of the granted cores in MHz; None if not observable."""
+    """Reads the least and greatest current frequency of the granted cores in MHz; None if not shown."""
     read = [_read(_SYS / ("devices/system/cpu/cpu%d/cpufreq/scaling_cur_freq" % core)) for core in affinity()]
     khz = [int(value) for value in read if value]
     return [min(khz) / 1000, max(khz) / 1000] if khz else None
 
 
 def temperature_c() -> Optional[float]:
-    """The hottest thermal zone in degrees Celsius, or None where none is observable."""
+    """Reads the hottest thermal zone in degrees Celsius; None if none is shown."""
     read = [_read(zone / "temp") for zone in (_SYS / "class/thermal").glob("thermal_zone*")]
     return max((int(value) / 1000 for value in read if value), default=None)
 
 
 def physical_cores() -> Optional[int]:
-    """Cores of the machine, not counting those that share one; None if it does not tell."""
+    """Counts the physical cores of the machine; None if not shown."""
     if sys.platform == "darwin":
-        told = _output("sysctl", "-n", "hw.physicalcpu")
-        return int(told) if told and told.isdigit() else None
+        count = _output("sysctl", "-n", "hw.physicalcpu")
+        return int(count) if count and count.isdigit() else None
     places = set()
     for topology in (_SYS / "devices/system/cpu").glob("cpu[0-9]*/topology"):
         siblings = _read(topology / "core_cpus_list") or _read(topology / "thread_siblings_list")
@@ -125,7 +125,7 @@ def physical_cores() -> Optional[int]:
 
 
 def on_battery() -> Optional[bool]:
-    """Whether the machine runs on its battery; None where it has none or does not tell."""
+    """Tells if the machine runs on its battery; None if it has none or does not show it."""
     supplies = [
         (_read(supply / "type"), supply) for supply in sorted((_SYS / "class/power_supply").glob("*"))
     ]
@@ -142,7 +142,7 @@ def on_battery() -> Optional[bool]:
 
 
 def _cpu(cpuinfo: Dict[str, str]) -> str:
-    """The processor's name; on a board without one, the board's."""
+    """Reads the processor's name; on a board without one, the board's."""
     board = _read(_PROC / "device-tree/model")
     return (
         cpuinfo.get("model name")
@@ -154,7 +154,7 @@ def _cpu(cpuinfo: Dict[str, str]) -> str:
 
 
 def _cpuinfo() -> Dict[str, str]:
-    """The first processor's entries of /proc/cpuinfo; empty where there is none."""
+    """Reads the first processor's entries of /proc/cpuinfo; empty if there is none."""
     text = _read(_PROC / "cpuinfo") if sys.platform == "linux" else None
     first = (text or "").split("\n\n", 1)[0]
     pairs = (line.partition(":") for line in first.splitlines())
