@@ -380,7 +380,7 @@ def test_a_recipe_tells_the_images_without_its_data():
     assert wanted.accepted == {3}  # as the teacher takes
     wanted, told = _wanted(recipe="resnet101-to-resnet18", classes=5)
     assert (wanted.classes, told) == (5, "option")
-    wanted, _ = _wanted(recipe="resnet50-to-mobilenet-v2-simreg")
+    wanted, _ = _wanted(recipe="resnet50-to-mobilenet-v2")
     assert wanted.classes == 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdcompress.commands.options import common, counts, give, of_target, overrides
+from kdcompress.commands.options import common, overrides, parse_counts, print_result, ssh_options
 from kdcompress.errors import RunFailed
 
 _CONDITIONS = """
@@ -36,10 +36,15 @@ units    us ms s, kB MB GB, %; none: ms and MB
     "--baseline", metavar="FILE", help="What the others are compared with; one of FILE or one more."
 )
 @click.option(
-    "--threads", metavar="LIST", default="1,all", show_default=True, callback=counts, help="Of each runtime."
+    "--threads",
+    metavar="LIST",
+    default="1,all",
+    show_default=True,
+    callback=parse_counts,
+    help="Of each runtime.",
 )
 @click.option(
-    "--batch", metavar="LIST", default="1", show_default=True, callback=counts, help="Images per call."
+    "--batch", metavar="LIST", default="1", show_default=True, callback=parse_counts, help="Images per call."
 )
 @click.option(
     "--runtime",
@@ -82,7 +87,7 @@ units    us ms s, kB MB GB, %; none: ms and MB
     metavar="local|ssh://USER@HOST[:PORT]|pack:DIR",
     help="Where to measure; pack: write DIR/kdcompress-bench.zip, to be carried there.",
 )
-@of_target
+@ssh_options
 @click.option(
     "--merge",
     metavar="RESULT.json",
@@ -109,9 +114,9 @@ def bench(runtimes: tuple[str, ...], merge: Path | None, as_json: bool, quiet: b
     asked, progress = timing.Asked(runtimes=names, **options), Progress(quiet)
     document = timing.bench(asked, progress) if merge is None else timing.merge(merge, asked, progress)
     if document["schema"] == "kdcompress.bench-pack/1":
-        give(document, as_json, lambda: _print_pack(document))
+        print_result(document, as_json, lambda: _print_pack(document))
         return
-    give(document, as_json, lambda: _print_bench(document))
+    print_result(document, as_json, lambda: _print_bench(document))
     if document["not_met"]:
         raise RunFailed("\n  ".join(document["not_met"]))
 

@@ -7,10 +7,9 @@ student afterwards.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
 from kdcompress.methods.gather import gather_rows, row_share
+from kdcompress.methods.presets import Preset, PublishedFigure
 from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
 
@@ -145,6 +145,9 @@ class Method(nn.Module):
     class Config(Section):
         """Fields of the recipe's `method:` section, beside its name."""
 
+    PRESETS: ClassVar[dict[str, Preset]] = {}
+    FIGURES: ClassVar[tuple[PublishedFigure, ...]] = ()
+
     config: Any
     class_weights: Tensor | None
 
@@ -262,14 +265,9 @@ def find_method(name: str) -> type[Method]:
     Raises:
         UserError: No such method.
     """
-    module = discovery.load("method", name)
-    own = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
-    assert len(own) == 1, f"{module.__name__} must define one Method, defines {len(own)}"
-    return own[0]
+    cls = discovery.load_class("method", name, "parameter_sets")
+    assert issubclass(cls, Method), f"{cls} is no Method"
+    return cls
 
 
 def configured(section: dict[str, Any]) -> tuple[type[Method], Any]:

@@ -49,6 +49,8 @@ class Asked:
         recipe: Whose images and classes the student is for; None: as the next three say.
         data: Folder of the recipe's data, which may tell its classes.
         overrides: Of the recipe.
+        method: Replaces the recipe's method.
+        preset: Published settings of the method.
         input_size: Side in pixels; None: 224.
         channels: Of the images; None: 3.
         classes: K; None: 1,000.
@@ -68,6 +70,8 @@ class Asked:
     recipe: str | None = None
     data: str | None = None
     overrides: tuple[str, ...] = ()
+    method: str | None = None
+    preset: str | None = None
     input_size: int | None = None
     channels: int | None = None
     classes: int | None = None
@@ -106,7 +110,13 @@ def suggest(asked: Asked, progress: Progress) -> dict[str, Any]:
     _check_out(asked)
     recipe = None
     if asked.recipe is not None:
-        recipe = load_recipe(asked.recipe, asked.overrides, allow_code=asked.allow_code)
+        recipe = load_recipe(
+            asked.recipe,
+            asked.overrides,
+            method=asked.method,
+            preset=asked.preset,
+            allow_code=asked.allow_code,
+        )
     wanted, classes_from = _wanted(asked, recipe)
     names, left_out = _names(asked, recipe, wanted)
     with asked.target.opened(()):  # a device that is not there is told before a minute of exporting
@@ -192,7 +202,12 @@ def _most_accurate(rows: Sequence[dict[str, Any]]) -> str | None:
 def _wanted(asked: Asked, recipe: Recipe | None) -> tuple[Wanted, str]:
     """What the students shall take and give, and who says how many classes there are."""
     if recipe is None:
-        for option, value in (("--data", asked.data), ("--set", asked.overrides)):
+        for option, value in (
+            ("--data", asked.data),
+            ("--set", asked.overrides),
+            ("--method", asked.method),
+            ("--preset", asked.preset),
+        ):
             if value:
                 raise UserError(f"{option}: belongs to a --recipe, and none is given")
         side, channels = asked.input_size or SIDE, asked.channels or 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -67,7 +67,7 @@ class Choice:
             self.best = {**scores[name], "candidate": name, "epoch": epoch, "state": self._state_of(name)}
         return self.last if len(scores) == 1 else {**self.last, "candidates": scores}
 
-    def outcome(self, ship: Literal["best", "last"], epoch: int, seconds: float) -> Outcome:
+    def outcome(self, ship: str, epoch: int, seconds: float) -> Outcome:
         """What ships.
 
         Args:
