@@ -142,6 +142,9 @@ class Method(nn.Module):
         data: What may be known of the data.
     """
 
+    PRESETS: ClassVar[dict[str, Preset]] = {}
+    FIGURES: ClassVar[tuple[PublishedFigure, ...]] = ()
+
     class Config(Section):
         """Fields of the recipe's `method:` section, beside its name."""
 

@@ -286,15 +286,15 @@ def test_the_preparation_weighs_classes_and_smooths_labels_as_the_run_does():
     teacher = Teacher(network("cifar/resnet8"))
     weights = torch.tensor([0.5, 1.0, 1.5])
     info = DataInfo(3, no_labels(0), (32, 32), 3, class_weights=weights, label_smoothing=0.1)
-    made = TeacherHeads(TeacherHeads.Config(), Networks(teacher.tapped, teacher), info)
-    joint, labels = rows(8, 12).float(), torch.tensor([2, 0])
+    made = TeacherHeads(TeacherHeads.Config(), Networks(teacher.tapped, teacher), info).double()
+    joint, labels = rows(8, 12), torch.tensor([2, 0])
     by_hand = 0.0
     for row, label in enumerate([8, 9, 10, 11, 0, 1, 2, 3]):
         log_p = joint[row].log_softmax(0)
         per_class = -weights.double().repeat_interleave(4) * log_p
         by_hand += (0.9 * per_class[label] + 0.1 * per_class.mean()).item() / 8
     got = made.terms({"stage1": joint}, labels)
-    assert got["joint_stage1"].item() == pytest.approx(by_hand, rel=1e-6)
+    assert got["joint_stage1"].item() == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_the_preparation_is_what_the_config_says():

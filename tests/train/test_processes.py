@@ -57,7 +57,7 @@ def test_two_processes_train_what_one_trains_on_the_same_global_batches(two, nam
     moved = [key for key in expected if (expected[key] - before[key]).abs().max() > 1e-3]
     assert moved
     for key, tensor in first[name].items():
-        torch.testing.assert_close(tensor, expected[key], rtol=1e-4, atol=1e-4, msg=key)
+        torch.testing.assert_close(tensor, expected[key], rtol=1e-8, atol=1e-8, msg=key)
 
 
 def test_with_batch_norm_as_it_is_every_process_ends_with_the_same_weights_and_buffers(two):

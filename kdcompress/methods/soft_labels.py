@@ -1,4 +1,4 @@
-"""What methods share whose student also learns, beside their own terms, from labels and soft labels."""
+"""Bases of the methods that add cross-entropy and soft labels to terms of their own."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.networks import Networks
 
 
-class Taught(Method):
-    """Base of the methods that add ce_weight · CE(labels) and kd_weight · KL to terms of their own."""
+class SoftLabelMethod(Method):
+    """Base of the methods that add ce_weight · CE(labels) and kd_weight · KL to their own terms."""
 
     class Config(Section):
-        """Both terms are means over the rows of a batch."""
+        """Adds two terms, both means over the rows of a batch."""
 
         ce_weight: float = Field(1.0, ge=0)
         """0 needs no labels."""
         kd_weight: float = Field(0.0, ge=0)
-        """Of the soft labels, which the published figures do without."""
+        """Weight of the soft labels; 0 in the published figures."""
         temperature: float = Field(4.0, gt=0)
-        """Of the soft labels. Their term carries the factor T²."""
+        """Divides the logits of the soft labels, whose term carries the factor T²."""
         logit_standardization: bool = False
         """Compare z-scores of the logits in the term kd (Sun et al. 2024). T and kd_weight then mean
-        something else: the authors take 2 and 9."""
+        something else: the authors use 2 and 9."""
 
     config: Config
 
     def label_terms(
         self, student_BK: Tensor | None, teacher_BK: Tensor | None, labels_B: Tensor
     ) -> dict[str, Tensor]:
-        """The weighted terms ce and kd, in this order; one without weight is left out.
+        """Returns the weighted terms ce and kd, in this order; a term without weight is left out.
 
         Args:
-            student_BK: The student's logits; None, as in `Activations`, only if they were not asked for.
-            teacher_BK: The teacher's, a constant; not read where kd_weight is 0, so that it may be None.
-            labels_B: Not read where ce_weight is 0.
+            student_BK: Logits of the student; None, as in `Activations`, only if `needs` left them out.
+            teacher_BK: Logits of the teacher, without gradient; None is allowed if kd_weight is 0.
+            labels_B: `[B]` int64; not read if ce_weight is 0.
         """
         c = self.config
         assert student_BK is not None
@@ -57,32 +57,32 @@ class Taught(Method):
         return terms
 
 
-class ClassifierLearns(Taught.Config):
-    """A `Taught.Config` that refuses both weights at 0, since the method's own terms train features alone."""
+class ClassifierConfig(SoftLabelMethod.Config):
+    """Refuses ce_weight and kd_weight both at 0, since the method's own terms train features alone."""
 
     @model_validator(mode="after")
-    def _classifier_learns(self) -> Self:
+    def _classifier_has_a_loss(self) -> Self:
         if not self.ce_weight and not self.kd_weight:
             raise ValueError("nothing trains the classifier where ce_weight and kd_weight are both 0")
         return self
 
 
-class BackboneLearns(Taught):
-    """Base of the methods whose own terms hold pooled features to the teacher's, without any label.
+class BackboneMethod(SoftLabelMethod):
+    """Base of the methods that compare the student's pooled features with the teacher's, without labels.
 
     With both weights at 0 nothing trains a classifier: the student is built without one and a backbone ships.
 
     Attributes:
-        widths: Of the student's and of the teacher's pooled features.
+        widths: Widths of the student's and of the teacher's pooled features.
     """
 
-    class Config(Taught.Config):
-        """With ce_weight or kd_weight the student has its classifier, and their gradients reach all of it."""
+    class Config(SoftLabelMethod.Config):
+        """Builds the student with its classifier if ce_weight or kd_weight is above 0."""
 
         ce_weight: float = Field(0.0, ge=0)
         """0 needs no labels."""
         kd_weight: float = Field(0.0, ge=0)
-        """Of the soft labels of a teacher that has a classifier."""
+        """Weight of the soft labels; needs a teacher with a classifier."""
 
     config: Config
 
@@ -99,7 +99,7 @@ class BackboneLearns(Taught):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Pooled features of both; logits, and labels, where a weight asks for them."""
+        """Returns pooled features of both networks, and logits and labels if a weight uses them."""
         both: Want = frozenset({"logits", "pooled"})
         classifier = config.ce_weight > 0 or config.kd_weight > 0
         return Needs(
@@ -112,21 +112,21 @@ class BackboneLearns(Taught):
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of `feature_terms`, then ce and kd."""
+        """Returns the terms of `feature_terms`, then ce and kd."""
         assert self.networks.teacher is not None
         needs = self.needs(self.config)
-        seen = self.networks.student(batch.images, needs.student)
-        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
-        assert seen.pooled is not None
-        assert taught.pooled is not None
-        terms = self.feature_terms(seen.pooled, taught.pooled)
-        return terms if needs.backbone else terms | self.label_terms(seen.logits, taught.logits, batch.labels)
+        ours = self.networks.student(batch.images, needs.student)
+        theirs = self.networks.teacher(batch.views[0], needs.read_of_teacher)
+        assert ours.pooled is not None
+        assert theirs.pooled is not None
+        terms = self.feature_terms(ours.pooled, theirs.pooled)
+        return terms if needs.backbone else terms | self.label_terms(ours.logits, theirs.logits, batch.labels)
 
     def feature_terms(self, student_BD: Tensor, teacher_BE: Tensor) -> dict[str, Tensor]:
-        """The method's own weighted terms.
+        """Returns the weighted terms of the method itself.
 
         Args:
             student_BD: `[B, D]` pooled features.
-            teacher_BE: `[B, E]` pooled features, a constant.
+            teacher_BE: `[B, E]` pooled features, without gradient.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no terms")
