@@ -23,7 +23,7 @@ from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
 from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.progress import Progress
-from kdcompress.recipe import Recipe, load_recipe
+from kdcompress.recipe import Recipe, resolve_recipe, write_notice
 from kdcompress.report import documents
 from kdcompress.run.context import Run
 from kdcompress.run.delivery import deliver, read_json, report
@@ -53,6 +53,8 @@ class Request:
     data: str | None = None
     out: Path | None = None
     overrides: tuple[str, ...] = ()
+    method: str | None = None
+    preset: str | None = None
     resume: bool = False
     overwrite: bool = False
     baseline: bool = False
@@ -72,10 +74,19 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
     Raises:
         KdcompressError: See `kdcompress.errors`; user errors come before anything is written.
     """
-    recipe = load_recipe(request.recipe, request.overrides, allow_code=request.allow_code)
+    resolved = resolve_recipe(
+        request.recipe,
+        request.overrides,
+        method=request.method,
+        preset=request.preset,
+        allow_code=request.allow_code,
+    )
+    recipe = resolved.recipe
     processes = join(request.device)
     if not processes.first:
         progress = Progress(quiet=True)  # one bar is enough
+    for notice in resolved.notices if processes.first else ():
+        write_notice(notice)
     try:
         folder = RunFolder(request.out or Path("runs") / recipe.name)
         recipe = processes.agree(_resolved(recipe, request, processes, folder) if processes.first else None)

@@ -165,6 +165,7 @@ def test_show_prints_yaml_that_repeats_the_recipe(tmp_path):
 def test_show_json_is_the_same_document():
     document = json.loads(kdcompress("show", "quickstart", "--json").stdout)
     assert document.pop("schema") == "kdcompress.recipe/1"
+    assert document.pop("sources")["optim.lr"] == "recipe"
     assert document == load_recipe("quickstart").model_dump(mode="json")
 
 

@@ -383,7 +383,7 @@ def test_a_recipe_tells_the_images_without_its_data():
     assert spec.accepted == {3}  # as the teacher takes
     spec, source = _student_spec(recipe="resnet101-to-resnet18", classes=5)
     assert (spec.classes, source) == (5, "option")
-    spec, _ = _student_spec(recipe="resnet50-to-mobilenet-v2-simreg")
+    spec, _ = _student_spec(recipe="resnet50-to-mobilenet-v2")
     assert spec.classes == 0
 
 

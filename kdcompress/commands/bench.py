@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdcompress.commands.options import common, counts, give, of_target, overrides
+from kdcompress.commands.options import common, overrides, parse_counts, print_result, ssh_options
 from kdcompress.errors import RunFailed
 
 _CONDITIONS = """
@@ -42,11 +42,11 @@ units    us ms s, kB MB GB, %; none: ms and MB
     metavar="LIST",
     default="1,all",
     show_default=True,
-    callback=counts,
+    callback=parse_counts,
     help="Thread counts of each runtime.",
 )
 @click.option(
-    "--batch", metavar="LIST", default="1", show_default=True, callback=counts, help="Images per call."
+    "--batch", metavar="LIST", default="1", show_default=True, callback=parse_counts, help="Images per call."
 )
 @click.option(
     "--runtime",
@@ -95,7 +95,7 @@ units    us ms s, kB MB GB, %; none: ms and MB
     metavar="local|ssh://USER@HOST[:PORT]|pack:DIR",
     help="Machine to measure on; pack: write DIR/kdcompress-bench.zip, to run there by hand.",
 )
-@of_target
+@ssh_options
 @click.option(
     "--merge",
     metavar="RESULT.json",
@@ -122,9 +122,9 @@ def bench(runtimes: tuple[str, ...], merge: Path | None, as_json: bool, quiet: b
     request, progress = timing.BenchRequest(runtimes=names, **options), Progress(quiet)
     document = timing.bench(request, progress) if merge is None else timing.merge(merge, request, progress)
     if document["schema"] == "kdcompress.bench-pack/1":
-        give(document, as_json, lambda: _print_pack(document))
+        print_result(document, as_json, lambda: _print_pack(document))
         return
-    give(document, as_json, lambda: _print_bench(document))
+    print_result(document, as_json, lambda: _print_bench(document))
     if document["not_met"]:
         raise RunFailed("\n  ".join(document["not_met"]))
 

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import click
 
-from kdcompress.commands.options import common, counts, give, of_target, overrides
+from kdcompress.commands.options import common, parse_counts, print_result, recipe_changes, ssh_options
 from kdcompress.errors import RunFailed
 
 
 def _one(ctx: click.Context, option: click.Parameter, text: str) -> int | Literal["all"]:
     """Reads the single count of --threads or --batch."""
-    numbers = counts(ctx, option, text)
+    numbers = parse_counts(ctx, option, text)
     if len(numbers) != 1:
         raise click.BadParameter(f"a budget is for one count, got {text!r}")
     return numbers[0]
@@ -40,7 +40,7 @@ def _one(ctx: click.Context, option: click.Parameter, text: str) -> int | Litera
     "--recipe", metavar="NAME|FILE", help="Take image size and classes from it, and time its student too."
 )
 @click.option("--data", metavar="DIR", help="Folder of the recipe's data, to count its classes.")
-@overrides
+@recipe_changes
 @click.option(
     "--input-size", type=click.IntRange(8, 4096), metavar="N", help="Side of the images. [default: 224]"
 )
@@ -72,7 +72,7 @@ def _one(ctx: click.Context, option: click.Parameter, text: str) -> int | Litera
     metavar="local|ssh://USER@HOST[:PORT]",
     help="The device to time on.",
 )
-@of_target
+@ssh_options
 @click.option(
     "--opset", type=int, metavar="N", help="ONNX opset of the timed files, for a device with an old runtime."
 )
@@ -115,7 +115,7 @@ def suggest(
         **options,
     )
     document = suggest(request, Progress(quiet))
-    give(document, as_json, lambda: _print(document))
+    print_result(document, as_json, lambda: _print(document))
     if document["answer"] is None:
         raise RunFailed(document["no_answer"])
 

@@ -7,7 +7,6 @@ of the student afterwards.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
@@ -320,14 +319,9 @@ def find_method(name: str) -> type[Method]:
     Raises:
         UserError: No such method.
     """
-    module = discovery.load("method", name)
-    own = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
-    assert len(own) == 1, f"{module.__name__} must define one Method, defines {len(own)}"
-    return own[0]
+    cls = discovery.load_class("method", name, "parameter_sets")
+    assert issubclass(cls, Method), f"{cls} is no Method"
+    return cls
 
 
 def configured(section: dict[str, Any]) -> tuple[type[Method], Any]:

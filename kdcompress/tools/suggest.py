@@ -56,6 +56,8 @@ class SuggestRequest:
         recipe: Recipe that the student is for; None: the next options say the images and classes.
         data: Folder of the recipe's data, to count its classes.
         overrides: Changes to the recipe.
+        method: Replaces the recipe's method.
+        preset: Published settings of the method.
         input_size: Side of the images in pixels; None: 224.
         channels: Channels of the images; None: 3.
         classes: Number of classes K; None: 1,000.
@@ -75,6 +77,8 @@ class SuggestRequest:
     recipe: str | None = None
     data: str | None = None
     overrides: tuple[str, ...] = ()
+    method: str | None = None
+    preset: str | None = None
     input_size: int | None = None
     channels: int | None = None
     classes: int | None = None
@@ -113,7 +117,13 @@ def suggest(request: SuggestRequest, progress: Progress) -> dict[str, Any]:
     _check_out(request)
     recipe = None
     if request.recipe is not None:
-        recipe = load_recipe(request.recipe, request.overrides, allow_code=request.allow_code)
+        recipe = load_recipe(
+            request.recipe,
+            request.overrides,
+            method=request.method,
+            preset=request.preset,
+            allow_code=request.allow_code,
+        )
     spec, classes_from = _student_spec(request, recipe)
     names, left_out = _names(request, recipe, spec)
     with request.target.opened(()):  # a missing device is reported before a minute of exporting
@@ -199,7 +209,12 @@ def _most_accurate(rows: Sequence[dict[str, Any]]) -> str | None:
 def _student_spec(request: SuggestRequest, recipe: Recipe | None) -> tuple[StudentSpec, str]:
     """Finds the input and classes of the students, and where the number of classes comes from."""
     if recipe is None:
-        for option, value in (("--data", request.data), ("--set", request.overrides)):
+        for option, value in (
+            ("--data", request.data),
+            ("--set", request.overrides),
+            ("--method", request.method),
+            ("--preset", request.preset),
+        ):
             if value:
                 raise UserError(f"{option}: belongs to a --recipe, and none is given")
         side, channels = request.input_size or SIDE, request.channels or 3
