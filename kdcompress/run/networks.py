@@ -13,10 +13,10 @@ from kdcompress.errors import DataError, UserError
 from kdcompress.methods.base import Needs, configured
 from kdcompress.networks.from_recipe import (
     Headless,
-    Start,
-    classes_told_by,
+    LoadedNetwork,
+    class_names_of_weights,
     headless_teacher,
-    start,
+    load_network,
     teacher_needs_training,
 )
 from kdcompress.networks.tapped import Tapped
@@ -25,7 +25,7 @@ from kdcompress.run.context import Run
 from kdcompress.train import precision
 
 
-def starts(run: Run) -> dict[str, Start]:
+def starts(run: Run) -> dict[str, LoadedNetwork]:
     """Every network of the recipe as it starts: student, teacher, peer1, ..."""
     recipe, data = run.recipe, run.data
     needs = needs_of(recipe)
@@ -40,7 +40,7 @@ def starts(run: Run) -> dict[str, Start]:
         )
     found = {}
     for name, section in sections.items():
-        found[name] = start(
+        found[name] = load_network(
             section,
             num_classes=len(data.class_names),
             channels=data.channels,
@@ -104,7 +104,7 @@ def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool
         raise DataError(
             "teacher.weights: required, since the images have no labels: the classes are the teacher's"
         )
-    names = classes_told_by(
+    names = class_names_of_weights(
         recipe.teacher, channels=data.channels, image_size=data.image_size,
         allow_code=allow_code, progress=progress,
     )  # fmt: skip
@@ -126,7 +126,7 @@ def _without_labels(recipe: Recipe) -> str:
     return "choose another method (kd with ce_weight 0 needs none)"
 
 
-def tapped(run: Run, section: NetworkSection, start: Start) -> Tapped:
+def tapped(run: Run, section: NetworkSection, start: LoadedNetwork) -> Tapped:
     """A network with the normalisation of its weights, or of the data if it has none of its own."""
     spec = input_spec(run, section, start)
     made = Tapped(
@@ -138,7 +138,7 @@ def tapped(run: Run, section: NetworkSection, start: Start) -> Tapped:
     return made
 
 
-def input_spec(run: Run, section: NetworkSection, start: Start) -> InputSpec:
+def input_spec(run: Run, section: NetworkSection, start: LoadedNetwork) -> InputSpec:
     """What a network expects of its input: the data's way, with its own normalisation."""
     spec = run.data.input_spec()
     own = section.input if isinstance(section, TeacherSection) else InputSection()

@@ -18,7 +18,7 @@ from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import WeakTeacher
 from kdcompress.methods.base import find_method
 from kdcompress.networks.activations import LOGITS, POOLED, Want
-from kdcompress.networks.from_recipe import Start, teacher_needs_training
+from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import FrozenTeacher, Teacher, teacher_network
 from kdcompress.recipe import TeacherSection
@@ -50,13 +50,13 @@ class Teaching:
     """
 
     teacher: Teacher
-    start: Start
+    start: LoadedNetwork
     trained: bool
     held_out: dict[str, Any]
     gate: Gate
 
 
-def teach(run: Run, found: dict[str, Start]) -> Teaching | None:
+def teach(run: Run, found: dict[str, LoadedNetwork]) -> Teaching | None:
     """The teacher, prepared where the recipe says so, and tested before anybody learns from it."""
     section = run.recipe.teacher
     if section is None:
@@ -76,7 +76,7 @@ def teach(run: Run, found: dict[str, Start]) -> Teaching | None:
     return Teaching(teacher, start, trained, held_out, gate)
 
 
-def own_size(run: Run, section: TeacherSection, start: Start) -> tuple[int, int] | None:
+def own_size(run: Run, section: TeacherSection, start: LoadedNetwork) -> tuple[int, int] | None:
     """(H, W) that a teacher from elsewhere wants its images resized to; None: it takes them as they are."""
     size: int | tuple[int, int] | None = section.input.size
     if size is None and start.weights is not None:
@@ -87,7 +87,7 @@ def own_size(run: Run, section: TeacherSection, start: Start) -> tuple[int, int]
     return None if pair == run.data.image_size else pair
 
 
-def _prepare(run: Run, start: Start) -> None:
+def _prepare(run: Run, start: LoadedNetwork) -> None:
     """Trains or fine-tunes the teacher, or takes it from an earlier run with the same inputs."""
     recipe, section = run.recipe, run.recipe.teacher
     assert section is not None

@@ -9,7 +9,7 @@ from typing import Any
 from kdcompress.data import pools
 from kdcompress.data.loader import TrainingLoader
 from kdcompress.methods.base import Method, configured
-from kdcompress.networks.from_recipe import Start, seeded
+from kdcompress.networks.from_recipe import LoadedNetwork, seeded
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import Teacher
 from kdcompress.recipe import OptimSection, TrainSection
@@ -20,7 +20,7 @@ from kdcompress.train.journal import Journal
 from kdcompress.train.trainer import Trainer
 
 
-def build_method(run: Run, found: dict[str, Start], teacher: Teacher | None) -> Method:
+def build_method(run: Run, found: dict[str, LoadedNetwork], teacher: Teacher | None) -> Method:
     """The recipe's method beside its networks, all on the run's device."""
     recipe = run.recipe
     networks = Networks(
