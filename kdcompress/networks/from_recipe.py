@@ -11,7 +11,7 @@ from torch import nn
 
 from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks import weights
-from kdcompress.networks.build import build
+from kdcompress.networks.build import NetworkSpec, build
 from kdcompress.recipe import NetworkSection, TeacherSection
 
 Headless = Literal["never", "if_weights_are", "unless_classes_fit", "always"]
@@ -84,13 +84,7 @@ def load_network(
 
     def built(classes: int) -> nn.Module:
         seeded(seed, f"weights of {purpose}")
-        return build(
-            section.model,
-            num_classes=classes,
-            channels=channels,
-            image_size=image_size,
-            allow_code=allow_code,
-        )
+        return NetworkSpec(section.model, classes, channels, image_size, allow_code).build()
 
     if headless == "always":
         num_classes = 0

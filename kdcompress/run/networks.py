@@ -129,10 +129,7 @@ def _without_labels(recipe: Recipe) -> str:
 def tapped(run: Run, section: NetworkSection, start: LoadedNetwork) -> Tapped:
     """A network with the normalisation of its weights, or of the data if it has none of its own."""
     spec = input_spec(run, section, start)
-    made = Tapped(
-        start.network, section.model, image_size=run.data.image_size, channels=run.data.channels,
-        mean=spec.mean, std=spec.std, taps=section.taps, backbone=start.backbone,
-    )  # fmt: skip
+    made = Tapped(start.network, section.model, input_spec=spec, taps=section.taps, backbone=start.backbone)
     made.to(run.device)
     made.precision = precision.dtype(run.precision)
     return made
