@@ -545,7 +545,7 @@ def test_a_download_of_weights_is_shown_when_a_person_watches(monkeypatch, watch
         return weights.ResolvedWeights(network.state_dict(), "0" * 64, spec)
 
     monkeypatch.setattr(weights, "resolve", resolve)
-    from_recipe.start(
+    from_recipe.load_network(
         NetworkSection(model="cifar/resnet8", weights="SOME"), num_classes=10, channels=1, image_size=(8, 8),
         seed=0, purpose="student", allow_code=False, progress=watched,
     )  # fmt: skip

@@ -177,10 +177,10 @@ def export(
         smaller = image_input.adder(progress, smaller)
     if source.is_file():
         from kdcompress.export import foreign as foreign_export
-        from kdcompress.tools.strip import Asked
+        from kdcompress.tools.strip import StripRequest
 
         which = {"side": "input_size", "student": "student", "at": "at", "drop": "drop"}
-        asked = Asked(**{k: others.pop(v) for k, v in which.items()}, allow_code=allow_code)
+        asked = StripRequest(**{k: others.pop(v) for k, v in which.items()}, allow_code=allow_code)
         on = foreign_export.OnData(root=root, **others)
         summary = foreign_export.export(source, out, names, progress, asked, on, opset=opset, smaller=smaller)
     else:

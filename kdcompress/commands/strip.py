@@ -1,4 +1,4 @@
-"""`strip`, and how a person reads what was kept and dropped."""
+"""The `strip` command, and the text form of its document."""
 
 from __future__ import annotations
 
@@ -33,34 +33,34 @@ def strip(
     quiet: bool,
 ) -> None:
     """Take the plain student out of a checkpoint with heads, teachers, averages and wrappers."""
-    from kdcompress.tools.strip import Asked, strip
+    from kdcompress.tools.strip import StripRequest, strip
 
-    told = strip(checkpoint, out, Asked(student, at, drop, input_size, allow_code))
-    print_result(told, as_json, lambda: print_stripped(told, told["file"]))
+    document = strip(checkpoint, out, StripRequest(student, at, drop, input_size, allow_code))
+    print_result(document, as_json, lambda: print_stripped(document, document["file"]))
 
 
-def print_stripped(told: dict[str, Any], file: str) -> None:
-    """Prints what of a checkpoint was kept and what was dropped.
+def print_stripped(document: dict[str, Any], file: str) -> None:
+    """Prints the kept and the dropped tensors of a checkpoint.
 
     Args:
-        told: What `steps.stripping` found.
-        file: What it became, or came from.
+        document: `kdcompress.strip/1`.
+        file: Named in the first line.
     """
-    kept, dropped = told["kept"], told["dropped"]
+    kept, dropped = document["kept"], document["dropped"]
     classes = "" if kept["classes"] is None else f", {kept['classes']:,} classes"
     size = f"{kept['parameters']:,} parameters in {kept['tensors']:,} tensors"
-    click.echo(f"{file}: {told['student']}{classes}, {size}")
+    click.echo(f"{file}: {document['student']}{classes}, {size}")
     same = f" (the same at {', '.join(kept['also_at'])})" if kept["also_at"] else ""
     click.echo(f"kept: {kept['at']}{same}")
     if kept["cast_from"]:
         click.echo(f"cast: {', '.join(kept['cast_from'])} to float32")
-    if told["set_aside"]:
-        click.echo(f"set aside: {', '.join(told['set_aside'])}, which fits too but is named a teacher")
+    if document["set_aside"]:
+        click.echo(f"set aside: {', '.join(document['set_aside'])}, which fits too but is named a teacher")
     rows = [(part["at"], f"{part['tensors']:,} tensors", f"{part['parameters']:,}") for part in dropped]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for at, tensors, parameters in rows:
         click.echo(
             f"dropped: {at:<{widths[0]}}  {tensors:>{widths[1]}}  {parameters:>{widths[2]}} parameters"
         )
-    if told["values"]:
-        click.echo(f"dropped: {', '.join(told['values'])}")
+    if document["values"]:
+        click.echo(f"dropped: {', '.join(document['values'])}")

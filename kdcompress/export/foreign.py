@@ -32,7 +32,7 @@ from kdcompress.export.reexport import (
 from kdcompress.networks.build import accepted_channels
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, load_recipe
-from kdcompress.tools.strip import Asked, found_in, loaded, told, usual_side
+from kdcompress.tools.strip import StripRequest, default_side, find_student_in, load_student, strip_document
 
 _NEAR_CHANCE = 1.5
 """Times chance: a top-1 below it is worth a warning."""
@@ -64,7 +64,7 @@ def export(
     out: Path | None,
     formats: list[str],
     progress: Progress,
-    asked: Asked,
+    asked: StripRequest,
     on: OnData,
     *,
     opset: int | None = None,
@@ -100,12 +100,12 @@ def export(
         raise UserError(f"--student FAMILY/NAME: required, since nothing beside {source} says what it is")
     known = config.spec.height if config is not None else section.image_size
     # A recipe's data may have a size of its own; of a mere folder of images nobody says one.
-    side = asked.side or known or (usual_side(model) if on.recipe is None else None)
-    found = found_in(source, model, side or usual_side(model), asked)
+    side = asked.side or known or (default_side(model) if on.recipe is None else None)
+    found = find_student_in(source, model, side or default_side(model), asked)
     channels = {found.channels} if found.channels is not None else accepted_channels(model)
     data = open_section(section, on.root, side, frozenset(channels), progress)
     spec = _input_spec(data, on, config)
-    network = loaded(found, model, data.image_size[0], asked, source, channels=data.channels)
+    network = load_student(found, model, data.image_size[0], asked, source, channels=data.channels)
     count = _classes(network, spec, model)
     if names is None and config is not None:
         names = config.class_names
@@ -121,7 +121,7 @@ def export(
         )
     if smaller is not None:
         document = smaller(document, data.train, test, BenchSection())
-    return {**document, "stripped": told(found, model, network, source)}
+    return {**document, "stripped": strip_document(found, model, network, source)}
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What an embedding is worth without a classifier: which images it holds to be alike.
+"""Metrics of an embedding without a classifier, computed from the nearest neighbours of each image.
 
 All by cosine, over the images themselves, each of them left out of its own neighbours.
 """
@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEIGHBOURS = 20
-"""Of an image that vote on its class."""
+"""Number of neighbours that vote on an image's class."""
 TEMPERATURE = 0.07
-"""Of a vote, exp(cosine / temperature)."""
+"""Temperature of a vote, exp(cosine / temperature)."""
 ALIKE = 10
 """Neighbours that two embeddings are compared by."""
 MOST_IMAGES = 5_000
 """Compared with each other; of more, so many are taken at even distances."""
 
 _ROWS = 1_000
-"""Of the table of cosines that are held at a time."""
+"""Rows of the cosine table that are in memory at a time."""
 
 
 def knn_top1(features_ND: Tensor, labels_N: Tensor, *, most: int = MOST_IMAGES) -> float | None:
@@ -73,7 +73,7 @@ def overlap(features_ND: Tensor, others_ND: Tensor, *, most: int = MOST_IMAGES) 
 
     Args:
         features_ND: One row per image.
-        others_ND: Of the same images in the same order; may be of another width.
+        others_ND: Embeddings of the same images in the same order; the width may differ.
         most: Images that are used.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What can be read of a network in one pass."""
+"""Outputs that one pass through a network can give."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 Want = frozenset[Literal["logits", "pooled", "stages", "pre"]]
-"""Which of the fields of `Activations` a caller reads; the rest stays empty and costs nothing."""
+"""Fields of `Activations` that a caller reads; the rest stays empty and costs nothing."""
 
 LOGITS: Want = frozenset({"logits"})
 POOLED: Want = frozenset({"pooled"})

@@ -1,4 +1,4 @@
-"""From `FAMILY/NAME` to a network: built untrained, and cut into the chain of its stages."""
+"""Building untrained networks by `FAMILY/NAME`, and listing their stages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class NetworkSpec:
 def build(
     model: str, *, num_classes: int, channels: int, image_size: tuple[int, int], allow_code: bool = False
 ) -> nn.Module:
-    """A network with freshly drawn weights, from torch's global random number generator.
+    """Builds a network with freshly drawn weights, from torch's global random number generator.
 
     Args:
         model: `FAMILY/NAME`, or `python:package.module:function`.
@@ -51,7 +51,7 @@ def build(
             which gives the features `[B, D]` that that layer would read.
         channels: C of the images; one of `accepted_channels(model)`.
         image_size: (H, W) of the images. Some networks down-sample less when they are small.
-        allow_code: Whether a `python:` network, which runs the user's code, may be built.
+        allow_code: True: a `python:` network, which runs the user's code, may be built.
 
     Returns:
         The family's own class, in training mode on the CPU: normalised images `[B, C, H, W]` to logits `[B,
@@ -82,7 +82,7 @@ def build(
 
 
 def accepted_channels(model: str) -> frozenset[int]:
-    """The channel counts that a network can be built for, without building it.
+    """Returns the channel counts that a network can be built for, without building it.
 
     Raises:
         NetworkError: No such family.
@@ -92,7 +92,7 @@ def accepted_channels(model: str) -> frozenset[int]:
 
 
 def segments(model: str, network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The network as an ordered chain: `stem`, `stage1` … `stageN`, `head`.
+    """Lists the network as an ordered chain: `stem`, `stage1` … `stageN`, `head`.
 
     Applying the segments one after the other gives what the network gives. They share the network's own
     modules (no copies), so training a segment trains the network. A stage ends with the last map of its
@@ -100,8 +100,8 @@ def segments(model: str, network: nn.Module) -> list[tuple[str, nn.Module]]:
     pooling, flattening and classifier. The stem is empty where its map would be a stage.
 
     Args:
-        model: What the network was built from.
-        network: As built by `build`, or a deep copy of it.
+        model: Name that the network was built from.
+        network: Built by `build`, or a deep copy of such a network.
 
     Raises:
         Uncuttable: The stages of this network are not a straight chain, or not known to be.
@@ -116,7 +116,7 @@ def segments(model: str, network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def family_of(model: str) -> str:
-    """The family's name: `torchvision` of `torchvision/resnet18`, `python` of `python:module:function`.
+    """Returns the family's name: `torchvision` of `torchvision/resnet18`, `python` of `python:module:name`.
 
     Raises:
         NetworkError: No such family.

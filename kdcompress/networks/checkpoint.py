@@ -1,4 +1,4 @@
-"""What a checkpoint holds, place by place, and what is left of it when one network is taken out."""
+"""Listing the tensors of a checkpoint by their place, and its remainder without one network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from kdcompress.networks.expected_keys import elements
 
 _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
-"""What torch.compile and its like put into keys, at whatever depth; no place is named by it."""
+"""Parts of keys that torch.compile and similar wrappers insert at any depth; ignored in places."""
 _MAX_DEPTH = 8
 
 Dictionaries = Mapping[tuple[str, ...], dict[str, Tensor]]
@@ -21,11 +21,11 @@ Dictionaries = Mapping[tuple[str, ...], dict[str, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where tensors stand in a checkpoint; as text `ema`, `state_dict:module.student.`, or `.` for its top.
+    """A place of tensors in a checkpoint; as text `ema`, `state_dict:module.student.`, or `.` for its top.
 
     Args:
         path: Keys of the dictionaries, the outermost first.
-        prefix: Of the tensors' names in the innermost; empty, or ends with a dot.
+        prefix: Begins the tensors' names in the innermost; empty, or ends with a dot.
     """
 
     path: tuple[str, ...]
@@ -40,8 +40,8 @@ class Dropped:
     """A module, or another part of a checkpoint, that is left behind.
 
     Args:
-        at: Where it stands.
-        tensors: How many.
+        at: Its place.
+        tensors: Number of tensors.
         parameters: Numbers in them, batch norm's statistics aside.
     """
 
@@ -72,8 +72,8 @@ def unwrapped(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """What is left of a checkpoint when a network is taken out.
+class Remainder:
+    """The rest of a checkpoint without one network.
 
     Args:
         dropped: Its other tensors, in parts as large as the way to the network tells them apart.
@@ -84,15 +84,15 @@ class Left:
     values: tuple[str, ...]
 
 
-def left(
+def remainder(
     content: Any, found: Dictionaries, place: Place, keys: Collection[str], apart: Sequence[str] = ()
-) -> Left:
-    """What is left when a network is taken out.
+) -> Remainder:
+    """Collects the rest of a checkpoint without one network.
 
     Args:
         content: The checkpoint.
         found: Its `dictionaries`.
-        place: Where the network stands.
+        place: Place of the network.
         keys: Its tensors' names there.
         apart: Modules there that are told for themselves.
     """
@@ -118,11 +118,11 @@ def left(
                 part = Place((*path, module or ".".join(segments[: shared + 1])))
             groups[str(part)].append((name, tensor))
     dropped = (Dropped(at, len(members), elements(members)) for at, members in groups.items())
-    return Left(tuple(dropped), (*_values(content), *numbers))
+    return Remainder(tuple(dropped), (*_values(content), *numbers))
 
 
 def below(name: str, modules: Iterable[str]) -> bool:
-    """Whether a tensor's name is one of the modules', or lies in one."""
+    """Tells if a tensor's name is one of the modules', or lies in one."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
@@ -134,6 +134,6 @@ def _values(content: Any) -> Iterator[str]:
 
 
 def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many entries two sequences share before they part."""
+    """Counts the entries that two sequences share before they differ."""
     differs = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differs, min(len(one), len(other)))

@@ -1,4 +1,4 @@
-"""What a network's tensors look like, whatever its classes and channels: how a checkpoint's are known."""
+"""Keys and shapes that a network's tensors must have, for any number of classes and channels."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from kdcompress.errors import NetworkError
-from kdcompress.networks.build import accepted_channels, build
+from kdcompress.networks.build import NetworkSpec, accepted_channels
 
 COUNTER = ".num_batches_tracked"
 """Checkpoints from before PyTorch 0.4.1 lack it, and nothing but a cumulative average reads it."""
 
 STATISTICS = (".running_mean", ".running_var")
-"""What batch norm has measured; averages of the weights are sometimes kept without it."""
+"""Statistics of batch norm; averages of weights are sometimes saved without them."""
 _FEW, _MORE = 2, 3
 """Numbers of classes that the network is built with, to see which of its sizes follow them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well tensors fit a network.
+    """The result of comparing tensors with a network.
 
     Args:
         num_classes: K that they tell, or None: none of their sizes says it.
         channels: C that they tell, or None.
-        right: How many of the network's keys they have as they should be.
+        right: Number of the network's keys that they have as expected.
         missing: Keys of the network that they lack; counters of batches do not count.
-        wrong: What is of another shape or kind, one `key (…) for (…)` each.
+        wrong: Tensors of another shape or kind, one `key (…) for (…)` each.
     """
 
     num_classes: int | None
@@ -41,12 +41,12 @@ class Fit:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is missing or wrong."""
+        """True if nothing is missing or wrong."""
         return not self.missing and not self.wrong
 
     @property
     def weights_only(self) -> bool:
-        """Whether statistics of batch norm are missing and nothing else is."""
+        """True if statistics of batch norm are missing and nothing else is."""
         lacking = bool(self.missing) and all(key.endswith(STATISTICS) for key in self.missing)
         return lacking and not self.wrong
 
@@ -59,10 +59,10 @@ class Pattern:
     Args:
         model: `FAMILY/NAME`, or `python:package.module:function`.
         image_size: (H, W); some networks have tensors that follow it.
-        allow_code: Whether a `python:` network may be built.
+        allow_code: True: a `python:` network may be built.
 
     Attributes:
-        keys: Of the state dictionary, in its order.
+        keys: Keys of the state dictionary, in its order.
         needed: Those of them that a checkpoint must have.
         parts: Names of the network's own children.
 
@@ -79,13 +79,7 @@ class Pattern:
         def built(classes: int, channels: int) -> nn.Module:
             # The generators stand as they stood: looking draws no random numbers.
             with torch.random.fork_rng(devices=[]):
-                return build(
-                    model,
-                    num_classes=classes,
-                    channels=channels,
-                    image_size=image_size,
-                    allow_code=allow_code,
-                )
+                return NetworkSpec(model, classes, channels, image_size, allow_code).build()
 
         network = built(_FEW, self._most)
         self.parts = frozenset(name for name, _ in network.named_children())
@@ -101,7 +95,7 @@ class Pattern:
         self.needed = frozenset(key for key in self.keys if not key.endswith(COUNTER))
 
     def fit(self, tensors: Mapping[str, Tensor]) -> Fit:
-        """How well tensors fit, by the network's own keys; others among them are looked over."""
+        """Compares tensors with the network by its own keys; other keys are ignored."""
         classes = self._told(tensors, self._classes, _FEW)
         channels = self._told(tensors, self._channels, self._most)
         if channels not in {self._least, self._most}:

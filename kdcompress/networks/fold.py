@@ -1,4 +1,4 @@
-"""What can be saved in a network that no longer learns: batch norm folded away, activations in place.
+"""Making a frozen network faster: batch norm folded into convolutions, activations in place.
 
 In evaluation mode batch norm is an affine map per channel, and so is absorbed by the convolution's weight
 and bias (Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -24,7 +24,7 @@ _FRESH = frozenset(
 
 
 def foldable(tapped: Tapped) -> list[tuple[str, str]]:
-    """The module paths of each convolution whose output goes into one batch norm and nowhere else.
+    """Finds each convolution whose output goes into one batch norm and nowhere else, by module paths.
 
     Left out: subclasses of the convolution (their weight need not be what is convolved with), modules called
     several times or sharing their weights, batch norm without running statistics, and convolutions whose own
@@ -79,7 +79,7 @@ def fold_batch_norm(network: nn.Module, pairs: Iterable[tuple[str, str]]) -> Non
 
 
 def overwritable(tapped: Tapped) -> list[str]:
-    """The module paths of each activation that may write its result over its input: nobody else reads that.
+    """Finds each activation that may write its result over its input, which no other operation reads.
 
     The input must be a tensor of its own, not a view of one that others read.
     """
@@ -98,7 +98,7 @@ def overwrite(network: nn.Module, paths: Iterable[str]) -> None:
     """Lets activations write over their input, in place.
 
     Args:
-        network: That no longer learns.
+        network: Frozen.
         paths: From `overwritable`.
     """
     for path in paths:

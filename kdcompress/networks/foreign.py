@@ -1,4 +1,4 @@
-"""Where a network lies in somebody else's checkpoint: known by its keys and shapes, and never guessed.
+"""Finding the student in a checkpoint of other training code, by keys and shapes, without guessing.
 
 Training codes save the student under names of their own (`model`, `state_dict`, `student`, `model_ema`), with
 prefixes (`module.`, `module.student.`), beside a teacher, peers, averages, heads and projectors. Every place
@@ -25,7 +25,15 @@ import torch
 from torch import Tensor
 
 from kdcompress.errors import WeightsError, suggest
-from kdcompress.networks.checkpoint import Dictionaries, Left, Place, below, dictionaries, left, unwrapped
+from kdcompress.networks.checkpoint import (
+    Dictionaries,
+    Place,
+    Remainder,
+    below,
+    dictionaries,
+    remainder,
+    unwrapped,
+)
 from kdcompress.networks.expected_keys import COUNTER, Fit, Pattern
 
 _NEAREST = 6
@@ -37,17 +45,17 @@ _OF_A_NETWORK = frozenset({"model", "net", "network", "module"})
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class StudentInCheckpoint:
     """The student of a checkpoint.
 
     Args:
-        at: Where it stands.
+        at: Its place.
         state: Its tensors, by its own keys; counters of batches may be missing.
         num_classes: K, or None where its tensors do not say.
         channels: C, or None where its tensors do not say.
-        also_at: Where the same tensors stand again.
-        set_aside: Where other tensors stand that would fit, but are named a teacher's.
-        left: What else the checkpoint holds.
+        also_at: Further places of the same tensors.
+        set_aside: Places of other tensors that would fit, but are named a teacher's.
+        remainder: Everything else in the checkpoint.
     """
 
     at: str
@@ -56,19 +64,19 @@ class Found:
     channels: int | None
     also_at: tuple[str, ...]
     set_aside: tuple[str, ...]
-    left: Left
+    remainder: Remainder
 
 
-def find(
+def find_student(
     content: Any, pattern: Pattern, *, source: str, at: str | None = None, drop: Sequence[str] = ()
-) -> Found:
+) -> StudentInCheckpoint:
     """Finds the one student in a checkpoint.
 
     Args:
-        content: As `read_checkpoint` gives it.
-        pattern: Of the student.
+        content: Returned by `read_checkpoint`.
+        pattern: Keys and shapes of the student.
         source: The file, for messages.
-        at: Where it stands, in the words of a message about several; None: it is the only one.
+        at: Its place, in the words of a message about several; None: it is the only one.
         drop: Names of modules among the student's own that only training used.
 
     Raises:
@@ -106,14 +114,14 @@ def find(
             raise WeightsError(
                 f"{source}: {name!r} holds values that are not finite in float32; the weights are broken"
             )
-    return Found(
+    return StudentInCheckpoint(
         at=str(chosen.place),
         state=chosen.state,
         num_classes=chosen.fit.num_classes,
         channels=chosen.fit.channels,
         also_at=tuple(str(copy.place) for copy in copies),
         set_aside=tuple(str(candidate.place) for group in aside for candidate in group),
-        left=left(content, held, chosen.place, chosen.state, drop),
+        remainder=remainder(content, held, chosen.place, chosen.state, drop),
     )
 
 
@@ -123,9 +131,9 @@ class _Candidate:
 
     Args:
         place: The place.
-        state: What stands there, by the student's keys.
+        state: Tensors there, by the student's keys.
         beside: Other names there, without the prefix.
-        fit: How well it fits.
+        fit: Comparison with the network.
     """
 
     place: Place
@@ -140,7 +148,7 @@ class _Candidate:
 
     @property
     def role(self) -> Literal["student", "teacher"] | None:
-        """What its name says it is; the innermost word counts."""
+        """The role that its name says; the innermost word counts."""
         said: Literal["student", "teacher"] | None = None
         for segment in (*self.place.path, *self.place.prefix.split(".")):
             words = set(re.split(r"[^a-z0-9]+", segment.lower()))

@@ -1,4 +1,4 @@
-"""The networks that a recipe names, built and filled with the weights they start from."""
+"""Building the networks of a recipe and loading their initial weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks import weights
-from kdcompress.networks.build import build
+from kdcompress.networks.build import NetworkSpec, build
 from kdcompress.recipe import NetworkSection, TeacherSection
 
 Headless = Literal["never", "if_weights_are", "unless_classes_fit", "always"]
@@ -20,13 +20,13 @@ have none for the classes of the data and may not get one, or in any case."""
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """A network as a run finds it.
+class LoadedNetwork:
+    """A network with its initial weights.
 
     Args:
         network: Built for the run's classes or for none, filled with the weights if there are any.
-        weights: What was loaded, or None for fresh weights.
-        head_replaced: Whether the weights knew other classes, so that the classifier is fresh.
+        weights: The loaded weights; None: freshly drawn ones.
+        head_replaced: True: the weights had other classes, so the classifier is freshly drawn.
         num_classes: K that it was built for; 0: a backbone, whose output is its pooled features.
         dropped: Keys of the weights that it has no place for: a classifier or a projection head.
     """
@@ -39,7 +39,7 @@ class Start:
 
     @property
     def backbone(self) -> bool:
-        """Whether it has no classifier."""
+        """True if it has no classifier."""
         return self.num_classes == 0
 
 
@@ -49,7 +49,7 @@ def seeded(seed: int, purpose: str) -> None:
     torch.manual_seed(int.from_bytes(digest[:7]))
 
 
-def start(
+def load_network(
     section: NetworkSection,
     *,
     num_classes: int,
@@ -61,21 +61,21 @@ def start(
     keep_classes: bool = False,
     headless: Headless = "never",
     progress: bool = False,
-) -> Start:
+) -> LoadedNetwork:
     """Builds a network and loads its weights.
 
     Args:
-        section: Of the recipe.
+        section: The network's section of the recipe.
         num_classes: K of the data.
         channels: C of the images.
         image_size: (H, W) of the images.
-        seed: Of the run.
+        seed: The run's seed.
         purpose: student, teacher, peer1, ...; each draws its fresh weights independently.
-        allow_code: Whether `python:` networks may be built.
-        keep_classes: Whether weights with another number of classes stay as they are: an error, unless
+        allow_code: True: `python:` networks may be built.
+        keep_classes: True: weights with another number of classes keep them; that is an error, unless
             `headless` says otherwise.
         headless: When it is built without a classifier. Without weights all but "always" is "never".
-        progress: Whether to show a download.
+        progress: True: shows a download.
 
     Raises:
         UserError: The network cannot be built, or the weights do not fit.
@@ -84,19 +84,13 @@ def start(
 
     def built(classes: int) -> nn.Module:
         seeded(seed, f"weights of {purpose}")
-        return build(
-            section.model,
-            num_classes=classes,
-            channels=channels,
-            image_size=image_size,
-            allow_code=allow_code,
-        )
+        return NetworkSpec(section.model, classes, channels, image_size, allow_code).build()
 
     if headless == "always":
         num_classes = 0
     network = built(num_classes)
     if section.weights is None:
-        return Start(network, None, False, num_classes)
+        return LoadedNetwork(network, None, False, num_classes)
     found = weights.resolve(section.weights, section.model, progress=progress)
     if headless in ("if_weights_are", "unless_classes_fit") and num_classes:
         known = weights.classifier_classes(found.state_dict, network)
@@ -107,7 +101,7 @@ def start(
         loaded = weights.load_into(
             network, found.state_dict, source=found.source, allow_other_head=False, headless=True
         )
-        return Start(network, found, False, 0, loaded.dropped)
+        return LoadedNetwork(network, found, False, 0, loaded.dropped)
     classes = weights.classifier_classes(found.state_dict, network)
     if keep_classes and classes is not None and classes != num_classes:
         raise UserError(
@@ -117,16 +111,16 @@ def start(
     loaded = weights.load_into(
         network, found.state_dict, source=found.source, allow_other_head=not keep_classes
     )
-    return Start(network, found, loaded.head_replaced, num_classes, loaded.dropped)
+    return LoadedNetwork(network, found, loaded.head_replaced, num_classes, loaded.dropped)
 
 
 def headless_teacher(section: TeacherSection, *, logits_read: bool, backbone: bool) -> Headless:
-    """When the teacher is built without a classifier.
+    """Decides when the teacher is built without a classifier.
 
     Args:
-        section: Of the recipe.
-        logits_read: Whether the method reads its logits.
-        backbone: Whether the method trains a backbone, to which the teacher's classes mean nothing.
+        section: The teacher's section of the recipe.
+        logits_read: True: the method reads its logits.
+        backbone: True: the method trains a backbone, which does not use the teacher's classes.
 
     Returns:
         "never" where somebody reads its logits, or where the recipe wants it trained on labels in any case.
@@ -136,17 +130,17 @@ def headless_teacher(section: TeacherSection, *, logits_read: bool, backbone: bo
     return "unless_classes_fit" if backbone else "if_weights_are"
 
 
-def classes_told_by(
+def class_names_of_weights(
     section: TeacherSection, *, channels: int, image_size: tuple[int, int], allow_code: bool, progress: bool
 ) -> tuple[str, ...]:
-    """The classes that a teacher's weights tell apart, where the data does not say: names, else numbers.
+    """Returns the class names of a teacher's weights for data without any; numbers if there are no names.
 
     Args:
-        section: Of the recipe; has weights.
+        section: The teacher's section of the recipe; has weights.
         channels: C of the images.
         image_size: (H, W) of the images.
-        allow_code: Whether a `python:` network may be built.
-        progress: Whether to show a download.
+        allow_code: True: a `python:` network may be built.
+        progress: True: shows a download.
 
     Raises:
         WeightsError: They have no classifier.
@@ -168,8 +162,8 @@ def classes_told_by(
     return tuple(str(number) for number in range(count))
 
 
-def teacher_needs_training(section: TeacherSection, start: Start) -> bool:
-    """Whether `teacher.train` asks for a training, given what its weights turned out to be.
+def teacher_needs_training(section: TeacherSection, start: LoadedNetwork) -> bool:
+    """Decides from `teacher.train` and the loaded weights if the teacher must be trained.
 
     Raises:
         UserError: never, and there are no weights.

@@ -1,4 +1,4 @@
-"""Hooks that read tensors in one pass, and are gone after it."""
+"""Hooks that read tensors in one pass and are removed after it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdcompress.networks.tap_points import Tap
 
 @contextmanager
 def reading(network: nn.Module, taps: Iterable[Tap]) -> Iterator[dict[Tap, Tensor]]:
-    """What the taps read in the one pass that runs inside the context.
+    """Collects the tensors of the taps in the one pass that runs inside the context.
 
     Yields:
         Filled by the pass. The tensors are the network's own and carry gradients; a tap whose tensor is

@@ -36,7 +36,7 @@ def rounded_weight(weight: Tensor, axis: int | None, bits: int = 8) -> Tensor:
     """A weight with whole multiples of its scale, which is symmetric around 0; straight-through gradient.
 
     Args:
-        weight: Of any shape.
+        weight: A tensor of any shape.
         axis: That of the output channels, which have a scale each; None: one scale for all.
         bits: 8, or 7 for processors whose sums of two products saturate.
     """
@@ -55,7 +55,7 @@ def weight_scales(weight: Tensor, axis: int | None, most: int) -> Tensor:
     """`[C]`, or `[1]` without an axis: what a step of each output channel means, float32.
 
     Args:
-        weight: Of any shape.
+        weight: A tensor of any shape.
         axis: That of the C output channels.
         most: Steps from 0 to the largest weight of a channel.
     """
@@ -66,5 +66,5 @@ def weight_scales(weight: Tensor, axis: int | None, most: int) -> Tensor:
 
 
 def to_whole(values_C: Tensor, unit_C: Tensor) -> Tensor:
-    """What must be added to values to make them whole multiples of a unit; nothing where that is 0."""
+    """Returns the summand that makes values whole multiples of a unit; 0 where the unit is 0."""
     return ((values_C / unit_C).round() * unit_C - values_C).nan_to_num(0.0, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""The networks of one run, side by side: what trains, what teaches, what is trained along."""
+"""The networks of one run: student, teacher and peers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdcompress.networks.teacher import Teacher
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """What a method is given to work with.
+    """The networks that a method trains or reads.
 
     Args:
         student: The network that ships.

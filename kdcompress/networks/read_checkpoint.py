@@ -1,4 +1,4 @@
-"""State dictionaries read from files without running anything that is in them."""
+"""Reading state dictionaries from files without running any code in them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from torch import Tensor
 from kdcompress.errors import WeightsError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar")
-"""Of files that may hold a state dictionary."""
+"""Suffixes of files that may hold a state dictionary."""
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "student", "teacher")
 """Keys under which training scripts save the network beside their other state. Averaged weights (`ema`,
 `state_dict_ema`, `model_ema`) are left aside for the plain ones."""
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and wrapper classes put before every key."""
+"""Prefixes that DataParallel, torch.compile and wrapper classes put before every key."""
 
 _SETTINGS = (
     "argparse.Namespace",
@@ -34,7 +34,7 @@ _SETTINGS = (
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray",
     "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
 )  # fmt: skip
-"""What training scripts save beside the tensors: their options, paths, and figures as numpy numbers."""
+"""Types that training scripts save beside the tensors: options, paths, and figures as numpy numbers."""
 
 _MAX_DEPTH = 4
 TORCH_LOAD_ERRORS = (
@@ -59,7 +59,7 @@ class Unread:
 
 
 def read_checkpoint(path: Path | str) -> Any:
-    """All that a checkpoint holds: tensors, plain containers and values, and `Unread` for settings.
+    """Reads all that a checkpoint holds: tensors, plain containers and values, and `Unread` for settings.
 
     Args:
         path: A file of any name; one that does not end in .safetensors is taken for a pickle. Only tensors
@@ -74,7 +74,7 @@ def read_checkpoint(path: Path | str) -> Any:
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, by the keys that the network itself gives them.
+    """Reads the tensors of a checkpoint, by the keys that the network itself gives them.
 
     Wrappers (`{"state_dict": …}`, `{"model": …}`) and prefixes that every key has (`module.`, `_orig_mod.`,
     `model.`) are taken off.

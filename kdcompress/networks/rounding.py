@@ -35,14 +35,14 @@ from kdcompress.networks.rounding_rules import Pass
 
 @dataclass(slots=True)
 class Plan:
-    """What is rounded in a pass, in the order in which it is met.
+    """The tensors that are rounded in a pass, in the order of their use.
 
     Args:
         reads: (function, site): the function reads the tensor of that site; -1: what it reads are levels
             already.
-        folds: Of each batch norm, whether it goes into the convolution before it.
-        uses: How often each site is read.
-        layers: How many functions with two operands to multiply by matrices there are: convolutions, linear
+        folds: For each batch norm, True if it is folded into the convolution before it.
+        uses: Number of reads of each site.
+        layers: Number of functions with two operands to multiply by matrices there are: convolutions, linear
             layers, matrix products.
     """
 
@@ -62,7 +62,7 @@ class Rounding(nn.Module):
         weight_bits: 8, or 7 for processors whose sums of two products saturate.
 
     Attributes:
-        plan: What is rounded.
+        plan: The tensors that are rounded.
         scales: `[S]` float32, of the levels of each tensor.
         zeros: `[S]` int32, the level that means 0.
 
@@ -81,10 +81,10 @@ class Rounding(nn.Module):
         first = _Recording()
         with torch.no_grad(), first:
             network(images[0])
-        again = _Recording(first.read_elsewhere)
-        with torch.no_grad(), again:
+        recording = _Recording(first.shared_layers)
+        with torch.no_grad(), recording:
             network(images[0])
-        self.plan = again.plan
+        self.plan = recording.plan
         if not self.plan.layers:
             raise NetworkError("it has no convolution and no linear layer, so there is nothing to be int8")
         sites = len(self.plan.uses)
@@ -97,7 +97,7 @@ class Rounding(nn.Module):
         """Takes the levels anew, from the least to the greatest values that float passes have on the images.
 
         Args:
-            network: As it is now, in evaluation mode.
+            network: In evaluation mode.
         """
         measuring = _Measuring(self.plan, self.scales.device)
         for images in self._beside[0]:
@@ -126,14 +126,14 @@ class _Recording(Pass):
             has found out: such a batch norm cannot go into the layer.
 
     Attributes:
-        plan: What was found.
-        read_elsewhere: Numbers of the layers whose output something else than a batch norm reads.
+        plan: The recorded plan.
+        shared_layers: Numbers of the layers whose output something else than a batch norm reads.
     """
 
     def __init__(self, shared: Collection[int] = ()) -> None:
         super().__init__()
         self.plan = Plan()
-        self.read_elsewhere: set[int] = set()
+        self.shared_layers: set[int] = set()
         self._shared = frozenset(shared)
         self._sites: dict[tuple[int, int], int] = {}
         self._layers: dict[tuple[int, int], int] = {}
@@ -143,7 +143,7 @@ class _Recording(Pass):
     def read(self, tensor: Tensor, function: str) -> Tensor:
         key, site = self._key(tensor), -1
         if key in self._layers:
-            self.read_elsewhere.add(self._layers[key])
+            self.shared_layers.add(self._layers[key])
         if key not in self._levels:
             site = self._sites.setdefault(key, len(self._sites))
             if site == len(self.plan.uses):
@@ -158,7 +158,7 @@ class _Recording(Pass):
         self.plan.folds.append(folds)
         return folds
 
-    def made(self, outputs: Any, *, by_layer: bool = False, levels: bool = False) -> None:
+    def record_output(self, outputs: Any, *, by_layer: bool = False, levels: bool = False) -> None:
         for tensor in tree_leaves(outputs):
             if isinstance(tensor, Tensor):
                 if by_layer:
@@ -167,9 +167,9 @@ class _Recording(Pass):
                     self._levels.add(self._key(tensor))
         self.plan.layers += by_layer
 
-    def like(self, source: Tensor, output: Tensor) -> None:
+    def copy_scale(self, source: Tensor, output: Tensor) -> None:
         if self._key(source) in self._layers:
-            self.read_elsewhere.add(self._layers[self._key(source)])
+            self.shared_layers.add(self._layers[self._key(source)])
         if self._key(source) in self._levels:
             self._levels.add(self._key(output))
 
@@ -257,7 +257,7 @@ class _Rounded(_Planned):
             self._kept[site] = [rounded, self._plan.uses[site] - 1]
         return rounded
 
-    def again(self, tensor: Tensor) -> Tensor:
+    def requantise(self, tensor: Tensor) -> Tensor:
         if self._last < 0:
             return tensor
         return rounded_activation(tensor, self._scales[self._last], self._zeros[self._last])

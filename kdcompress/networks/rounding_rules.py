@@ -1,4 +1,4 @@
-"""Where onnxruntime rounds: what is done with each function that a network calls, to round there too.
+"""Rules for each function that a network calls, so that it is rounded where onnxruntime rounds.
 
 Whatever reads a tensor reads it rounded; what onnxruntime does in one operator is not rounded inside.
 """
@@ -21,44 +21,44 @@ class Pass(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        does = DOES.get(getattr(func, "__name__", ""))
+        does = RULES.get(getattr(func, "__name__", ""))
         if does is None:
             return func(*args, **(kwargs or {}))
         return does(self, func, args, kwargs or {})
 
     def read(self, tensor: Tensor, function: str) -> Tensor:
-        """What a function reads in place of a tensor."""
+        """Returns the tensor that a function reads in place of another."""
         raise NotImplementedError
 
-    def again(self, tensor: Tensor) -> Tensor:
-        """The tensor in the levels of the one that was read last."""
+    def requantise(self, tensor: Tensor) -> Tensor:
+        """Rounds a tensor to the levels of the one that was read last."""
         return tensor
 
     def weight(self, weight: Tensor, axis: int | None) -> Tensor:
-        """What a function takes in place of a weight."""
+        """Returns the weight that a function uses in place of another."""
         return weight
 
     def bias(self, bias: Tensor | None, weight: Tensor, axis: int | None) -> Tensor | None:
-        """What a layer adds in place of its bias, once its input was read."""
+        """Returns the bias that a layer adds in place of its own, once its input was read."""
         return bias
 
     def folds(self, tensor: Tensor) -> bool:
-        """Whether a batch norm that reads this goes into the convolution before it."""
+        """Tells if a batch norm that reads this is folded into the convolution before it."""
         raise NotImplementedError
 
     def shift(self, given: dict[str, Any]) -> Tensor | None:
-        """What a batch norm adds in place of its bias, where it goes into the convolution before it."""
+        """Returns the bias that a batch norm adds if it is folded into the convolution before it."""
         bias: Tensor | None = given.get("bias")
         return bias
 
-    def made(self, outputs: Any, *, by_layer: bool = False, levels: bool = False) -> None:
-        """Told of what a function gave: a layer's output, or nothing but levels of what it read."""
+    def record_output(self, outputs: Any, *, by_layer: bool = False, levels: bool = False) -> None:
+        """Records the outputs of a function: a layer's, or levels of its input."""
 
-    def like(self, source: Tensor, output: Tensor) -> None:
-        """Told that an output is rounded where its source was."""
+    def copy_scale(self, source: Tensor, output: Tensor) -> None:
+        """Records that an output has the scale of its source."""
 
 
-Does = Callable[[Pass, Any, tuple[Any, ...], dict[str, Any]], Any]
+Rule = Callable[[Pass, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 def _read_all(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -78,7 +78,7 @@ def _joined(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     if len(tensors) > 1:
         return _read_all(this, func, args, kwargs)
     output = func(*args, **kwargs)
-    this.like(tensors[0], output)
+    this.copy_scale(tensors[0], output)
     return output
 
 
@@ -88,29 +88,29 @@ def _read_first(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     return func(this.read(tensor, func.__name__), *rest, **kwargs)
 
 
-def _handed_on(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _keeps_scale(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An operator that gives no other levels than it gets: it chooses or moves values."""
     tensor, rest, kwargs = _operand(args, kwargs)
     if not tensor.is_floating_point():
         return func(tensor, *rest, **kwargs)
     outputs = func(this.read(tensor, func.__name__), *rest, **kwargs)
-    this.made(outputs, levels=True)
+    this.record_output(outputs, levels=True)
     return outputs
 
 
 def _same_levels(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An operator whose output has the levels of its input."""
     tensor, rest, kwargs = _operand(args, kwargs)
-    output = this.again(func(this.read(tensor, func.__name__), *rest, **kwargs))
-    this.made(output, levels=True)
+    output = this.requantise(func(this.read(tensor, func.__name__), *rest, **kwargs))
+    this.record_output(output, levels=True)
     return output
 
 
-def _absorbed(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _fused_into_producer(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An activation that is done by the rounding of its output, or a copy."""
     source = args[0] if args else kwargs["input"]
     output = func(*args, **kwargs)
-    this.like(source, output)
+    this.copy_scale(source, output)
     return output
 
 
@@ -121,7 +121,7 @@ def _convolution(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     bias, rest, kwargs = _operand(rest, kwargs, "bias")
     read = this.read(tensor, func.__name__)
     output = func(read, this.weight(weight, axis), this.bias(bias, weight, axis), *rest, **kwargs)
-    this.made(output, by_layer=True)
+    this.record_output(output, by_layer=True)
     return output
 
 
@@ -132,17 +132,17 @@ def _linear(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     if read.ndim == 2 or bias is None:
         bias = this.bias(bias, given["weight"], 0)
         output = F.linear(read, weight, bias)
-        this.made(output, by_layer=True)
+        this.record_output(output, by_layer=True)
         return output
     # On more than a vector for each image, it is a product and a sum, and the product is rounded.
     product = F.linear(read, weight)
-    this.made(product, by_layer=True)
+    this.record_output(product, by_layer=True)
     return this.read(product, "product") + this.read(bias, "bias")
 
 
 def _matrix_product(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     output = _read_all(this, func, args, kwargs)
-    this.made(output, by_layer=True)
+    this.record_output(output, by_layer=True)
     return output
 
 
@@ -168,7 +168,7 @@ def _layer_norm(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     return func(**given)
 
 
-def _gated(gate: Callable[[Tensor], Tensor]) -> Does:
+def _gated(gate: Callable[[Tensor], Tensor]) -> Rule:
     """An activation that is exported as x · gate(x), with a rounding between the two."""
 
     def does(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -195,7 +195,7 @@ _NOT_IN_PLACE: dict[str, Any] = {
     "sigmoid_": torch.sigmoid, "leaky_relu_": F.leaky_relu, "elu_": F.elu, "celu_": F.celu,
 }  # fmt: skip
 
-DOES: dict[str, Does] = {
+RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
         _convolution,
@@ -234,14 +234,14 @@ DOES: dict[str, Does] = {
             "split", "tensor_split", "__getitem__", "narrow", "select", "expand", "roll", "pad",
             "interpolate", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle",
         ),
-        _handed_on,
+        _keeps_scale,
     ),
     **dict.fromkeys(
         (
             "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "clip", "clip_", "dropout",
             "dropout_", "dropout2d", "feature_dropout", "contiguous", "clone", "detach", "to", "float",
         ),
-        _absorbed,
+        _fused_into_producer,
     ),
 }  # fmt: skip
-"""What is done with each function of torch's, by its name; any other is called as it is."""
+"""Rule of each torch function, by its name; any other is called unchanged."""

@@ -67,7 +67,7 @@ def split_at(model: str, network: nn.Module, position: int) -> Split:
     Args:
         model: The network was built from it.
         network: Shares its modules with the result.
-        position: Of another network's split; both are built from the same specification.
+        position: Taken from the split of another network of the same specification.
     """
     stem: OrderedDict[str, nn.Module] = OrderedDict()
     rest: OrderedDict[str, nn.Module] = OrderedDict()
@@ -100,7 +100,7 @@ def shortened(tapped: Tapped, stage: str, rest: nn.Sequential, blocks: int) -> n
     Args:
         tapped: The network that was split.
         stage: The stage behind which it was split.
-        rest: What follows the stage, in a network of the same class; shares its modules with the result.
+        rest: The chain behind the stage, in a network of the same class; shares its modules with the result.
         blocks: At least 1.
     """
     if blocks < 1:

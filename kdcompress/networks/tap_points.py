@@ -1,4 +1,4 @@
-"""Where a network is read: its classifier, its stages, and the maps before the stages' last activation.
+"""Finding the tap points of a network: classifier, stages, and the maps before their last activation.
 
 Found in a recorded pass, without a table of architectures. A stage is the last map of one resolution that
 everything passes through, as seen from outside the blocks: `layer2`, not a convolution inside the block
@@ -22,10 +22,10 @@ class Tap:
     """One reading.
 
     Args:
-        path: Of the module, as in `named_modules`.
-        call: Which of the module's calls in one pass, from 0.
-        side: What is read: its first input before the call, or its output after it.
-        clone: Whether a later in-place operation rewrites the tensor, so that the reading must be a copy.
+        path: Path of the module, as in `named_modules`.
+        call: Number of the module's call in one pass, from 0.
+        side: Its first input before the call, or its output after it.
+        clone: True if a later in-place operation rewrites the tensor, so that the reading must be a copy.
     """
 
     path: str
@@ -58,15 +58,15 @@ def find_taps(
     *,
     backbone: bool = False,
 ) -> Taps:
-    """The taps of a network.
+    """Finds the taps of a network.
 
     Args:
         trace: A pass at the image size the network will see.
-        network: What was traced.
+        network: The traced network.
         model: Named in errors.
         named: `{"stage1": module path, ..., "classifier": module path}`. Stages named here replace all
             found ones. Of a module that is called several times the last call is read.
-        backbone: Whether it has no classifier, whatever its last layer is.
+        backbone: True if it has no classifier, whatever its last layer is.
 
     Raises:
         NetworkError: A named tap does not exist or is no map.
@@ -89,10 +89,10 @@ def find_taps(
 
 
 def retarget(trace: Trace, taps: Taps) -> Taps:
-    """The same places in another network of the same modules; whether they must be copied is looked at anew.
+    """Finds the same taps in another network of the same modules; in-place hazards are found anew.
 
     Args:
-        trace: Of the other network.
+        trace: A pass of the other network.
         taps: Found in the first one.
     """
     calls = {(call.path, call.number): call for call in trace.calls}
@@ -224,7 +224,7 @@ def _runs(trace: Trace) -> list[_Run]:
 
 
 def _entered_by(trace: Trace, before: int, after: int) -> Literal["convolution", "pooling", "nothing"]:
-    """What changed the resolution between two neighbouring bottlenecks; of both kinds, the convolution."""
+    """Finds the kind of operation that changed the resolution between two neighbouring bottlenecks."""
     old, new = trace.nodes[before].shape[2:], trace.nodes[after].shape[2:]
     if old == new:
         return "nothing"
@@ -261,7 +261,7 @@ def _outermost_writers(trace: Trace) -> dict[int, Call]:
 
 
 def _inside_block(trace: Trace, node: int, next_run: int, downsamplings: list[int]) -> bool:
-    """Whether a map lies within the block that down-samples after it.
+    """Tells if a map lies within the block that down-samples after it.
 
     The block is the innermost call that holds both. A call that holds several down-samplings is no block
     but a container of stages (`features`, `blocks`), and what lies directly in it is seen from outside.

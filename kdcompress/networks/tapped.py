@@ -1,4 +1,4 @@
-"""A network that can be read inside while it stays exactly its family's."""
+"""Reading logits, features and stage maps of a network without changing it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Tapped:
         image_size: As given.
         channels: As given.
         backbone: As given.
-        input_spec: How an image becomes its input; of the four arguments if it was not given.
+        input_spec: The way from an image to its input.
         num_classes: K, from a dry run; 0 for a backbone.
         taps: The modules that are read.
         mean: `[C]` float32.
@@ -112,7 +112,7 @@ class Tapped:
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters lie."""
+        """The device of the network's parameters."""
         parameter = next(self.network.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
@@ -123,11 +123,11 @@ class Tapped:
         return self
 
     def __call__(self, images: Tensor, want: Want = LOGITS) -> Activations:
-        """One pass in the network's present mode, under autocast if `precision` says so.
+        """Runs one pass in the network's present mode, under autocast if `precision` says so.
 
         Args:
             images: `[B, C, H, W]` float32 in [0, 1], not normalised, on the network's device.
-            want: What is read; the rest stays empty.
+            want: Fields to read; the rest stays empty.
 
         Returns:
             Float32 readings that carry gradients.
@@ -162,8 +162,8 @@ class Tapped:
 
         Args:
             tensors: By name as in `state_dict`; names left out keep the network's own tensors.
-            images: As in a call.
-            want: As in a call.
+            images: The same as for a call.
+            want: The same as for a call.
             update_buffers: True: buffers that are left out are the network's own and not copies of them.
         """
         given = dict(tensors)
@@ -188,7 +188,7 @@ class Tapped:
         return torch.addcmul(self._shift, images, self._scale)
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """The classifier's logits `[B, K]`, float32; gradients reach `pooled` and the classifier itself.
+        """Computes the classifier's logits `[B, K]`, float32; gradients reach `pooled` and the classifier.
 
         Args:
             pooled: `[B, D]`, from this network or fitted to it.
@@ -201,7 +201,7 @@ class Tapped:
 
     @property
     def classifier(self) -> nn.Module:
-        """The module that makes logits of the pooled features.
+        """The module that computes logits from the pooled features.
 
         Raises:
             NetworkError: The network has no linear classifier.
@@ -209,7 +209,7 @@ class Tapped:
         return self.network.get_submodule(self._classifier_tap().path)
 
     def shapes(self, image_size: tuple[int, int] | None = None) -> Activations:
-        """What a call reads, as tensors without data (device "meta") for a batch of two.
+        """Returns the readings of a call as tensors without data (device "meta") for a batch of two.
 
         Args:
             image_size: (H, W) in pixels; None: the size given at construction.
@@ -225,10 +225,10 @@ class Tapped:
         return self._shapes[size]
 
     def dry_run(self, want: Want = LOGITS, image_size: tuple[int, int] | None = None) -> Activations:
-        """A pass of `sample` in eval mode and full precision; modes, buffers and generators are left alone.
+        """Runs `sample` in eval mode and full precision; modes, buffers and generators are left alone.
 
         Args:
-            want: What is read.
+            want: Fields to read.
             image_size: (H, W) in pixels; None: the size given at construction.
 
         Raises:
@@ -254,11 +254,11 @@ class Tapped:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
 
     def with_network(self, network: nn.Module) -> Tapped:
-        """The same readings of another network of the same module paths; in-place hazards are found anew."""
+        """Taps another network with the same module paths; in-place hazards are found anew."""
         return self._like(network, self.image_size, self.taps)
 
     def at(self, image_size: tuple[int, int]) -> Tapped:
-        """The same network read at another image size, where other maps may be its stages.
+        """Taps the same network at another image size, where other maps may be its stages.
 
         Args:
             image_size: (H, W) in pixels.
@@ -336,7 +336,7 @@ class Tapped:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32 if it is in half precision; float64 stays, for gradient checks run in it."""
+    """Returns the tensor in float32 if it is in half precision; float64 stays, for gradient checks."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 

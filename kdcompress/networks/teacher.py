@@ -42,7 +42,7 @@ class Teacher(Protocol):
 
     @property
     def input_spec(self) -> InputSpec:
-        """How an image becomes its input, with its own mean and std."""
+        """The way from an image to its input, with its own mean and std."""
 
     @property
     def fingerprint(self) -> str:
@@ -152,7 +152,7 @@ class FrozenTeacher:
 
     @property
     def input_spec(self) -> InputSpec:
-        """How an image becomes its input, at its own size."""
+        """The way from an image to its input, at its own size."""
         return self.tapped.input_spec
 
     @property

@@ -26,7 +26,7 @@ class Node:
     Args:
         operation: The ATen operation's name without its name space, such as `convolution`; "" for the images.
         inputs: Indices of the nodes it was computed from.
-        shape: Of the tensor.
+        shape: Shape of the tensor.
         calls: Indices of the module calls that were open, outermost first.
     """
 
@@ -41,13 +41,13 @@ class Call:
     """One call of one module.
 
     Args:
-        path: As in `named_modules`; "" for the network itself.
-        number: How many calls of this module came before.
+        path: Its path in `named_modules`; "" for the network itself.
+        number: Number of calls of this module before it.
         module: The module.
         read: The node of its first positional tensor, or None.
         wrote: The node of its output, or None if that is no single tensor.
-        read_is_rewritten: Whether an in-place operation changed what it read, afterwards.
-        wrote_is_rewritten: Whether an in-place operation changed its output, afterwards.
+        read_is_rewritten: True if an in-place operation changed its input afterwards.
+        wrote_is_rewritten: True if an in-place operation changed its output afterwards.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Where a network's weights come from, and how they get into it: strictly, or not at all."""
+"""Finding a network's weights, and loading them strictly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kdcompress.networks.read_checkpoint import PREFIXES, SUFFIXES, read_state_d
 _CONFIG_SCHEMA = "kdcompress.config/"
 _CONFIG_VERSION = 1
 _PROJECTIONS = ("projection_head.", "prediction_head.", "projector.", "predictor.", "prototypes.")
-"""What self-supervised training puts behind a network to compute its loss on, where it lies beside it."""
+"""Modules behind a network that only the loss of self-supervised training uses, if saved beside it."""
 _PARTS = {
     "encoder_q.": ("encoder_k.", "queue"),  # MoCo
     "base_encoder.": ("momentum_encoder.", *_PROJECTIONS),  # MoCo v3
@@ -31,7 +31,7 @@ _PARTS = {
     "backbone.": ("head.", "bn.", *_PROJECTIONS),  # DINO, Barlow Twins
     "encoder.": ("head.", *_PROJECTIONS),  # SupCon
 }
-"""Where self-supervised training keeps the network among others, and what may lie beside it there."""
+"""Prefix of the network in checkpoints of self-supervised training, and what may be saved beside it."""
 _IN_PRETRAINING = ("encoder_q.", "base_encoder.", "teacher.")
 """In these parts the classifier's place holds a projection head, even where it is one linear layer (MoCo)."""
 
@@ -42,8 +42,8 @@ class ResolvedWeights:
 
     Args:
         state_dict: On the CPU.
-        sha256: Of the file they came in.
-        source: What the user wrote, for messages and the manifest.
+        sha256: Hash of their file.
+        source: The user's text, for messages and the manifest.
         mean: Per channel, of images in [0, 1], or None if not known.
         std: Per channel, or None if not known.
         size: (H, W) they expect, or None if not known.
@@ -63,11 +63,11 @@ class ResolvedWeights:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """How weights went into a network.
+    """The result of loading weights into a network.
 
     Args:
         num_classes_in_weights: Rows of their classifier, or None: they have none.
-        head_replaced: Whether the network kept its own, random classifier because theirs has other classes.
+        head_replaced: True if the network kept its own, random classifier because theirs has other classes.
         dropped: Keys of theirs that the network has no place for: a classifier or a projection head.
     """
 
@@ -84,7 +84,7 @@ def resolve(spec: str, model: str, *, progress: bool = False) -> ResolvedWeights
         weights
             under (`IMAGENET1K_V2`). What exists on the disk goes before a name.
         model: The `FAMILY/NAME` they are for.
-        progress: Whether to show a download.
+        progress: True: shows a download.
 
     Raises:
         WeightsError: No such file or name, or it holds no weights.
@@ -131,11 +131,11 @@ def load_into(
 
     Args:
         network: Changed in place.
-        state: As read by `read_state_dict`.
+        state: Returned by `read_state_dict`.
         source: Named in messages.
-        allow_other_head: Whether weights with another number of classes, or without a classifier, are
-            welcome; the network's own classifier then stays as it is.
-        headless: Whether the network was built without a classifier; a classifier or projection head that
+        allow_other_head: True: weights with another number of classes, or without a classifier, are
+            accepted; the network's own classifier then stays as it is.
+        headless: True: the network was built without a classifier; a classifier or projection head that
             the weights have in its place is left out.
 
     Raises:
@@ -175,7 +175,7 @@ def load_into(
 
 
 def classifier_classes(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
-    """How many classes weights were trained for.
+    """Counts the classes that weights were trained for.
 
     Args:
         state: The weights.
@@ -209,7 +209,7 @@ def _rows(state: Mapping[str, Tensor], places: tuple[str, ...]) -> int | None:
 
 
 def _emptied_places(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Where the weights have a classifier or projection head, and a network without one has nothing."""
+    """Finds the classifier or projection head of the weights in the empty places of a headless network."""
     empty = [f"{path}." for path, module in network.named_modules() if isinstance(module, nn.Identity)]
     # Weights of a norm that this network does without are vectors, and are no head.
     matrices = [key for key, tensor in state.items() if tensor.ndim >= 2]

@@ -22,7 +22,7 @@ from kdcompress.export import image_file as image_input
 from kdcompress.export.compressed import Made, Wanted, artefacts, failure, judged, make
 from kdcompress.export.image_file import ImageFile
 from kdcompress.methods.base import Method
-from kdcompress.networks.from_recipe import Start
+from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.report import documents, verdict
 from kdcompress.report.card import write_card
 from kdcompress.report.page import write_report
@@ -54,7 +54,12 @@ class Delivery:
 
 
 def deliver(
-    run: Run, start: Start, method: Method, outcome: Outcome, teaching: Teaching | None, test: TestSplit
+    run: Run,
+    start: LoadedNetwork,
+    method: Method,
+    outcome: Outcome,
+    teaching: Teaching | None,
+    test: TestSplit,
 ) -> Delivery:
     """Strips the chosen candidate, writes it in every format and proves the files."""
     # Before the teacher is read in float32, which takes a fresh copy of it.

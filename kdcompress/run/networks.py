@@ -13,10 +13,10 @@ from kdcompress.errors import DataError, UserError
 from kdcompress.methods.base import Needs, configured
 from kdcompress.networks.from_recipe import (
     Headless,
-    Start,
-    classes_told_by,
+    LoadedNetwork,
+    class_names_of_weights,
     headless_teacher,
-    start,
+    load_network,
     teacher_needs_training,
 )
 from kdcompress.networks.tapped import Tapped
@@ -25,7 +25,7 @@ from kdcompress.run.context import Run
 from kdcompress.train import precision
 
 
-def load_networks(run: Run) -> dict[str, Start]:
+def load_networks(run: Run) -> dict[str, LoadedNetwork]:
     """Builds every network of the recipe with its initial weights: student, teacher, peer1, ..."""
     recipe, data = run.recipe, run.data
     needs = needs_of(recipe)
@@ -40,7 +40,7 @@ def load_networks(run: Run) -> dict[str, Start]:
         )
     found = {}
     for name, section in sections.items():
-        found[name] = start(
+        found[name] = load_network(
             section,
             num_classes=len(data.class_names),
             channels=data.channels,
@@ -105,7 +105,7 @@ def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool
         raise DataError(
             "teacher.weights: required, since the images have no labels: the classes are the teacher's"
         )
-    names = classes_told_by(
+    names = class_names_of_weights(
         recipe.teacher, channels=data.channels, image_size=data.image_size,
         allow_code=allow_code, progress=progress,
     )  # fmt: skip
@@ -127,7 +127,7 @@ def _without_labels(recipe: Recipe) -> str:
     return "choose another method (kd with ce_weight 0 needs none)"
 
 
-def tapped(run: Run, section: NetworkSection, start: Start) -> Tapped:
+def tapped(run: Run, section: NetworkSection, start: LoadedNetwork) -> Tapped:
     """Taps a network, with the normalisation of its weights, or of the data if its weights have none."""
     spec = input_spec(run, section, start)
     network = Tapped(
@@ -138,7 +138,7 @@ def tapped(run: Run, section: NetworkSection, start: Start) -> Tapped:
     return network
 
 
-def input_spec(run: Run, section: NetworkSection, start: Start) -> InputSpec:
+def input_spec(run: Run, section: NetworkSection, start: LoadedNetwork) -> InputSpec:
     """Returns the input specification of a network: the data's, with its own normalisation."""
     spec = run.data.input_spec()
     own = section.input if isinstance(section, TeacherSection) else InputSection()

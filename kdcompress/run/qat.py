@@ -30,7 +30,7 @@ from kdcompress.deploy.strip import plain_student
 from kdcompress.deploy.tuned_int8 import TunedStudent
 from kdcompress.errors import NetworkError, UserError
 from kdcompress.methods.base import Method
-from kdcompress.networks.from_recipe import Start
+from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.networks.rounding import Rounding
 from kdcompress.networks.undisturbed import undisturbed
 from kdcompress.recipe import Int8Section
@@ -75,7 +75,7 @@ def calibrated(section: Int8Section, train: Source, *, workers: int) -> Calibrat
     return calibration(train.labels, read, section.images, section.seed)
 
 
-def check_int8_training(run: Run, method: Method, start: Start) -> None:
+def check_int8_training(run: Run, method: Method, start: LoadedNetwork) -> None:
     """Refuses, before anything is trained, a network whose passes cannot be rounded as its int8 file's are.
 
     Raises:

@@ -19,7 +19,7 @@ from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import WeakTeacher
 from kdcompress.methods.base import find_method
 from kdcompress.networks.activations import LOGITS, POOLED, Want
-from kdcompress.networks.from_recipe import Start, teacher_needs_training
+from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import FrozenTeacher, Teacher, teacher_network
 from kdcompress.recipe import TeacherSection
@@ -51,13 +51,13 @@ class Teaching:
     """
 
     teacher: Teacher
-    start: Start
+    start: LoadedNetwork
     trained: bool
     held_out: dict[str, Any]
     gate: Gate
 
 
-def load_teacher(run: Run, networks: dict[str, Start]) -> Teaching | None:
+def load_teacher(run: Run, networks: dict[str, LoadedNetwork]) -> Teaching | None:
     """Trains or loads the teacher, tests it on held-out data, and freezes it; None: the recipe has none."""
     section = run.recipe.teacher
     if section is None:
@@ -77,7 +77,7 @@ def load_teacher(run: Run, networks: dict[str, Start]) -> Teaching | None:
     return Teaching(teacher, start, trained, held_out, gate)
 
 
-def own_size(run: Run, section: TeacherSection, start: Start) -> tuple[int, int] | None:
+def own_size(run: Run, section: TeacherSection, start: LoadedNetwork) -> tuple[int, int] | None:
     """Returns the (H, W) that a pretrained teacher's images are resized to; None: they are not resized."""
     size: int | tuple[int, int] | None = section.input.size
     if size is None and start.weights is not None:
@@ -88,7 +88,7 @@ def own_size(run: Run, section: TeacherSection, start: Start) -> tuple[int, int]
     return None if pair == run.data.image_size else pair
 
 
-def _train_or_find(run: Run, start: Start) -> None:
+def _train_or_find(run: Run, start: LoadedNetwork) -> None:
     """Trains or fine-tunes the teacher, or loads it from an earlier run with the same inputs."""
     recipe, section = run.recipe, run.recipe.teacher
     assert section is not None
@@ -104,7 +104,7 @@ def _train_or_find(run: Run, start: Start) -> None:
     result_store.fill(start.network, stored.state)
 
 
-def _training(run: Run, section: TeacherSection, start: Start) -> Training:
+def _training(run: Run, section: TeacherSection, start: LoadedNetwork) -> Training:
     recipe, fine_tuned = run.recipe, start.weights is not None
     rate = section.lr or recipe.optim.lr * (0.1 if fine_tuned else 1.0)
     plain = find_method("none")

@@ -12,7 +12,7 @@ from kdcompress.data.dataset import Data
 from kdcompress.data.loader import TrainingLoader
 from kdcompress.data.orders import BatchOrder, batch_order
 from kdcompress.methods.base import Method, Needs, configured
-from kdcompress.networks.from_recipe import Start, seeded
+from kdcompress.networks.from_recipe import LoadedNetwork, seeded
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import Teacher
 from kdcompress.recipe import OptimSection, TrainSection
@@ -119,7 +119,7 @@ def stored_training(
     return result_store.result(run.folder.checkpoints, stem, key, run.processes, make)
 
 
-def build_method(run: Run, found: dict[str, Start], teacher: Teacher | None) -> Method:
+def build_method(run: Run, found: dict[str, LoadedNetwork], teacher: Teacher | None) -> Method:
     """Builds the recipe's method beside its networks, all on the run's device."""
     recipe = run.recipe
     networks = Networks(

@@ -1,4 +1,4 @@
-"""`strip`: the plain student of somebody else's checkpoint, and what was left behind."""
+"""Extracting the plain student from a checkpoint of other training code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdcompress.deploy.strip import fresh_student, load_strictly
 from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks.build import accepted_channels, family_of
 from kdcompress.networks.expected_keys import Pattern
-from kdcompress.networks.foreign import Found, find
+from kdcompress.networks.foreign import StudentInCheckpoint, find_student
 from kdcompress.networks.read_checkpoint import read_checkpoint
 from kdcompress.run_folder import check_writable
 
@@ -27,15 +27,15 @@ _SIDE = 224
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Which network of a checkpoint is meant.
+class StripRequest:
+    """Names the network in a checkpoint.
 
     Args:
         student: `FAMILY/NAME`; None: what the `config.json` beside the file says.
-        at: Where in the checkpoint it stands; None: there is only one.
-        drop: Modules among its own that only training used.
-        side: Pixels of its images; None: what is known of them elsewhere.
-        allow_code: Whether a `python:` network may be built.
+        at: Its place in the checkpoint; None: there is only one.
+        drop: Modules among its layers that only training used.
+        side: Side of its images in pixels; None: the default of its family.
+        allow_code: True: a `python:` network may be built.
     """
 
     student: str | None
@@ -45,13 +45,13 @@ class Asked:
     allow_code: bool = False
 
 
-def strip(source: Path, out: Path, asked: Asked) -> dict[str, Any]:
-    """Writes the plain student of a checkpoint as safetensors, and tells what was left behind.
+def strip(source: Path, out: Path, request: StripRequest) -> dict[str, Any]:
+    """Writes the plain student of a checkpoint as safetensors, and reports what was dropped.
 
     Args:
         source: A .safetensors file, or any other name: a pickle of tensors and plain containers.
         out: The .safetensors to write.
-        asked: Which network is meant.
+        request: The network in it.
 
     Returns:
         The document (`kdcompress.strip/1`).
@@ -68,39 +68,47 @@ def strip(source: Path, out: Path, asked: Asked) -> dict[str, Any]:
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     check_writable(out.parent)
-    assert asked.student is not None
-    side = asked.side or usual_side(asked.student)
-    found = found_in(source, asked.student, side, asked)
-    network = loaded(found, asked.student, side, asked, source)
+    assert request.student is not None
+    side = request.side or default_side(request.student)
+    found = find_student_in(source, request.student, side, request)
+    network = load_student(found, request.student, side, request, source)
     safetensors.write_tensors(network, out)
     return {
-        **told(found, asked.student, network, source),
+        **strip_document(found, request.student, network, source),
         "file": str(out),
         "sha256": sha256_of(out),
         "bytes": out.stat().st_size,
     }
 
 
-def found_in(source: Path, model: str, side: int, asked: Asked) -> Found:
-    """The student in a checkpoint.
+def find_student_in(source: Path, model: str, side: int, request: StripRequest) -> StudentInCheckpoint:
+    """Finds the student in a checkpoint.
 
     Raises:
         UserError: No such network, or it is not in it, or not alone.
     """
-    pattern = Pattern(model, image_size=(side, side), allow_code=asked.allow_code)
-    return find(read_checkpoint(source), pattern, source=str(source), at=asked.at, drop=asked.drop)
+    pattern = Pattern(model, image_size=(side, side), allow_code=request.allow_code)
+    return find_student(
+        read_checkpoint(source), pattern, source=str(source), at=request.at, drop=request.drop
+    )
 
 
-def loaded(
-    found: Found, model: str, side: int, asked: Asked, source: Path, *, channels: int | None = None
+def load_student(
+    found: StudentInCheckpoint,
+    model: str,
+    side: int,
+    request: StripRequest,
+    source: Path,
+    *,
+    channels: int | None = None,
 ) -> nn.Module:
-    """A fresh network of the student's class that holds the tensors, all of them and no other.
+    """Builds a network of the student's class and loads the tensors, all of them and no other.
 
     Args:
         found: The student.
         model: Its `FAMILY/NAME`.
         side: Pixels of its images.
-        asked: Whether a `python:` network may be built.
+        request: Says if a `python:` network may be built.
         source: The checkpoint, for the message.
         channels: C, where the tensors do not say.
 
@@ -113,7 +121,7 @@ def loaded(
         num_classes=found.num_classes or 1,
         channels=channels or found.channels or max(accepted_channels(model)),
         image_size=(side, side),
-        allow_code=asked.allow_code,
+        allow_code=request.allow_code,
     )
     own = network.state_dict()
     counters = {key: own[key] for key in own if key not in found.state}
@@ -124,8 +132,10 @@ def loaded(
     return network.to(torch.float32).eval()
 
 
-def told(found: Found, model: str, network: nn.Module, source: Path) -> dict[str, Any]:
-    """What was kept of a checkpoint and what was left behind: the document `kdcompress.strip/1`."""
+def strip_document(
+    found: StudentInCheckpoint, model: str, network: nn.Module, source: Path
+) -> dict[str, Any]:
+    """Makes the document `kdcompress.strip/1`: the kept and the dropped tensors of a checkpoint."""
     cast = sorted(
         {
             str(tensor.dtype).removeprefix("torch.")
@@ -148,11 +158,11 @@ def told(found: Found, model: str, network: nn.Module, source: Path) -> dict[str
             "cast_from": cast,
         },
         "set_aside": list(found.set_aside),
-        "dropped": [dataclasses.asdict(part) for part in found.left.dropped],
-        "values": list(found.left.values),
+        "dropped": [dataclasses.asdict(part) for part in found.remainder.dropped],
+        "values": list(found.remainder.values),
     }
 
 
-def usual_side(model: str) -> int:
-    """Pixels of a network's images where nobody says them; few networks have tensors that follow it."""
+def default_side(model: str) -> int:
+    """Returns the side of a network's images in pixels if it is not given; few networks depend on it."""
     return _SIDES.get(family_of(model), _SIDE)

@@ -14,7 +14,7 @@ from kdcompress.networks import weights
 from kdcompress.networks.activations import LOGITS, POOLED
 from kdcompress.networks.build import build, segments
 from kdcompress.networks.families._headless import without_classifier
-from kdcompress.networks.from_recipe import headless_teacher, start, teacher_needs_training
+from kdcompress.networks.from_recipe import headless_teacher, load_network, teacher_needs_training
 from kdcompress.networks.read_checkpoint import read_state_dict
 from kdcompress.networks.split import fresh_network
 from kdcompress.networks.tapped import ALL, Tapped
@@ -356,7 +356,7 @@ def test_dinos_checkpoint_gives_its_teacher(tmp_path):
 def started(path=None, headless="never", **settings):
     section = NetworkSection(model=MODEL, weights=None if path is None else str(path))
     settings = {"num_classes": 7, "channels": 3, "image_size": (16, 16), "seed": 0, **settings}
-    return start(section, purpose="teacher", allow_code=False, headless=headless, **settings)
+    return load_network(section, purpose="teacher", allow_code=False, headless=headless, **settings)
 
 
 def saved(path, state):

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from kdcompress.errors import WeightsError
 from kdcompress.networks.build import build
 from kdcompress.networks.expected_keys import Pattern
-from kdcompress.networks.foreign import find
+from kdcompress.networks.foreign import find_student
 from kdcompress.networks.read_checkpoint import Unread, read_checkpoint, read_state_dict
 
 MODEL = "cifar/resnet8"
@@ -102,7 +102,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("at", LAYOUTS)
 def test_the_student_is_found_where_research_codes_save_it(pattern, at):
     expected = state()
-    found = find(LAYOUTS[at](expected), pattern, source="a.pth")
+    found = find_student(LAYOUTS[at](expected), pattern, source="a.pth")
     assert found.at == at.strip()
     assert list(found.state) == list(expected)
     assert all(torch.equal(found.state[key], expected[key]) for key in expected)
@@ -111,19 +111,19 @@ def test_the_student_is_found_where_research_codes_save_it(pattern, at):
 
 def test_a_compiled_block_in_the_middle_is_no_other_network(pattern):
     saved = {key.replace("layer1.0.", "layer1.0._orig_mod."): value for key, value in state().items()}
-    assert list(find(saved, pattern, source="a.pth").state) == list(state())
+    assert list(find_student(saved, pattern, source="a.pth").state) == list(state())
 
 
 def test_an_average_of_a_wrapped_network_is_found(pattern):
     average = AveragedModel(network())
-    found = find(average.state_dict(), pattern, source="a.pth")
+    found = find_student(average.state_dict(), pattern, source="a.pth")
     assert found.at == "module."
-    assert found.left.values == ("n_averaged",)
+    assert found.remainder.values == ("n_averaged",)
 
 
 @pytest.mark.parametrize(("classes", "channels"), [(1, 1), (7, 3), (1000, 1)])
 def test_classes_and_channels_are_read_from_the_tensors(pattern, classes, channels):
-    found = find(state(classes=classes, channels=channels), pattern, source="a.pth")
+    found = find_student(state(classes=classes, channels=channels), pattern, source="a.pth")
     assert (found.num_classes, found.channels) == (classes, channels)
 
 
@@ -150,17 +150,17 @@ def own(tmp_path, monkeypatch):
 def test_whatever_follows_the_classes_tells_them():
     pattern = Pattern("python:own_networks:convolutional", image_size=(8, 8), allow_code=True)
     saved = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 18, 1)).state_dict()
-    assert find(saved, pattern, source="a.pth").num_classes == 9
+    assert find_student(saved, pattern, source="a.pth").num_classes == 9
     odd = {**saved, "2.weight": torch.ones(17, 4, 1, 1)}
     with pytest.raises(WeightsError, match=r"of another shape: 2.weight \(17, 4, 1, 1\) for \(18, 4, 1, 1\)"):
-        find(odd, pattern, source="a.pth")
+        find_student(odd, pattern, source="a.pth")
 
 
 @pytest.mark.usefixtures("own")
 def test_a_network_of_fixed_classes_is_found_without_them():
     pattern = Pattern("python:own_networks:fixed", image_size=(8, 8), allow_code=True)
     saved = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 7)).state_dict()
-    found = find(prefixed("module.", saved), pattern, source="a.pth")
+    found = find_student(prefixed("module.", saved), pattern, source="a.pth")
     assert (found.at, found.num_classes, found.channels) == ("module.", None, None)
 
 
@@ -174,7 +174,7 @@ def test_what_is_dropped_is_told_by_module_with_its_parameters(pattern):
         "epoch": 1,
         "best_acc": torch.tensor(7.0),
     }
-    left = find(saved, pattern, source="a.pth").left
+    left = find_student(saved, pattern, source="a.pth").remainder
     told = {part.at: (part.tensors, part.parameters) for part in left.dropped}
     teacher = network(model="cifar/wrn-16-1")
     assert told == {
@@ -186,7 +186,9 @@ def test_what_is_dropped_is_told_by_module_with_its_parameters(pattern):
 
 
 def test_heads_beside_the_students_own_layers_are_dropped(pattern):
-    left = find({"state_dict": {**prefixed("module.", {**state(), **HEADS})}}, pattern, source="a.pth").left
+    left = find_student(
+        {"state_dict": {**prefixed("module.", {**state(), **HEADS})}}, pattern, source="a.pth"
+    ).remainder
     assert {part.at: part.parameters for part in left.dropped} == {
         "state_dict:module.aux1": 4 * 17,
         "state_dict:module.projector": 64,
@@ -199,20 +201,20 @@ def test_heads_beside_the_students_own_layers_are_dropped(pattern):
 def test_equal_tensors_in_several_places_are_one_network(pattern):
     again = {key: value.clone() for key, value in state().items()}
     again["bn1.num_batches_tracked"] += 5  # an average may count otherwise, and computes the same
-    found = find({"model": state(), "model_ema": again}, pattern, source="a.pth")
+    found = find_student({"model": state(), "model_ema": again}, pattern, source="a.pth")
     assert (found.at, found.also_at) == ("model", ("model_ema",))
 
 
 def test_raw_and_averaged_weights_are_refused_with_where_they_stand(pattern):
     saved = {"state_dict": state(), "state_dict_ema": shifted(state()), "copy": shifted(state())}
     with pytest.raises(WeightsError) as caught:
-        find(saved, pattern, source="a.pth")
+        find_student(saved, pattern, source="a.pth")
     assert str(caught.value) == (
         "a.pth: 2 different networks in it fit a cifar/resnet8; choose one:\n"
         "  --at state_dict  (4 classes)\n"
         "  --at state_dict_ema  (4 classes; the same again at copy)"
     )
-    found = find(saved, pattern, source="a.pth", at="state_dict_ema")
+    found = find_student(saved, pattern, source="a.pth", at="state_dict_ema")
     assert torch.equal(found.state["fc.bias"], state()["fc.bias"] + 1)
 
 
@@ -230,17 +232,17 @@ def test_raw_and_averaged_weights_are_refused_with_where_they_stand(pattern):
 )
 def test_no_name_but_student_beside_teacher_decides_between_different_networks(pattern, saved):
     with pytest.raises(WeightsError, match="2 different networks in it fit a cifar/resnet8; choose one"):
-        find(saved, pattern, source="a.pth")
+        find_student(saved, pattern, source="a.pth")
 
 
 def test_what_is_named_a_teacher_steps_back_behind_what_is_named_a_student(pattern):
-    found = find({"teacher": TWIN, "student": state()}, pattern, source="a.pth")
+    found = find_student({"teacher": TWIN, "student": state()}, pattern, source="a.pth")
     assert (found.at, found.set_aside) == ("student", ("teacher",))
     # Unless it is asked for.
-    found = find({"teacher": TWIN, "student": state()}, pattern, source="a.pth", at="teacher")
+    found = find_student({"teacher": TWIN, "student": state()}, pattern, source="a.pth", at="teacher")
     assert torch.equal(found.state["fc.weight"], TWIN["fc.weight"])
     # Alone it is what there is: a teacher may be stripped too.
-    assert find({"teacher": TWIN}, pattern, source="a.pth").at == "teacher"
+    assert find_student({"teacher": TWIN}, pattern, source="a.pth").at == "teacher"
 
 
 def test_averages_without_statistics_are_not_passed_over(pattern):
@@ -249,12 +251,12 @@ def test_averages_without_statistics_are_not_passed_over(pattern):
     }
     saved = {"net": state(), "ema": {"decay": 0.99, "shadow": shadow}}
     with pytest.raises(WeightsError) as caught:
-        find(saved, pattern, source="a.pth")
+        find_student(saved, pattern, source="a.pth")
     last = "  --at ema:shadow  (4 classes; without batch norm's statistics, so it cannot be taken)"
     assert str(caught.value).splitlines()[1:] == ["  --at net  (4 classes)", last]
-    assert find(saved, pattern, source="a.pth", at="net").at == "net"
+    assert find_student(saved, pattern, source="a.pth", at="net").at == "net"
     with pytest.raises(WeightsError, match=r"missing: bn1.running_mean, bn1.running_var, "):
-        find(saved, pattern, source="a.pth", at="ema:shadow")
+        find_student(saved, pattern, source="a.pth", at="ema:shadow")
 
 
 @pytest.mark.parametrize(
@@ -262,12 +264,12 @@ def test_averages_without_statistics_are_not_passed_over(pattern):
 )
 def test_a_place_may_be_said_short(pattern, at):
     saved = {"model": prefixed("module.", TWIN), "model_ema": prefixed("module._orig_mod.", state())}
-    assert find(saved, pattern, source="a.pth", at=at).at == "model_ema:module."
+    assert find_student(saved, pattern, source="a.pth", at=at).at == "model_ema:module."
 
 
 def test_a_place_that_is_not_there_lists_those_that_are(pattern):
     with pytest.raises(WeightsError, match=r"--at emma: nothing of it stands there; did you mean 'ema'\?"):
-        find({"model": state(), "ema": TWIN}, pattern, source="a.pth", at="emma")
+        find_student({"model": state(), "ema": TWIN}, pattern, source="a.pth", at="emma")
 
 
 # ---- a part of something larger
@@ -275,7 +277,7 @@ def test_a_place_that_is_not_there_lists_those_that_are(pattern):
 
 def test_a_larger_network_of_the_same_family_is_not_cut_down(pattern):
     with pytest.raises(WeightsError) as caught:
-        find({"model": state(model="cifar/resnet14")}, pattern, source="a.pth")
+        find_student({"model": state(model="cifar/resnet14")}, pattern, source="a.pth")
     assert str(caught.value) == (
         "a.pth: at model stands a whole cifar/resnet8, but with more among its layers "
         "(layer1.1.conv1.weight, layer1.1.bn1.weight, layer1.1.bn1.bias, and 33 more), as in a larger "
@@ -286,7 +288,7 @@ def test_a_larger_network_of_the_same_family_is_not_cut_down(pattern):
 
 def test_a_teacher_that_contains_the_student_is_no_candidate(pattern):
     saved = {"model": state(), "old": state(model="cifar/resnet14", seed=3)}
-    assert find(saved, pattern, source="a.pth").at == "model"
+    assert find_student(saved, pattern, source="a.pth").at == "model"
 
 
 def test_heads_among_the_students_layers_are_left_out_when_the_user_says_so(pattern):
@@ -294,11 +296,11 @@ def test_heads_among_the_students_layers_are_left_out_when_the_user_says_so(patt
         "model": {**state(), "layer1.exit.weight": torch.ones(4, 16), "layer2.exit.weight": torch.ones(4, 32)}
     }
     with pytest.raises(WeightsError, match=r"with --drop layer1\.exit$"):
-        find(saved, pattern, source="a.pth")
+        find_student(saved, pattern, source="a.pth")
     with pytest.raises(WeightsError, match=r"\(layer2\.exit\.weight\), as in a larger network"):
-        find(saved, pattern, source="a.pth", drop=["layer1.exit"])
-    found = find(saved, pattern, source="a.pth", drop=["layer1.exit", "layer2.exit"])
-    assert [(part.at, part.parameters) for part in found.left.dropped] == [
+        find_student(saved, pattern, source="a.pth", drop=["layer1.exit"])
+    found = find_student(saved, pattern, source="a.pth", drop=["layer1.exit", "layer2.exit"])
+    assert [(part.at, part.parameters) for part in found.remainder.dropped] == [
         ("model:layer1.exit", 64), ("model:layer2.exit", 128),
     ]  # fmt: skip
 
@@ -313,7 +315,7 @@ def test_heads_among_the_students_layers_are_left_out_when_the_user_says_so(patt
 def test_what_is_dropped_must_be_there_and_not_the_students(pattern, drop, message):
     saved = {**state(), "layer1.exit.weight": torch.ones(4, 16)}
     with pytest.raises(WeightsError, match=message):
-        find(saved, pattern, source="a.pth", drop=["layer1.exit", drop])
+        find_student(saved, pattern, source="a.pth", drop=["layer1.exit", drop])
 
 
 # ---- near misses
@@ -326,7 +328,7 @@ def test_the_nearest_miss_is_explained(pattern):
     broken["fc.weight"] = broken["fc.weight"].to(torch.int8)
     broken["extra"] = torch.zeros(2)
     with pytest.raises(WeightsError) as caught:
-        find({"state_dict": prefixed("module.", broken), "teacher": TEACHER}, pattern, source="a.pth")
+        find_student({"state_dict": prefixed("module.", broken), "teacher": TEACHER}, pattern, source="a.pth")
     assert str(caught.value) == (
         "a.pth: no whole cifar/resnet8 stands in it; the nearest is at state_dict:module., where 52 of its "
         "56 tensors fit\n"
@@ -342,32 +344,32 @@ def test_a_network_made_for_images_of_another_size_says_so():
     model = "timm/vit_tiny_patch16_224"
     saved = build(model, num_classes=3, channels=3, image_size=(32, 32)).state_dict()
     with pytest.raises(WeightsError) as caught:
-        find(saved, Pattern(model, image_size=(64, 64)), source="a.pth")
+        find_student(saved, Pattern(model, image_size=(64, 64)), source="a.pth")
     assert str(caught.value).splitlines()[1:] == [
         "  of another shape: pos_embed (1, 5, 192) for (1, 17, 192)",
         "  if these follow the size of its images, say that with --input-size",
     ]
-    assert find(saved, Pattern(model, image_size=(32, 32)), source="a.pth").at == "."
+    assert find_student(saved, Pattern(model, image_size=(32, 32)), source="a.pth").at == "."
 
 
 def test_a_checkpoint_of_another_family_says_what_is_in_it(pattern):
     with pytest.raises(
         WeightsError, match=r"nothing of a cifar/resnet8 stands in it; most of its tensors are at \. "
     ):
-        find({"features.0.weight": torch.ones(2)}, pattern, source="a.pth")
+        find_student({"features.0.weight": torch.ones(2)}, pattern, source="a.pth")
 
 
 @pytest.mark.parametrize("content", [{}, [], {"epoch": 1}, 3, {"a": {"b": [1, 2]}}], ids=str)
 def test_a_checkpoint_without_a_tensor_is_named(pattern, content):
     with pytest.raises(WeightsError, match=r"a.pth: holds no tensor"):
-        find(content, pattern, source="a.pth")
+        find_student(content, pattern, source="a.pth")
 
 
 def test_weights_that_are_not_finite_are_refused(pattern):
     broken = state()
     broken["fc.bias"][0] = torch.inf
     with pytest.raises(WeightsError, match=r"'module.fc.bias' holds values that are not finite"):
-        find(prefixed("module.", broken), pattern, source="a.pth")
+        find_student(prefixed("module.", broken), pattern, source="a.pth")
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(torch.float64, 1e300), (torch.float8_e4m3fn, torch.nan)])
@@ -375,25 +377,28 @@ def test_weights_that_float32_cannot_hold_are_refused(pattern, dtype, value):
     wide = {
         key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state().items()
     }
-    assert find(wide, pattern, source="a.pth").state["fc.bias"].dtype == dtype
+    assert find_student(wide, pattern, source="a.pth").state["fc.bias"].dtype == dtype
     wide["fc.bias"] = torch.full_like(state()["fc.bias"], value, dtype=torch.float64).to(dtype)
     with pytest.raises(WeightsError, match=r"'fc.bias' holds values that are not finite in float32"):
-        find(wide, pattern, source="a.pth")
+        find_student(wide, pattern, source="a.pth")
 
 
 def test_a_sparse_tensor_is_named_by_its_layout(pattern):
     with pytest.raises(WeightsError, match=r"fc.weight sparse_coo for strided"):
-        find({**state(), "fc.weight": state()["fc.weight"].to_sparse()}, pattern, source="a.pth")
+        find_student({**state(), "fc.weight": state()["fc.weight"].to_sparse()}, pattern, source="a.pth")
 
 
 def test_tensors_beside_the_way_to_the_student_are_told_by_their_names(pattern):
     saved = {"model": state(), "rng": torch.get_rng_state(), "cuda": [torch.get_rng_state()]}
-    assert [part.at for part in find(saved, pattern, source="a.pth").left.dropped] == ["rng", "cuda"]
+    assert [part.at for part in find_student(saved, pattern, source="a.pth").remainder.dropped] == [
+        "rng",
+        "cuda",
+    ]
 
 
 def test_checkpoints_from_before_batch_counters_are_whole(pattern):
     old = {key: value for key, value in state().items() if not key.endswith("num_batches_tracked")}
-    assert find(old, pattern, source="a.pth").state.keys() == old.keys()
+    assert find_student(old, pattern, source="a.pth").state.keys() == old.keys()
 
 
 def test_looking_draws_no_random_numbers():
@@ -405,7 +410,7 @@ def test_looking_draws_no_random_numbers():
 def test_a_checkpoint_that_holds_itself_ends(pattern):
     saved = {"model": state()}
     saved["self"] = saved
-    assert find(saved, pattern, source="a.pth").at == "model"
+    assert find_student(saved, pattern, source="a.pth").at == "model"
 
 
 # ---- reading

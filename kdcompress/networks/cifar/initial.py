@@ -1,4 +1,4 @@
-"""How the convolutions of these networks begin."""
+"""Initial weights of the convolutions of these networks."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class ResNet(nn.Module):
     """A residual network of four stages.
 
     Args:
-        block: What the stages are made of.
+        block: Class of the blocks.
         counts: Blocks of each stage.
         num_classes: K.
         channels: C of the images.

@@ -24,7 +24,7 @@ class Unit(nn.Module):
         inputs: Channels that come in.
         outputs: Channels of the bottleneck's own result; with stride 2 the unit gives `inputs` more.
         stride: 1 or 2.
-        groups: Of the 1×1 convolutions; the first stays ungrouped behind the stem.
+        groups: Groups of the 1×1 convolutions; the first stays ungrouped behind the stem.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int) -> None:

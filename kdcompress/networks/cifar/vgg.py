@@ -17,7 +17,7 @@ CONVOLUTIONS: dict[str, tuple[int, int, int, int, int]] = {
     "vgg16": (2, 2, 3, 3, 3),
     "vgg19": (2, 2, 4, 4, 4),
 }
-"""Of each of the five blocks."""
+"""Channels of each of the five blocks."""
 
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of the five blocks."""
@@ -27,7 +27,7 @@ class VGG(nn.Module):
     """Five blocks of convolutions with max-pooling between them.
 
     Args:
-        convolutions: How many each block has.
+        convolutions: Number of convolutions in each block.
         num_classes: K.
         channels: C of the images.
         image_size: (H, W). Below 64 pixels the fourth and the fifth block work at one resolution: the

@@ -1,4 +1,4 @@
-"""How a family says what its stages are: the pieces that `segments` is put together from."""
+"""Helpers with which a family lists the stages of its networks in `segments`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def head(*parts: nn.Module) -> nn.Sequential:
     """Pooling, flattening and classifier: `[B, C, H, W]` to `[B, K]`.
 
     Args:
-        parts: What comes before the flattening, and last the classifier.
+        parts: Modules before the flattening, and last the classifier.
     """
     *before, classifier = parts
     return nn.Sequential(*before, nn.Flatten(1), classifier)
@@ -41,7 +41,7 @@ def by_stride(blocks: Iterable[nn.Module]) -> list[nn.Sequential]:
 
 
 def down_samples(block: nn.Module) -> bool:
-    """Whether any convolution or pooling inside has a stride above 1."""
+    """Tells if any convolution or pooling inside has a stride above 1."""
     for module in block.modules():
         if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             stride = module.stride

@@ -1,4 +1,4 @@
-"""How a family takes the classifier off a network whose class cannot be built without it."""
+"""Removing the classifier of a network whose class cannot be built without it."""
 
 from __future__ import annotations
 

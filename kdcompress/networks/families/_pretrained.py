@@ -48,7 +48,7 @@ class Pretrained:
         size: (H, W) they were evaluated at.
         class_names: In the order of the logits, or None if not told.
         license_note: One sentence on the terms of the weights and of their data, or None if not told.
-        sha256: Of the file they came in.
+        sha256: Hash of their file.
     """
 
     state_dict: dict[str, Tensor]

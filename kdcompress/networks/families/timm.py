@@ -40,9 +40,9 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
     """Published weights of a network.
 
     Args:
-        name: As in `timm.list_models()`.
+        name: One of `timm.list_models()`.
         enum_name: timm's tag, such as `a1_in1k`.
-        progress: Whether to show the download.
+        progress: True: shows the download.
 
     Raises:
         WeightsError: No such tag.

@@ -114,8 +114,8 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
 
     Args:
         name: One of `NAMES`.
-        enum_name: As torchvision calls them, such as `IMAGENET1K_V2`.
-        progress: Whether to show the download.
+        enum_name: torchvision's name for them, such as `IMAGENET1K_V2`.
+        progress: True: shows the download.
 
     Raises:
         WeightsError: No such weights.
