@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Needs, ParameterSet, Phase
+from kdcompress.methods.base import ParameterSet, Phase
+from kdcompress.methods.feature_kd import FeatureKD
 from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet
-from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
+from kdcompress.networks.activations import Want
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.undisturbed import undisturbed
 
 
-class AB(SoftLabelMethod):
+class AB(FeatureKD):
     """Phase "boundaries": weight · Σ_pairs boundary loss. Phase "labels": ce_weight · CE + kd_weight · KL.
 
     In the first phase what makes the student's paired maps (all but its classifier, as a rule) and the
@@ -48,7 +49,7 @@ class AB(SoftLabelMethod):
         CRD_TABLES, 72.50, 72.38, 69.47, 69.53, 70.98, 73.17, 70.94, 66.06, 67.20, 70.65, 73.55, 74.31, 73.34
     )  # fmt: skip
 
-    class Config(ClassifierConfig):
+    class Config(FeatureKD.Config):
         """The boundary loss is a sum over a map's elements and a mean over rows."""
 
         initial_share: float = Field(30 / 270, gt=0, lt=1)
@@ -89,15 +90,9 @@ class AB(SoftLabelMethod):
         )
 
     @classmethod
-    def needs(cls, config: Config) -> Needs:
-        """Both networks before their stages' activations, and labels unless their weight is 0."""
-        return Needs(
-            teacher=True,
-            labels=config.ce_weight > 0,
-            unlabelled=True,
-            student=frozenset({"logits", "pre"}),
-            read_of_teacher=frozenset({"logits", "pre"} if config.kd_weight else {"pre"}),
-        )
+    def reads(cls, config: Config) -> tuple[Want, Want]:
+        """Returns the maps of both networks before activation."""
+        return frozenset({"pre"}), frozenset({"pre"})
 
     def parameter_sets(self) -> dict[str, ParameterSet]:
         """The student's features and the rest of it (its classifier), and connectors if there are any."""

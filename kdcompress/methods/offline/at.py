@@ -12,13 +12,13 @@ from torch import Tensor
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Needs
+from kdcompress.methods.feature_kd import FeatureKD
 from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet, resnet34_to_resnet18
-from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
+from kdcompress.networks.activations import Activations, Want
 from kdcompress.networks.networks import Networks
 
 
-class AT(SoftLabelMethod):
+class AT(FeatureKD):
     """ce_weight · CE(labels) + weight · Σ_pairs attention difference + kd_weight · KL.
 
     Stages are paired by resolution and the deepest with the deepest, where the code pairs them by order;
@@ -46,7 +46,7 @@ class AT(SoftLabelMethod):
         resnet34_to_resnet18(70.90, "torchdistill, the paper's form of the loss, own settings", None),
     )  # fmt: skip
 
-    class Config(ClassifierConfig):
+    class Config(FeatureKD.Config):
         """A pair's difference is a mean over rows and positions; pairs are added up."""
 
         weight: float = Field(1000.0, gt=0)
@@ -70,29 +70,15 @@ class AT(SoftLabelMethod):
             )
 
     @classmethod
-    def needs(cls, config: Config) -> Needs:
-        """Both networks' stages, and labels unless their weight is 0."""
-        return Needs(
-            teacher=True,
-            labels=config.ce_weight > 0,
-            unlabelled=True,
-            student=frozenset({"logits", "stages"}),
-            read_of_teacher=frozenset({"logits", "stages"} if config.kd_weight else {"stages"}),
-        )
+    def reads(cls, config: Config) -> tuple[Want, Want]:
+        """Returns the stage maps of both networks."""
+        return frozenset({"stages"}), frozenset({"stages"})
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms attention, ce and kd."""
-        assert self.networks.teacher is not None
-        needs = self.needs(self.config)
-        seen = self.networks.student(batch.images, needs.student)
-        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
-        terms = {
-            "attention": self.attention(
-                [seen.stages[pair.student] for pair in self.pairs],
-                [taught.stages[pair.teacher] for pair in self.pairs],
-            )
-        }
-        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
+    def compare(self, ours: Activations, theirs: Activations, batch: Batch) -> dict[str, Tensor]:
+        """Returns the term attention."""
+        student = [ours.stages[pair.student] for pair in self.pairs]
+        teacher = [theirs.stages[pair.teacher] for pair in self.pairs]
+        return {"attention": self.attention(student, teacher)}
 
     def attention(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The weighted sum over pairs of maps `[B, C, H, W]`."""

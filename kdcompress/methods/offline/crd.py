@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from kdcompress.data.random_bits import uniform
 from kdcompress.errors import DataError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
+from kdcompress.methods.feature_kd import FeatureKD
 from kdcompress.methods.presets import (
     CRD_TABLES,
     Preset,
@@ -24,14 +26,14 @@ from kdcompress.methods.presets import (
     resnet50_to_mobilenet_v1,
 )
 from kdcompress.methods.requirements import pooled_widths
-from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
+from kdcompress.networks.activations import Activations, Want
 from kdcompress.networks.networks import Networks
 
 COLUMNS_STREAM = -3
 """Views of images count from 0; the draws of columns have a stream of their own."""
 
 
-class CRD(SoftLabelMethod):
+class CRD(FeatureKD):
     """ce_weight · CE(labels) + weight · (student's + teacher's contrastive loss) + kd_weight · KL.
 
     Each network's pooled vector goes through a linear map to a unit embedding. A bank per network remembers
@@ -65,7 +67,7 @@ class CRD(SoftLabelMethod):
         resnet50_to_mobilenet_v1(71.37, "CRD paper, ICLR 2020"),
     )  # fmt: skip
 
-    class Config(ClassifierConfig):
+    class Config(FeatureKD.Config):
         """The contrastive loss sums over the negatives and is a mean over rows, like the other terms."""
 
         weight: float = Field(0.8, gt=0)
@@ -128,13 +130,14 @@ class CRD(SoftLabelMethod):
         self._unremembered: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @classmethod
+    def reads(cls, config: Config) -> tuple[Want, Want]:
+        """Returns the pooled vectors of both networks."""
+        return frozenset({"pooled"}), frozenset({"pooled"})
+
+    @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Both networks' pooled vectors, and labels in any case: they say what is no negative."""
-        return Needs(
-            teacher=True,
-            student=frozenset({"logits", "pooled"}),
-            read_of_teacher=frozenset({"logits", "pooled"} if config.kd_weight else {"pooled"}),
-        )
+        """Adds labels in any case: they tell which images are negatives."""
+        return replace(super().needs(config), labels=True, unlabelled=False)
 
     def on_epoch_start(self, epoch: int, epochs: int) -> None:
         """Also called first after a resume: learns whether the normalisation is set."""
@@ -142,18 +145,12 @@ class CRD(SoftLabelMethod):
         # Asked here and not at every step, which would wait for the device.
         self._normalised = bool(self.normalisation.all())
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms contrast, ce and kd."""
-        assert self.networks.teacher is not None
-        needs = self.needs(self.config)
-        seen = self.networks.student(batch.images, needs.student)
-        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
-        assert seen.pooled is not None
-        assert taught.pooled is not None
-        terms = {
-            "contrast": self.contrast(seen.pooled, taught.pooled, batch.indices, self.columns(batch.indices))
-        }
-        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
+    def compare(self, ours: Activations, theirs: Activations, batch: Batch) -> dict[str, Tensor]:
+        """Returns the term contrast."""
+        assert ours.pooled is not None
+        assert theirs.pooled is not None
+        columns = self.columns(batch.indices)
+        return {"contrast": self.contrast(ours.pooled, theirs.pooled, batch.indices, columns)}
 
     def contrast(
         self, student_BD: Tensor, teacher_BD: Tensor, indices_B: Tensor, columns_BM: Tensor

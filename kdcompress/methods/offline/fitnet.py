@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError, suggest
 from kdcompress.methods import losses
-from kdcompress.methods.base import Needs
+from kdcompress.methods.feature_kd import FeatureKD
 from kdcompress.methods.losses import Pair
 from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet
-from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
+from kdcompress.networks.activations import Activations, Want
 from kdcompress.networks.networks import Networks
 
 
-class FitNet(SoftLabelMethod):
+class FitNet(FeatureKD):
     """ce_weight · CE(labels) + weight · MSE(regressor(student map), teacher map) + kd_weight · KL.
 
     Trained jointly, as every re-implementation on torch does; the paper trains the student up to the guided
@@ -43,7 +43,7 @@ class FitNet(SoftLabelMethod):
         CRD_TABLES, 73.58, 72.24, 69.21, 68.99, 71.06, 73.50, 71.02, 64.14, 63.16, 70.69, 73.59, 73.54, 73.73
     )  # fmt: skip
 
-    class Config(ClassifierConfig):
+    class Config(FeatureKD.Config):
         """The hint is a mean over all elements of the map; the other terms are means over rows."""
 
         weight: float = Field(100.0, gt=0)
@@ -67,28 +67,17 @@ class FitNet(SoftLabelMethod):
         )
 
     @classmethod
-    def needs(cls, config: Config) -> Needs:
-        """Stages of both (before their activation if asked for), and labels unless their weight is 0."""
-        kind: Literal["pre", "stages"] = "pre" if config.pre_activation else "stages"
-        return Needs(
-            teacher=True,
-            labels=config.ce_weight > 0,
-            unlabelled=True,
-            student=frozenset({"logits", "stages"}),
-            read_of_teacher=frozenset({kind, "logits"} if config.kd_weight else {kind}),
-        )
+    def reads(cls, config: Config) -> tuple[Want, Want]:
+        """Returns the stage maps of both networks, the teacher's before activation if so configured."""
+        teacher: Want = frozenset({"pre"} if config.pre_activation else {"stages"})
+        return frozenset({"stages"}), teacher
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms hint, ce and kd."""
-        assert self.networks.teacher is not None
-        needs, student = self.needs(self.config), self.networks.student
-        seen = student(batch.images, needs.student)
-        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
-        with student.autocast():
-            regressed = self.regressor(seen.stages[self.pair.student])
-        hint = (taught.pre if self.config.pre_activation else taught.stages)[self.pair.teacher]
-        terms = {"hint": self.config.weight * losses.mse(regressed, hint)}
-        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
+    def compare(self, ours: Activations, theirs: Activations, batch: Batch) -> dict[str, Tensor]:
+        """Returns the term hint."""
+        with self.networks.student.autocast():
+            regressed = self.regressor(ours.stages[self.pair.student])
+        hint = (theirs.pre if self.config.pre_activation else theirs.stages)[self.pair.teacher]
+        return {"hint": self.config.weight * losses.mse(regressed, hint)}
 
     def _chosen(self) -> Pair:
         """The pair that the Config names, or the middle one of those that a regressor can join.

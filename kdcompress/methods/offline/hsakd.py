@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs, Preparation
+from kdcompress.methods.frozen import Frozen
 from kdcompress.methods.hierarchy import TeacherHeads, cuttable, joint_heads
 from kdcompress.methods.presets import Preset, cifar100, crd_table, imagenet, resnet34_to_resnet18
 from kdcompress.methods.requirements import square_images
@@ -90,8 +91,9 @@ class HSAKD(SoftLabelMethod):
                 "teacher"
             )
         self.heads = joint_heads(student, self.stages)
-        # Of all stages, as the preparation leaves them, whether or not this student has a match for each.
-        self.teacher_heads = joint_heads(teacher, theirs).requires_grad_(False).eval()
+        # Heads of all stages, as the preparation saved them, even if this student has no match for some.
+        heads = joint_heads(teacher, theirs)
+        self.teacher_heads = nn.ModuleDict({stage: Frozen(head) for stage, head in heads.items()})
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
@@ -121,12 +123,6 @@ class HSAKD(SoftLabelMethod):
     def take_prepared(self, name: str, state: dict[str, Tensor]) -> None:
         """Takes over the weights of the teacher's auxiliary classifiers."""
         self.teacher_heads.load_state_dict(state, strict=True)
-
-    def train(self, mode: bool = True) -> Self:
-        """Switches the student's auxiliary classifiers; the teacher's stay in evaluation."""
-        super().train(mode)
-        self.teacher_heads.eval()
-        return self
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce, kd, and one for each stage of the student that has a counterpart."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Needs
+from kdcompress.methods.feature_kd import FeatureKD
 from kdcompress.methods.presets import (
     Preset,
     cifar100,
@@ -22,15 +22,14 @@ from kdcompress.methods.presets import (
     resnet34_to_resnet18,
     resnet50_to_mobilenet_v1,
 )
-from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
-from kdcompress.networks.activations import Activations
+from kdcompress.networks.activations import Activations, Want
 from kdcompress.networks.networks import Networks
 
 WIDEST = 512
 """Channels of the fused maps at most; the authors' value."""
 
 
-class ReviewKD(SoftLabelMethod):
+class ReviewKD(FeatureKD):
     """ce_weight · CE(labels) + weight · ramp · Σ HCL(fused map, teacher map) + kd_weight · KL.
 
     Levels are the stages that both networks have at one resolution, and the pooled vector as a map of one
@@ -66,7 +65,7 @@ class ReviewKD(SoftLabelMethod):
         resnet50_to_mobilenet_v1(72.56, "ReviewKD paper, CVPR 2021, with another weight", None),
     )  # fmt: skip
 
-    class Config(ClassifierConfig):
+    class Config(FeatureKD.Config):
         """Each level is a weighted mean of mean squared differences; the other terms are means over rows."""
 
         weight: float = Field(5.0, gt=0)
@@ -107,27 +106,16 @@ class ReviewKD(SoftLabelMethod):
         )
 
     @classmethod
-    def needs(cls, config: Config) -> Needs:
-        """The student's stages, the teacher's before their activations, and both pooled vectors."""
-        return Needs(
-            teacher=True,
-            labels=config.ce_weight > 0,
-            unlabelled=True,
-            student=frozenset({"logits", "pooled", config.student_maps}),
-            read_of_teacher=frozenset({"logits", "pooled", "pre"} if config.kd_weight else {"pooled", "pre"}),
-        )
+    def reads(cls, config: Config) -> tuple[Want, Want]:
+        """Returns stage maps, the teacher's before activation, and both pooled vectors."""
+        return frozenset({"pooled", config.student_maps}), frozenset({"pooled", "pre"})
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms review, ce and kd."""
-        assert self.networks.teacher is not None
-        needs, student = self.needs(self.config), self.networks.student
-        seen = student(batch.images, needs.student)
-        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
-        maps, targets = self.levels(seen, taught)
-        with student.autocast():
+    def compare(self, ours: Activations, theirs: Activations, batch: Batch) -> dict[str, Tensor]:
+        """Returns the term review."""
+        maps, targets = self.levels(ours, theirs)
+        with self.networks.student.autocast():
             fused = self.fused(maps, targets)
-        terms = {"review": self.review(fused, targets)}
-        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
+        return {"review": self.review(fused, targets)}
 
     def levels(self, seen: Activations, taught: Activations) -> tuple[list[Tensor], list[Tensor]]:
         """The student's and the teacher's maps of each level, deepest first."""

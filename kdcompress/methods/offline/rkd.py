@@ -10,14 +10,14 @@ from torch import Tensor
 
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
-from kdcompress.methods.base import Needs
+from kdcompress.methods.feature_kd import FeatureKD
 from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet
 from kdcompress.methods.requirements import pooled_widths
-from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
+from kdcompress.networks.activations import Activations, Want
 from kdcompress.networks.networks import Networks
 
 
-class RKD(SoftLabelMethod):
+class RKD(FeatureKD):
     """ce_weight · CE(labels) + distance_weight · distances + angle_weight · angles + kd_weight · KL.
 
     Distances and angles are those between pooled vectors, whose widths need not agree; nothing is trained
@@ -40,7 +40,7 @@ class RKD(SoftLabelMethod):
         CRD_TABLES, 73.35, 72.22, 69.61, 69.25, 71.82, 71.90, 71.48, 64.52, 64.43, 71.50, 72.28, 73.21, 72.21
     )  # fmt: skip
 
-    class Config(ClassifierConfig):
+    class Config(FeatureKD.Config):
         """Distances are a mean over a group's pairs, angles over its triples; other terms are row means."""
 
         distance_weight: float = Field(25.0, ge=0)
@@ -57,26 +57,15 @@ class RKD(SoftLabelMethod):
         pooled_widths("rkd", "relates the pooled vectors of images", networks)
 
     @classmethod
-    def needs(cls, config: Config) -> Needs:
-        """Both networks' pooled vectors, and labels unless their weight is 0."""
-        return Needs(
-            teacher=True,
-            labels=config.ce_weight > 0,
-            unlabelled=True,
-            student=frozenset({"logits", "pooled"}),
-            read_of_teacher=frozenset({"logits", "pooled"} if config.kd_weight else {"pooled"}),
-        )
+    def reads(cls, config: Config) -> tuple[Want, Want]:
+        """Returns the pooled vectors of both networks."""
+        return frozenset({"pooled"}), frozenset({"pooled"})
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms distance, angle, ce and kd."""
-        assert self.networks.teacher is not None
-        needs = self.needs(self.config)
-        seen = self.networks.student(batch.images, needs.student)
-        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
-        assert seen.pooled is not None
-        assert taught.pooled is not None
-        terms = self.relations(seen.pooled, taught.pooled)
-        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
+    def compare(self, ours: Activations, theirs: Activations, batch: Batch) -> dict[str, Tensor]:
+        """Returns the terms distance and angle."""
+        assert ours.pooled is not None
+        assert theirs.pooled is not None
+        return self.relations(ours.pooled, theirs.pooled)
 
     def relations(self, student_BD: Tensor, teacher_BE: Tensor) -> dict[str, Tensor]:
         """The weighted terms distance and angle of given pooled vectors.

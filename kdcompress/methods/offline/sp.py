@@ -11,13 +11,13 @@ from torch import Tensor
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Needs
+from kdcompress.methods.feature_kd import FeatureKD
 from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet
-from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
+from kdcompress.networks.activations import Activations, Want
 from kdcompress.networks.networks import Networks
 
 
-class SP(SoftLabelMethod):
+class SP(FeatureKD):
     """ce_weight · CE(labels) + weight · Σ_pairs difference of similarity matrices + kd_weight · KL.
 
     The matrices are over the whole batch, of all processes together: the loss depends on which images meet
@@ -41,7 +41,7 @@ class SP(SoftLabelMethod):
         CRD_TABLES, 73.83, 72.43, 69.67, 70.04, 72.69, 72.94, 72.68, 66.30, 68.08, 73.34, 73.48, 74.56, 74.52
     )  # fmt: skip
 
-    class Config(ClassifierConfig):
+    class Config(FeatureKD.Config):
         """A pair's difference is a sum over the matrix divided by B²; pairs are added up."""
 
         weight: float = Field(3000.0, gt=0)
@@ -66,27 +66,16 @@ class SP(SoftLabelMethod):
         self.pairs = pairs if config.stages == "all" else pairs[-1:]
 
     @classmethod
-    def needs(cls, config: Config) -> Needs:
-        """Both networks' stages, and labels unless their weight is 0."""
-        return Needs(
-            teacher=True,
-            labels=config.ce_weight > 0,
-            unlabelled=True,
-            student=frozenset({"logits", "stages"}),
-            read_of_teacher=frozenset({"logits", "stages"} if config.kd_weight else {"stages"}),
-        )
+    def reads(cls, config: Config) -> tuple[Want, Want]:
+        """Returns the stage maps of both networks."""
+        return frozenset({"stages"}), frozenset({"stages"})
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms similarity, ce and kd."""
-        assert self.networks.teacher is not None
-        c, needs = self.config, self.needs(self.config)
-        seen = self.networks.student(batch.images, needs.student)
-        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
+    def compare(self, ours: Activations, theirs: Activations, batch: Batch) -> dict[str, Tensor]:
+        """Returns the term similarity."""
         each = [
             losses.similarity_preserving(
-                self.gather(seen.stages[pair.student]), self.gather(taught.stages[pair.teacher])
+                self.gather(ours.stages[pair.student]), self.gather(theirs.stages[pair.teacher])
             )
             for pair in self.pairs
         ]
-        terms = {"similarity": c.weight * torch.stack(each).sum()}
-        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
+        return {"similarity": self.config.weight * torch.stack(each).sum()}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import Needs
+from kdcompress.methods.feature_kd import FeatureKD
 from kdcompress.methods.presets import (
     Preset,
     cifar100,
@@ -18,12 +18,12 @@ from kdcompress.methods.presets import (
     resnet34_to_resnet18,
     resnet50_to_mobilenet_v1,
 )
-from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
+from kdcompress.networks.activations import Activations, Want
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import wide
 
 
-class SRRL(SoftLabelMethod):
+class SRRL(FeatureKD):
     """ce_weight · CE + feature_weight · MSE(features) + classifier_weight · MSE(logits) + kd_weight · KL.
 
     A connector (1×1 convolution, batch norm, ReLU; thrown away) brings the student's last map to the width of
@@ -53,7 +53,7 @@ class SRRL(SoftLabelMethod):
         resnet50_to_mobilenet_v1(72.49, "SRRL paper, ICLR 2021"),
     )  # fmt: skip
 
-    class Config(ClassifierConfig):
+    class Config(FeatureKD.Config):
         """Both squared differences are means over all elements; the other terms are means over rows."""
 
         feature_weight: float = Field(1.0, ge=0)
@@ -85,28 +85,17 @@ class SRRL(SoftLabelMethod):
         )
 
     @classmethod
-    def needs(cls, config: Config) -> Needs:
-        """The student's last map, the teacher's pooled vector, and labels unless their weight is 0."""
-        return Needs(
-            teacher=True,
-            labels=config.ce_weight > 0,
-            unlabelled=True,
-            student=frozenset({"logits", "stages"}),
-            read_of_teacher=frozenset({"logits", "pooled"}),
-        )
+    def reads(cls, config: Config) -> tuple[Want, Want]:
+        """Returns the student's stage maps, and what the teacher's classifier reads and returns."""
+        return frozenset({"stages"}), frozenset({"logits", "pooled"})
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms features, classifier, ce and kd."""
-        assert self.networks.teacher is not None
-        needs, student = self.needs(self.config), self.networks.student
-        seen = student(batch.images, needs.student)
-        taught = self.networks.teacher(batch.views[0], needs.read_of_teacher)
-        assert taught.logits is not None
-        assert taught.pooled is not None
-        with student.autocast():
-            connected_BDHW = self.connector(seen.stages[self.stage])
-        terms = self.regressions(wide(connected_BDHW).mean((2, 3)), taught.pooled, taught.logits)
-        return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
+    def compare(self, ours: Activations, theirs: Activations, batch: Batch) -> dict[str, Tensor]:
+        """Returns the terms features and classifier."""
+        assert theirs.logits is not None
+        assert theirs.pooled is not None
+        with self.networks.student.autocast():
+            connected_BDHW = self.connector(ours.stages[self.stage])
+        return self.regressions(wide(connected_BDHW).mean((2, 3)), theirs.pooled, theirs.logits)
 
     def regressions(self, connected_BD: Tensor, pooled_BD: Tensor, logits_BK: Tensor) -> dict[str, Tensor]:
         """The weighted terms features and classifier.

@@ -11,6 +11,7 @@ from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
 from kdcompress.methods.base import Candidate, Method, Needs, ParameterSet, Preparation
+from kdcompress.methods.frozen import Frozen
 from kdcompress.methods.presets import Preset, cifar100, crd_table, imagenet, resnet34_to_resnet18
 from kdcompress.methods.requirements import pooled_width, pooled_widths, square_images
 from kdcompress.methods.soft_labels import SoftLabelMethod
@@ -98,8 +99,8 @@ class SSKD(SoftLabelMethod):
         square_images("sskd", data)
         student, teacher = pooled_widths("sskd", READS, networks)
         self.head_student = _head(student)
-        # What `Pretext` trained is loaded into it; it is part of the checkpoint and of no parameter set.
-        self.head_teacher = _head(teacher).requires_grad_(False).eval()
+        # `take_prepared` loads the head that `Pretext` trained.
+        self.head_teacher = Frozen(_head(teacher))
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
@@ -124,12 +125,6 @@ class SSKD(SoftLabelMethod):
     def take_prepared(self, name: str, state: dict[str, Tensor]) -> None:
         """Takes over the teacher's projection head."""
         self.head_teacher.load_state_dict(state, strict=True)
-
-    def train(self, mode: bool = True) -> Self:
-        """Switches the student's projection head; the teacher's stays in evaluation."""
-        super().train(mode)
-        self.head_teacher.eval()
-        return self
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ss, tf, ce and kd; a term without weight is left out."""

@@ -1,0 +1,146 @@
+"""Steps of every method on fake tensors of the device `cuda`, which need no GPU and hold no values.
+
+A tensor left on the CPU and a read of a value (`.item()`, `if tensor`), which on a GPU waits for it, raise.
+Backward passes cannot run without a GPU: `losses` and `after_step` are what is checked.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_training import Small
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.cuda.amp import common
+
+from kdcompress import discovery
+from kdcompress.data.batch import Batch, View
+from kdcompress.methods.base import find_method
+from kdcompress.methods.memory import SampleMemory
+from kdcompress.methods.selfkd.none import Plain
+
+SIDE = 16
+BATCH = 8
+SETTINGS = {
+    # Settings beside the defaults whose steps take other branches.
+    "ctkd": [{"loss": "dkd"}],
+    "crd": [{"positive": "relax", "kd_weight": 1.0}],
+    "dml": [{"target": "mean_logits"}],
+    "mlkd": [{"align": "squared", "contrast": "across", "kd_weight": 1.0}],
+    "reviewkd": [{"student_maps": "pre"}],
+    "rkd": [{"sub_batch": 3, "kd_weight": 1.0}],
+    "seed": [{"ce_weight": 1.0, "kd_weight": 1.0}],
+    "sskd": [{"tf_ratio": 0.5}],
+}
+DEFAULTS = {"seed": {"queue": 64}}
+CASES = [(name, config) for name in discovery.names("method") for config in ({}, *SETTINGS.get(name, []))]
+
+
+@pytest.fixture(autouse=True)
+def autocast_as_on_a_gpu(monkeypatch):
+    """Keeps torch from switching the autocast of a device off that is not here."""
+    monkeypatch.setattr(common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_steps_stay_on_the_device_and_read_no_value(name, config, precision, tmp_path):
+    small = build(tmp_path, name, config, precision)
+    run_steps(small)
+    preparation = small.method.preparation(small.method.config)
+    if preparation is not None:
+        small = build(tmp_path, name, config, precision)
+        data, networks = small.method.data, small.method.networks
+        small.method = preparation.method(preparation.config, networks, data)
+        run_steps(small)
+
+
+def test_a_tensor_on_another_device_is_caught(tmp_path, monkeypatch):
+    def losses(self, batch):
+        logits = self.networks.student(batch.images).logits
+        return {"ce": (logits * torch.ones(logits.shape[1])).sum()}
+
+    monkeypatch.setattr(Plain, "losses", losses)
+    with pytest.raises(RuntimeError, match="cuda:0 and cpu"):
+        run_steps(build(tmp_path, "none"))
+
+
+def test_a_tensor_kept_outside_the_buffers_is_caught(tmp_path, monkeypatch):
+    small = build(tmp_path, "none")
+    kept = torch.ones(4)
+    monkeypatch.setattr(
+        Plain, "losses", lambda self, batch: {"ce": (self.networks.student(batch.images).logits * kept).sum()}
+    )
+    with pytest.raises(Exception, match="convert all Tensors to FakeTensors"):
+        run_steps(small)
+
+
+@pytest.mark.parametrize("read", [lambda total: total.item(), lambda total: 1.0 if total > 0 else 0.0])
+@pytest.mark.parametrize("place", ["losses", "after_step"])
+def test_a_read_of_a_value_is_caught(read, place, tmp_path, monkeypatch):
+    small = build(tmp_path, "none")
+
+    def reads(self, batch):
+        total = self.networks.student(batch.images).logits.sum()
+        return {"ce": total * read(total)}
+
+    monkeypatch.setattr(Plain, place, reads)
+    with pytest.raises(DataDependentOutputException):
+        run_steps(small)
+
+
+def build(folder, name, config=None, precision=None):
+    config = {**DEFAULTS.get(name, {}), **(config or {})}
+    labels = find_method(name).needs(find_method(name).Config(**config)).labels
+    data = {"class_weights": torch.tensor([0.5, 0.5, 1.0, 2.0]), "label_smoothing": 0.1} if labels else {}
+    return Small(folder, name, config=config, precision=precision, side=SIDE, held_out=0, data=data)
+
+
+def run_steps(small):
+    """Runs two steps of each phase; what an epoch's start reads is read before, on real tensors."""
+    method, views = small.method, type(small.method).needs(small.method.config).views
+    phases = method.phases()
+    method.on_epoch_start(0, 2)
+    tapped = [small.student, *small.peers, *([small.frozen._frozen] if small.frozen else [])]
+    mode = FakeTensorMode(allow_non_fake_inputs=False)
+    with mode:
+        for network in tapped:
+            fake(network.network)
+            network.mean, network.std = fake_tensor(network.mean), fake_tensor(network.std)
+            network._place(torch.device("cuda"))
+        fake(method)
+        assert small.student.device.type == "cuda"
+        with small.student.autocast():
+            product = torch.empty(2, 2, device="cuda") @ torch.empty(2, 2, device="cuda")
+        assert product.dtype == (small.student.precision or torch.float32)
+        for phase in phases:
+            method.on_phase_start(phase.name)
+            for _ in range(2):
+                batch = fake_batch(views)
+                terms = method.losses(batch)
+                assert {term.device.type for term in terms.values()} == {"cuda"}
+                method.after_step(batch)
+
+
+def fake(module):
+    """Replaces parameters and buffers by fake ones on cuda; those of a memory on the CPU stay there."""
+    for owner in module.modules():
+        device = "cpu" if isinstance(owner, SampleMemory) and owner._stays_on_cpu else "cuda"
+        for key, parameter in owner._parameters.items():
+            if parameter is not None:
+                made = torch.nn.Parameter(fake_tensor(parameter), requires_grad=parameter.requires_grad)
+                owner._parameters[key] = made
+        for key, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[key] = fake_tensor(buffer, device)
+
+
+def fake_tensor(tensor, device="cuda"):
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+
+def fake_batch(views):
+    indices = torch.empty(BATCH, dtype=torch.int64, device="cuda")
+    images = [torch.empty(BATCH, 3, SIDE, SIDE, device="cuda") for _ in range(views)]
+    labels = torch.empty(BATCH, dtype=torch.int64, device="cuda")
+    return Batch(tuple(View(view, indices, number) for number, view in enumerate(images)), labels, indices)
