@@ -148,9 +148,6 @@ class Method(nn.Module):
     class Config(Section):
         """Fields of the recipe's `method:` section, beside its name."""
 
-    PRESETS: ClassVar[dict[str, Preset]] = {}
-    FIGURES: ClassVar[tuple[PublishedFigure, ...]] = ()
-
     config: Any
     class_weights: Tensor | None
 
