@@ -1,4 +1,4 @@
-"""The command line: gathers the commands, and gives each error of ours its message and exit code."""
+"""The command line: collects the commands and maps errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from kdcompress.errors import Interrupted, KdcompressError, UserError, WorldErro
 
 
 class Commands(click.Group):
-    """Runs a command and maps its errors to the exit codes of the contract."""
+    """Runs a command and maps its errors to exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """One message a mistake; a traceback only for a bug of ours."""
+        """Runs the command; prints one message for a known error and a traceback for a bug."""
         before = signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
@@ -36,21 +36,21 @@ class Commands(click.Group):
             hint = "`kdcompress recipes` lists the shipped ones; a YAML file is fine too."
             raise click.MissingParameter(hint, error.ctx, error.param) from None
         except (KdcompressError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
-            ours = _translated(error, resumable=ctx.invoked_subcommand == "distill")
-            if ours is None:
+            known = _translate_error(error, resumable=ctx.invoked_subcommand == "distill")
+            if known is None:
                 raise
-            click.echo(f"Error: {ours}", err=True)
-            sys.exit(ours.exit_code)
+            click.echo(f"Error: {known}", err=True)
+            sys.exit(known.exit_code)
         finally:
             signal.signal(signal.SIGTERM, before)
 
 
-def _translated(error: BaseException, *, resumable: bool) -> KdcompressError | None:
-    """The error as one of ours, or None if it is a bug.
+def _translate_error(error: BaseException, *, resumable: bool) -> KdcompressError | None:
+    """Returns the matching KdcompressError, or None if the error is a bug.
 
     Args:
-        error: What came.
-        resumable: Whether the command has --resume.
+        error: The exception.
+        resumable: The command has --resume.
     """
     if isinstance(error, KdcompressError):
         return error
@@ -58,7 +58,7 @@ def _translated(error: BaseException, *, resumable: bool) -> KdcompressError | N
     if isinstance(error, KeyboardInterrupt):
         kept = "what was saved before stays, go on with --resume" if resumable else "nothing was finished"
         return Interrupted(f"interrupted; {kept}")
-    # torch's own class is not imported here; its name is stable.
+    # torch is not imported here, so its exception is recognised by name.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return WorldError("out of memory; lower data.batch_size (train.accumulate keeps the effective batch)")
     if isinstance(error, OSError):
@@ -72,7 +72,7 @@ def _translated(error: BaseException, *, resumable: bool) -> KdcompressError | N
         if error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
             return UserError(f"{place}{error.strerror}")
     if "can't allocate memory" in str(error):
-        return _translated(MemoryError(), resumable=resumable)
+        return _translate_error(MemoryError(), resumable=resumable)
     return None
 
 

@@ -164,9 +164,10 @@ def test_the_page_of_a_method_prints_everything_that_is_known(monkeypatch):
     monkeypatch.setattr(find_method("crd"), "PRESETS", {"tiny": preset})
     monkeypatch.setattr(find_method("crd"), "FIGURES", (figure,))
     text = CliRunner().invoke(main, ["methods", "crd"]).stdout
-    assert "  tiny: method.weight=0.9, train.epochs=7, optim.milestones=[2, 4]\n" in text
-    assert "      With batches of 64.\n" in text
-    assert "  75.50  cifar100: cifar/resnet32x4 to cifar/resnet8x4\n         a paper; --preset tiny\n" in text
+    tiny = "method: weight=0.9\n    train: epochs=7\n    optim: milestones=[2, 4]\n    With batches of 64.\n"
+    assert f"  tiny\n    {tiny}" in text
+    published = "cifar100: a paper (--preset tiny)\n    75.50  cifar/resnet32x4 to cifar/resnet8x4\n"
+    assert f"  {published}\n" in text
     assert "  A teacher, of which it reads the pooled features.\n" in text
     assert "  weight: 0.8\n" in text
     assert "  72.74 ± 2.47 % top-1, -8.78 points against plain training\n" in text

@@ -13,6 +13,7 @@ from kdcompress.errors import RecipeError
 from kdcompress.listing import shipped_recipes
 from kdcompress.methods.base import find_method
 from kdcompress.methods.presets import Preset
+from kdcompress.networks import from_recipe
 from kdcompress.recipe import load_recipe, resolve_recipe
 from kdcompress.recipe.schema import OptimSection
 from kdcompress.strict_yaml import read_yaml, to_commented_yaml
@@ -185,6 +186,33 @@ def test_a_method_without_peers_leaves_the_recipes_out(tmp_path):
     resolved = resolve_recipe(str(file), method="byot")
     assert resolved.recipe.peers == []
     assert resolved.sources["peers"] == "left out: byot has no peers"
+
+
+def test_student_and_added_peers_start_from_different_weights():
+    recipe = load_recipe("quickstart", method="dml", notify=lambda notice: None)
+    networks = [
+        from_recipe.start(
+            section, num_classes=10, channels=1, image_size=(8, 8), seed=recipe.seed, purpose=purpose,
+            allow_code=False,
+        ).network
+        for section, purpose in ((recipe.student, "student"), (recipe.peers[0], "peer1"))
+    ]  # fmt: skip
+    first, second = (next(network.parameters()) for network in networks)
+    assert first.shape == second.shape
+    assert not first.equal(second)
+
+
+@pytest.mark.parametrize("method", ["dml", "byot", "none"])
+def test_distill_runs_a_method_without_a_teacher_on_a_pair_recipe(tmp_path, method):
+    done = kdcompress(
+        "distill", "--recipe", "quickstart", "--method", method, "--set", "train.max_steps=2",
+        "--set", "bench.rounds=1", "--out", tmp_path / "run", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["teacher"] is None
+    assert done.stderr.startswith(f"Note: method {method}: the recipe's teacher is left out")
+    recorded = load_recipe(str(tmp_path / "run" / "recipe.yaml"))
+    assert (recorded.method["name"], len(recorded.peers)) == (method, 1 if method == "dml" else 0)
 
 
 # ---- show

@@ -142,24 +142,27 @@ def _option_lines(options: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
 
 def _preset_lines(presets: dict[str, Any]) -> Iterator[tuple[int, str]]:
     for name, preset in presets.items():
-        settings = [
-            f"{section}.{key}={_value(value)}"
-            for section in ("method", "train", "optim")
-            for key, value in preset[section].items()
-        ]
-        yield 2, f"{name}: {', '.join(settings)}"
+        yield 2, name
+        for section in ("method", "train", "optim"):
+            if preset[section]:
+                values = ", ".join(f"{key}={_value(value)}" for key, value in preset[section].items())
+                yield 4, f"{section}: {values}"
         if preset["note"]:
-            yield 6, " ".join(preset["note"].split())
+            yield 4, " ".join(preset["note"].split())
     if not presets:
         yield 2, "none"
 
 
 def _published_lines(figures: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+    before = None
     for figure in figures:
+        preset = f"--preset {figure['preset']}" if figure["preset"] else "settings differ from the presets"
+        group = f"{figure['setting']}: {figure['source']} ({preset})"
+        if group != before:
+            yield 2, group
+        before = group
         teacher = f"{figure['teacher']} to " if figure["teacher"] else ""
-        yield 2, f"{figure['top1']:.2f}  {figure['setting']}: {teacher}{figure['student']}"
-        preset = f"; --preset {figure['preset']}" if figure["preset"] else "; with other settings"
-        yield 9, f"{figure['source']}{preset}"
+        yield 4, f"{figure['top1']:.2f}  {teacher}{figure['student']}"
     if not figures:
         yield 2, "none known"
 

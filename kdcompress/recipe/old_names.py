@@ -38,11 +38,15 @@ _IMAGENET_METHODS = (
     "ab", "at", "crd", "ctkd", "dist", "dkd", "fitnet", "hsakd",
     "kd", "mlkd", "reviewkd", "rkd", "sp", "srrl", "sskd",
 )  # fmt: skip
-# Published with batches of 512; twice the batch, twice the learning rate.
+# Values that belong to the pair of networks or to the batch size, so that no preset sets them.
+_HINT = ("method.hint=stage2", "method.guided=stage2")
 _LARGE_BATCH = ("data.batch_size=512", "optim.lr=0.2")
 
 OLD_NAMES = {
-    **{f"{_CIFAR}-{method}": OldName(_CIFAR, method, "cifar100") for method in _CIFAR_METHODS},
+    **{
+        f"{_CIFAR}-{method}": OldName(_CIFAR, method, "cifar100", _HINT if method == "fitnet" else ())
+        for method in _CIFAR_METHODS
+    },
     **{
         f"{_IMAGENET}-{method}": OldName(
             _IMAGENET, method, "imagenet", _LARGE_BATCH if method in {"dkd", "srrl"} else ()
