@@ -121,14 +121,14 @@ class CTKD(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
+        logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
         temperature = self.temperature()
         if c.loss == "kd":
-            terms = {"kd": c.kd_weight * losses.kl(*compared, temperature)}
+            terms = {"kd": c.kd_weight * losses.kl(*logits, temperature)}
         else:
             terms = {
-                "tckd": c.kd_weight * c.alpha * losses.tckd(*compared, labels_B, temperature),
-                "nckd": c.kd_weight * c.beta * losses.nckd(*compared, labels_B, temperature),
+                "tckd": c.kd_weight * c.alpha * losses.tckd(*logits, labels_B, temperature),
+                "nckd": c.kd_weight * c.beta * losses.nckd(*logits, labels_B, temperature),
             }
         if c.ce_weight > 0:
             terms["ce"] = c.ce_weight * self.cross_entropy(student_BK, labels_B)

@@ -64,10 +64,10 @@ class DIST(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
-        inter = losses.inter_class(*compared, c.temperature, squared_factor=c.squared_factor)
+        logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
+        inter = losses.inter_class(*logits, c.temperature, squared_factor=c.squared_factor)
         # Over the batch means over the rows of all processes.
-        everybody = (self.gather(compared[0]), self.gather(compared[1]))
+        everybody = (self.gather(logits[0]), self.gather(logits[1]))
         intra = losses.intra_class(*everybody, c.temperature, squared_factor=c.squared_factor)
         terms = {"inter": c.inter_weight * inter, "intra": c.intra_weight * intra}
         if c.ce_weight > 0:

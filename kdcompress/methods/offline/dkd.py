@@ -91,12 +91,12 @@ class DKD(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
+        logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
         ramp = self.ramp()
         return {
             "ce": c.ce_weight * self.cross_entropy(student_BK, labels_B),
-            "tckd": ramp * c.alpha * losses.tckd(*compared, labels_B, c.temperature),
-            "nckd": ramp * c.beta * losses.nckd(*compared, labels_B, c.temperature),
+            "tckd": ramp * c.alpha * losses.tckd(*logits, labels_B, c.temperature),
+            "nckd": ramp * c.beta * losses.nckd(*logits, labels_B, c.temperature),
         }
 
     def ramp(self) -> float:

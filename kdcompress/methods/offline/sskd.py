@@ -159,17 +159,17 @@ class SSKD(SoftLabelMethod):
         # The images of all processes are told apart, and the least wrong of all are kept.
         ours_AB = losses.turned_cosines(self.gather(projected_RD))
         theirs_AB = losses.turned_cosines(self.gather(taught_RE))
-        kept_A = losses.least_wrong(losses.rank_of(theirs_AB, losses.own_images(theirs_AB)), c.ss_ratio)
-        terms = {"ss": c.ss_weight * losses.kl_of_kept(ours_AB, theirs_AB, kept_A, c.ss_temperature)}
+        kept_A = losses.top_ratio_correct(losses.rank_of(theirs_AB, losses.own_images(theirs_AB)), c.ss_ratio)
+        terms = {"ss": c.ss_weight * losses.masked_kl(ours_AB, theirs_AB, kept_A, c.ss_temperature)}
         if c.tf_weight:
             assert teacher_RK is not None
-            ours_AK, theirs_AK = losses.turned(student_RK), losses.turned(teacher_RK)
+            ours_AK, theirs_AK = losses.rotation_rows(student_RK), losses.rotation_rows(teacher_RK)
             labels_A = labels_B.repeat_interleave(VIEWS - 1)
             if c.tf_ratio < 1:  # a mean over all rows needs nobody else's
                 ours_AK, theirs_AK = self.gather(ours_AK), self.gather(theirs_AK)
                 labels_A = self.gather(labels_A)
-            kept_A = losses.least_wrong(losses.rank_of(theirs_AK, labels_A), c.tf_ratio)
-            terms["tf"] = c.tf_weight * losses.kl_of_kept(ours_AK, theirs_AK, kept_A, c.tf_temperature)
+            kept_A = losses.top_ratio_correct(losses.rank_of(theirs_AK, labels_A), c.tf_ratio)
+            terms["tf"] = c.tf_weight * losses.masked_kl(ours_AK, theirs_AK, kept_A, c.tf_temperature)
         upright_BK = None if teacher_RK is None else teacher_RK[0::VIEWS]
         return terms | self.label_terms(student_RK[0::VIEWS], upright_BK, labels_B)
 
