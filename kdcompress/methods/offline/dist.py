@@ -42,11 +42,11 @@ class DIST(Method):
         ce_weight: float = Field(1.0, ge=0)
         """Mean over rows. 0 needs no labels."""
         inter_weight: float = Field(2.0, ge=0)
-        """Of the correlation over the classes, mean over rows."""
+        """Weight of the correlation over the classes, mean over rows."""
         intra_weight: float = Field(2.0, ge=0)
-        """Of the correlation over the images of a batch, mean over classes; it depends on the batch size."""
+        """Weight of the correlation over the images of a batch, mean over classes; depends on the batch."""
         squared_factor: bool = True
-        """Whether both correlation terms carry the factor T²."""
+        """Multiplies both correlation terms by T²."""
         logit_standardization: bool = False
         """Compare z-scores of the logits (Sun et al. 2024), so that T means the same for both networks."""
 
