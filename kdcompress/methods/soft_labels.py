@@ -52,8 +52,8 @@ class SoftLabelMethod(Method):
             terms["ce"] = c.ce_weight * self.cross_entropy(student_BK, labels_B)
         if c.kd_weight:
             assert teacher_BK is not None
-            compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
-            terms["kd"] = c.kd_weight * losses.kl(*compared, c.temperature)
+            logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
+            terms["kd"] = c.kd_weight * losses.kl(*logits, c.temperature)
         return terms
 
 

@@ -56,17 +56,17 @@ class MLKD(SoftLabelMethod):
         ce_weight: float = Field(1.0, ge=0)
         """Mean over the upright images. With kd_weight 0 too, the student is built without a classifier."""
         corr_weight: float = Field(50.0, ge=0)
-        """Of the correlation, mean over the 3·B turned images, without a factor T²."""
+        """Weight of the correlation, mean over the 3·B turned images, without a factor T²."""
         sup_weight: float = Field(1.0, ge=0)
-        """Of the contrast, mean over all rows of both networks."""
+        """Weight of the contrast, mean over all rows of both networks."""
         align_weight: float = Field(20.0, ge=0)
-        """Of the alignment, mean over the 4·B rows."""
+        """Weight of the alignment, mean over the 4·B rows."""
         corr_temperature: float = Field(0.5, gt=0)
         """Divides the cosines of the correlation."""
         sup_temperature: float = Field(0.07, gt=0)
         """Divides the cosines of the contrast."""
         embedding_width: int = Field(128, ge=1)
-        """Of the contrast's embeddings."""
+        """Width of the contrast's embeddings."""
         expansion: int = Field(16, ge=1)
         """The aligning layers are this many times as wide as the teacher's pooled features."""
         align: Literal["cosine", "squared"] = "cosine"
@@ -161,7 +161,7 @@ class MLKD(SoftLabelMethod):
 
 
 class Projected(NamedTuple):
-    """What the terms compare; None where a term has no weight.
+    """Holds the rows that the terms compare; None if a term has no weight.
 
     Args:
         aligned_RE: The student's rows, as wide as the teacher's.
@@ -175,7 +175,7 @@ class Projected(NamedTuple):
 
 
 class Projections(nn.Module):
-    """What stands between pooled features and losses; only what has a weight is made.
+    """Projects pooled features for the losses; layers of terms without weight are left out.
 
     Args:
         config: Widths and weights.
