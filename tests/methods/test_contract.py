@@ -18,7 +18,11 @@ from kdcompress.errors import Interrupted
 from kdcompress.methods.base import Method, find_method
 from kdcompress.networks.build import build
 
-CASES = [(method, student) for method in discovery.names("method") for student in SIDES]
+CASES = [
+    pytest.param(method, student, marks=[] if student.startswith("cifar/") else pytest.mark.exhaustive)
+    for method in discovery.names("method")
+    for student in SIDES
+]
 EXTREMES = {
     # Settings beside the defaults that make a method another one.
     "none": [{"classifier_first": 0.5}],
@@ -207,7 +211,13 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(name, stop
         assert_resumes(folder, stop, name, config=config)
 
 
-@pytest.mark.parametrize("name", discovery.names("method"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "kd" else pytest.mark.exhaustive)
+        for name in discovery.names("method")
+    ],
+)
 def test_so_it_does_with_every_setting_and_a_network_that_drops_out(name, tmp_path):
     config = EXTREMES.get(name, [{}])[-1]
     # Three steps an epoch, the last of them a batch short; step 5 lies within the second epoch and phase.
