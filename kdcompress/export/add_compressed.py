@@ -105,7 +105,7 @@ def add_to_run(
         ) as (made, bench):
             names = {NAMES[variant.precision] for variant in made.variants}
             # Written one by one: whoever is killed in between leaves a run that can be asked again.
-            run.vouch_again([], {GATES, "bench.json", "results.json", *PAGES, *names})
+            run.update_manifest_hashes([], {GATES, "bench.json", "results.json", *PAGES, *names})
             made = place(made, source)
             entries = judged(made, bench)
         new = {variant.precision for variant in made.variants}
@@ -113,9 +113,9 @@ def add_to_run(
         write_json(source / "results.json", {**results, "variants": {**others, **entries}})
         write_json(source / "bench.json", _joined(source / "bench.json", bench, new))
         files = [variant.path.name for variant in made.passed]
-        run.vouch_again([GATES, "bench.json", "results.json", *files])
+        run.update_manifest_hashes([GATES, "bench.json", "results.json", *files])
         # The pages read the manifest, and it vouches for them: it comes before and after.
-        run.vouch_again(write_pages(source))
+        run.update_manifest_hashes(write_pages(source))
     failed = failure(made)
     if failed is not None:
         raise failed

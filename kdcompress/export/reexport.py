@@ -30,7 +30,7 @@ from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, Recipe, load_recipe
 from kdcompress.report import documents
 from kdcompress.run.delivery import read_json, write_pages
-from kdcompress.run_folder import RunFolder, check_writable
+from kdcompress.run_folder import RunFolder, check_writable, create_folder
 
 EVALUATION_SCHEMA = "kdcompress.evaluation/1"
 FILES_SCHEMA = "kdcompress.files/1"
@@ -97,7 +97,8 @@ def export(
         raise UserError(f"{source}: no such run folder or checkpoint")
     check_single(source)
     folder = out or source / "export"
-    if folder.resolve() == source.resolve():
+    check_writable(folder)
+    if folder.exists() and folder.samefile(source):
         raise UserError(f"--out {out}: is the run itself, whose files stay as its manifest says they are")
     check_folder(folder)
     recipe = RunFolder(source).recorded_recipe(allow_code)
@@ -161,8 +162,7 @@ def write_files(
         GateFailed: A gate failed.
     """
     made = not folder.exists()
-    with translated(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     # One loader, since the images are read several times and its processes take a while to start.
     loader = EvaluationLoader(subject.test, device=torch.device("cpu"), workers=granted_cores())
     try:
@@ -268,7 +268,7 @@ def report(source: Path) -> dict[str, Any]:
     """
     check_single(source)
     names = write_pages(source)
-    RunFolder(source).vouch_again(names)
+    RunFolder(source).update_manifest_hashes(names)
     return {"schema": FILES_SCHEMA, "folder": str(source), "files": names}
 
 
