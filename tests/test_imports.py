@@ -20,6 +20,8 @@ LAYERS = [
     {"recipe"},
     {"run_folder"},
     {"data"},
+    {"metrics"},
+    {"tasks"},
     {"networks"},
     {"methods"},
     {"train", "deploy", "bench", "report", "probe"},

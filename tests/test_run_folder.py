@@ -117,9 +117,13 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_created(tmp_
     (tmp_path / "recipe.txt").write_text("a file")
     (tmp_path / "loop").symlink_to("loop")
     before = sorted(tmp_path.iterdir())
+
+    def prepare(folder):
+        check_writable(folder)
+        create_folder(folder)
+
     with pytest.raises(UserError) as caught:
-        check_writable(tmp_path / name)
-        create_folder(tmp_path / name)
+        prepare(tmp_path / name)
     assert caught.value.exit_code == 2
     assert sorted(tmp_path.iterdir()) == before
 

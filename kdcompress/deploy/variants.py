@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdcompress.atomic import write_bytes
 from kdcompress.deploy import half
-from kdcompress.deploy.accuracy import Batches, found_in, outputs_of
+from kdcompress.deploy.accuracy import Batches, outputs_of, scored
 from kdcompress.deploy.calibration import Calibration
 from kdcompress.deploy.float_graph import Ranges, layers_of
 from kdcompress.deploy.formats.onnx import PREFIX, OnnxModel, open_
@@ -36,6 +36,7 @@ from kdcompress.deploy.variant_gates import (
 )
 from kdcompress.deploy.verify import first_images
 from kdcompress.errors import UserError
+from kdcompress.tasks import Task
 
 NAMES = {"int8": "student.int8.onnx", "fp16": "student.fp16.onnx"}
 
@@ -63,9 +64,9 @@ class Exact:
         self.images = first_images(batches())
 
     @property
-    def backbone(self) -> bool:
-        """Whether it gives features and no logits."""
-        return bool(self.file.backbone)
+    def task(self) -> Task:
+        """The task of its outputs."""
+        return self.file.task
 
     @cached_property
     def score(self) -> dict[str, Any]:
@@ -74,13 +75,12 @@ class Exact:
 
     def score_of(self, outputs_NK: Tensor) -> dict[str, Any]:
         """The figures of outputs on the same images."""
-        found = found_in(outputs_NK, self.labels_N, backbone=self.backbone)
-        return found.score(0 if self.backbone else outputs_NK.shape[1])
+        return scored(self.task, outputs_NK, self.labels_N).result()
 
     def right(self, outputs_NK: Tensor) -> Tensor | None:
         """`[N]` whether each labelled image is classified rightly; None where that cannot be said."""
         known = self.labels_N >= 0
-        if self.backbone or not bool(known.any()):
+        if not self.task.has_classes or not bool(known.any()):
             return None
         return (outputs_NK.argmax(1) == self.labels_N)[known]
 
@@ -190,7 +190,7 @@ def to_fp16(exact: Exact, images: Calibration, folder: Path) -> Variant:
     path, gates, score, outputs_NK = _proved(model, "fp16", making, folder, exact)
     if outputs_NK is not None:
         noise = snr_db(exact.outputs_NK.numpy(), outputs_NK.numpy())
-        gates += rounding_gates(exact.outputs_NK, outputs_NK, noise, backbone=exact.backbone)
+        gates += rounding_gates(exact.outputs_NK, outputs_NK, noise, task=exact.task)
     return Variant("fp16", path, [*made, *gates], making, score, outputs_NK)
 
 
@@ -224,19 +224,19 @@ def _proved(
 
 
 def _score(exact: Exact, outputs_NK: Tensor) -> dict[str, Any]:
-    figure = "knn_top1" if exact.backbone else "top1"
+    figure = exact.task.deciding[0]
     score, before = exact.score_of(outputs_NK), exact.score[figure]
     noise = snr_db(exact.outputs_NK.numpy(), outputs_NK.numpy())
     score["drop"] = None if before is None else 100 * (before - score[figure])
     score["snr_db"] = noise if math.isfinite(noise) else None
-    if not exact.backbone:
+    if exact.task.has_classes:
         same = outputs_NK.argmax(1) == exact.outputs_NK.argmax(1)
         score["agreement_fp32"] = float(same.double().mean())
     return score
 
 
 def _accuracy(exact: Exact, score: dict[str, Any]) -> dict[str, Any]:
-    figure = "knn_top1" if exact.backbone else "top1"
+    figure = exact.task.deciding[0]
     before = {f"{figure}_fp32": exact.score[figure]}
     return {"split": "test", figure: score[figure], **before, "n": score["n"]}
 

@@ -18,7 +18,7 @@ from kdcompress.data.dataset import Data, open_data
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.source import Source
-from kdcompress.deploy.accuracy import predict
+from kdcompress.deploy.accuracy import score_split
 from kdcompress.deploy.files import check_installed
 from kdcompress.deploy.formats import executorch, onnx, openvino, safetensors
 from kdcompress.deploy.image_graph import NAME as IMAGE_GRAPH
@@ -237,7 +237,7 @@ def evaluate(
     else:
         network = safetensors.open_(file, threads, allow_code=allow_code)
         run, spec = network, network.config.spec
-    if run.backbone:
+    if not run.task.has_classes:
         raise UserError(
             f"{file}: is a backbone, which gives features and tells no classes apart; see what they are "
             "worth with --probe"
@@ -253,7 +253,8 @@ def evaluate(
     outputs = run(next(images_of(one_image, workers=0))[0].numpy()).shape[1]
     if outputs != opened.num_classes:
         raise UserError(f"{file}: tells {outputs} classes apart, the data has {opened.num_classes}")
-    score = predict(run, images_of(images, workers=granted_cores())).score(opened.num_classes)
+    scorer = run.task.scorer(opened.num_classes)
+    score = score_split(run, images_of(images, workers=granted_cores()), scorer).result()
     return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": split, **score}
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcompress.networks.neighbours import NEIGHBOURS, vote
+from kdcompress.metrics.neighbours import NEIGHBOURS, vote
 from kdcompress.probe.features import Features
 
 _CHUNK = 512  # queries at a time: bounds the similarities to 512 × N

@@ -59,7 +59,7 @@ def card(record: Record) -> str:
         "gates": record.gates,
         "failed": record.failed_gates,
         "student": record.student,
-        "is_backbone": record.is_backbone,
+        "has_classes": record.task.has_classes,
         "num_features": record.config.get("num_features"),
         "num_classes": record.config.get("num_classes")
         or len(record.results["student"].get("per_class") or []),
@@ -88,7 +88,7 @@ def escaped(text: object) -> str:
 
 def _front_matter(record: Record) -> str:
     data = record.manifest.get("data") or {}
-    task = "image-feature-extraction" if record.is_backbone else "image-classification"
+    task = "image-classification" if record.task.has_classes else "image-feature-extraction"
     head: dict[str, object] = {
         # Nobody but its maker can say under which terms a network may be used; the hubs' word for that is
         # "unknown".

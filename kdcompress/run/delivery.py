@@ -15,7 +15,6 @@ from torch import Tensor
 from kdcompress import __version__
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench.measure import Artefact, measure
-from kdcompress.deploy.accuracy import Predictions
 from kdcompress.deploy.ship import Shipped, ship
 from kdcompress.export import image_file as image_input
 from kdcompress.export.compressed import Made, Wanted, artefacts, failure, judged, make
@@ -29,6 +28,7 @@ from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.networks import input_spec
 from kdcompress.run.qat import tuned_student
 from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged
+from kdcompress.tasks.classification import Predictions
 from kdcompress.train.job import Outcome
 
 PAGES = ("report.html", "README.md")
@@ -75,7 +75,7 @@ def deliver(
         metadata=documents.file_metadata(run.recipe, manifest_entry(run, teaching)),
         allow_code=run.allow_code,
         extra_gates=gates,
-        taught=beside,
+        teacher_outputs=beside,
     )
     found = shipped.predictions
     if isinstance(found, Predictions):

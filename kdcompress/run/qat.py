@@ -37,6 +37,7 @@ from kdcompress.recipe import Int8Section
 from kdcompress.run.context import Run
 from kdcompress.run.networks import input_spec
 from kdcompress.run.training import loop
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 from kdcompress.train.job import Outcome
 from kdcompress.train.qat_method import Tuned
 
@@ -91,7 +92,8 @@ def check(run: Run, method: Method, start: Start) -> None:
         with tempfile.TemporaryDirectory(prefix="kdcompress-") as folder:
             path = Path(folder) / "student.onnx"
             spec = input_spec(run, run.recipe.student, start)
-            onnx_format.write(student.network, spec, path, metadata={}, backbone=start.backbone)
+            task = EMBEDDING if start.backbone else CLASSIFICATION
+            onnx_format.write(student.network, spec, path, metadata={}, task=task)
             rounded = _layers(prepared(path))
     except NetworkError as error:
         raise UserError(f"export.int8.qat_epochs: {student.model}: {error}; {_INSTEAD}") from error

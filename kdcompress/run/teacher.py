@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcompress import discovery
 from kdcompress.atomic import sha256_of
-from kdcompress.deploy.accuracy import Embeddings, accuracy, spread
+from kdcompress.deploy.accuracy import scored, spread
 from kdcompress.deploy.gate import Gate, relative
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import WeakTeacher
@@ -26,6 +26,7 @@ from kdcompress.report import documents
 from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.networks import info, tapped
 from kdcompress.run.training import loop, taught_by
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 from kdcompress.train import teacher_store
 from kdcompress.train.evaluate import deciding, predict_teacher, score
 
@@ -197,9 +198,11 @@ class OnTest:
 
     def figures(self, num_classes: int) -> dict[str, Any]:
         """As the student's in `results.json`."""
-        of_classifier = {} if self.logits is None else accuracy(self.logits, self.labels, num_classes)
-        of_backbone = {} if self.pooled is None else Embeddings(self.pooled, self.labels).score(0)
-        return {**of_backbone, **of_classifier}
+        found: dict[str, Any] = {}
+        for task, outputs in ((EMBEDDING, self.pooled), (CLASSIFICATION, self.logits)):
+            if outputs is not None:
+                found |= scored(task, outputs, self.labels, num_classes).result()
+        return found
 
 
 def read_test_split(run: Run, teaching: Teaching, test: TestSplit, *, pooled: bool) -> OnTest:
@@ -235,7 +238,9 @@ def figures(run: Run, teaching: Teaching, file: Path, on_test: OnTest) -> dict[s
         height=height, width=width,
     )  # fmt: skip
     plugin = discovery.load("format", "onnx")
-    plugin.write(tapped.network.cpu(), spec, file, metadata={}, backbone=teacher.backbone)
+    plugin.write(
+        tapped.network.cpu(), spec, file, metadata={}, task=EMBEDDING if teacher.backbone else CLASSIFICATION
+    )
     return {
         **on_test.figures(len(run.data.class_names)),
         "params": count_parameters(tapped.network),

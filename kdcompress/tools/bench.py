@@ -19,7 +19,7 @@ from kdcompress.bench.pack import Pack, merged, pack
 from kdcompress.bench.target import LOCAL, PACK, Checked, Target, parse_target
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data
-from kdcompress.deploy.accuracy import predict
+from kdcompress.deploy.accuracy import score_split
 from kdcompress.deploy.formats import executorch, onnx, openvino, safetensors
 from kdcompress.deploy.graph_size import GraphFacts, graph_facts
 from kdcompress.deploy.image_graph import contract_of
@@ -362,12 +362,13 @@ def _accuracy(artefact: Artefact, data: Data, allow_code: bool) -> tuple[dict[st
         run = safetensors.open_(artefact.file, granted_cores(), allow_code=allow_code)
     else:
         return None, "its runtime is your own"
-    if run.backbone:
+    if not run.task.has_classes:
         return None, "it is a backbone, which tells no classes apart"
     outputs = run(next(images_of(data.test.subset(torch.tensor([0])), workers=0))[0].numpy()).shape[1]
     if outputs != data.num_classes:
         return None, f"it tells {outputs} classes apart, the data has {data.num_classes}"
-    score = predict(run, images_of(data.test, workers=granted_cores())).score(data.num_classes)
+    images = images_of(data.test, workers=granted_cores())
+    score = score_split(run, images, run.task.scorer(data.num_classes)).result()
     if score["n"] == 0:
         return None, "none of the test images has a label"
     return {"split": "test", **{key: score[key] for key in ("top1", "balanced_top1", "n")}}, ""

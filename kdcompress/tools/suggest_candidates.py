@@ -18,6 +18,7 @@ from kdcompress.errors import NetworkError, UserError
 from kdcompress.networks.build import accepted_channels, build, family_of
 from kdcompress.networks.from_recipe import seeded
 from kdcompress.recipe import model_problem
+from kdcompress.tasks import task_of
 
 SMALL_SIDE = 64
 """Pixels up to which images are small: what is made for 224 would down-sample them to a point."""
@@ -173,7 +174,7 @@ def made(student: str, wanted: Wanted, folder: Path, *, largest_mb: float | None
     file = folder / f"{student.replace('/', '-').replace(':', '-')}{onnx.SUFFIX}"
     spec = InputSpec(channels, side, side, (0.5,) * channels, (0.25,) * channels)
     try:
-        onnx.write(network, spec, file, metadata={}, opset=wanted.opset, backbone=wanted.classes == 0)
+        onnx.write(network, spec, file, metadata={}, opset=wanted.opset, task=task_of(wanted.classes))
     except NetworkError as error:
         return Candidate(student, channels, params, macs, top1=top1, problem=str(error))
     return Candidate(student, channels, params, macs, file, file.stat().st_size, top1)

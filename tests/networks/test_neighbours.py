@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from kdcompress.networks import neighbours
-from kdcompress.networks.neighbours import knn_top1, overlap
+from kdcompress.metrics import neighbours
+from kdcompress.metrics.neighbours import knn_top1, overlap
 
 
 def at(*degrees):

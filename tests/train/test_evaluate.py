@@ -8,7 +8,7 @@ import torch
 from small_training import CLASSES, TEACHER, backbone, images, tapped
 
 from kdcompress.data.loader import EvaluationLoader
-from kdcompress.networks.neighbours import knn_top1, overlap
+from kdcompress.metrics.neighbours import knn_top1, overlap
 from kdcompress.networks.teacher import Teacher
 from kdcompress.train.evaluate import deciding, predict, predict_teacher, score
 

@@ -1,0 +1,1 @@
+"""Figures computed of outputs alone, without a network or a run."""
