@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
+from kdcompress.deploy.files import formats
 from kdcompress.errors import UserError, suggest
 
 
@@ -41,10 +42,13 @@ RUNTIMES = {
     "openvino-bf16": Runtime("openvino", ".onnx", "bf16", "openvino", (".xml",)),
     "executorch": Runtime("executorch", ".pte", None, "executorch"),
 }
-DEFAULT = {".onnx": "onnxruntime", ".safetensors": "torch", ".xml": "openvino", ".pte": "executorch"}
-"""By the file's suffix."""
 EXPECTED = "an .onnx or a .safetensors file, the .xml of OpenVINO or the .pte of ExecuTorch"
 """Where a file has no suffix of these."""
+
+
+def default_runtime(suffix: str) -> str | None:
+    """Returns the runtime that files of this suffix are timed in, or None if no format has it."""
+    return next((known.runtime for known in formats() if known.suffix == suffix), None)
 
 
 def check_runtime(name: str) -> None:
@@ -64,7 +68,7 @@ def check_runtime(name: str) -> None:
 
 def takes(name: str, suffix: str) -> bool:
     """Whether a runtime takes files of this suffix; the user's own are taken at their word."""
-    return name not in RUNTIMES or suffix in RUNTIMES[name].suffixes
+    return name not in RUNTIMES or suffix in RUNTIMES[name].suffixes or default_runtime(suffix) == name
 
 
 def shown(name: str) -> str:

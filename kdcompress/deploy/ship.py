@@ -20,8 +20,9 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.accuracy import Batches, outputs_of, scored
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import write_config
+from kdcompress.deploy.derived import FAILED
 from kdcompress.deploy.files import parts_of
-from kdcompress.deploy.gate import Gate, document
+from kdcompress.deploy.gate import GATES, Gate, document
 from kdcompress.deploy.golden_file import NAME as GOLDEN
 from kdcompress.deploy.golden_file import Picker, write_golden
 from kdcompress.deploy.macs import count_macs, count_parameters
@@ -33,9 +34,7 @@ from kdcompress.errors import GateFailed, NetworkError
 from kdcompress.tasks import Task, task_of
 from kdcompress.tasks.base import Scorer
 
-GATES = "gates.json"
 LABELS = "labels.json"
-FAILED = "failed"
 
 _STAGING = ".staging"
 

@@ -19,6 +19,7 @@ from kdcompress.atomic import write_bytes
 from kdcompress.deploy import half
 from kdcompress.deploy.accuracy import Batches, outputs_of, scored
 from kdcompress.deploy.calibration import Calibration
+from kdcompress.deploy.derived import DerivedFile
 from kdcompress.deploy.float_graph import Ranges, layers_of
 from kdcompress.deploy.formats.onnx import PREFIX, OnnxModel, open_
 from kdcompress.deploy.gate import Gate, equal
@@ -35,6 +36,7 @@ from kdcompress.deploy.variant_gates import (
     vary_gate,
 )
 from kdcompress.deploy.verify import first_images
+from kdcompress.deploy.worth import worst_layers
 from kdcompress.errors import UserError
 from kdcompress.tasks import Task
 
@@ -85,8 +87,8 @@ class Exact:
         return (outputs_NK.argmax(1) == self.labels_N)[known]
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+@dataclass(frozen=True)
+class Variant(DerivedFile):
     """A file made from the float32 one, and what was found out about it.
 
     Args:
@@ -112,9 +114,23 @@ class Variant:
     tuning: dict[str, Any] | None = None
 
     @property
-    def passed(self) -> bool:
-        """Whether every gate passed."""
-        return all(gate.passed for gate in self.gates)
+    def prefix(self) -> str:
+        """See the base."""
+        return f"{self.precision}_"
+
+    @property
+    def title(self) -> str:
+        """See the base."""
+        return f"the {self.precision} file"
+
+    def advice(self) -> Iterator[str]:
+        """See the base."""
+        if all(gate.passed for gate in self.gates if gate.gate == "int8_drop"):
+            return
+        yield worst_layers(self.losses)
+        more = len(self.making["in_float"]) + 3
+        others = "" if self.making["ranges"] == "percentile" else ", --int8-ranges percentile"
+        yield f"try --int8-rescue {more}{others}, or accept the loss with --max-drop"
 
 
 def to_int8(

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcompress.atomic import sha256_of, write_json
+from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
 from kdcompress.data.source import Source
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import read_config
+from kdcompress.deploy.derived import failure
+from kdcompress.deploy.gate import GATES
 from kdcompress.deploy.load import GRAPH
 from kdcompress.deploy.quantize import check_rescue
-from kdcompress.deploy.ship import GATES
 from kdcompress.deploy.tuned_int8 import TunedStudent
 from kdcompress.deploy.variants import NAMES
 from kdcompress.errors import UserError
-from kdcompress.export.compressed import Made, Wanted, failure, judged, place, tried
+from kdcompress.export.compressed import Made, Wanted, judged, tried
 from kdcompress.export.reexport import EXPORT_SCHEMA, check_single, data_of, images_of
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, Int8Section, Recipe
@@ -106,7 +107,7 @@ def add_to_run(
             names = {NAMES[variant.precision] for variant in made.variants}
             # Written one by one: whoever is killed in between leaves a run that can be asked again.
             run.update_manifest_hashes([], {GATES, "bench.json", "results.json", *PAGES, *names})
-            made = place(made, source)
+            made = made.placed(source)
             entries = judged(made, bench)
         new = {variant.precision for variant in made.variants}
         others = {name: entry for name, entry in results.get("variants", {}).items() if name not in new}
@@ -116,7 +117,7 @@ def add_to_run(
         run.update_manifest_hashes([GATES, "bench.json", "results.json", *files])
         # The pages read the manifest, and it vouches for them: it comes before and after.
         run.update_manifest_hashes(write_pages(source))
-    failed = failure(made)
+    failed = failure(made.variants)
     if failed is not None:
         raise failed
     return told(source, made, entries, results["student"])
@@ -161,10 +162,10 @@ def add_beside(
         workers=workers,
         tuned=_tuned_elsewhere(wanted.tuned_in, folder, workers, allow_code),
     ) as (made, timed):
-        made = place(made, folder)
+        made = made.placed(folder)
         entries = judged(made, timed)
     write_json(folder / "bench.json", timed)
-    failed = failure(made)
+    failed = failure(made.variants)
     if failed is not None:
         raise failed
     more = told(folder, made, entries, document["student"])
@@ -190,10 +191,7 @@ def told(
     return {
         "schema": EXPORT_SCHEMA,
         "folder": str(folder),
-        "files": {
-            variant.path.name: {"sha256": sha256_of(variant.path), "bytes": variant.path.stat().st_size}
-            for variant in made.passed
-        },
+        "files": {variant.path.name: variant.entry() for variant in made.passed},
         "gates": [gate.to_json() for variant in made.variants for gate in variant.gates],
         "student": student,
         "variants": entries,

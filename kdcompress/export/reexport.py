@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.source import Source
 from kdcompress.deploy.accuracy import score_split
-from kdcompress.deploy.files import check_installed
-from kdcompress.deploy.formats import executorch, onnx, openvino, safetensors
+from kdcompress.deploy.files import check_installed, format_of
+from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.image_graph import NAME as IMAGE_GRAPH
 from kdcompress.deploy.load import GRAPH, WEIGHTS, Graph, open_graph, spec_of
 from kdcompress.deploy.ship import ship
@@ -36,12 +36,9 @@ EVALUATION_SCHEMA = "kdcompress.evaluation/1"
 FILES_SCHEMA = "kdcompress.files/1"
 EXPORT_SCHEMA = "kdcompress.export/1"
 
-_MORE = frozenset({openvino.SUFFIX, executorch.SUFFIX})
-"""Of files that `evaluate` scores beside those that every run has."""
-
-Smaller = Callable[[dict[str, Any], Source, Source, BenchSection], dict[str, Any]]
-"""Adds smaller files to what was exported: the document of the export, the training and the test images, and
-how files are timed; gives the document with them in it."""
+Addition = Callable[[dict[str, Any], Source, Source, BenchSection], dict[str, Any]]
+"""Adds files to an export: takes its document, the training and the test images, and how files are timed;
+returns the document with the files in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,7 @@ def export(
     *,
     root: str | None = None,
     opset: int | None = None,
-    smaller: Smaller | None = None,
+    additions: Sequence[Addition] = (),
     allow_code: bool,
 ) -> dict[str, Any]:
     """Writes a run's student again and proves the files, in a folder of their own.
@@ -85,7 +82,7 @@ def export(
         progress: What a watcher sees.
         root: Folder of the data; None: the recipe's.
         opset: Of the ONNX file; None: the exporter's choice.
-        smaller: Makes smaller files of the ONNX file; None: none is wanted.
+        additions: Make more files of the ONNX file, in this order.
         allow_code: Whether a `python:` network may be built.
 
     Raises:
@@ -112,7 +109,9 @@ def export(
     metadata = documents.file_metadata(recipe, _teacher_of(source))
     subject = Subject(network, config.model, config.spec, config.class_names, data.test, metadata)
     document = write_files(subject, folder, formats, opset=opset, allow_code=allow_code)
-    return document if smaller is None else smaller(document, data.train, data.test, recipe.bench)
+    for add in additions:
+        document = add(document, data.train, data.test, recipe.bench)
+    return document
 
 
 def check_folder(folder: Path) -> None:
@@ -228,7 +227,7 @@ def evaluate(
     Raises:
         UserError: Nothing to evaluate, or it does not fit the data.
     """
-    file = source if source.suffix in _MORE and source.is_file() else artefact(source)
+    file = source if source.is_file() and format_of(source) is not None else artefact(source)
     run: Graph | safetensors.SafetensorsModel
     threads = torch.get_num_threads()
     if file.suffix != safetensors.SUFFIX:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
+from kdcompress import discovery
 from kdcompress.atomic import write_text
 from kdcompress.report import numbers, words
 from kdcompress.report.page import networks
@@ -18,7 +19,6 @@ NAME = "README.md"
 MOST_CLASSES = 20
 """Named in the card; `labels.json` has all."""
 
-_FILES = ("student.onnx", "student.int8.onnx", "student.fp16.onnx", "student.safetensors")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|])")
 
 
@@ -64,9 +64,10 @@ def card(record: Record) -> str:
         "num_classes": record.config.get("num_classes")
         or len(record.results["student"].get("per_class") or []),
         "class_names": ", ".join(names[:MOST_CLASSES]) + (", …" if len(names) > MOST_CLASSES else ""),
-        "files": [name for name in _FILES if record.has(name)],
+        "files": [name for name in _file_names() if record.has(name)],
         "networks_caption": words.split_sentence(record),
         "gain_sentence": words.gain_sentence(record),
+        "ensemble_sentence": words.ensemble_sentence(record),
         "latency": _latency(record),
         "snippets": snippets(record),
         "spec": spec,
@@ -79,6 +80,14 @@ def card(record: Record) -> str:
         **networks(record),
     }
     return environment.get_template("card.md.j2").render(context)
+
+
+def _file_names() -> list[str]:
+    """Names of the files that a run may ship, those of new formats included."""
+    suffixes = [discovery.header("format", name).constants["SUFFIX"] for name in discovery.names("format")]
+    of_onnx = ["student.onnx", *(f"student.{kind}.onnx" for kind in ("int8", "fp16", "image"))]
+    others = sorted(suffix for suffix in suffixes if suffix not in {".onnx", ".safetensors"})
+    return [*of_onnx, "ensemble.onnx", "student.safetensors", *(f"student{suffix}" for suffix in others)]
 
 
 def escaped(text: object) -> str:

@@ -111,7 +111,7 @@ def _bench(record: Record) -> dict[str, Any] | None:
         "charts": latency_charts(bench["results"]),
         "rows": rows,
         "columns": [name for name, _ in rows[0]["cells"]] if rows else [],
-        "notes": [*words.smaller_files(record), *words.bench_notes(bench)],
+        "notes": [*words.other_files(record), *words.bench_notes(bench)],
     }
 
 

@@ -109,9 +109,9 @@ def headline_result(record: Record) -> dict[str, Any] | None:
     return next((result for result in results if result["artefact"] == "student"), None)
 
 
-def smaller_files(record: Record) -> list[str]:
-    """Whether int8 and fp16 are worth having where they were timed; empty if the run has none."""
-    told = []
+def other_files(record: Record) -> list[str]:
+    """Describes the ensemble and the int8 and fp16 files, with their verdicts; empty if the run has none."""
+    told = list(filter(None, [ensemble_sentence(record)]))
     for entry in (record.results.get("variants") or {}).values():
         told.append(f"{entry['verdict']['sentence']}.")
         if "qat" in entry:
@@ -119,6 +119,12 @@ def smaller_files(record: Record) -> list[str]:
         if entry["verdict"]["told"]:
             told.append(f"{entry['file']}: {entry['verdict']['told']}.")
     return told
+
+
+def ensemble_sentence(record: Record) -> str:
+    """Describes the ensemble's file in one sentence; empty if the run shipped none."""
+    ensemble = record.results.get("ensemble")
+    return f"{ensemble['sentence']}." if ensemble else ""
 
 
 def bench_notes(bench: dict[str, Any]) -> list[str]:

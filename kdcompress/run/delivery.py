@@ -15,9 +15,11 @@ from torch import Tensor
 from kdcompress import __version__
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench.measure import Artefact, measure
+from kdcompress.deploy.derived import failure
+from kdcompress.deploy.files import formats
 from kdcompress.deploy.ship import Shipped, ship
 from kdcompress.export import image_file as image_input
-from kdcompress.export.compressed import Made, Wanted, artefacts, failure, judged, make
+from kdcompress.export.compressed import Made, Wanted, artefacts, judged, make
 from kdcompress.export.image_file import ImageFile
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import Start
@@ -103,16 +105,11 @@ def _bench(
     if teacher is not None:
         known = {key: teacher[key] for key in ("params", "macs")}
         timed.append(Artefact("teacher", teacher_file, ("onnxruntime",), **known))
-    if "onnx" in recipe.export.formats:
-        file = folder / "student.onnx"
-        timed.append(Artefact("student", file, ("onnxruntime",), network="student", **facts))
-    if "safetensors" in recipe.export.formats and not recipe.student.model.startswith("python:"):
-        file = folder / "student.safetensors"
-        timed.append(Artefact("student (PyTorch)", file, ("torch",), network="student", **facts))
-    for name, suffix, shown in (("openvino", ".xml", "OpenVINO"), ("executorch", ".pte", "ExecuTorch")):
-        if name in recipe.export.formats:
-            file = folder / f"student{suffix}"
-            timed.append(Artefact(f"student ({shown})", file, (name,), network="student", **facts))
+    for kind in formats():
+        own_code = kind.name == "safetensors" and recipe.student.model.startswith("python:")
+        if kind.name in recipe.export.formats and not own_code:
+            file = folder / f"student{kind.suffix}"
+            timed.append(Artefact(kind.artefact, file, (kind.runtime,), network="student", **facts))
     if delivery.made is not None:
         timed += artefacts(delivery.made, student)
     image = delivery.image
@@ -164,13 +161,10 @@ def report(
         "teacher_held_out": teaching and teaching.held_out,
     }
     results = documents.results(shipped.student, teacher, baseline, gain, training)
-    failed, smaller = None, delivery.made
+    smaller, image = delivery.made, delivery.image
     if smaller is not None:
         results["variants"] = judged(smaller, bench)
-        failed = failure(smaller)
-    image = delivery.image
-    if image is not None:
-        failed = failed or image.failure()
+    failed = failure([*(smaller.variants if smaller else ()), *([image] if image else ())])
     write_json(folder / "results.json", results)
     manifest = {
         "kdcompress": __version__,

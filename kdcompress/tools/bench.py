@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kdcompress import discovery
 from kdcompress.bench import runtimes
 from kdcompress.bench.measure import Artefact, Protocol, check, measure
 from kdcompress.bench.pack import Pack, merged, pack
@@ -20,6 +21,7 @@ from kdcompress.bench.target import LOCAL, PACK, Checked, Target, parse_target
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data
 from kdcompress.deploy.accuracy import score_split
+from kdcompress.deploy.files import format_of
 from kdcompress.deploy.formats import executorch, onnx, openvino, safetensors
 from kdcompress.deploy.graph_size import GraphFacts, graph_facts
 from kdcompress.deploy.image_graph import contract_of
@@ -263,6 +265,9 @@ def _artefact(name: str, path: Path, asked: Asked) -> Artefact:
         macs = count_macs(module, spec.channels, spec.height, spec.width)
         shape = (spec.channels, spec.height, spec.width)
         return dataclasses.replace(artefact, params=count_parameters(module), macs=macs, shape=shape)
+    known = format_of(path)
+    if known is not None:
+        return dataclasses.replace(artefact, **discovery.load("format", known).describe(path))
     if not chosen:
         raise UserError(f"{path}: expected {runtimes.EXPECTED}")
     side = asked.input_size
@@ -356,10 +361,10 @@ def _some_images(data: Data) -> NDArray[np.float32]:
 def _accuracy(artefact: Artefact, data: Data, allow_code: bool) -> tuple[dict[str, Any] | None, str]:
     """Top-1 on the test split; or None, and why."""
     run: Graph | safetensors.SafetensorsModel
-    if artefact.file.suffix in {onnx.SUFFIX, openvino.SUFFIX, executorch.SUFFIX}:
-        run = open_graph(artefact.file, granted_cores())
-    elif artefact.file.suffix == safetensors.SUFFIX:
+    if artefact.file.suffix == safetensors.SUFFIX:
         run = safetensors.open_(artefact.file, granted_cores(), allow_code=allow_code)
+    elif format_of(artefact.file) is not None:
+        run = open_graph(artefact.file, granted_cores())
     else:
         return None, "its runtime is your own"
     if not run.task.has_classes:

@@ -28,6 +28,8 @@ from kdcompress.errors import NetworkError, UserError
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING, Task
 
 SUFFIX = ".pte"
+TITLE = "ExecuTorch"
+RUNTIME = "executorch"
 PACKAGE = "executorch"
 
 LARGEST = 16

@@ -29,6 +29,8 @@ from kdcompress.errors import NetworkError, UserError
 from kdcompress.tasks import CLASSIFICATION, Task, task_with_output
 
 SUFFIX = ".onnx"
+TITLE = "ONNX"
+RUNTIME = "onnxruntime"
 INPUT = "images"
 PREFIX = "kdcompress."
 PROVIDER = "CPUExecutionProvider"

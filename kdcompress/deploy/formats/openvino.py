@@ -25,6 +25,8 @@ from kdcompress.errors import NetworkError, UserError
 from kdcompress.tasks import CLASSIFICATION, TASKS, Task
 
 SUFFIX = ".xml"
+TITLE = "OpenVINO"
+RUNTIME = "openvino"
 BESIDE = (".bin",)
 """The weights. They get their names before the graph, which says what their hash is."""
 PACKAGE = "openvino"

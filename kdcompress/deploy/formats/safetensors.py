@@ -20,6 +20,8 @@ from kdcompress.errors import UserError, WeightsError
 from kdcompress.tasks import CLASSIFICATION, Task, task_of
 
 SUFFIX = ".safetensors"
+TITLE = "PyTorch"
+RUNTIME = "torch"
 
 METADATA = {"format": "pt"}
 """One key only: safetensors writes several in random order, and equal weights shall give equal bytes."""
