@@ -43,7 +43,7 @@ from kdcompress.methods.base import find_method
 from kdcompress.networks.build import build
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.recipe import OptimSection, TrainSection
 from kdcompress.train import precision
 from kdcompress.train.job import Job
@@ -112,7 +112,9 @@ def train(name, steps):
     torch.manual_seed(0)
     peers = tuple(tapped(STUDENT) for _ in range(needs.peers or 0))
     networks = Networks(
-        tapped(STUDENT, backbone=needs.backbone), Teacher(tapped(TEACHER)) if needs.teacher else None, peers
+        tapped(STUDENT, backbone=needs.backbone),
+        FrozenTeacher(tapped(TEACHER)) if needs.teacher else None,
+        peers,
     )
     method = cls(config, networks, DataInfo(CLASSES, source.labels, (SIDE, SIDE), 3, batch_size=BATCH))
     loader = TrainingLoader(

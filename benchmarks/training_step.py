@@ -30,7 +30,7 @@ from kdcompress.methods.base import find_method
 from kdcompress.networks.build import build
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.recipe import OptimSection, TrainSection
 from kdcompress.train import precision
 from kdcompress.train.job import Job
@@ -55,7 +55,7 @@ def default_step(compiled=False):
         made.precision = precision.dtype(precision.resolve("auto", device))
         return made
 
-    student, teacher = tapped("resnet8x4"), Teacher(tapped("resnet32x4"))
+    student, teacher = tapped("resnet8x4"), FrozenTeacher(tapped("resnet32x4"))
     cls = find_method("kd")
     info = DataInfo(CLASSES, torch.zeros(1, dtype=torch.int64), (SIDE, SIDE), 3)
     method = cls(cls.Config(), Networks(student, teacher), info)

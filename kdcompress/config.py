@@ -1,15 +1,20 @@
-"""What a checked, frozen section of a recipe is; every method's Config is one too."""
+"""The base class of all recipe sections; every method's Config is one too."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+RECIPE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""The form of a recipe's name."""
+CANDIDATE_NAME = r"^[a-z0-9_]+$"
+"""The form of a candidate's name in `train.ship`."""
+
 
 class Section(BaseModel):
     """A frozen mapping whose unknown keys are errors and whose values are never coerced across types.
 
-    Integers are accepted where a float is asked for; text never becomes a number (the YAML reader already
-    turned `1e-3` into one), and a number is finite. Field docstrings are the keys' documentation.
+    An integer is accepted for a float; text never becomes a number (the YAML reader converts `1e-3`), and
+    numbers are finite. The string under a field documents the key.
     """
 
     model_config = ConfigDict(

@@ -1,7 +1,7 @@
 """Plugins: a plugin is a file, and its file name is its name.
 
 `names` and `header` read file names, docstrings and literal constants without importing anything heavy, so
-the listings start at once; `load` imports the one file that was asked for.
+the listings start at once; `load` imports one plugin's file.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _FOLDERS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a plugin's file says of itself before it is imported.
+    """Name, summary and constants of a plugin, read from its file without importing it.
 
     Args:
         name: The file name with hyphens for underscores (`fashion_mnist.py` is `fashion-mnist`).
         summary: First line of its docstring, without the full stop.
-        group: For methods offline, online or self; else empty.
-        constants: Its module-level names in capitals that are literals.
+        group: offline, online or self for methods; otherwise empty.
+        constants: {name in capitals: value} of the module-level literals.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Header:
 
 
 def names(kind: Kind) -> list[str]:
-    """The plugins of a kind, sorted."""
+    """Returns the names of all plugins of a kind, sorted."""
     return sorted(_files(kind))
 
 
@@ -83,6 +83,27 @@ def load(kind: Kind, name: str) -> ModuleType:
     path, _ = _find(kind, name)
     dotted = ".".join(("kdcompress", *path.relative_to(_PACKAGE).with_suffix("").parts))
     return importlib.import_module(dotted)
+
+
+def load_class(kind: Kind, name: str, attribute: str) -> type[Any]:
+    """Imports a plugin's file and returns the one class defined in it that has an attribute.
+
+    Args:
+        kind: The kind of plugin.
+        name: The name of the plugin.
+        attribute: Attribute that distinguishes the plugin's class from other classes in the file.
+
+    Raises:
+        UserError: No such plugin; the message suggests or lists the choices.
+    """
+    module = load(kind, name)
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, attribute)
+    ]
+    assert len(own) == 1, f"{module.__name__} must define one class with {attribute}, defines {len(own)}"
+    return own[0]
 
 
 def _files(kind: Kind) -> dict[str, tuple[Path, str]]:

@@ -1,4 +1,4 @@
-"""What there is to choose from, read from headers and docstrings so that a listing starts at once."""
+"""Listings of recipes, methods, networks and data sets, read from file headers without heavy imports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdcompress import discovery
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with kdcompress, by name."""
+    """Returns the files of the shipped recipes by name."""
     here = Path(__file__).parent
     # A wheel holds them inside the package; a checkout beside it.
     folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
@@ -17,7 +17,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def recipes(files: dict[str, Path]) -> list[dict[str, Any]]:
-    """Name and summary (first comment line) of each recipe file."""
+    """Returns name and summary (first comment line) of each recipe file."""
     rows = []
     for name, path in files.items():
         with path.open(encoding="utf-8") as file:
@@ -27,14 +27,14 @@ def recipes(files: dict[str, Path]) -> list[dict[str, Any]]:
 
 
 def methods() -> list[dict[str, Any]]:
-    """Name, kind (offline, online or self) and summary of each method."""
+    """Returns name, kind (offline, online or self) and summary of each method."""
     headers = [discovery.header("method", name) for name in discovery.names("method")]
     headers.sort(key=lambda h: (("offline", "online", "self").index(h.group), h.name))
     return [{"name": h.name, "kind": h.group, "summary": h.summary} for h in headers]
 
 
 def students() -> list[dict[str, Any]]:
-    """Every network by FAMILY/NAME; a family that cannot list its own stands once, with what to write."""
+    """Returns every network as FAMILY/NAME; an open family has one row that says what to write."""
     rows = []
     for family in discovery.names("family"):
         header = discovery.header("family", family)
@@ -48,6 +48,6 @@ def students() -> list[dict[str, Any]]:
 
 
 def datasets() -> list[dict[str, Any]]:
-    """Name and summary of each data set."""
+    """Returns name and summary of each data set."""
     headers = [discovery.header("dataset", name) for name in discovery.names("dataset")]
     return [{"name": h.name, "summary": h.summary} for h in headers]

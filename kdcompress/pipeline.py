@@ -1,6 +1,6 @@
-"""`distill` as a straight line of named steps: read this to know the product.
+"""The `distill` command as a list of steps. Read this file first to know the product.
 
-recipe → data → networks → teacher → training (→ tuning for int8) → baseline → ship → bench → report
+recipe → data → networks → teacher → training (→ training for int8) → baseline → export → benchmark → report
 """
 
 from __future__ import annotations
@@ -21,20 +21,25 @@ from kdcompress.deploy.image_graph import check_spec
 from kdcompress.errors import UserError
 from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.progress import Progress
-from kdcompress.recipe import Recipe, load_recipe
+from kdcompress.recipe import Recipe, resolve_recipe, write_notice
 from kdcompress.report import documents
 from kdcompress.run.context import Run
 from kdcompress.run.delivery import deliver, read_json, report
-from kdcompress.run.extra_images import chosen, rehearsed, with_extra, without_extra
-from kdcompress.run.networks import needs_of, starts, tapped, with_classes
+from kdcompress.run.extra_images import (
+    check_extra_images,
+    select_extra_images,
+    with_extra,
+    without_extra,
+)
+from kdcompress.run.networks import load_networks, needs_of, tapped, with_classes
 from kdcompress.run.preparation import build_preparation, prepare
-from kdcompress.run.qat import check as check_tunable
-from kdcompress.run.qat import tune
-from kdcompress.run.teacher import teach
-from kdcompress.run.training import build_method, steps_per_epoch, train
+from kdcompress.run.qat import check_int8_training, train_for_int8
+from kdcompress.run.teacher import load_teacher
+from kdcompress.run.training import build_method, run_training, steps_per_epoch, student_training
 from kdcompress.run_folder import RunFolder, same_recipe
+from kdcompress.train.choice import check_ship
 from kdcompress.train.journal import require_tensorboard
 from kdcompress.train.processes import Processes, join, leave
 from kdcompress.train.trainer import phase_ends
@@ -42,12 +47,14 @@ from kdcompress.train.trainer import phase_ends
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asked for; the fields are its options."""
+    """Options of the command line."""
 
     recipe: str
     data: str | None = None
     out: Path | None = None
     overrides: tuple[str, ...] = ()
+    method: str | None = None
+    preset: str | None = None
     resume: bool = False
     overwrite: bool = False
     baseline: bool = False
@@ -67,10 +74,19 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
     Raises:
         KdcompressError: See `kdcompress.errors`; user errors come before anything is written.
     """
-    recipe = load_recipe(request.recipe, request.overrides, allow_code=request.allow_code)
+    resolved = resolve_recipe(
+        request.recipe,
+        request.overrides,
+        method=request.method,
+        preset=request.preset,
+        allow_code=request.allow_code,
+    )
+    recipe = resolved.recipe
     processes = join(request.device)
     if not processes.first:
         progress = Progress(quiet=True)  # one bar is enough
+    for notice in resolved.notices if processes.first else ():
+        write_notice(notice)
     try:
         folder = RunFolder(request.out or Path("runs") / recipe.name)
         recipe = processes.agree(_resolved(recipe, request, processes, folder) if processes.first else None)
@@ -107,7 +123,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
 
 
 def _resolved(recipe: Recipe, request: Request, processes: Processes, folder: RunFolder) -> Recipe:
-    """The recipe with what the command line and this machine add to it, checked against the folder's."""
+    """Adds the command line's options and the threads to the recipe, and checks it against the folder's."""
     folder.check(request.resume, request.overwrite, seeds=request.seeds is not None)
     recorded = folder.recorded_recipe(request.allow_code) if request.resume else None
     root = request.data or recipe.data.root
@@ -129,10 +145,10 @@ def _resolved(recipe: Recipe, request: Request, processes: Processes, folder: Ru
 
 
 def _check_baseline(recipe: Recipe, data: Data) -> None:
-    """There is a baseline only where labels alone can train what ships.
+    """Refuses a baseline where labels alone cannot train the student.
 
     Raises:
-        UserError: They cannot.
+        UserError: With the reason.
     """
     if data.labelled == 0:
         raise UserError("--baseline: trains on labels, and no training image has one")
@@ -153,7 +169,7 @@ def _open_data(recipe: Recipe, progress: Progress) -> Data:
 
 
 def _seeds(run: Run, request: Request) -> dict[str, Any] | None:
-    """The same run with several seeds, each a run folder, and one document over all of them."""
+    """Repeats the run with several seeds, each in a run folder, and writes one document about all of them."""
     assert request.seeds is not None
     if run.processes.first:
         run.folder.begin(run.recipe)
@@ -172,7 +188,7 @@ def _seeds(run: Run, request: Request) -> dict[str, Any] | None:
 
 
 def _one(run: Run, *, baseline: bool) -> dict[str, Any] | None:
-    """One run, from whatever of it is done already to its end."""
+    """Runs to the end, starting with the first step that is not yet done."""
     folder, first = run.folder, run.processes.first
     if run.processes.agree(folder.finished() is not None if first else None):
         has_baseline = (folder / "baseline" / "manifest.json").exists()
@@ -183,17 +199,17 @@ def _one(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         folder.begin(run.recipe)
     run.processes.wait()
 
-    found = starts(run)
+    found = load_networks(run)
     # Generated images are the student's alone: no teacher is trained, tested or prepared with them.
     real = without_extra(run)
-    teaching = teach(real, found)
+    teaching = load_teacher(real, found)
     teacher = teaching.teacher if teaching else None
-    run = chosen(run, teacher)
+    run = select_extra_images(run, teacher)
     method = build_method(run, found, teacher)
     prepare(real, method, teacher)
-    outcome = train(run, method)
+    outcome = run_training(run, student_training(run, method))
     if run.recipe.export.int8 is not None and run.recipe.export.int8.qat_epochs:
-        tune(run, method, outcome)
+        train_for_int8(run, method, outcome)
     if baseline:
         _one(_baseline_of(run), baseline=False)
     if not first:
@@ -204,7 +220,7 @@ def _one(run: Run, *, baseline: bool) -> dict[str, Any] | None:
 
 
 def _baseline_of(run: Run) -> Run:
-    """The same student, weights, real data, order, schedule and seed, trained on the labels alone.
+    """Returns the run of the same student, weights, real data, order, schedule and seed, on the labels alone.
 
     Where the student also learns from other images, its epochs take more steps. The baseline then gets as
     many more epochs, so that a gain is not one of longer training.
@@ -222,18 +238,19 @@ def _baseline_of(run: Run) -> Run:
 
 
 def _rehearse(run: Run) -> None:
-    """Builds everything once, so that a user hears of what does not fit before anything is written."""
+    """Builds everything once, so that whatever does not fit is reported before anything is written."""
     if run.recipe.train.tensorboard:
         require_tensorboard()
-    found = starts(run)
+    found = load_networks(run)
     teacher = None
     if run.recipe.teacher is not None:
-        teacher = Teacher(tapped(run, run.recipe.teacher, found["teacher"]), fold=False)
-    run = rehearsed(run, teacher)
+        teacher = FrozenTeacher(tapped(run, run.recipe.teacher, found["teacher"]), fold=False)
+    run = check_extra_images(run, teacher)
     method = build_method(run, found, teacher)
     phase_ends(method.phases(), run.recipe.train.epochs)
-    check_tunable(run, method, found["student"])
-    asked = method.preparation(method.config)
-    if asked is not None and teacher is not None:
-        build_preparation(without_extra(run), asked, teacher)
+    check_int8_training(run, method, found["student"])
+    check_ship(method, run.recipe.train.ship, ema=run.recipe.train.ema is not None)
+    for preparation in method.preparations(method.config):
+        assert teacher is not None, "held by the recipe's checks"
+        build_preparation(without_extra(run), preparation, teacher)
     steps_per_epoch(run)

@@ -1,4 +1,4 @@
-"""The problems of a recipe as sentences: `dotted.path: what is wrong; what to change`."""
+"""Turns the validation errors of a recipe into sentences: `dotted.path: what is wrong; what to change`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from kdcompress.config import CANDIDATE_NAME, RECIPE_NAME
 from kdcompress.errors import suggest
 
 _SHOWN = 60
-"""Characters of a wrong value that are shown."""
+"""Characters of a wrong value that a message shows."""
 
 _KINDS = {
     "int_type": "int", "int_from_float": "int", "int_parsing": "int", "float_type": "float",
@@ -23,18 +24,24 @@ _BOUNDS = {
 }  # fmt: skip
 
 
+_PATTERNS = {
+    RECIPE_NAME: "letters, digits, '.', '_' and '-', with a letter or digit first",
+    CANDIDATE_NAME: "best, last, ensemble or the name of a candidate (small letters, digits and '_')",
+}
+
+
 def describe(
-    error: ValidationError, model: type[BaseModel], prefix: str = "", elsewhere: Iterable[str] = ()
+    error: ValidationError, model: type[BaseModel], prefix: str = "", other_keys: Iterable[str] = ()
 ) -> list[str]:
-    """Each problem of a pydantic error as one line.
+    """Writes each problem of a pydantic error as one line.
 
     Args:
-        error: Of `model`.
-        model: What was asked for.
+        error: The error of validating `model`.
+        model: The section that was validated.
         prefix: Dotted path of the section, if it is not the whole recipe.
-        elsewhere: Dotted paths of keys that may have been meant where an unknown one stands.
+        other_keys: Dotted paths of all keys, to suggest one for an unknown key.
     """
-    places = tuple(elsewhere)
+    places = tuple(other_keys)
     grouped: dict[str, list[Any]] = {}
     for item in error.errors():
         dotted = ".".join(str(part) for part in [*filter(None, [prefix]), *_path(item)])
@@ -48,7 +55,7 @@ def describe(
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted paths of all keys of a section and of the sections in it; lists of sections are left out."""
+    """Yields the dotted paths of all keys of a section and its sub-sections, except lists of sections."""
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
         yield path
@@ -60,7 +67,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _path(item: Mapping[str, Any]) -> list[Any]:
-    """Where a problem is, without the members of unions that pydantic names on the way."""
+    """Returns the path of a problem without the union members that pydantic inserts."""
     *above, last = item["loc"] or ("",)
     path = [part for part in above if not _is_union_member(part)]
     # An unknown key stands for itself, whatever it is called.
@@ -74,10 +81,10 @@ def _is_union_member(part: Any) -> bool:
     )
 
 
-def _sentence(dotted: str, items: list[Any], model: type[BaseModel], elsewhere: tuple[str, ...]) -> str:
+def _sentence(dotted: str, items: list[Any], model: type[BaseModel], other_keys: tuple[str, ...]) -> str:
     item = items[0]
     if item["type"] == "extra_forbidden":
-        return f"unknown key{_meant(_path(item), model, elsewhere)}"
+        return f"unknown key{_meant(_path(item), model, other_keys)}"
     if item["type"] == "missing":
         return "required"
     expected = " or ".join(dict.fromkeys(_expected(each) for each in items))
@@ -102,8 +109,8 @@ def _expected(item: Mapping[str, Any]) -> str:
     if kind == "too_short":
         return f"at least {context['min_length']} " + ("entry" if context["min_length"] == 1 else "entries")
     if kind == "string_pattern_mismatch":
-        return "letters, digits, '.', '_' and '-', with a letter or digit first"
-    # Of our own validators, whose messages say what is expected.
+        return _PATTERNS[context["pattern"]]
+    # Messages of our own validators say what is expected.
     return str(item["msg"]).removeprefix("Value error, ").removeprefix("expected ")
 
 
@@ -116,9 +123,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def _meant(path: list[Any], model: type[BaseModel], elsewhere: tuple[str, ...]) -> str:
+def _meant(path: list[Any], model: type[BaseModel], other_keys: tuple[str, ...]) -> str:
     wrong = str(path[-1])
-    same = [key for key in elsewhere if key.rsplit(".", 1)[-1] == wrong]
+    same = [key for key in other_keys if key.rsplit(".", 1)[-1] == wrong]
     if same:
         return f"; did you mean {' or '.join(repr(key) for key in same[:3])}?"
     section = _section_at(model, path[:-1])

@@ -1,8 +1,10 @@
-"""YAML without its surprises: what is read runs nothing, expands nothing, and says what it looks like."""
+"""Strict YAML: reading runs no code and expands no aliases, and numbers follow YAML 1.2."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,16 @@ import yaml
 
 from kdcompress.errors import RecipeError
 
+_COMMENT_COLUMN = 44
+"""Column of the comments at most, so that a comment fits on a line of 80 characters."""
 MAX_BYTES = 1 << 20
-"""No honest recipe comes near 1 MiB."""
+"""Larger files are refused; a recipe has a few KiB."""
 
 
 def read_yaml(path: Path) -> Any:
-    """Reads one YAML document without tags, aliases or a key that stands twice.
+    """Reads one YAML document; tags, aliases and duplicate keys are refused.
 
-    Numbers are those of YAML 1.2: `1e-3` is one; `010`, `1:30` and `2020-01-01` are text.
+    Numbers follow YAML 1.2: `1e-3` is a number; `010`, `1:30` and `2020-01-01` are text.
 
     Raises:
         RecipeError: It cannot be read.
@@ -39,7 +43,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_value(text: str) -> tuple[Any, str | None]:
-    """A single value as it stands after `--set key=`.
+    """Parses the value of `--set key=value`.
 
     Returns:
         (the value, None), or (None, what is wrong with it).
@@ -51,12 +55,49 @@ def parse_value(text: str) -> tuple[Any, str | None]:
 
 
 def to_yaml(document: Any) -> str:
-    """The document as YAML that `read_yaml` reads back to an equal one."""
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    """Writes the document as YAML that `read_yaml` reads back to an equal one."""
+    return _dump(document)
+
+
+def to_commented_yaml(document: dict[str, Any], comments: Mapping[str, str]) -> str:
+    """Writes the document as YAML with a trailing comment on each value.
+
+    Args:
+        document: Sections, values and lists of either.
+        comments: {dotted path of a value: its comment}.
+    """
+    lines = [(text, comments.get(path, "")) for text, path in _lines(document)]
+    width = min(_COMMENT_COLUMN, max((len(text) for text, comment in lines if comment), default=0))
+    return "".join(f"{text:<{width}}  # {comment}\n" if comment else f"{text}\n" for text, comment in lines)
+
+
+def _lines(document: dict[str, Any], indent: str = "", above: str = "") -> Iterator[tuple[str, str]]:
+    """Yields each line of the YAML with the dotted path of its value ('' for a section)."""
+    for key, value in document.items():
+        path = f"{above}{key}"
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}:", ""
+            yield from _lines(value, f"{indent}  ", f"{path}.")
+        elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+            yield f"{indent}{key}:", ""
+            for number, entry in enumerate(value):
+                (text, first), *more = _lines(entry, f"{indent}  ", f"{path}.{number}.")
+                yield f"{indent}- {text.lstrip()}", first
+                yield from more
+        else:
+            # One line each: lists in brackets, long text unfolded, line breaks as escapes.
+            style = '"' if isinstance(value, str) and "\n" in value else None
+            text = _dump([value], default_flow_style=True, default_style=style, width=math.inf)
+            yield f"{indent}{key}: {text.strip()[1:-1]}", path
+
+
+def _dump(document: Any, **options: Any) -> str:
+    settings = {"sort_keys": False, "allow_unicode": True, "width": 100, **options}
+    return str(yaml.dump(document, Dumper=_Dumper, **settings))
 
 
 class _NotAllowed(Exception):
-    """What is wrong, and where in the text."""
+    """A problem of the text and its place."""
 
     def __init__(self, problem: str, mark: Any = None) -> None:
         super().__init__(problem)
@@ -64,7 +105,7 @@ class _NotAllowed(Exception):
 
 
 _NUMBERS = {
-    # By YAML 1.1, which is PyYAML's, 1e-3 is text, 010 is 8, 1:30 is 90 and 2020-01-01 a date.
+    # PyYAML follows YAML 1.1, where 1e-3 is text, 010 is 8, 1:30 is 90 and 2020-01-01 a date.
     "int": (re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), "-+0123456789"),
     "float": (
         re.compile(
@@ -77,7 +118,7 @@ _NUMBERS = {
 
 
 class _Loader(yaml.SafeLoader):
-    # Its own table: PyYAML's is shared by every loader of the process.
+    # A copy: all loaders of the process share PyYAML's own table.
     yaml_implicit_resolvers: dict[str, Any] = {  # noqa: RUF012  (a class attribute of PyYAML)
         first: [(tag, pattern) for tag, pattern in entries if tag.rsplit(":", 1)[1] in {"bool", "null"}]
         for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -86,7 +127,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            # A few nested aliases expand to gigabytes; no recipe needs one.
+            # A few nested aliases expand to gigabytes, and no recipe needs one.
             raise _NotAllowed("aliases (*name) are not allowed", event.start_mark)
         if getattr(event, "tag", None) is not None:
             raise _NotAllowed(f"tags ({event.tag}) are not allowed", event.start_mark)
@@ -111,7 +152,7 @@ class _Dumper(yaml.SafeDumper):
 
 for _kind, (_pattern, _firsts) in _NUMBERS.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, list(_firsts))
-    # The writer quotes text that either way of reading takes for a number.
+    # The writer quotes text that either version of YAML reads as a number.
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, list(_firsts))
 
 

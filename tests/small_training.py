@@ -15,7 +15,7 @@ from kdcompress.methods.base import find_method
 from kdcompress.networks.build import build
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.recipe import OptimSection, TrainSection
 from kdcompress.train.job import Job
 from kdcompress.train.journal import Journal
@@ -47,6 +47,13 @@ def tapped(model, side, device="cpu", precision=None, classes=CLASSES):
     return made.to(device)
 
 
+def widen(network):
+    """Converts a Tapped network to float64, its normalisation too; its readings then are float64."""
+    network.network.double()
+    network.mean, network.std = network.mean.double(), network.std.double()
+    network.to(network.device)
+
+
 def backbone(model, side, device="cpu", precision=None):
     """The same without its classifier."""
     return tapped(model, side, device, precision, classes=0)
@@ -57,6 +64,7 @@ class Small:
 
     Everything is drawn from seeds, so that two of them with the same arguments begin equal. The student is
     what the method needs: a classifier, or a backbone; the teacher is a classifier unless `headless` is set.
+    With `float64` everything is computed in it, so that two ways of computing the same agree to 1e-9.
     """
 
     def __init__(
@@ -80,6 +88,7 @@ class Small:
         side=None,
         headless=False,
         labelled=True,
+        float64=False,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         device, side = processes.device, side or SIDES[student]
@@ -93,14 +102,19 @@ class Small:
             self.frozen = frozen  # a Teacher that several trainings share
         elif needs.teacher:
             self.teacher = (backbone if headless else tapped)(TEACHER, side, device, precision)
-            self.frozen = Teacher(self.teacher)
+            self.frozen = FrozenTeacher(self.teacher)
         if peers is None:
             peers = [student] * (needs.peers or 0)
         self.peers = tuple(tapped(peer, side, device, precision) for peer in peers)
+        if float64:
+            for network in (self.student, *self.peers, *([self.frozen._frozen] if self.frozen else [])):
+                widen(network)
         train_images = images(count, side, labelled=labelled)
         info = {"num_classes": CLASSES, "image_size": (side, side), "channels": 3, **(data or {})}
         networks = Networks(self.student, self.frozen, self.peers)
         self.method = cls(config, networks, DataInfo(labels=train_images.labels, **info)).to(device)
+        if float64:
+            self.method.double()
         self.folder = folder
         self.loader = TrainingLoader(
             train_images, batch_size=batch_size, views=needs.views, seed=0, augment="crop", device=device,

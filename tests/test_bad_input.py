@@ -137,7 +137,6 @@ class Code:
         (["evaluate", "student.onnx"], "Missing option '--recipe'"),
         (["report", "nowhere"], "nowhere: no such run folder"),
         (["report", "."], ".: has no recipe.yaml"),
-        (["methods", "kd"], "Got unexpected extra argument (kd)"),
     ],
     ids=lambda value: " ".join(value)[-50:] if isinstance(value, list) else "",
 )  # fmt: skip

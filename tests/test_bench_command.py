@@ -18,7 +18,7 @@ from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.networks.build import build
 from kdcompress.progress import Progress
 from kdcompress.tools import bench as timing
-from kdcompress.tools.bench import Asked, bench
+from kdcompress.tools.bench import BenchRequest, bench
 
 SPEC = InputSpec(1, 8, 8, mean=(0.3,), std=(0.35,))
 
@@ -52,8 +52,10 @@ def kdcompress(*arguments):
     return CliRunner().invoke(main, ["bench", *(str(argument) for argument in arguments)])
 
 
-def _once(*files, **asked):
-    return bench(Asked(tuple(map(str, files)), threads=(1,), rounds=1, **asked), Progress(quiet=True))
+def _once(*files, **options):
+    return bench(
+        BenchRequest(tuple(map(str, files)), threads=(1,), rounds=1, **options), Progress(quiet=True)
+    )
 
 
 def test_a_document_a_table_and_a_plot(student, tmp_path):

@@ -165,6 +165,7 @@ def test_show_prints_yaml_that_repeats_the_recipe(tmp_path):
 def test_show_json_is_the_same_document():
     document = json.loads(kdcompress("show", "quickstart", "--json").stdout)
     assert document.pop("schema") == "kdcompress.recipe/1"
+    assert document.pop("sources")["optim.lr"] == "recipe"
     assert document == load_recipe("quickstart").model_dump(mode="json")
 
 
@@ -508,7 +509,7 @@ def test_a_full_disk_in_mid_run_leaves_the_last_good_checkpoint(tmp_path, monkey
     assert "Error: disk is full: cannot write" in done.stderr
     assert "--resume" in done.stderr
     # recipe.yaml, then a checkpoint for each of four steps.
-    assert checkpoint.load(run / "checkpoints" / "teacher.pt")["position"]["step"] == 4
+    assert checkpoint.load(run / "checkpoints" / "teacher.pt").state["position"]["step"] == 4
     assert not list(run.rglob("*.tmp"))
     assert not (run / "student.onnx").exists()
 

@@ -23,10 +23,10 @@ from kdcompress.networks.activations import Activations
 from kdcompress.recipe import DataSection, ExtraSection, load_recipe
 from kdcompress.report import documents
 from kdcompress.run import extra_images as step
-from kdcompress.run.extra_images import judge, least_of_each_class
-from kdcompress.train import teacher_store
+from kdcompress.run.extra_images import judge_images, least_of_each_class
+from kdcompress.train import result_store
 
-SURROUNDINGS = {"listing_sha256": "0", "weights_sha256": None, "surroundings": {}}
+ENVIRONMENT = {"listing_sha256": "0", "weights_sha256": None, "environment": {}}
 
 
 def kdcompress(*arguments):
@@ -75,7 +75,7 @@ def test_an_image_without_a_label_is_judged_by_the_class_that_the_teacher_gives_
         images = torch.tensor(rows, dtype=torch.float32).view(-1, 1, 1, 1)
         return Batch((View(images, torch.tensor(rows), -1),), labels[list(rows)], torch.tensor(rows))
 
-    judged = judge(teacher, [batch(0, 1), batch(2)])
+    judged = judge_images(teacher, [batch(0, 1), batch(2)])
     assert judged.classes.tolist() == [0, 1, 2]
     assert torch.allclose(judged.losses, F.cross_entropy(logits, torch.tensor([1, 1, 2]), reduction="none"))
 
@@ -130,7 +130,7 @@ def test_filter_and_relabelling_need_a_teacher():
 def test_a_teacher_is_the_same_whatever_is_generated():
     plain = load_recipe("quickstart")
     more = load_recipe("quickstart", ["data.extra={root: a, share: 0.1, relabel: true}"])
-    assert teacher_store.key(plain, **SURROUNDINGS) == teacher_store.key(more, **SURROUNDINGS)
+    assert result_store.teacher_key(plain, **ENVIRONMENT) == result_store.teacher_key(more, **ENVIRONMENT)
 
 
 def test_a_longer_recipe_keeps_its_schedule():
@@ -264,7 +264,7 @@ def test_a_resume_keeps_the_choice_that_was_made(finished, tmp_path, monkeypatch
     def again(*arguments):
         raise AssertionError("judged again")
 
-    monkeypatch.setattr(step, "_choice", again)
+    monkeypatch.setattr(step, "_select", again)
     given = stopped_at("build_method", monkeypatch, tmp_path / "empty cache")
     monkeypatch.setattr(pipeline, "_rehearse", lambda run: None)
     done = kdcompress("distill", "--recipe", run / "recipe.yaml", "--out", run, "--resume")

@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from kdcompress import discovery, listing
 from kdcompress.cli import main
+from kdcompress.methods.base import find_method
+from kdcompress.methods.presets import Preset, PublishedFigure
 from kdcompress.networks.build import build
 from kdcompress.recipe import load_recipe
+from kdcompress.strict_yaml import read_yaml
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 KINDS = ("recipes", "methods", "students", "datasets")
 
@@ -59,6 +66,14 @@ def test_a_method_says_its_kind():
     assert {row["name"] for row in rows} == set(discovery.names("method"))
 
 
+def test_a_kind_other_than_offline_ends_the_line_of_a_method():
+    lines = CliRunner().invoke(main, ["methods"]).stdout.splitlines()
+    kinds = {row["name"]: row["kind"] for row in listed("methods")["methods"]}
+    for line in lines:
+        kind = kinds[line.split()[0]]
+        assert line.endswith(f" [{kind}]") is (kind != "offline")
+
+
 def test_every_listed_recipe_method_and_data_set_is_accepted_by_name():
     for row in listed("recipes")["recipes"]:
         assert load_recipe(row["name"]).name == row["name"]
@@ -97,6 +112,71 @@ def test_a_shipped_recipe_says_summary_command_hardware_and_what_to_expect(name,
     options = main.commands["distill"].make_context("distill", arguments).params
     assert options["recipe"] == name
     assert load_recipe(name, options["overrides"]).name == name
+
+
+def test_no_two_recipes_differ_by_their_method_alone():
+    seen = {}
+    for name, file in listing.shipped_recipes().items():
+        document = {key: value for key, value in read_yaml(file).items() if key not in {"name", "method"}}
+        assert document not in seen.values(), name
+        seen[name] = document
+
+
+def test_the_measured_figures_are_those_of_the_benchmark_table():
+    script = runpy.run_path(str(BENCHMARKS / "measured.py"))
+    document = json.loads(script["FILE"].read_text(encoding="utf-8"))
+    table = script["TABLE"].read_text(encoding="utf-8")
+    assert document == script["measured"](table)
+    assert set(document["methods"]) <= set(discovery.names("method"))
+    row = document["methods"]["hsakd"]
+    assert "| hsakd | 85.71 ± 0.51 | +4.19 | 60,000 | 10.7 | 2.7 | 1,405 |" in table
+    assert (row["top1"], row["sd"], row["gain_points"], row["preparation_minutes"]) == (
+        85.71,
+        0.51,
+        4.19,
+        2.7,
+    )
+
+
+@pytest.mark.parametrize("name", discovery.names("method"))
+def test_the_page_of_a_method_holds_its_options_needs_presets_and_figures(name):
+    done = CliRunner().invoke(main, ["methods", name, "--json"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    cls = find_method(name)
+    assert document["schema"] == "kdcompress.method/1"
+    assert {row["name"]: row["default"] for row in document["options"]} == cls.Config().model_dump(
+        mode="json"
+    )
+    assert document["needs"]["teacher"] is cls.needs(cls.Config()).teacher
+    assert set(document["presets"]) == set(cls.PRESETS)
+    assert len(document["published"]) == len(cls.FIGURES)
+    text = CliRunner().invoke(main, ["methods", name]).stdout
+    assert text.startswith(f"{name} (")
+    assert all(f"\n  {row['name']}: " in text for row in document["options"])
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_page_of_a_method_prints_everything_that_is_known(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    preset = Preset({"weight": 0.9}, {"epochs": 7}, {"milestones": [2, 4]}, "With batches of 64.")
+    figure = PublishedFigure("cifar100", "cifar/resnet32x4", "cifar/resnet8x4", 75.5, "a paper", "tiny")
+    monkeypatch.setattr(find_method("crd"), "PRESETS", {"tiny": preset})
+    monkeypatch.setattr(find_method("crd"), "FIGURES", (figure,))
+    text = CliRunner().invoke(main, ["methods", "crd"]).stdout
+    assert "  tiny: method.weight=0.9, train.epochs=7, optim.milestones=[2, 4]\n" in text
+    assert "      With batches of 64.\n" in text
+    assert "  75.50  cifar100: cifar/resnet32x4 to cifar/resnet8x4\n         a paper; --preset tiny\n" in text
+    assert "  A teacher, of which it reads the pooled features.\n" in text
+    assert "  weight: 0.8\n" in text
+    assert "  72.74 ± 2.47 % top-1, -8.78 points against plain training\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_an_unknown_method_has_no_page():
+    done = CliRunner().invoke(main, ["methods", "crdd"])
+    assert done.exit_code == 2
+    assert done.stderr == "Error: unknown method 'crdd'; did you mean 'crd'?\n"
 
 
 def test_a_reader_that_left_is_no_mistake():

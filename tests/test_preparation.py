@@ -28,7 +28,7 @@ def cache(tmp_path, monkeypatch):
     def stop(run, method):
         raise Prepared
 
-    monkeypatch.setattr(pipeline, "train", stop)
+    monkeypatch.setattr(pipeline, "run_training", stop)
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path / "cache"))
 
 

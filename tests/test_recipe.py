@@ -26,9 +26,9 @@ def written(tmp_path, text, name="mine.yaml"):
     return str(file)
 
 
-def problems(name_or_file, *overrides):
+def problems(name_or_file, *overrides, **options):
     with pytest.raises(RecipeError) as caught:
-        load_recipe(name_or_file, overrides)
+        load_recipe(name_or_file, overrides, **options)
     return caught.value.problems
 
 
@@ -117,6 +117,7 @@ def test_what_the_method_needs_is_among_the_problems(tmp_path):
         ("student.model=3", "student.model: expected text, got 3"),
         ("method.name=kdd", "method.name: unknown method 'kdd'; did you mean 'kd'?"),
         ("method.name=null", "method.name: required; choices: "),
+        ("train.ship=a b", "train.ship: expected best, last, ensemble or the name of a candidate"),
         ("teacher=null", "teacher: required by the method 'kd'"),
         ("peers=[cifar/resnet8]", "peers: the method 'kd' has no use for them"),
         ("peers=cifar/resnet8", "peers: expected a list, got 'cifar/resnet8'"),
@@ -132,7 +133,7 @@ def test_a_wrong_override_is_one_problem_that_says_what_to_change(override, prob
 
 
 def test_a_model_problem_of_a_peer_says_which_peer():
-    (found,) = problems("quickstart-dml", "peers=[cifar/resnet8, cifar/resnet9]")
+    (found,) = problems("quickstart", "peers=[cifar/resnet8, cifar/resnet9]", method="dml")
     assert found.startswith("peers.1.model: unknown network 'resnet9'")
 
 
@@ -173,9 +174,12 @@ def test_later_overrides_win():
 
 
 def test_set_reaches_into_a_list_by_number():
-    assert load_recipe("quickstart-dml", ["peers.0.model=cifar/resnet14"]).peers[0].model == "cifar/resnet14"
+    assert (
+        load_recipe("quickstart", ["peers.0.model=cifar/resnet14"], method="dml").peers[0].model
+        == "cifar/resnet14"
+    )
     assert load_recipe("quickstart", ["bench.batch=[1, 2]", "bench.batch.1=8"]).bench.batch == [1, 8]
-    (found,) = problems("quickstart-dml", "peers.1.model=cifar/resnet8")
+    (found,) = problems("quickstart", "peers.1.model=cifar/resnet8", method="dml")
     assert found.endswith("'peers' is a list of 1, numbered from 0; it has no '1'")
 
 

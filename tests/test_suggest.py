@@ -11,19 +11,20 @@ from bench.documents import ENV
 from click.testing import CliRunner
 from rich.console import Console
 
-from kdcompress.bench import budget_table, target
+from kdcompress.bench import targets
 from kdcompress.bench.budget import Budget
 from kdcompress.bench.measure import Protocol
 from kdcompress.bench.target import Local
 from kdcompress.cli import main
+from kdcompress.commands import suggest_table
 from kdcompress.errors import TargetUnreachable
 from kdcompress.progress import Progress
 from kdcompress.recipe import load_recipe
 from kdcompress.tools import suggest as suggesting
 from kdcompress.tools import suggest_candidates as candidates
 from kdcompress.tools import suggest_search as trying
-from kdcompress.tools.suggest import Asked, suggest
-from kdcompress.tools.suggest_candidates import Candidate
+from kdcompress.tools.suggest import SuggestRequest, suggest
+from kdcompress.tools.suggest_candidates import StudentCandidate
 from kdcompress.tools.suggest_search import Trial
 
 SCRIPTED = f"{Path(__file__).parent / 'bench' / 'scripted_runtime.py'}:Scripted"
@@ -39,7 +40,7 @@ def kdcompress(*arguments):
 def short(monkeypatch):
     quick = Protocol(block_s=0.01, turns=1, min_calls=2, warmup_s=0)
     monkeypatch.setattr(trying, "PROTOCOL", quick)
-    monkeypatch.setattr(trying, "FIRST_LOOK", quick)
+    monkeypatch.setattr(trying, "SHORT_PROTOCOL", quick)
 
 
 @pytest.fixture
@@ -47,17 +48,17 @@ def scripted(monkeypatch, short):
     """Students whose files are scripts: name -> (parameters, script)."""
 
     def script(**students):
-        def make(student, wanted, folder, *, largest_mb=None):
+        def make(student, spec, folder, *, largest_mb=None):
             params, text = students[student.partition("/")[2]]
             if largest_mb is not None and 4 * params / 1e6 > largest_mb:
-                return Candidate(student, 3, params, 7)
+                return StudentCandidate(student, 3, params, 7)
             file = folder / f"{student.partition('/')[2]}.script"
             file.write_text(text)
-            return Candidate(student, 3, params, 7, file, 4 * params, problem="")
+            return StudentCandidate(student, 3, params, 7, file, 4 * params, problem="")
 
         monkeypatch.setattr(trying, "RUNTIMES", (SCRIPTED,))
-        monkeypatch.setattr(suggesting, "made", make)
-        monkeypatch.setattr(suggesting, "checked", lambda names, wanted: names)
+        monkeypatch.setattr(suggesting, "export_candidate", make)
+        monkeypatch.setattr(suggesting, "check_students", lambda names, spec: names)
         return tuple(f"cifar/{name}" for name in students)
 
     return script
@@ -100,7 +101,9 @@ def _trial(latency_ms, **limits):
 
 
 def _candidates(**params):
-    return [Candidate(name, 3, count, 1, Path(f"{name}.onnx"), 4 * count) for name, count in params.items()]
+    return [
+        StudentCandidate(name, 3, count, 1, Path(f"{name}.onnx"), 4 * count) for name, count in params.items()
+    ]
 
 
 # ---- what is timed when
@@ -258,9 +261,9 @@ def test_who_limits_the_file_is_told_of_the_memory(scripted):
     (little,) = scripted(little=(1_000, "calls 1"))
     _, document = _document([little], "5ms", "--memory", "8MB")
     document["results"][0]["ram_mb"] = 30.0
-    assert any("--peak-memory limits this" in line for line in budget_table.footer(document))
+    assert any("--peak-memory limits this" in line for line in suggest_table.footer(document))
     document["budget"]["ram_mb"] = 64
-    assert not any("--peak-memory" in line for line in budget_table.footer(document))
+    assert not any("--peak-memory" in line for line in suggest_table.footer(document))
 
 
 def test_the_most_accurate_that_fits_is_told_where_it_is_another():
@@ -344,7 +347,7 @@ def test_no_answer_writes_no_recipe(tmp_path, scripted):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_message_before_anything_is_exported(options, message, monkeypatch):
-    monkeypatch.setattr(suggesting, "made", lambda *_, **__: pytest.fail("exported"))
+    monkeypatch.setattr(suggesting, "export_candidate", lambda *_, **__: pytest.fail("exported"))
     done = kdcompress(*options)
     assert done.exit_code == 2
     assert message in " ".join(done.stderr.split())
@@ -360,43 +363,43 @@ def test_none_that_can_be_made_is_the_users_mistake(monkeypatch):
 # ---- for which images and classes
 
 
-def _wanted(**asked):
-    recipe = load_recipe(asked["recipe"], asked.get("overrides", ())) if "recipe" in asked else None
-    return suggesting._wanted(Asked("1ms", **asked), recipe)
+def _student_spec(**request):
+    recipe = load_recipe(request["recipe"], request.get("overrides", ())) if "recipe" in request else None
+    return suggesting._student_spec(SuggestRequest("1ms", **request), recipe)
 
 
 def test_without_a_recipe_it_is_an_imagenet_student():
-    wanted, told = _wanted()
-    assert (wanted.channels, wanted.side, wanted.classes, told) == (3, 224, 1000, "default")
-    wanted, told = _wanted(input_size=32, channels=1, classes=7)
-    assert (wanted.channels, wanted.side, wanted.classes, told) == (1, 32, 7, "option")
+    spec, source = _student_spec()
+    assert (spec.channels, spec.side, spec.classes, source) == (3, 224, 1000, "default")
+    spec, source = _student_spec(input_size=32, channels=1, classes=7)
+    assert (spec.channels, spec.side, spec.classes, source) == (1, 32, 7, "option")
 
 
 def test_a_recipe_tells_the_images_without_its_data():
-    wanted, told = _wanted(recipe="cifar100-resnet32x4-to-resnet8x4")
-    assert (wanted.channels, wanted.side, wanted.classes, told) == (3, 32, 100, "recipe")
-    wanted, told = _wanted(recipe="resnet101-to-resnet18", overrides=("data.image_size=96",))
-    assert (wanted.side, wanted.classes, told) == (96, 1000, "default")
-    assert wanted.accepted == {3}  # as the teacher takes
-    wanted, told = _wanted(recipe="resnet101-to-resnet18", classes=5)
-    assert (wanted.classes, told) == (5, "option")
-    wanted, _ = _wanted(recipe="resnet50-to-mobilenet-v2-simreg")
-    assert wanted.classes == 0
+    spec, source = _student_spec(recipe="cifar100-resnet32x4-to-resnet8x4")
+    assert (spec.channels, spec.side, spec.classes, source) == (3, 32, 100, "recipe")
+    spec, source = _student_spec(recipe="resnet101-to-resnet18", overrides=("data.image_size=96",))
+    assert (spec.side, spec.classes, source) == (96, 1000, "default")
+    assert spec.accepted == {3}  # as the teacher takes
+    spec, source = _student_spec(recipe="resnet101-to-resnet18", classes=5)
+    assert (spec.classes, source) == (5, "option")
+    spec, _ = _student_spec(recipe="resnet50-to-mobilenet-v2")
+    assert spec.classes == 0
 
 
 def test_a_folder_tells_its_classes(tmp_path):
     for name in ("cat", "dog", "eel"):
         (tmp_path / "train" / name).mkdir(parents=True)
         (tmp_path / "train" / name / "a.png").touch()  # it is not opened
-    wanted, told = _wanted(recipe="resnet101-to-resnet18", data=str(tmp_path))
-    assert (wanted.classes, told) == (3, "data")
+    spec, source = _student_spec(recipe="resnet101-to-resnet18", data=str(tmp_path))
+    assert (spec.classes, source) == (3, "data")
 
 
 def test_the_recipes_own_student_is_tried_and_none_that_is_no_smaller_than_the_teacher():
-    asked = Asked("1ms", recipe="cifar100-resnet32x4-to-resnet8x4")
-    recipe = load_recipe(asked.recipe, ("student.model=cifar/wrn-22-1",))
-    wanted, _ = suggesting._wanted(asked, recipe)
-    names, left_out = suggesting._names(asked, recipe, wanted)
+    request = SuggestRequest("1ms", recipe="cifar100-resnet32x4-to-resnet8x4")
+    recipe = load_recipe(request.recipe, ("student.model=cifar/wrn-22-1",))
+    spec, _ = suggesting._student_spec(request, recipe)
+    names, left_out = suggesting._names(request, recipe, spec)
     assert names[0] == "cifar/wrn-22-1"
     assert {entry["student"] for entry in left_out} == {"cifar/resnet32x4", "cifar/resnet18"}
     assert set(names[1:]) == set(candidates.SMALL) - {"cifar/resnet32x4", "cifar/resnet18"}
@@ -407,15 +410,15 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_exported(monkeypa
         def opened(self, artefacts):
             raise TargetUnreachable("board: cannot be reached")
 
-    monkeypatch.setattr(target, "parse_target", lambda *_, **__: Gone())
-    monkeypatch.setattr(suggesting, "made", lambda *_, **__: pytest.fail("exported"))
+    monkeypatch.setattr(targets, "parse_target", lambda *_, **__: Gone())
+    monkeypatch.setattr(suggesting, "export_candidate", lambda *_, **__: pytest.fail("exported"))
     done = kdcompress("--budget", "5ms", "--target", "ssh://board")
     assert (done.exit_code, done.stderr) == (4, "Error: board: cannot be reached\n")
 
 
 def test_progress_is_quiet_without_a_terminal(scripted):
     students = scripted(little=(10, "calls 1"))
-    document = suggest(Asked("5ms", students=students, rounds=6), Progress(quiet=True))
+    document = suggest(SuggestRequest("5ms", students=students, rounds=6), Progress(quiet=True))
     assert document["answer"]["student"] == students[0]
 
 
@@ -424,7 +427,7 @@ def test_a_narrow_terminal_gets_the_figures_that_decide_whole(scripted, width, a
     students = scripted(shufflenet_v2_x1_0=(2_280_000, "calls 3.25"), little=(1_000, "calls 1"))
     _, document = _document(students, "5ms")
     console = Console(file=StringIO(), width=width)
-    budget_table.print_suggestion(document, console)
+    suggest_table.print_suggestion(document, console)
     printed = console.file.getvalue()
     assert "3.25 [3.25, 3.25]" in printed
     assert "…" not in printed
@@ -435,5 +438,5 @@ def test_what_two_looks_warn_of_is_said_once_and_without_advice_on_ratios(script
     (little,) = scripted(little=(1_000, "calls 1"))
     _, document = _document([little], "5ms")
     document["warnings"] = [f"the machine is busy (load {load}): trust the ratios" for load in (1, 2)]
-    lines = budget_table.footer(document)
+    lines = suggest_table.footer(document)
     assert [line for line in lines if "busy" in line] == ["warning: the machine is busy (load 2)"]

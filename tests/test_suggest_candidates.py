@@ -10,36 +10,36 @@ from torch import nn
 from kdcompress.networks.build import build
 from kdcompress.networks.families import torchvision
 from kdcompress.tools import suggest_candidates as candidates
-from kdcompress.tools.suggest_candidates import Wanted, ladder, made
+from kdcompress.tools.suggest_candidates import StudentSpec, default_students, export_candidate
 
 
 def test_the_ladders_are_of_networks_that_there_are():
-    assert ladder(64) == candidates.SMALL
-    assert ladder(65) == candidates.LARGE
+    assert default_students(64) == candidates.SMALL
+    assert default_students(65) == candidates.LARGE
     for side in (32, 224):
-        names = ladder(side)
-        assert candidates.checked(names, Wanted(3, side, 10)) == names
+        names = default_students(side)
+        assert candidates.check_students(names, StudentSpec(3, side, 10)) == names
         assert len(names) == len(set(names)) == 14
 
 
 def test_a_grey_student_takes_grey_or_three_repeated_channels(tmp_path, monkeypatch):
     monkeypatch.setattr(candidates.onnx, "write", lambda network, spec, file, **_: file.touch())
-    grey = Wanted(1, 32, 10)
-    assert made("cifar/resnet8", grey, tmp_path).channels == 1
-    large = made("torchvision/mobilenet_v3_small", grey, tmp_path)
+    grey = StudentSpec(1, 32, 10)
+    assert export_candidate("cifar/resnet8", grey, tmp_path).channels == 1
+    large = export_candidate("torchvision/mobilenet_v3_small", grey, tmp_path)
     assert large.channels == 3
     assert large.top1 == (pytest.approx(0.67668), "IMAGENET1K_V1")
-    refused = made("cifar/resnet8", Wanted(1, 32, 10, accepted=frozenset()), tmp_path)
+    refused = export_candidate("cifar/resnet8", StudentSpec(1, 32, 10, accepted=frozenset()), tmp_path)
     assert refused.problem == "takes images of 1 or 3 channels, the run has 1"
 
 
 def test_a_file_is_that_of_the_student_and_the_same_again(tmp_path):
-    wanted = Wanted(3, 32, 10, opset=18)
-    one = made("cifar/resnet8", wanted, tmp_path)
+    spec = StudentSpec(3, 32, 10, opset=18)
+    one = export_candidate("cifar/resnet8", spec, tmp_path)
     first = one.file.read_bytes()
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    again = made("cifar/resnet8", wanted, tmp_path)
+    again = export_candidate("cifar/resnet8", spec, tmp_path)
     assert again.file.read_bytes() == first
     assert torch.equal(torch.random.get_rng_state(), before)
     assert one.params == sum(
@@ -52,7 +52,7 @@ def test_a_file_is_that_of_the_student_and_the_same_again(tmp_path):
 
 def test_weights_that_are_too_large_are_not_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(candidates.onnx, "write", lambda *_, **__: pytest.fail("exported"))
-    one = made("cifar/resnet8", Wanted(3, 32, 10), tmp_path, largest_mb=0.3)
+    one = export_candidate("cifar/resnet8", StudentSpec(3, 32, 10), tmp_path, largest_mb=0.3)
     assert (one.file, one.problem) == (None, "")
 
 
@@ -70,7 +70,7 @@ def test_values_do_not_fade_in_a_deep_untrained_network():
     with torch.no_grad():
         network.eval()(images)
         faded = min(least)
-        candidates._settle(network, 3, 64)
+        candidates._calibrate_batch_norm(network, 3, 64)
         least.clear()
         network(images)
     assert faded < 1e-6
@@ -88,8 +88,8 @@ class _Picky(nn.Module):
 
 
 def test_a_network_that_fails_on_these_images_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(candidates, "_built", lambda *_: _Picky())
-    one = made("cifar/resnet8", Wanted(3, 32, 10), tmp_path)
+    monkeypatch.setattr(candidates, "_build", lambda *_: _Picky())
+    one = export_candidate("cifar/resnet8", StudentSpec(3, 32, 10), tmp_path)
     assert one.problem == "cannot take images of 32×32 pixels: I am picky"
     assert one.file is None
 

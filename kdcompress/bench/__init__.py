@@ -1,1 +1,1 @@
-"""How long a network takes, measured so that it can be believed."""
+"""Measures the latency of model files and compares them."""

@@ -1,4 +1,4 @@
-"""What a device allows a student: a time, a file and a memory; and whether measurements keep within them."""
+"""The limits of a device on latency, file and memory, and the verdict on measurements against them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Verdict = Literal["fits", "does not fit", "undecided"]
 
 CONFIDENCE = 0.95
 LOOKS = 2
-"""How often a student's times may be looked at before it is judged. Either end of a 95 % interval is wrong in
-at most 2.5 % of the looks, so who looks twice and stops when content is still right in 95 %."""
+"""Most verdicts on a student: one after its rounds, one after more rounds. Either end of a 95 % interval is
+wrong in at most 2.5 % of the verdicts, so stopping at the first clear one of two is still right in 95 %."""
 
 _MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 _MB = {"kb": 1e-3, "mb": 1.0, "gb": 1e3, "kib": 1024 / 1e6, "mib": 1024**2 / 1e6, "gib": 1024**3 / 1e6}
@@ -24,13 +24,13 @@ _QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([^\W\d_]*)\s*")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a student may cost on the device.
+    """The limits of the device.
 
     Args:
-        latency_ms: The median call.
-        file_mb: Its file, in MB of 1e6 bytes; None: any.
-        ram_mb: What running it adds to the memory of a process that has loaded the runtime, at the highest;
-            None: any.
+        latency_ms: Longest median call.
+        file_mb: Largest file, in MB of 1e6 bytes; None: any.
+        ram_mb: Most memory that running the student may add to a process that has loaded the runtime; None:
+            any.
     """
 
     latency_ms: float
@@ -39,12 +39,11 @@ class Budget:
 
 
 def milliseconds(option: str, text: str) -> float:
-    """A duration such as 5ms, 800us or 0.2s, in milliseconds.
+    """Reads a duration such as 5ms, 800us or 0.2s, in milliseconds.
 
     Args:
-        option: That it is the value of, for the message.
-        text: As typed. A bare number is refused: nobody should wait for a board to find that seconds were
-            meant.
+        option: Name of the option, for the message.
+        text: The text that the user typed. A bare number is refused, since it could be seconds.
 
     Raises:
         UserError: It is no duration.
@@ -53,11 +52,11 @@ def milliseconds(option: str, text: str) -> float:
 
 
 def megabytes(option: str, text: str) -> float:
-    """A size such as 8MB, 512kB or 0.5GB, in MB of 1e6 bytes; MiB are understood too.
+    """Reads a size such as 8MB, 512kB or 0.5GB, in MB of 1e6 bytes; MiB are understood too.
 
     Args:
-        option: That it is the value of, for the message.
-        text: As typed.
+        option: Name of the option, for the message.
+        text: The text that the user typed.
 
     Raises:
         UserError: It is no size.
@@ -66,10 +65,10 @@ def megabytes(option: str, text: str) -> float:
 
 
 def _read(option: str, text: str, units: dict[str, float], expected: str, usual: str) -> float:
-    found = _QUANTITY.fullmatch(text)
-    if found is None:
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
         raise UserError(f"{option}: expected {expected}, got {text!r}")
-    number, unit = float(found[1]), found[2]
+    number, unit = float(match[1]), match[2]
     if not unit:
         raise UserError(f"{option}: expected {expected}, got {text!r}; write {text.strip()}{usual}?")
     factor = units.get(unit, units.get(unit.lower()))
@@ -81,7 +80,7 @@ def _read(option: str, text: str, units: dict[str, float], expected: str, usual:
 
 
 def latency_verdict(medians_ms: Sequence[float], latency_ms: float) -> Verdict:
-    """Whether the median call keeps within the budget, with 95 % confidence.
+    """Judges with 95 % confidence if the median call keeps within the budget.
 
     Args:
         medians_ms: One per round.
@@ -89,7 +88,7 @@ def latency_verdict(medians_ms: Sequence[float], latency_ms: float) -> Verdict:
 
     Returns:
         "fits" only if the whole interval of the median is within the budget, "does not fit" only if it is
-        wholly beyond, else "undecided"; so below `stats.MIN_ROUNDS` always.
+        wholly beyond it, else "undecided"; so below `stats.MIN_ROUNDS` always.
     """
     ends = stats.interval(medians_ms, CONFIDENCE)
     if ends is not None and ends[1] <= latency_ms:

@@ -13,7 +13,7 @@ from kdcompress.bench.results import SCHEMA
 from kdcompress.errors import UserError
 
 Key = tuple[str, str, str, int, int]
-"""What a result is paired by: artefact, runtime, precision, threads, batch."""
+"""The fields that pair two results: artefact, runtime, precision, threads, batch."""
 
 _MACHINE = {
     "cpu": "processor",
@@ -29,17 +29,17 @@ _PROTOCOL = {"block_s": "seconds per round", "turns": "turns per round", "rounds
 
 
 def key_of(result: dict[str, Any]) -> Key:
-    """What a result is paired by."""
+    """Gives the key that pairs a result with one of another document."""
     return tuple(result[key] for key in ("artefact", "runtime", "precision", "threads", "batch"))
 
 
 def label_of(result: dict[str, Any]) -> str:
-    """A result, or a failure, in a sentence."""
+    """Names a result or a failure in a sentence."""
     return "{artefact} ({runtime} {precision}, threads {threads}, batch {batch})".format_map(result)
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """A benchmark document of this or an earlier version.
+    """Reads a benchmark document of this or an earlier version.
 
     Raises:
         UserError: There is none, or it is of a newer version.
@@ -54,8 +54,12 @@ def read_document(path: Path) -> dict[str, Any]:
         ) from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
-        known = re.fullmatch(r"kdcompress\.bench/\d+", str(schema))
-        why = f"this version of kdcompress reads {SCHEMA!r}" if known else "it is no benchmark document"
+        is_other_version = re.fullmatch(r"kdcompress\.bench/\d+", str(schema))
+        why = (
+            f"this version of kdcompress reads {SCHEMA!r}"
+            if is_other_version
+            else "it is no benchmark document"
+        )
         raise UserError(f"{path}: schema {schema!r}; {why}")
     missing = {"env", "artefacts", "results", "protocol"} - set(document)
     if missing:
@@ -64,23 +68,22 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def compare(new: dict[str, Any], old: dict[str, Any], name: str) -> dict[str, Any]:
-    """What has become of each result.
+    """Compares each result with the one of the same settings in an earlier document.
 
-    The two documents are of different hours, and a machine's speed changes from one to the next with nothing
-    to be seen in it. Where both were timed against the same baseline, their paired ratios to it are compared,
-    in which that cancels; elsewhere the times themselves, whose interval then knows only what each session
-    saw.
+    A machine's speed changes from hour to hour without a visible reason. If both results were timed against
+    the same baseline, their paired ratios to it are compared, in which that cancels; else the times
+    themselves, whose interval covers only the variation within each session.
 
     Args:
-        new: The document in hand.
-        old: The earlier one.
-        name: Of its file.
+        new: The present document.
+        old: The earlier document.
+        name: Name of its file.
 
     Returns:
-        `{file, date_utc, another_machine, warnings, results, only_new, only_old}`. `another_machine` says
-        what of the machine and the versions differs, and `warnings` all that is to be known. Of each result:
-        what it is paired by, the two medians in ms, `ratio` (old / new: above 1 it has become faster),
-        `ci95`, `margin`, `by` and `verdict`.
+        `{file, date_utc, another_machine, warnings, results, only_new, only_old}`. `another_machine` lists
+        differences of the machine and the versions; `warnings` lists these and all others. Each result has
+        its key, the two medians in ms, `ratio` (old / new: above 1 it has become faster), `ci95`, `margin`,
+        `by` and `verdict`.
     """
     before = {key_of(result): result for result in old["results"]}
     after = {key_of(result): result for result in new["results"]}
@@ -127,7 +130,7 @@ def _row(
 
 
 def _quotient(above: list[float] | None, below: list[float] | None) -> stats.Interval | None:
-    """All that the quotient can be with each side in its own interval: 1 is in it where the two overlap."""
+    """Bounds the quotient of two values in these intervals; 1 is in it if the intervals overlap."""
     if above is None or below is None:
         return None
     return above[0] / below[1], above[1] / below[0]
@@ -146,33 +149,33 @@ def _same_baseline(
 
 
 def _differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
-    """What of the machine and the versions differs: a change of the files cannot be told from it."""
-    found = []
+    """Lists differences of the machine and the versions, which may look like a change of the files."""
+    differences = []
     for key, what in _MACHINE.items():
         if new["env"].get(key) != old["env"].get(key):
-            found.append(f"another {what}: {old['env'].get(key)!r}, now {new['env'].get(key)!r}")
+            differences.append(f"another {what}: {old['env'].get(key)!r}, now {new['env'].get(key)!r}")
     versions = [document["env"].get("runtimes", {}) for document in (old, new)]
     used = {result["runtime"].removesuffix("-compile") for result in new["results"]}
     for name in sorted(used & set(versions[0]) & set(versions[1])):
         if versions[0][name] != versions[1][name]:
-            found.append(f"another version of {name}: {versions[0][name]}, now {versions[1][name]}")
-    return found
+            differences.append(f"another version of {name}: {versions[0][name]}, now {versions[1][name]}")
+    return differences
 
 
 def _other_protocol(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
-    found = [
+    differences = [
         f"other {what}: {old['protocol'].get(key)}, now {new['protocol'].get(key)}"
         for key, what in _PROTOCOL.items()
         if new["protocol"].get(key) != old["protocol"].get(key)
     ]
     for document, when in ((old, "the earlier"), (new, "this")):
         if document.get("quality") == "noisy":
-            found.append(f"the machine was noisy during {when} measurement")
-    return found
+            differences.append(f"the machine was noisy during {when} measurement")
+    return differences
 
 
 def _changed_files(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
-    """Of the baselines: a baseline that is another file is no common measure."""
+    """Lists baselines that are another file now, and so no common measure."""
     names = {result["vs_baseline"]["name"] for result in new["results"] if result["vs_baseline"]}
     changed = [
         name

@@ -1,37 +1,37 @@
-"""The `env` block of a benchmark document of this machine, and what became of the machine meanwhile."""
+"""The `env` block of a benchmark document, and warnings when the machine changed during the benchmark."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from kdcompress import __version__
-from kdcompress.bench import machine
-from kdcompress.bench.machine import load_warnings
+from kdcompress.bench.device import machine
+from kdcompress.bench.device.machine import load_warnings
 
-__all__ = ["drift", "environment", "load_warnings", "own"]
+__all__ = ["drift", "env_block", "environment", "load_warnings"]
 
 
 def environment() -> dict[str, Any]:
-    """The `env` block; what the machine does not show is null, never left out."""
-    return own(machine.facts())
+    """Reads the `env` block of this machine; values that the machine does not show are null."""
+    return env_block(machine.facts())
 
 
-def own(facts: dict[str, Any], version: str | None = None) -> dict[str, Any]:
-    """The `env` block of a machine, with the version of kdcompress whose programs measure there.
+def env_block(facts: dict[str, Any], version: str | None = None) -> dict[str, Any]:
+    """Makes the `env` block of a machine, with the version of kdcompress whose programs measure there.
 
     Args:
-        facts: Of the machine, as `machine.facts` gives them.
-        version: None: this one.
+        facts: The result of `machine.facts` there.
+        version: Version of kdcompress; None: this one.
     """
     return {**facts, "kdcompress": version or __version__}
 
 
 def drift(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Sentences on what changed in the machine between two `environment()` blocks.
+    """Lists warnings about changes of the machine between two `env` blocks.
 
     Args:
-        before: At the start.
-        after: At the end.
+        before: The block at the start.
+        after: The block at the end.
     """
     warnings = []
     if before["governor"] == "powersave":

@@ -1,12 +1,12 @@
-"""`bench`: how long artefacts take on this machine, measured so that a difference is a difference.
+"""Measures the latency of model files against each other, with confidence intervals and an A/A control.
 
 Every cell (artefact, runtime, threads, batch) is a process of its own. All are loaded and warmed up first;
 then come rounds, in each of which every cell is timed for some moments, in shuffled order. What slows the
 machine for a while slows all cells of a round, so the ratios *per round* stay comparable where absolute
 times do not. A second copy of the baseline (the A/A control) shows how far apart identical things come out.
 
-What is to be done is written down first (plan.py), carried out by a file that needs nothing of kdcompress
-(driver.py, with worker.py), and made a document of afterwards (results.py).
+A plan is written first (plan.py), carried out by programs that need nothing of kdcompress
+(device/scheduler.py with device/worker.py), and its measurements become a document (results.py).
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from numpy.typing import NDArray
 
 from kdcompress.atomic import sha256_of
 from kdcompress.bench import environment, runtimes
-from kdcompress.bench.machine import granted_threads
-from kdcompress.bench.plan import Artefact, Protocol, cells_of, plan
-from kdcompress.bench.results import Cell, document, filled
-from kdcompress.bench.target import Carried, Checked, Local, Progress, Target
+from kdcompress.bench.cell import Artefact, Cell, Protocol
+from kdcompress.bench.device.machine import granted_threads
+from kdcompress.bench.plan import cells_of, plan
+from kdcompress.bench.results import document, with_measurements
+from kdcompress.bench.target import Local, Progress, RawResult, RuntimeChecker, Target
 from kdcompress.deploy.files import parts_of
 from kdcompress.errors import UserError, suggest
 
-__all__ = ["Artefact", "Progress", "Protocol", "check", "measure"]
+__all__ = ["Artefact", "Progress", "Protocol", "check_artefacts", "measure"]
 
 _DEFAULTS = Protocol()
-_HERE = Local()
+_THIS_MACHINE = Local()
 
 
 def measure(
@@ -47,13 +48,14 @@ def measure(
     progress: Progress | None = None,
     protocol: Protocol = _DEFAULTS,
     allow_code: bool = False,
-    target: Target = _HERE,
+    target: Target = _THIS_MACHINE,
 ) -> dict[str, Any]:
     """Times artefacts against each other on one machine.
 
     Args:
         artefacts: At least one; names unique.
-        threads: Of the runtimes; "all" are the cores that the target grants; more is capped, with a warning.
+        threads: Thread counts of the runtimes; "all" is the number of cores that the target grants; more is
+            capped, with a warning.
         batch: Images per call.
         rounds: Shuffled and interleaved; below 6 there is no 95 % interval, and no difference is claimed.
         baseline: Name of the artefact that the others are compared with, and its own first runtime with its
@@ -62,9 +64,9 @@ def measure(
         images: `[N, C, H, W]` float32 in [0, 1], real ones; None: noise. Networks of another input size get
             noise.
         progress: Called as work goes on.
-        protocol: How long and how often.
-        allow_code: Whether a network that runs the user's code may be built.
-        target: The machine: this one, or what `target.parse_target` gives.
+        protocol: Durations and counts.
+        allow_code: True if a network that runs the user's code may be built.
+        target: The machine to measure on.
 
     Returns:
         A document of schema `kdcompress.bench/1`. A cell that fails is in `failures`; the others are
@@ -76,10 +78,10 @@ def measure(
         TargetUnreachable: The target does not answer, or the link to it was cut.
         WorldError: The target's disk is full.
     """
-    artefacts = check(
+    artefacts = check_artefacts(
         artefacts, threads=threads, batch=batch, rounds=rounds, baseline=baseline, target=target
     )
-    told = described(artefacts)
+    entries = describe_artefacts(artefacts)
     with (
         tempfile.TemporaryDirectory(prefix="kdcompress-bench-") as folder,
         target.opened(artefacts) as machine,
@@ -89,73 +91,73 @@ def measure(
         planned = plan(
             cells, protocol, rounds, shape=shape, images=images, folder=Path(folder), allow_code=allow_code
         )
-        carried = machine.run(planned, Path(folder), progress)
-    asked = protocol_told(protocol, rounds=rounds, batch=batch, baseline=baseline)
-    return documented(
+        result = machine.run(planned, Path(folder), progress)
+    block = protocol_block(protocol, rounds=rounds, batch=batch, baseline=baseline)
+    return make_document(
         target=target.described,
-        artefacts=told,
+        artefacts=entries,
         cells=cells,
         baseline=baseline,
         before=machine.env,
-        carried=carried,
-        protocol={**asked, "threads": counts},
+        result=result,
+        protocol={**block, "threads": counts},
         warnings=[*warnings, *machine.warnings],
     )
 
 
-def documented(
+def make_document(
     *,
     target: dict[str, Any],
     artefacts: dict[str, Any],
     cells: Sequence[Cell],
     baseline: str | None,
     before: dict[str, Any],
-    carried: Carried,
+    result: RawResult,
     protocol: dict[str, Any],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """The document of a plan that has been carried out.
+    """Makes the document of a plan that has been carried out.
 
     Args:
-        target: Where.
-        artefacts: As `described` gives them.
-        cells: In the plan's order.
+        target: The document's `target`.
+        artefacts: The result of `describe_artefacts`.
+        cells: The cells in the plan's order.
         baseline: Name of the artefact to compare with, or None.
-        before: The machine's `env` block.
-        carried: What came back.
-        protocol: What was asked for.
+        before: The machine's `env` block before.
+        result: The measurements.
+        protocol: The document's `protocol`.
         warnings: Sentences so far.
     """
-    raw = carried.raw
+    raw = result.raw
     return document(
         target=target,
         artefacts=artefacts,
-        cells=filled(cells, raw),
+        cells=with_measurements(cells, raw),
         failures=[_failure(cells[failure["cell"]], failure) for failure in raw["failures"]],
         baseline=baseline,
         env=before,
         protocol=protocol,
-        warnings=[*warnings, *_included(cells), *environment.drift(before, carried.after)],
+        warnings=[*warnings, *_pixel_warnings(cells), *environment.drift(before, result.after)],
     )
 
 
-def _included(cells: Sequence[Cell]) -> list[str]:
-    """A sentence for each artefact whose time holds more than that of the network."""
-    told = []
+def _pixel_warnings(cells: Sequence[Cell]) -> list[str]:
+    """Lists the artefacts whose time includes preparing the image."""
+    warnings = []
     for artefact in {cell.artefact.name: cell.artefact for cell in cells if cell.artefact.pixels}.values():
         size = "" if artefact.shape is None else " of {1}×{2} pixels".format(*artefact.shape)
-        told.append(f"{artefact.name}: resizing and normalising an image{size} is timed with the network")
-    return told
+        warnings.append(f"{artefact.name}: resizing and normalising an image{size} is timed with the network")
+    return warnings
 
 
-def protocol_told(
+def protocol_block(
     protocol: Protocol, *, rounds: int, batch: Sequence[int], baseline: str | None
 ) -> dict[str, Any]:
-    """The `protocol` of a document, but for the thread counts.
+    """Makes the `protocol` of a document, without the thread counts.
 
     Args:
-        protocol: How long and how often.
-        rounds: How many.
+        protocol: Durations and counts.
+        rounds: Number of rounds.
         batch: Images per call.
         baseline: Name of the artefact to compare with, or None.
     """
@@ -175,35 +177,35 @@ def protocol_told(
     }
 
 
-def check(
+def check_artefacts(
     artefacts: Sequence[Artefact],
     *,
     threads: Sequence[int | Literal["all"]],
     batch: Sequence[int],
     rounds: int,
     baseline: str | None,
-    target: Checked = _HERE,
+    target: RuntimeChecker = _THIS_MACHINE,
 ) -> tuple[Artefact, ...]:
-    """The artefacts, each with its runtimes, if they can be measured as asked; nothing is started.
+    """Checks that artefacts can be measured and gives each its runtimes; nothing is started.
 
     Args:
-        artefacts: As for `measure`, like the others.
-        threads: See there.
-        batch: See there.
-        rounds: See there.
-        baseline: See there.
-        target: See there.
+        artefacts: The files to time.
+        threads: Thread counts, or "all".
+        batch: Batch sizes.
+        rounds: Number of rounds.
+        baseline: Name of the artefact that the others are compared with, or None.
+        target: The target that must have the runtimes.
 
     Raises:
-        UserError: They cannot.
+        UserError: They cannot be measured.
     """
-    artefacts = tuple(_checked(artefact, target) for artefact in artefacts)
+    artefacts = tuple(_with_runtimes(artefact, target) for artefact in artefacts)
     names = [artefact.name for artefact in artefacts]
     if not names or not threads or not batch:
         raise UserError("nothing to measure: give at least one file, one thread count and one batch size")
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise UserError(f"two artefacts are named {twice.pop()!r}; names must differ")
+    duplicates = {name for name in names if names.count(name) > 1}
+    if duplicates:
+        raise UserError(f"two artefacts are named {duplicates.pop()!r}; names must differ")
     if baseline is not None and baseline not in names:
         raise UserError(f"the baseline {baseline!r} is not among the artefacts{suggest(baseline, names)}")
     numbers = (
@@ -215,7 +217,7 @@ def check(
     return artefacts
 
 
-def _checked(artefact: Artefact, target: Checked) -> Artefact:
+def _with_runtimes(artefact: Artefact, target: RuntimeChecker) -> Artefact:
     if not artefact.file.is_file():
         raise UserError(f"{artefact.file}: no such file")
     suffix = artefact.file.suffix
@@ -227,22 +229,22 @@ def _checked(artefact: Artefact, target: Checked) -> Artefact:
     for runtime in artefact.runtimes:
         target.check_runtime(runtime)
         if not runtimes.takes(runtime, suffix):
-            taken = " and ".join(runtimes.RUNTIMES[runtime].suffixes)
-            raise UserError(f"{artefact.file}: the runtime {runtime!r} takes {taken} files")
+            suffixes = " and ".join(runtimes.RUNTIMES[runtime].suffixes)
+            raise UserError(f"{artefact.file}: the runtime {runtime!r} takes {suffixes} files")
     return artefact
 
 
-def described(artefacts: Sequence[Artefact]) -> dict[str, Any]:
-    """The `artefacts` of a document.
+def describe_artefacts(artefacts: Sequence[Artefact]) -> dict[str, Any]:
+    """Makes the `artefacts` of a document.
 
     Args:
-        artefacts: Whose files are there.
+        artefacts: Artefacts whose files exist.
     """
     return {artefact.name: _describe(artefact) for artefact in artefacts}
 
 
 def _describe(artefact: Artefact) -> dict[str, Any]:
-    described: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "file": artefact.file.name,
         "sha256": sha256_of(artefact.file),
         "bytes": _bytes(artefact.file),
@@ -251,14 +253,14 @@ def _describe(artefact: Artefact) -> dict[str, Any]:
         "precision": artefact.precision,
     }
     if artefact.accuracy is not None:
-        described["accuracy"] = artefact.accuracy
+        entry["accuracy"] = artefact.accuracy
     if artefact.pixels:
-        described["input"] = {"dtype": "uint8", "layout": "NHWC", "preprocessing": "resized and normalised"}
-    return described
+        entry["input"] = {"dtype": "uint8", "layout": "NHWC", "preprocessing": "resized and normalised"}
+    return entry
 
 
 def _bytes(file: Path) -> int:
-    """On the disk, with the weights that lie beside a graph: of an ONNX file of others, of OpenVINO's."""
+    """Size on the disk, with the weights that lie beside an ONNX graph or an OpenVINO graph."""
     parts = [file.with_name(file.name + ".data"), *parts_of(file)]
     return sum(part.stat().st_size for part in parts if part.is_file())
 
@@ -266,7 +268,7 @@ def _bytes(file: Path) -> int:
 def _failure(cell: Cell, failure: dict[str, Any]) -> dict[str, Any]:
     return {
         "artefact": cell.artefact.name,
-        "runtime": cell.shown,
+        "runtime": cell.runtime_title,
         "precision": cell.precision,
         "threads": cell.threads,
         "batch": cell.batch,

@@ -1,4 +1,4 @@
-"""The figures of a benchmark's result that a condition can be about."""
+"""The figures of a benchmark's result that a condition can name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["time", "memory", "number", "any"]
-"""What a value measures; a number without a unit goes with anything (milliseconds, megabytes)."""
+"""The unit of a value; a number without a unit goes with anything (milliseconds, megabytes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,16 +15,14 @@ class Metric:
     """A figure of a result.
 
     Args:
-        kind: What it measures: time in ms, memory in MB of 1e6 bytes.
-        of: The figure, of a result and its artefact; None where there is none.
-        says: For the list of metrics.
-        why_not: What to do for the figure where there is none.
+        kind: Its unit: time in ms, memory in MB of 1e6 bytes, or none.
+        read: Reads the figure from a result and its artefact; None if it is missing.
+        if_missing: Explanation for a missing figure.
     """
 
     kind: Kind
-    of: Callable[[dict[str, Any], dict[str, Any]], float | None]
-    says: str
-    why_not: str = "there is no such figure"
+    read: Callable[[dict[str, Any], dict[str, Any]], float | None]
+    if_missing: str = "there is no such figure"
 
 
 def _end(place: str, index: int) -> Callable[[dict[str, Any], dict[str, Any]], float | None]:
@@ -52,24 +50,22 @@ _FEW_ROUNDS = "an interval needs 6 rounds"
 NO_BASELINE = "it is the baseline, or has none, or too few rounds for an interval"
 NO_PARITY = "it is what the others are compared with, or has none"
 METRICS: dict[str, Metric] = {
-    "p50": Metric("time", lambda r, a: r["latency_ms"]["p50"], "the median call"),
-    "p50_low": Metric("time", _end("latency_ms", 0), "the lower end of its 95 % interval", _FEW_ROUNDS),
-    "p50_high": Metric("time", _end("latency_ms", 1), "the upper end", _FEW_ROUNDS),
-    "p90": Metric("time", lambda r, a: r["latency_ms"]["p90"], "of the calls", "it needs 64 calls"),
-    "p99": Metric("time", lambda r, a: r["latency_ms"]["p99"], "of the calls", "it needs 662 calls"),
-    "min": Metric("time", lambda r, a: r["latency_ms"]["min"], "the fastest call"),
-    "load": Metric("time", lambda r, a: r["load_ms"], "loading the file"),
-    "first": Metric("time", lambda r, a: r["first_ms"], "the first call"),
-    "throughput": Metric("number", lambda r, a: r.get("throughput_img_s"), "images per second"),
-    "ratio": Metric("number", _ratio, "how many times as fast as the baseline", NO_BASELINE),
-    "ratio_low": Metric("number", _end("vs_baseline", 0), "the lower end of its 95 % interval", NO_BASELINE),
-    "ratio_high": Metric("number", _end("vs_baseline", 1), "the upper end", NO_BASELINE),
-    "rss": Metric("memory", lambda r, a: r["rss_mb"]["peak"], "peak memory of the process"),
-    "size": Metric("memory", lambda r, a: a["bytes"] / 1e6, "of the file"),
-    "params": Metric("number", lambda r, a: a["params"], "parameters"),
-    "macs": Metric("number", lambda r, a: a["macs"], "multiply-accumulates of one image"),
-    "agreement": Metric(
-        "number", _agreement, "share of its classes that its network's first result gives", NO_PARITY
-    ),
-    "top1": Metric("number", _top1, "on the data of --recipe", "the data has no labels"),
+    "p50": Metric("time", lambda r, a: r["latency_ms"]["p50"]),
+    "p50_low": Metric("time", _end("latency_ms", 0), _FEW_ROUNDS),
+    "p50_high": Metric("time", _end("latency_ms", 1), _FEW_ROUNDS),
+    "p90": Metric("time", lambda r, a: r["latency_ms"]["p90"], "it needs 64 calls"),
+    "p99": Metric("time", lambda r, a: r["latency_ms"]["p99"], "it needs 662 calls"),
+    "min": Metric("time", lambda r, a: r["latency_ms"]["min"]),
+    "load": Metric("time", lambda r, a: r["load_ms"]),
+    "first": Metric("time", lambda r, a: r["first_ms"]),
+    "throughput": Metric("number", lambda r, a: r.get("throughput_img_s")),
+    "ratio": Metric("number", _ratio, NO_BASELINE),
+    "ratio_low": Metric("number", _end("vs_baseline", 0), NO_BASELINE),
+    "ratio_high": Metric("number", _end("vs_baseline", 1), NO_BASELINE),
+    "rss": Metric("memory", lambda r, a: r["rss_mb"]["peak"]),
+    "size": Metric("memory", lambda r, a: a["bytes"] / 1e6),
+    "params": Metric("number", lambda r, a: a["params"]),
+    "macs": Metric("number", lambda r, a: a["macs"]),
+    "agreement": Metric("number", _agreement, NO_PARITY),
+    "top1": Metric("number", _top1, "the data has no labels"),
 }

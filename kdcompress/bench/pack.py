@@ -1,7 +1,7 @@
-"""`pack:DIR`: a benchmark to carry to a machine by hand, and what it brings back.
+"""`pack:DIR`: writes a benchmark as a zip to carry to a machine by hand, and reads the result it brings back.
 
-The zip holds a folder with run.py, all that it needs, and a README.txt. Carried out there it writes
-result.json, and that alone is what `merged` needs: the job stands in it.
+The zip holds a folder with run.py, all that it needs, and a README.txt. run.py writes result.json there; that
+file alone is enough for `read_result`, since the job stands in it too.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from numpy.typing import NDArray
 
 from kdcompress import __version__
 from kdcompress.atomic import sha256_of, write_bytes
-from kdcompress.bench import environment, run
-from kdcompress.bench.measure import check, described, documented, protocol_told
-from kdcompress.bench.parcel import JOB, NEEDS, SCOUTS, WORKMEN, needs, parcel, text
-from kdcompress.bench.plan import Artefact, Protocol, cells_of, plan
-from kdcompress.bench.results import Cell, Copy
-from kdcompress.bench.ssh import check_travelling_runtime
-from kdcompress.bench.target import PACK, Carried
+from kdcompress.bench import environment
+from kdcompress.bench.bundle import DRIVER_FILES, JOB, NEEDS, PREFLIGHT_FILES, bundle, needs_of, to_text
+from kdcompress.bench.cell import Artefact, Cell, CellRole, Protocol
+from kdcompress.bench.device import main as run
+from kdcompress.bench.measure import check_artefacts, describe_artefacts, make_document, protocol_block
+from kdcompress.bench.plan import cells_of, plan
+from kdcompress.bench.runtimes import check_remote_runtime
+from kdcompress.bench.target import RawResult
 from kdcompress.errors import UserError
 
+PACK = "pack:"
 NAME = "kdcompress-bench"
 SCHEMA = "kdcompress.bench-pack/1"
 _ALL = 0
-"""Threads of a cell that is to have all cores, while they are not known."""
+"""Thread count in the plan of a cell that uses all cores, whose number is not yet known."""
 
 _README = """\
 A benchmark of kdcompress {version}, to be carried out on this machine.
@@ -50,10 +52,10 @@ came from:
 
 
 class Pack:
-    """A machine that is not there yet.
+    """A zip for a machine that cannot be reached from here.
 
     Args:
-        text: `pack:DIR`.
+        text: `pack:DIR`, as the user wrote it.
 
     Raises:
         UserError: It names no folder.
@@ -67,14 +69,9 @@ class Pack:
         if self.file.parent.exists() and not self.file.parent.is_dir():
             raise UserError(f"--target {text}: {folder} is no folder")
 
-    @property
-    def described(self) -> dict[str, Any]:
-        """What merged documents say."""
-        return {"kind": "pack"}
-
     def check_runtime(self, name: str) -> None:
-        """Refuses what is not expected there."""
-        check_travelling_runtime(name, f"--target {self.text}")
+        """Refuses a runtime that other machines are not expected to have."""
+        check_remote_runtime(name, f"--target {self.text}")
 
 
 def pack(
@@ -92,42 +89,42 @@ def pack(
     """Writes the zip.
 
     Args:
-        target: Where to.
-        artefacts: As for `measure`, like the others.
-        threads: See there; they are capped on the machine.
-        batch: See there.
-        rounds: See there.
-        baseline: See there.
-        protocol: See there.
-        images: See there.
+        target: The zip's place.
+        artefacts: The files to time.
+        threads: Thread counts, or "all"; they are capped on the machine.
+        batch: Batch sizes.
+        rounds: Number of rounds.
+        baseline: Name of the artefact that the others are compared with, or None.
+        protocol: Durations and counts.
+        images: `[N, C, H, W]` float32 in [0, 1]; None: noise.
         warnings: Sentences for the document.
 
     Returns:
         `{schema, file, sha256, bytes, artefacts, warnings}`.
 
     Raises:
-        UserError: As for `measure`.
+        UserError: The artefacts cannot be measured, or a file of theirs lies outside of their folder.
         WorldError: The disk is full.
     """
-    artefacts = check(
+    artefacts = check_artefacts(
         artefacts, threads=threads, batch=batch, rounds=rounds, baseline=baseline, target=target
     )
-    needed = needs(artefacts)
+    needs = needs_of(artefacts)
     cells = cells_of(artefacts, [_ALL if n == "all" else n for n in threads], batch, baseline)
     with tempfile.TemporaryDirectory(prefix="kdcompress-bench-") as folder:
-        planned = plan(cells, protocol, rounds, shape=None, images=images, folder=Path(folder))
-        for entry in planned["cells"]:
+        plan_here = plan(cells, protocol, rounds, shape=None, images=images, folder=Path(folder))
+        for entry in plan_here["cells"]:
             entry["threads"] = entry["threads"] or "all"
-        sent = parcel(planned)
-        job = sent.job(
+        files = bundle(plan_here)
+        job = files.job(
             tool={"name": "kdcompress", "version": __version__},
-            artefacts=described(artefacts),
+            artefacts=describe_artefacts(artefacts),
             baseline=baseline,
-            protocol=protocol_told(protocol, rounds=rounds, batch=batch, baseline=baseline),
+            protocol=protocol_block(protocol, rounds=rounds, batch=batch, baseline=baseline),
             warnings=list(warnings),
         )
-        texts = {NEEDS: text(needed), JOB: text(job), "README.txt": _README.format(version=__version__)}
-        content = _zip({**SCOUTS, **WORKMEN, **sent.files}, texts)
+        texts = {NEEDS: to_text(needs), JOB: to_text(job), "README.txt": _README.format(version=__version__)}
+        content = _zip({**PREFLIGHT_FILES, **DRIVER_FILES, **files.sources}, texts)
     target.file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target.file, content)
     return {
@@ -140,17 +137,17 @@ def pack(
     }
 
 
-def merged(path: Path) -> dict[str, Any]:
-    """The benchmark document of a result that came back.
+def read_result(path: Path) -> dict[str, Any]:
+    """Reads the result.json that run.py wrote and makes its benchmark document.
 
     Args:
-        path: Of the result.json that run.py wrote.
+        path: The result.json.
 
     Returns:
-        As from `measure`.
+        A document of schema `kdcompress.bench/1`, as `measure` gives it.
 
     Raises:
-        UserError: It is none, damaged, or of another version.
+        UserError: It is no such file, damaged, or of another version.
     """
     body = _body(path)
     try:
@@ -165,24 +162,24 @@ def _document(body: dict[str, Any]) -> dict[str, Any]:
         name: Artefact(name, Path(entry["file"]), precision=entry["precision"])
         for name, entry in job["artefacts"].items()
     }
-    entries, counts, _ = run.granted(job["plan"]["cells"], body["before"]["granted_cores"])
+    entries, counts, _ = run.with_granted_threads(job["plan"]["cells"], body["before"]["granted_cores"])
     cells = [
         Cell(
             artefacts[entry["artefact"]],
             entry["runtime"],
             entry["threads"],
             entry["batch"],
-            Copy.CONTROL if entry["control"] else Copy.MEASURED,
+            CellRole.CONTROL if entry["control"] else CellRole.MEASURED,
         )
         for entry in entries
     ]
-    return documented(
+    return make_document(
         target={"kind": "pack"},
         artefacts=job["artefacts"],
         cells=cells,
         baseline=job["baseline"],
-        before=environment.own(body["before"], job["tool"]["version"]),
-        carried=Carried(raw, body["after"]),
+        before=environment.env_block(body["before"], job["tool"]["version"]),
+        result=RawResult(raw, body["after"]),
         protocol={**job["protocol"], "threads": counts},
         warnings=[*job["warnings"], *body["warnings"]],
     )
@@ -191,24 +188,24 @@ def _document(body: dict[str, Any]) -> dict[str, Any]:
 def _body(path: Path) -> dict[str, Any]:
     what = "expected the result.json that run.py of a pack wrote"
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--merge {path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise UserError(f"--merge {path}: is damaged, or no JSON; {what}") from None
-    schema = told.get("schema") if isinstance(told, dict) else None
+    schema = document.get("schema") if isinstance(document, dict) else None
     if schema != run.SCHEMA:
-        known = re.fullmatch(r"kdcompress\.bench-result/\d+", str(schema))
-        why = f"this version of kdcompress reads {run.SCHEMA!r}" if known else what
+        is_other_version = re.fullmatch(r"kdcompress\.bench-result/\d+", str(schema))
+        why = f"this version of kdcompress reads {run.SCHEMA!r}" if is_other_version else what
         raise UserError(f"--merge {path}: schema {schema!r}; {why}")
-    body = told.get("body")
-    if not isinstance(body, dict) or run.digest(body) != told.get("sha256"):
+    body = document.get("body")
+    if not isinstance(body, dict) or run.digest(body) != document.get("sha256"):
         raise UserError(f"--merge {path}: is damaged: its content is not what was written; copy it again")
     return body
 
 
 def _zip(files: dict[str, Path], texts: dict[str, str]) -> bytes:
-    """The same content gives the same bytes."""
+    """Makes a zip; the same content gives the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted([*files, *texts]):

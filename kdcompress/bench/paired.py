@@ -1,4 +1,4 @@
-"""Two artefacts of one benchmark document against each other, whichever of them was its baseline."""
+"""Compares two artefacts of one benchmark document, whichever of them was its baseline."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from kdcompress.bench import stats
 def paired(
     document: dict[str, Any], artefact: str, baseline: str, runtime: str = "onnxruntime"
 ) -> list[dict[str, Any]]:
-    """How many times as fast an artefact is as another, for each thread count and batch size.
+    """Computes how many times as fast one artefact is as another, for each thread count and batch size.
 
     They were timed in the same rounds, so the ratio of each round counts, as in `vs_baseline`.
 
     Args:
-        document: Of schema `kdcompress.bench/1`.
-        artefact: Its name.
-        baseline: The other's.
-        runtime: That both were timed in.
+        document: A document of schema `kdcompress.bench/1`.
+        artefact: Name of the artefact.
+        baseline: Name of the other one.
+        runtime: Runtime in which both were timed.
 
     Returns:
         `{threads, batch, ratio (baseline time / own time), ci95, verdict}`, in the document's order; nothing
@@ -28,16 +28,16 @@ def paired(
     others = {
         (result["threads"], result["batch"]): result for result in results if result["artefact"] == baseline
     }
-    found = []
+    ratios = []
     for own in (result for result in results if result["artefact"] == artefact):
         setting = own["threads"], own["batch"]
         if setting not in others:
             continue
         ratio, interval = stats.paired_ratio(others[setting]["round_medians_ms"], own["round_medians_ms"])
-        # How far identical files came out apart, which is the same whatever is compared.
+        # The difference between two copies of one file, the same for every comparison.
         margins = [r["vs_baseline"]["margin"] for r in (own, others[setting]) if r["vs_baseline"]]
         least = max(margins, default=stats.LEAST_DIFFERENCE)
-        found.append(
+        ratios.append(
             {
                 "threads": own["threads"],
                 "batch": own["batch"],
@@ -46,4 +46,4 @@ def paired(
                 "verdict": stats.verdict(interval, least),
             }
         )
-    return found
+    return ratios

@@ -1,120 +1,31 @@
-"""From blocks of calls to the benchmark document: what was timed, how sure that is, what it is worth."""
+"""Makes the benchmark document from measured blocks: medians, intervals, ratios, verdicts and warnings."""
 
 from __future__ import annotations
 
-import enum
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 from kdcompress import __version__
-from kdcompress.bench import driver, runtimes, stats
-
-if TYPE_CHECKING:
-    from kdcompress.bench.plan import Artefact
+from kdcompress.bench import stats
+from kdcompress.bench.cell import Block, Cell
+from kdcompress.bench.device import scheduler
 
 SCHEMA = "kdcompress.bench/1"
 
 NOISY_SHARE = 0.2
-"""Above this share of disturbed blocks absolute times are not to be trusted."""
+"""Share of disturbed blocks above which absolute times cannot be trusted."""
 
 LEAST_AGREEMENT = 0.9
-"""Of the classes that a file in fewer bits gives, with those in full precision."""
+"""Least share of images to which a file in fewer bits gives the same class as full precision."""
 
 
-class Copy(enum.Enum):
-    """What a cell is there for."""
-
-    MEASURED = enum.auto()
-    CONTROL = enum.auto()  # the baseline again: A/A
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One cell's turn in one round.
+def with_measurements(cells: Sequence[Cell], raw: dict[str, Any]) -> list[Cell]:
+    """Adds the measurements to the cells, and gives those that were measured over all rounds.
 
     Args:
-        calls_ms: Every call's duration.
-        wall_s: Of the whole turn.
-        cpu_s: CPU time of the process in it, over all threads.
-        involuntary_switches: How often another process took a core from it.
-        steal_s: CPU time that the hypervisor gave to other machines, all cores together; None if it is not
-            told.
-        peak_mb: Greatest resident memory of the worker so far.
-    """
-
-    calls_ms: list[float]
-    wall_s: float
-    cpu_s: float
-    involuntary_switches: int
-    steal_s: float | None
-    peak_mb: float
-
-    @classmethod
-    def from_answer(cls, answer: dict[str, Any]) -> Self:
-        """From a worker's answer to `block`."""
-        calls = [max(ns, 1) / 1e6 for ns in answer["samples_ns"]]  # a clock of coarse ticks may say 0
-        rest = (answer[key] for key in ("wall_s", "cpu_s", "involuntary_switches", "steal_s", "peak_mb"))
-        return cls(calls, *rest)
-
-    @property
-    def median_ms(self) -> float:
-        """Of its calls."""
-        return statistics.median(self.calls_ms)
-
-    def is_disturbed(self, threads: int) -> bool:
-        """Whether something else had a part of the cores meanwhile.
-
-        Args:
-            threads: That the cell was given.
-        """
-        is_starved = self.cpu_s < 0.9 * self.wall_s  # the calling thread alone would fill it
-        is_pushed_aside = self.involuntary_switches > 50 * self.wall_s * threads
-        is_stolen_from = self.steal_s is not None and self.steal_s > 0.02 * self.wall_s * threads
-        return is_starved or is_pushed_aside or is_stolen_from
-
-
-@dataclass(slots=True, eq=False)
-class Cell:
-    """An artefact in one runtime at one thread count and batch size, and what was measured of it."""
-
-    artefact: Artefact
-    runtime: str
-    threads: int
-    batch: int
-    copy: Copy
-    loaded: dict[str, Any] = field(default_factory=dict)
-    parity: dict[str, Any] | None = None
-    blocks: list[Block] = field(default_factory=list)
-
-    @property
-    def is_control(self) -> bool:
-        """Whether it is the A/A copy."""
-        return self.copy is Copy.CONTROL
-
-    @property
-    def shown(self) -> str:
-        """The runtime's name in the document; the precision stands beside it."""
-        return runtimes.shown(self.runtime)
-
-    @property
-    def precision(self) -> str:
-        """What it computes in."""
-        return runtimes.precision(self.runtime, self.artefact.precision)
-
-    @property
-    def medians_ms(self) -> list[float]:
-        """One per round."""
-        return [block.median_ms for block in self.blocks]
-
-
-def filled(cells: Sequence[Cell], raw: dict[str, Any]) -> list[Cell]:
-    """The cells that were measured over all rounds, with what the driver brought back of them.
-
-    Args:
-        cells: In the plan's order.
-        raw: As `driver.run` gives it.
+        cells: The cells in the plan's order.
+        raw: The result of `scheduler.run`.
     """
     measured = []
     for cell, entry in zip(cells, raw["cells"], strict=True):
@@ -136,16 +47,16 @@ def document(
     protocol: dict[str, Any],
     warnings: list[str],
 ) -> dict[str, Any]:
-    """The benchmark document.
+    """Makes the benchmark document.
 
     Args:
-        target: Where it was measured: `{"kind", ...}`.
-        artefacts: By name, as the schema has them.
-        cells: Those measured over all rounds.
-        failures: Those that were not.
+        target: The measured machine: `{"kind", ...}`.
+        artefacts: Descriptions of the artefacts by name.
+        cells: Cells measured over all rounds.
+        failures: Descriptions of the other cells.
         baseline: Name of the artefact to compare with, or None.
-        env: As from `environment()`.
-        protocol: What was asked for.
+        env: The `env` block of the machine.
+        protocol: The document's `protocol`.
         warnings: Sentences so far.
     """
     measured = [cell for cell in cells if not cell.is_control]
@@ -189,7 +100,7 @@ def _result(
     noise = _noise(cell, calls)
     return {
         "artefact": cell.artefact.name,
-        "runtime": cell.shown,
+        "runtime": cell.runtime_title,
         "provider": cell.loaded["provider"],
         "precision": cell.precision,
         "threads": cell.threads,
@@ -225,7 +136,7 @@ def _comparison(cell: Cell, base: Cell, least: float | None) -> dict[str, Any]:
     least = stats.LEAST_DIFFERENCE if least is None else least
     return {
         "name": base.artefact.name,
-        "runtime": base.shown,
+        "runtime": base.runtime_title,
         "precision": base.precision,
         "ratio": _rounded(ratio),
         "ci95": interval and [_rounded(end) for end in interval],
@@ -235,7 +146,7 @@ def _comparison(cell: Cell, base: Cell, least: float | None) -> dict[str, Any]:
 
 
 def _baseline_of(cell: Cell, measured: Sequence[Cell], baseline: str | None) -> Cell | None:
-    """The baseline's cell of the same threads and batch: in the same runtime if it was measured there.
+    """Finds the baseline's cell of the same threads and batch, in the same runtime if there is one.
 
     The baseline's own further runtimes are compared with its first.
     """
@@ -297,7 +208,7 @@ def _warnings(cell: Cell, noise: dict[str, Any], is_noisy: bool) -> list[str]:
         warnings.append(
             f"the rounds differ by up to {noise['round_spread']:g}x; read the ratio, not the median"
         )
-    if noise["contaminated"] and not is_noisy:  # which is said of all of them at once
+    if noise["contaminated"] and not is_noisy:  # there one warning covers them all
         share = f"{noise['marked_blocks']} of {len(cell.blocks)} rounds"
         warnings.append(f"contaminated: in {share} other work had a part of the cores")
     if cell.loaded["images"] == "noise":
@@ -314,7 +225,7 @@ def _parity_warnings(cell: Cell) -> list[str]:
     if cell.precision == "fp32" and not parity["within"]:
         far = f"{parity['max_err_over_spread']:.2g} of their spread"
         return [f"its outputs differ from those of {parity['to']} by {far}: is it the same network?"]
-    # Of noise no class is the right one, and which one comes first says little.
+    # Noise has no right class, so its classes say little.
     if parity["top1_agreement"] < LEAST_AGREEMENT and cell.loaded["images"] == "real":
         share = f"{100 * parity['top1_agreement']:.0f} % of {parity['n']} images"
         return [f"gives the class that {parity['to']} gives for only {share}; check its accuracy"]
@@ -322,8 +233,8 @@ def _parity_warnings(cell: Cell) -> list[str]:
 
 
 def _verification(cell: Cell) -> list[str]:
-    """A sentence where nothing tells whether another machine computes what this one does."""
-    if cell.parity is not None and cell.parity["to"] == driver.REFERENCE:
+    """Lists a warning if nothing proves that another machine computes the same outputs."""
+    if cell.parity is not None and cell.parity["to"] == scheduler.REFERENCE:
         return []
     return ["unverified: there are no golden images to compare its outputs on the target with"]
 
@@ -338,5 +249,5 @@ def _share(flags: list[bool]) -> str:
 
 
 def _rounded(number: float | None) -> float | None:
-    """Four significant digits: more would be noise."""
+    """Rounds to four significant digits: more would be noise."""
     return None if number is None else float(f"{number:.4g}")

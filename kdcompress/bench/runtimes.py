@@ -1,4 +1,4 @@
-"""The runtimes that worker.py knows: what each is called, which files it takes, what it computes in."""
+"""The runtimes of device/worker.py: the title, the files and the arithmetic of each."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ class Runtime:
     """A runtime.
 
     Args:
-        shown: In a document, where the precision stands beside it.
-        suffix: Of the files it takes.
-        computes_in: What floating-point parts are computed in, whatever the file says; None: as the file
-            says.
-        package: That must be installed, or None: it comes with kdcompress.
+        title: Its name in a document, where the precision stands beside it.
+        suffix: Suffix of the files it takes.
+        computes_in: Precision of its floating-point arithmetic, whatever the file's; None: the file's.
+        package: Package that must be installed; None: it comes with kdcompress.
         also: Further suffixes of files it takes.
     """
 
-    shown: str
+    title: str
     suffix: str
     computes_in: str | None = None
     package: str | None = None
@@ -30,7 +29,7 @@ class Runtime:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of all the files it takes."""
+        """All suffixes of files it takes."""
         return (self.suffix, *self.also)
 
 
@@ -43,7 +42,7 @@ RUNTIMES = {
     "executorch": Runtime("executorch", ".pte", None, "executorch"),
 }
 EXPECTED = "an .onnx or a .safetensors file, the .xml of OpenVINO or the .pte of ExecuTorch"
-"""Where a file has no suffix of these."""
+"""For the message about a file with another suffix."""
 
 
 def default_runtime(suffix: str) -> str | None:
@@ -66,22 +65,45 @@ def check_runtime(name: str) -> None:
         raise UserError(f"the runtime {name!r} needs {package}: pip install 'kdcompress[{package}]'")
 
 
+def check_remote_runtime(name: str, target: str) -> None:
+    """Refuses a runtime that other machines are not expected to have.
+
+    Args:
+        name: Name of the runtime.
+        target: The target as the user gave it, for the message.
+
+    Raises:
+        UserError: It is not expected there.
+    """
+    remote = [key for key, runtime in RUNTIMES.items() if runtime.suffix == ".onnx"]
+    if name in remote:
+        return
+    if name in RUNTIMES:
+        raise UserError(
+            f"{target}: the runtime {name!r} needs more than a target must have (Python, numpy, "
+            f"onnxruntime); give .onnx files, and of the runtimes {', '.join(remote)}"
+        )
+    if ":" in name:
+        raise UserError(f"{target}: a runtime of your own is not sent to a target; use {', '.join(remote)}")
+    raise UserError(f"unknown runtime {name!r}{suggest(name, remote)}")
+
+
 def takes(name: str, suffix: str) -> bool:
-    """Whether a runtime takes files of this suffix; the user's own are taken at their word."""
+    """Tells if a runtime takes files of this suffix; a runtime of the user's own takes all."""
     return name not in RUNTIMES or suffix in RUNTIMES[name].suffixes or default_runtime(suffix) == name
 
 
-def shown(name: str) -> str:
-    """The runtime in a document."""
-    return RUNTIMES[name].shown if name in RUNTIMES else name
+def title(name: str) -> str:
+    """Names a runtime as in a document."""
+    return RUNTIMES[name].title if name in RUNTIMES else name
 
 
 def precision(name: str, of_file: str) -> str:
-    """What a file of this precision is computed in by this runtime: fp32, fp16, bf16, int8, int8+bf16.
+    """Tells the precision that a runtime computes a file in: fp32, fp16, bf16, int8, int8+bf16.
 
     Args:
-        name: The runtime.
-        of_file: "fp32", "fp16" or "int8".
+        name: Name of the runtime.
+        of_file: Precision of the file: "fp32", "fp16" or "int8".
     """
     computes_in = RUNTIMES[name].computes_in if name in RUNTIMES else None
     if computes_in is None:

@@ -1,8 +1,7 @@
-"""What may be said of a set of timings: medians with distribution-free intervals, paired ratios, verdicts.
+"""Statistics of timings: medians with distribution-free intervals, paired ratios and verdicts.
 
-No mean, no clipping, no outlier removed: latencies are skewed, come in modes, and what looks like an
-outlier is what a user waits for. Everything here is a pure function of numbers; the unit of what goes in
-comes out again.
+No mean, no clipping, no outlier removed: latencies are skewed and come in modes, and users wait for outliers
+too. Everything here is a pure function of numbers; results have the unit of the values.
 """
 
 from __future__ import annotations
@@ -33,17 +32,8 @@ MODE_RATIO = 1.3
 """Two groups of timings whose medians are further apart than this are two modes of the machine."""
 
 
-def median_of_medians(rounds: Sequence[Sequence[float]]) -> float:
-    """The central value: the median over rounds of the median over a round's calls.
-
-    Args:
-        rounds: The calls' durations, one sequence per round, none empty.
-    """
-    return statistics.median(statistics.median(calls) for calls in rounds)
-
-
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Order-statistic interval for the median of whatever distribution the values are drawn from.
+    """Computes the order-statistic interval for the median of any distribution.
 
     The k-th least and k-th greatest value, with the largest k whose coverage 1 - 2 P(Binomial(n, 1/2) < k)
     still reaches the confidence. Nine values: the second and the eighth, 96.1 %.
@@ -68,7 +58,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval | No
 
 
 def percentile(calls: Sequence[float], percent: int) -> float | None:
-    """The nearest-rank percentile, or None when there are too few calls to know it.
+    """Computes the nearest-rank percentile; None if there are too few calls.
 
     Args:
         calls: Durations of single calls.
@@ -80,7 +70,7 @@ def percentile(calls: Sequence[float], percent: int) -> float | None:
 
 
 def paired_ratio(baseline: Sequence[float], own: Sequence[float]) -> tuple[float, Interval | None]:
-    """How many times as fast, over the rounds, with its interval; 2.0 means half the time.
+    """Computes how many times as fast one is as the baseline, with an interval; 2.0 means half the time.
 
     A round measures both within a second or two, so what slows the machine for a while slows both and
     cancels. Of two identical things each is the faster one equally often and equally far: the logarithms of
@@ -89,7 +79,7 @@ def paired_ratio(baseline: Sequence[float], own: Sequence[float]) -> tuple[float
 
     Args:
         baseline: One duration per round.
-        own: The same rounds'.
+        own: One duration per round, in the same order.
     """
     logarithms = [math.log(base / this) for base, this in zip(baseline, own, strict=True)]
     centre, ends = signed_rank(logarithms)
@@ -97,7 +87,7 @@ def paired_ratio(baseline: Sequence[float], own: Sequence[float]) -> tuple[float
 
 
 def signed_rank(values: Sequence[float], confidence: float = 0.95) -> tuple[float, Interval | None]:
-    """The centre of symmetry of what the values are drawn from, and an interval for it.
+    """Estimates the centre of a symmetric distribution, with an interval.
 
     The centre is the median of the means of all pairs (each value with itself, too); the interval runs from
     the k-th least of those means to the k-th greatest, with the largest k whose coverage 1 - 2 P(W < k) still
@@ -135,7 +125,7 @@ def _signed_rank_law(n: int) -> NDArray[np.float64]:
 
 
 def margin(control: float | None, ends: Interval | None) -> float:
-    """How far from 1 a ratio must lie to be a difference: as far as identical things were seen to differ.
+    """Computes how far from 1 a ratio must lie to be a difference, from the A/A control.
 
     Args:
         control: Ratio of the baseline to a second copy of itself, or None if there is none.
@@ -151,11 +141,11 @@ def margin(control: float | None, ends: Interval | None) -> float:
 
 
 def verdict(ratio: Interval | None, least: float = LEAST_DIFFERENCE) -> Verdict:
-    """What a ratio's interval shows; swapping the two sides swaps faster and slower.
+    """Judges a ratio by its interval; swapping the two sides swaps faster and slower.
 
     Args:
         ratio: Interval of baseline time / own time; None shows nothing.
-        least: As from `margin`.
+        least: The result of `margin`.
 
     Returns:
         "faster" or "slower" only if the whole interval lies beyond the margin.
@@ -168,7 +158,7 @@ def verdict(ratio: Interval | None, least: float = LEAST_DIFFERENCE) -> Verdict:
 
 
 def has_two_modes(values: Sequence[float]) -> bool:
-    """Whether the values fall into two groups apart, as when a neighbour takes a core for some of the rounds.
+    """Tells if the values fall into two groups, as when another program takes a core for some of the rounds.
 
     The sorted values are cut at their widest relative gap, leaving at least a tenth of them (and two) on each
     side. They are modes if the groups' medians differ by more than `MODE_RATIO` and at least half of that way
@@ -188,6 +178,6 @@ def has_two_modes(values: Sequence[float]) -> bool:
 
 
 def share_over_twice_the_median(calls: Sequence[float]) -> float:
-    """The share of calls that took more than twice the median call: the tail that a median hides."""
+    """Computes the share of calls longer than twice the median call: the tail that a median hides."""
     twice = 2 * statistics.median(calls)
     return sum(call > twice for call in calls) / len(calls)

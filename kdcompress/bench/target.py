@@ -1,4 +1,4 @@
-"""Where is measured: on this machine, or over ssh on another one (ssh.py)."""
+"""The machine to measure on, as `measure` sees it; this machine is one (ssh_target.py has the other)."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kdcompress.bench import driver, environment, runtimes
-from kdcompress.bench.plan import Artefact
+from kdcompress.bench import environment, runtimes
+from kdcompress.bench.cell import Artefact
+from kdcompress.bench.device import scheduler
 from kdcompress.cores import granted_cores
-from kdcompress.errors import UserError
 
 Progress = Callable[[int, int, str], None]
-"""(done, of, what is being done)."""
-
-LOCAL = "local"
-PACK = "pack:"
-SSH = "ssh://"
+"""(done, total, the present step)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
-    """A plan that has been carried out.
+class RawResult:
+    """The measurements of a plan that has been carried out.
 
     Args:
-        raw: As `driver.run` gives it.
-        after: The machine's `env` block when all was done.
+        raw: The result of `scheduler.run`.
+        after: The machine's `env` block at the end.
     """
 
     raw: dict[str, Any]
@@ -35,42 +31,42 @@ class Carried:
 
 
 class Machine(Protocol):
-    """A target that has been reached and can do what is to come."""
+    """A target that has been reached and can run the benchmark."""
 
     @property
     def env(self) -> dict[str, Any]:
-        """Its `env` block, before anything is timed."""
+        """Its `env` block before anything is timed."""
 
     @property
     def cores(self) -> int:
-        """How many it grants: "all" threads, and the most."""
+        """Number of cores it grants; "all" threads are so many, and more are capped."""
 
     @property
     def warnings(self) -> list[str]:
         """Sentences on its state."""
 
-    def run(self, plan: dict[str, Any], folder: Path, progress: Progress | None) -> Carried:
+    def run(self, plan: dict[str, Any], folder: Path, progress: Progress | None) -> RawResult:
         """Carries a plan out; a cell that fails is in the raw result.
 
         Args:
-            plan: As `plan.plan` gives it, with absolute paths of this machine.
-            folder: Where its arrays are.
-            progress: Called as work goes on.
+            plan: The result of `plan.plan`, with absolute paths of this machine.
+            folder: Folder of its arrays.
+            progress: Called after each step.
         """
 
 
-class Checked(Protocol):
-    """What may refuse a runtime."""
+class RuntimeChecker(Protocol):
+    """Refuses runtimes that a target does not have."""
 
     def check_runtime(self, name: str) -> None:
-        """Refuses a runtime that cannot be used there, before anything is reached.
+        """Refuses a runtime that cannot be used there, before the target is reached.
 
         Raises:
             UserError: It cannot.
         """
 
 
-class Target(Checked, Protocol):
+class Target(RuntimeChecker, Protocol):
     """A machine to measure on, not yet reached."""
 
     @property
@@ -78,7 +74,7 @@ class Target(Checked, Protocol):
         """The `target` of a document: `{"kind", ...}`."""
 
     def opened(self, artefacts: Sequence[Artefact]) -> AbstractContextManager[Machine]:
-        """Reaches it and finds out whether it can run these; on leaving the block nothing of ours is there.
+        """Reaches it and checks that it can run these artefacts; removes all our files at the end.
 
         Raises:
             UserError: It lacks something; the message says what to install.
@@ -92,8 +88,8 @@ class Local:
 
     @property
     def described(self) -> dict[str, Any]:
-        """`local`."""
-        return {"kind": LOCAL}
+        """The `target` of a document."""
+        return {"kind": "local"}
 
     def check_runtime(self, name: str) -> None:
         """Refuses a runtime that is unknown or not installed."""
@@ -101,38 +97,16 @@ class Local:
 
     @contextmanager
     def opened(self, artefacts: Sequence[Artefact]) -> Iterator[Machine]:
-        """It is here."""
-        yield _Here()
+        """Yields this machine."""
+        yield _LocalMachine()
 
 
-class _Here:
+class _LocalMachine:
     def __init__(self) -> None:
         self.cores = granted_cores()
         self.warnings = environment.load_warnings()
         self.env = environment.environment()
 
-    def run(self, plan: dict[str, Any], folder: Path, progress: Progress | None) -> Carried:
-        raw = driver.run(plan, str(folder), progress)
-        return Carried(raw, environment.environment())
-
-
-def parse_target(text: str, *, remote_python: str = "python3", ssh_config: Path | None = None) -> Target:
-    """The target that a command line names.
-
-    Args:
-        text: `local` or `ssh://[user@]host[:port]`.
-        remote_python: Of an ssh target: the interpreter's name or path there.
-        ssh_config: Of an ssh target: a file in the place of ~/.ssh/config.
-
-    Raises:
-        UserError: It is none of them; `pack:DIR` is no machine (see pack.py).
-    """
-    if text == LOCAL:
-        return Local()
-    if text.startswith(SSH):
-        from kdcompress.bench.ssh import parse_ssh
-
-        return parse_ssh(text, remote_python, ssh_config)
-    if text.startswith(PACK):
-        raise UserError(f"--target {text}: only `bench` packs; name a machine that answers now")
-    raise UserError(f"--target {text}: expected local, ssh://user@host[:port] or pack:DIR")
+    def run(self, plan: dict[str, Any], folder: Path, progress: Progress | None) -> RawResult:
+        raw = scheduler.run(plan, str(folder), progress)
+        return RawResult(raw, environment.environment())

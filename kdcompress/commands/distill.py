@@ -1,4 +1,4 @@
-"""`distill`."""
+"""The command `distill`."""
 
 from __future__ import annotations
 
@@ -9,35 +9,48 @@ from typing import Any
 
 import click
 
-from kdcompress.commands.options import allow_code, common, give, overrides
+from kdcompress.commands.options import allow_code, common, print_result, recipe_changes
 from kdcompress.cores import MAX_THREADS
 
 
 @click.command()
-@click.option("--recipe", required=True, metavar="NAME|FILE", help="A shipped recipe, or a YAML file.")
-@click.option("--data", metavar="DIR", help="Folder of the data; goes before data.root of the recipe.")
+@click.option("--recipe", required=True, metavar="NAME|FILE", help="A shipped recipe or a YAML file.")
+@click.option("--data", metavar="DIR", help="Folder of the data; overrides data.root of the recipe.")
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path), help="Run folder. [default: runs/RECIPE]"
 )
-@overrides
-@click.option("--resume", is_flag=True, help="Go on where the run in this folder stopped.")
-@click.option("--overwrite", is_flag=True, help="Throw away the run in this folder first.")
-@click.option("--baseline", is_flag=True, help="Train the same student without distillation beside it.")
-@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Repeat with N seeds.")
+@recipe_changes
+@click.option("--resume", is_flag=True, help="Continue the interrupted run in the run folder.")
+@click.option("--overwrite", is_flag=True, help="Delete the run in the run folder first.")
+@click.option("--baseline", is_flag=True, help="Also train the same student without distillation.")
+@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Repeat the run with N seeds.")
 @click.option(
     "--qat-epochs",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Also student.int8.onnx, of a student tuned for it: N more epochs in int8 (export.int8.qat_epochs).",
+    help="Also write student.int8.onnx after N epochs of quantisation-aware training.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
-    "--threads", type=click.IntRange(1, MAX_THREADS), metavar="N", help="CPU threads; part of the run."
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device of the training.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    metavar="N",
+    help="CPU threads per process. [default: train.threads, else the available cores]",
 )
 @allow_code
 @common
 def distill(as_json: bool, quiet: bool, **options: Any) -> None:
-    """Train a student, strip it, prove it, export it and time it."""
+    """Train a student, verify it, export it and measure its latency.
+
+    The recipe is changed by --method, then --preset, then --set. A method without a teacher leaves out the
+    recipe's teacher; a method with peers adds copies of the student.
+    """
     if options["resume"] and options["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
     epochs = options.pop("qat_epochs")
@@ -49,6 +62,6 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
 
     command = shlex.join(["kdcompress", *sys.argv[1:]])
     summary = distill(Request(command=command, **options), Progress(quiet))
-    if summary is None:  # a process of torchrun that is not the first
+    if summary is None:  # a torchrun process other than the first
         return
-    give(summary, as_json, lambda: print_summary(summary))
+    print_result(summary, as_json, lambda: print_summary(summary))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdcompress.commands.options import allow_code, common, give, overrides
+from kdcompress.commands.options import allow_code, common, overrides, print_result
 
 
 @click.command(short_help="Top-1 of a file, or of a run's exported student.")
@@ -54,18 +54,18 @@ def evaluate(
         from kdcompress.tools import probe as probing
 
         told = probing.knowledge(Path(source), Progress(quiet), images=images or probing.IMAGES, **options)
-        give(told, as_json, lambda: _print_knowledge(told))
+        print_result(told, as_json, lambda: _print_knowledge(told))
         return
     if probe is not None:
         from kdcompress.tools import probe as probing
 
         result = probing.probe(Path(source), Progress(quiet), kind=probe, **options)
-        give(result, as_json, lambda: _print_probe(result))
+        print_result(result, as_json, lambda: _print_probe(result))
         return
     from kdcompress.export.reexport import evaluate
 
     result = evaluate(Path(source), Progress(quiet), **options)
-    give(result, as_json, lambda: _print_evaluation(result))
+    print_result(result, as_json, lambda: _print_evaluation(result))
 
 
 def _print_evaluation(result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from kdcompress.commands.options import F, common, give, of_checkpoint, overrides
+from kdcompress.commands.options import F, checkpoint_options, common, overrides, print_result
 from kdcompress.commands.strip import print_stripped
 
 
@@ -106,7 +106,7 @@ def _of_smaller(command: F) -> F:
 )
 @click.option("--data", "root", metavar="DIR", help="Folder of the images that the files are proved on.")
 @click.option("--student", metavar="FAMILY/NAME", help="CHECKPOINT: the plain network that is in it.")
-@of_checkpoint
+@checkpoint_options
 @click.option("--recipe", metavar="NAME|FILE", help="CHECKPOINT: its data section says which images.")
 @overrides
 @click.option(
@@ -207,7 +207,7 @@ def export(
                 additions=additions,
                 allow_code=allow_code,
             )
-    give(summary, as_json, lambda: _print_files(summary))
+    print_result(summary, as_json, lambda: _print_files(summary))
 
 
 def _print_files(summary: dict[str, Any]) -> None:

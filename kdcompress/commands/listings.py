@@ -1,4 +1,4 @@
-"""`recipes`, `methods`, `students`, `datasets`: what there is, one line each."""
+"""The commands `recipes`, `methods`, `students` and `datasets`: one line each, or the page of one method."""
 
 from __future__ import annotations
 
@@ -7,42 +7,52 @@ from typing import Any
 import click
 
 from kdcompress import listing
-from kdcompress.commands.options import common, give
+from kdcompress.commands.options import common, print_result
 
 
-@click.command()
+@click.command(short_help="List the shipped recipes.")
 @common
 def recipes(as_json: bool, quiet: bool) -> None:
-    """The recipes that come with kdcompress."""
+    """List the shipped recipes: a pair of networks and its training schedule each."""
     _list("recipes", listing.recipes(listing.shipped_recipes()), as_json)
 
 
-@click.command()
+@click.command(short_help="List the distillation methods, or describe one.")
+@click.argument("name", metavar="[NAME]", required=False)
 @common
-def methods(as_json: bool, quiet: bool) -> None:
-    """The distillation methods."""
-    _list("methods", listing.methods(), as_json)
+def methods(name: str | None, as_json: bool, quiet: bool) -> None:
+    """List the distillation methods.
+
+    With NAME: what the method does, its source, needs, options, presets, published and measured accuracy.
+    """
+    if name is None:
+        _list("methods", listing.methods(), as_json)
+        return
+    from kdcompress.commands.method_page import describe_method, format_method
+
+    document = describe_method(name)
+    print_result(document, as_json, lambda: click.echo(format_method(document)))
 
 
-@click.command(short_help="The networks, as FAMILY/NAME.")
+@click.command(short_help="List the networks, as FAMILY/NAME.")
 @common
 def students(as_json: bool, quiet: bool) -> None:
-    """The networks, as FAMILY/NAME; any of them may be student, teacher or peer."""
+    """List the networks, as FAMILY/NAME; each can be student, teacher or peer."""
     _list("students", listing.students(), as_json)
 
 
 @click.command()
 @common
 def datasets(as_json: bool, quiet: bool) -> None:
-    """The data sets."""
+    """List the data sets."""
     _list("datasets", listing.datasets(), as_json)
 
 
 def _list(kind: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    def lines() -> None:
+    def print_lines() -> None:
         width = max(len(row["name"]) for row in rows)
         for row in rows:
-            group = f"{row['kind']:<8}" if "kind" in row else ""
-            click.echo(f"{row['name']:<{width}}  {group}{row['summary']}")
+            group = f" [{row['kind']}]" if row.get("kind", "offline") != "offline" else ""
+            click.echo(f"{row['name']:<{width}}  {row['summary']}{group}")
 
-    give({"schema": "kdcompress.listing/1", kind: rows}, as_json, lines)
+    print_result({"schema": "kdcompress.listing/1", kind: rows}, as_json, print_lines)

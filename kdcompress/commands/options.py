@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how they hand a document over."""
+"""Options that several commands share, and the output of their results."""
 
 from __future__ import annotations
 
@@ -18,32 +18,45 @@ F = TypeVar("F", bound=Callable[..., Any])
 overrides = click.option(
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Change a value of the recipe."
 )
+_method = click.option(
+    "--method", metavar="NAME", help="Replace the recipe's method (see `kdcompress methods`)."
+)
+_preset = click.option(
+    "--preset",
+    metavar="NAME",
+    help="Published settings of the method: cifar100, imagenet. [default: the method's defaults]",
+)
 allow_code = click.option(
-    "--allow-code", is_flag=True, help="Let the recipe name python:package.module:function networks."
+    "--allow-code", is_flag=True, help="Allow networks given as python:package.module:function."
 )
 
 
 def common(command: F) -> F:
-    """`--json` and `-q`, which every command takes."""
+    """Adds `--json` and `-q`, which every command takes."""
     command = click.option("-q", "--quiet", is_flag=True, help="No progress.")(command)
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(command)
 
 
-def of_target(command: F) -> F:
-    """The options that belong to a target over ssh."""
+def recipe_changes(command: F) -> F:
+    """Adds the options that change a recipe, in the order in which they apply."""
+    return _method(_preset(overrides(command)))
+
+
+def ssh_options(command: F) -> F:
+    """Adds the options of a target over ssh."""
     options = (
         click.option(
             "--remote-python",
             default="python3",
             show_default=True,
             metavar="NAME|PATH",
-            help="ssh: the Python there, 3.8 or newer, with numpy and onnxruntime.",
+            help="ssh: Python on the device, 3.8 or newer, with numpy and onnxruntime.",
         ),
         click.option(
             "--ssh-config",
             metavar="FILE",
             type=click.Path(path_type=Path),
-            help="ssh: in the place of ~/.ssh/config.",
+            help="ssh: configuration file to use instead of ~/.ssh/config.",
         ),
     )
     for option in reversed(options):
@@ -51,17 +64,18 @@ def of_target(command: F) -> F:
     return command
 
 
-def of_checkpoint(command: F) -> F:
-    """The options that say which network of a checkpoint is meant."""
+def checkpoint_options(command: F) -> F:
+    """Adds the options that select a network in a checkpoint."""
     options = (
+        click.option("--at", metavar="PLACE", help="Place of the network in the checkpoint, if several fit."),
         click.option(
-            "--at", metavar="PLACE", help="Where in the checkpoint it is; a message about several lists them."
+            "--drop", multiple=True, metavar="MODULE", help="Module used in training only, to leave out."
         ),
         click.option(
-            "--drop", multiple=True, metavar="MODULE", help="Among its own layers, but for training alone."
-        ),
-        click.option(
-            "--input-size", type=click.IntRange(8, 4096), metavar="N", help="Side of its images in pixels."
+            "--input-size",
+            type=click.IntRange(8, 4096),
+            metavar="N",
+            help="Side of the network's images in pixels.",
         ),
     )
     for option in reversed(options):
@@ -69,8 +83,8 @@ def of_checkpoint(command: F) -> F:
     return command
 
 
-def counts(ctx: click.Context, option: click.Parameter, text: str) -> tuple[int | Literal["all"], ...]:
-    """`1,4,all` of --threads, `1,8` of --batch."""
+def parse_counts(ctx: click.Context, option: click.Parameter, text: str) -> tuple[int | Literal["all"], ...]:
+    """Parses the counts of --threads (`1,4,all`) or --batch (`1,8`)."""
     counts: list[int | Literal["all"]] = []
     for word in text.split(","):
         if word.strip() == "all" and option.name == "threads":
@@ -83,18 +97,18 @@ def counts(ctx: click.Context, option: click.Parameter, text: str) -> tuple[int 
     return tuple(dict.fromkeys(counts))
 
 
-def give(document: Any, as_json: bool, person: Callable[[], Any]) -> None:
-    """Hands a document over: as JSON on stdout, or the way a person reads it.
+def print_result(document: Any, as_json: bool, print_text: Callable[[], Any]) -> None:
+    """Prints the result of a command on stdout, as JSON or as text.
 
     Args:
-        document: What the command found out.
-        as_json: Whether `--json` was given.
-        person: Prints it for one.
+        document: The result.
+        as_json: `--json` was given.
+        print_text: Prints the result as text.
     """
     try:
         if as_json:
             click.echo(json.dumps(document, indent=2, sort_keys=False))
         else:
-            person()
-    except BrokenPipeError:  # `kdcompress students | head` is no mistake
+            print_text()
+    except BrokenPipeError:  # `kdcompress students | head` is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""`report` and `show`: what a run or a recipe is, written out again."""
+"""The commands `report` and `show`."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any
 
 import click
 
-from kdcompress.commands.options import allow_code, common, give, overrides
+from kdcompress.commands.options import allow_code, common, print_result, recipe_changes
 
 
-@click.command(short_help="Write a run's report and model card again, or compare runs.")
+@click.command(short_help="Rewrite the report and model card of a run, or compare runs.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
     metavar="FILE.html",
     type=click.Path(path_type=Path),
-    help="Of the comparison. [default: comparison.html beside the first run]",
+    help="File of the comparison. [default: comparison.html beside the first run]",
 )
 @common
 def report(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool) -> None:
-    """Write the HTML report and the model card of a run again; of several runs, a page that compares them.
+    """Rewrite the HTML report and the model card of a run, or compare several runs on one page.
 
-    The folder of a run with --seeds counts as one run with its mean and spread; alone, its seeds are
-    compared. The first run is what the others are compared with.
+    The folder of a run with --seeds counts as one run with its mean and spread; given alone, its seeds are
+    compared. The other runs are compared with the first.
     """
     if len(runs) > 1 or (runs[0] / "seeds").is_dir():
         from kdcompress.tools.compare_runs import compare
 
-        told = compare(runs, out)
-        give(told, as_json, lambda: _print_comparison(told))
+        comparison = compare(runs, out)
+        print_result(comparison, as_json, lambda: _print_comparison(comparison))
         return
     if out is not None:
         raise click.UsageError("--out: belongs to the comparison of several runs; a run's report is in it")
@@ -37,31 +37,39 @@ def report(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool)
 
     written = report(runs[0])
     lines = "\n".join(str(runs[0] / name) for name in written["files"])
-    give(written, as_json, lambda: click.echo(lines))
+    print_result(written, as_json, lambda: click.echo(lines))
 
 
 @click.command()
 @click.argument("recipe", metavar="RECIPE")
-@overrides
+@recipe_changes
 @allow_code
 @common
-def show(recipe: str, overrides: tuple[str, ...], allow_code: bool, as_json: bool, quiet: bool) -> None:
-    """The resolved recipe, as valid YAML."""
-    from kdcompress.recipe import load_recipe
+def show(recipe: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Print the resolved recipe as YAML, with the source of each value.
 
-    resolved = load_recipe(recipe, overrides, allow_code=allow_code)
-    document = {"schema": "kdcompress.recipe/1", **resolved.model_dump(mode="json")}
-    give(document, as_json, lambda: click.echo(resolved.to_yaml(), nl=False))
+    Sources: the recipe, --method, the preset, --set, the default of the method or of the command.
+    """
+    from kdcompress.recipe import resolve_recipe, write_notice
+    from kdcompress.strict_yaml import to_commented_yaml
+
+    resolved = resolve_recipe(recipe, **options)
+    for notice in resolved.notices:
+        write_notice(notice)
+    values = resolved.recipe.model_dump(mode="json")
+    document = {"schema": "kdcompress.recipe/1", **values, "sources": resolved.sources}
+    text = to_commented_yaml(values, resolved.sources)
+    print_result(document, as_json, lambda: click.echo(text, nl=False))
 
 
-def _print_comparison(told: dict[str, Any]) -> None:
-    figure = told["figure"].replace("top1", "top-1").replace("_", " ")
-    width = max(len(run["name"]) for run in told["runs"])
-    click.echo(f"{'':<{width}}  {figure + ' %':>15}  against {told['reference']}")
-    for run in told["runs"]:
+def _print_comparison(comparison: dict[str, Any]) -> None:
+    figure = comparison["figure"].replace("top1", "top-1").replace("_", " ")
+    width = max(len(run["name"]) for run in comparison["runs"])
+    click.echo(f"{'':<{width}}  {figure + ' %':>15}  against {comparison['reference']}")
+    for run in comparison["runs"]:
         share = f"{100 * run['mean']:.2f}" + ("" if run["sd"] is None else f" ± {100 * run['sd']:.2f}")
         click.echo(f"{run['name']:<{width}}  {share:>15}  {_against(run)}".rstrip())
-    click.echo(told["file"])
+    click.echo(comparison["file"])
 
 
 def _against(run: dict[str, Any]) -> str:

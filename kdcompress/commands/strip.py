@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdcompress.commands.options import common, give, of_checkpoint
+from kdcompress.commands.options import checkpoint_options, common, print_result
 
 
 @click.command(short_help="Take the plain student out of a checkpoint.")
@@ -16,7 +16,7 @@ from kdcompress.commands.options import common, give, of_checkpoint
 @click.option(
     "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The .safetensors to write."
 )
-@of_checkpoint
+@checkpoint_options
 @click.option(
     "--allow-code", is_flag=True, help="Let the network be one of your own: python:package.module:function."
 )
@@ -36,7 +36,7 @@ def strip(
     from kdcompress.tools.strip import Asked, strip
 
     told = strip(checkpoint, out, Asked(student, at, drop, input_size, allow_code))
-    give(told, as_json, lambda: print_stripped(told, told["file"]))
+    print_result(told, as_json, lambda: print_stripped(told, told["file"]))
 
 
 def print_stripped(told: dict[str, Any], file: str) -> None:

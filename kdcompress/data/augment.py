@@ -1,62 +1,121 @@
-"""What training images go through, a batch at a time; choices are draws of (seed, view, index)."""
+"""Augmentation of training images by presets; every choice is a draw of (seed, view, index).
+
+An image's view is the same in any batch, in any worker process, on any device and after any resume.
+
+- `none`: the image itself.
+- `crop`: zero padding and a random crop of the old size; `crop_flip`: also mirrored half of the time.
+- `resized_crop_flip`: a random part of 8 to 100 % of the area (`crop_box`), resized to the old size, mirrored
+  half of the time.
+- `weak`: what the data set uses.
+- `strong`: the crop of `weak`, the colour jitter of MoCo v2 for 80 % of the images, then a cut-out square of
+  half the side (DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout",
+  2017; 16 of 32 pixels, as in the journal code of BYOT). The papers of KDCL, PCL and DDGSD name no stronger
+  augmentation than a crop and a mirror image of their own for every view: their views are `weak`.
+- `moco_v2` (Chen et al., "Improved baselines with momentum contrastive learning", 2020) and `simsiam` (Chen
+  and He, "Exploring simple Siamese representation learning", CVPR 2021), the authors' values and order: a
+  random part of 20 to 100 % of the area, brightness, contrast and saturation by 0.4 and hue by 0.1 for 80 %,
+  grey for 20 %, blur for 50 %, mirrored half of the time.
+"""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kdcompress.data.random_bits import integers, uniform, uniform_of_one
+from kdcompress.data.colour import Colours, adjust_colours
+from kdcompress.data.crop import SCALE, padded_crop, resized_crop
 from kdcompress.errors import UserError, suggest
 
-Preset = Literal["none", "crop", "crop_flip", "resized_crop_flip"]
+Preset = Literal["none", "crop", "crop_flip", "resized_crop_flip", "weak", "strong", "moco_v2", "simsiam"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
-SCALE = (0.08, 1.0)
-"""Share of the image's area that a random resized crop keeps."""
-RATIO = (3 / 4, 4 / 3)
-"""Width to height of a random resized crop, uniform in its logarithm."""
-
-# Numbers of the draws within one view of one sample. A random resized crop takes four per attempt from _BOX
-# on.
-_TOP, _LEFT, _FLIP, _BOX = 0, 1, 2, 8
-_ATTEMPTS = 10
-
-Box = tuple[int, int, int, int]
-"""(left, top, right, bottom) in pixels, right and bottom exclusive."""
+_STRONG = "+strong"  # suffix of a preset's name: the same crop, then the colours of `strong`
 
 
-def usual_pad(side: int) -> int:
-    """Pixels of padding for the random crop: an eighth of the side (4 of 32), at least 1."""
-    return max(1, round(side / 8))
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """The parts of a preset.
+
+    Args:
+        resized: Random resized crop in place of the padded one.
+        pad: Padded crop; without it and `resized` the image is taken whole.
+        mirror: Mirror image half of the time.
+        scale: Share of the area that a resized crop keeps.
+        colours: Changes of the pixel values after the crop, or None.
+    """
+
+    resized: bool = False
+    pad: bool = False
+    mirror: bool = False
+    scale: tuple[float, float] = SCALE
+    colours: Colours | None = None
 
 
-def checked_preset(preset: str) -> str:
-    """The preset itself.
+_CONTRASTIVE = Pipeline(
+    resized=True,
+    mirror=True,
+    scale=(0.2, 1.0),
+    colours=Colours(0.4, 0.4, 0.4, 0.1, jitter_share=0.8, grey_share=0.2, blur_share=0.5),
+)
+_PIPELINES = {
+    "none": Pipeline(),
+    "crop": Pipeline(pad=True),
+    "crop_flip": Pipeline(pad=True, mirror=True),
+    "resized_crop_flip": Pipeline(resized=True, mirror=True),
+    # The authors' lists of the two methods are the same.
+    "moco_v2": _CONTRASTIVE,
+    "simsiam": _CONTRASTIVE,
+}
+_STRONG_COLOURS = Colours(0.4, 0.4, 0.4, 0.1, jitter_share=0.8, cutout=True)
+
+
+def resolve_preset(preset: str, usual: str = "none") -> str:
+    """Resolves the presets that depend on the data set.
+
+    Args:
+        preset: One of `PRESETS`, or a resolved name.
+        usual: The resolved preset of the data set or of the recipe.
+
+    Returns:
+        `weak` gives `usual`; `strong` gives the crop (and mirror image) of `usual` with strong colours; any
+        other name is returned as it is.
 
     Raises:
         UserError: There is no such preset.
     """
-    if preset not in PRESETS:
-        raise UserError(f"data.augment: unknown augmentation {preset!r}{suggest(preset, PRESETS)}")
+    if preset == "weak":
+        return usual
+    if preset == "strong":
+        return usual if usual.endswith(_STRONG) else usual + _STRONG
+    pipeline_of(preset)
     return preset
 
 
+def pipeline_of(preset: str) -> Pipeline:
+    """Gives the parts of a resolved preset.
+
+    Raises:
+        UserError: There is no such preset.
+    """
+    name = preset.removesuffix(_STRONG)
+    if name not in _PIPELINES:
+        raise UserError(f"data.augment: unknown augmentation {preset!r}{suggest(preset, PRESETS)}")
+    pipeline = _PIPELINES[name]
+    return pipeline if name == preset else replace(pipeline, colours=_STRONG_COLOURS)
+
+
 def augment(images: Tensor, indices: Tensor, *, seed: int, view: int, preset: str, pad: int) -> Tensor:
-    """One view of the images of a batch.
+    """Augments the images of a batch.
 
     Args:
         images: `[B, C, H, W]` uint8, on any device.
         indices: `[B]` int64 on the same device: positions in the training set, which key the draws.
         seed: The run's seed.
         view: Which replayable view.
-        preset: `none`; `crop`: zero padding and a random crop of the old size; `crop_flip`: the same and a
-            mirror image half of the time; `resized_crop_flip`: a random part of the image (`crop_box`),
-            resized to H × W.
-        pad: Pixels added to each side before the crop.
+        preset: A resolved preset (`resolve_preset`).
+        pad: Pixels added to each side before a padded crop.
 
     Returns:
         `[B, C, H, W]` uint8.
@@ -64,81 +123,13 @@ def augment(images: Tensor, indices: Tensor, *, seed: int, view: int, preset: st
     Raises:
         UserError: There is no such preset.
     """
-    checked_preset(preset)
-    if preset == "none" or len(images) == 0:
+    pipeline = pipeline_of(preset)
+    if len(images) == 0:
         return images
-    if preset == "resized_crop_flip":
-        return _resized_crop_flip(images, indices, seed, view)
-    flip = uniform(seed, view, indices, _FLIP) < 0.5 if preset == "crop_flip" else None
-    top = integers(seed, view, indices, _TOP, 2 * pad + 1)
-    left = integers(seed, view, indices, _LEFT, 2 * pad + 1)
-    return _crop(images, top, left, flip, pad)
-
-
-def crop_box(seed: int, view: int, index: int, width: int, height: int) -> tuple[Box, bool]:
-    """The part of an image that a random resized crop keeps, and whether it is mirrored.
-
-    The law is that of Szegedy et al., "Going deeper with convolutions" (2015), as torchvision's
-    RandomResizedCrop has it: area and ratio are drawn up to ten times until the box fits; then the largest
-    central box of an allowed ratio is taken.
-
-    Args:
-        seed: The run's seed.
-        view: Which replayable view.
-        index: Position in the training set.
-        width: Of the upright image, in pixels.
-        height: In pixels.
-    """
-    flip = uniform_of_one(seed, view, index, _FLIP) < 0.5
-    log_ratio = (math.log(RATIO[0]), math.log(RATIO[1]))
-    for attempt in range(_ATTEMPTS):
-        draws = [uniform_of_one(seed, view, index, _BOX + 4 * attempt + k) for k in range(4)]
-        area = width * height * (SCALE[0] + draws[0] * (SCALE[1] - SCALE[0]))
-        ratio = math.exp(log_ratio[0] + draws[1] * (log_ratio[1] - log_ratio[0]))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(draws[2] * (width - w + 1)), int(draws[3] * (height - h + 1))
-            return (left, top, left + w, top + h), flip
-    w = min(width, max(1, round(height * RATIO[1])))
-    h = min(height, max(1, round(width / RATIO[0])))
-    left, top = (width - w) // 2, (height - h) // 2
-    return (left, top, left + w, top + h), flip
-
-
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images of another size, antialiased bilinear.
-
-    Args:
-        images: `[B, C, H, W]` uint8.
-        size: (H, W).
-
-    Returns:
-        `[B, C, *size]` uint8; the images themselves if they have that size.
-    """
-    if tuple(images.shape[-2:]) == size:
+    if pipeline.resized:
+        images = resized_crop(images, indices, seed=seed, view=view, scale=pipeline.scale)
+    elif pipeline.pad:
+        images = padded_crop(images, indices, seed=seed, view=view, pad=pad, mirror=pipeline.mirror)
+    if pipeline.colours is None:
         return images
-    smooth = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
-    return smooth.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _crop(images: Tensor, top: Tensor, left: Tensor, flip: Tensor | None, pad: int) -> Tensor:
-    b, c, h, w = images.shape
-    # Pixels as rows of one table, so that crop and mirror are a single gather (twice as fast as unfolding).
-    table = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).reshape(-1, c)
-    sample = torch.arange(b, device=images.device)[:, None]
-    rows = sample * (h + 2 * pad) + top[:, None] + torch.arange(h, device=images.device)
-    columns = left[:, None] + torch.arange(w, device=images.device)
-    if flip is not None:
-        columns = torch.where(flip[:, None], columns.flip(1), columns)
-    places = rows[:, :, None] * (w + 2 * pad) + columns[:, None, :]
-    return table.index_select(0, places.reshape(-1)).view(b, h, w, c).permute(0, 3, 1, 2)
-
-
-def _resized_crop_flip(images: Tensor, indices: Tensor, seed: int, view: int) -> Tensor:
-    h, w = images.shape[-2:]
-    parts = []
-    for image, index in zip(images, indices.tolist(), strict=True):
-        (left, top, right, bottom), flip = crop_box(seed, view, index, w, h)
-        part = resized(image[None, :, top:bottom, left:right], (h, w))
-        parts.append(part.flip(3) if flip else part)
-    return torch.cat(parts)
+    return adjust_colours(images, indices, pipeline.colours, seed=seed, view=view)

@@ -1,4 +1,4 @@
-"""What a training step is given: views of images, their labels and where they stand in the training set.
+"""The batch of a training step: views of images, their labels and their positions in the training set.
 
 Shape letters, here and everywhere: B images of a batch, C channels, H height, W width, K classes, D features,
 N images of the training set, V views.
@@ -6,7 +6,7 @@ N images of the training set, V views.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ class View:
     Args:
         images: `[B, C, H, W]`, float32 in [0, 1], not normalised (every network normalises for itself).
         indices: `[B]` int64, positions in the training set.
-        number: Which replayable view of those samples this is: epoch × V + k. With the seed and an index it
+        number: Number of this replayable view of the samples: epoch × V + k. With the seed and an index it
             determines the augmentation.
     """
 
@@ -52,16 +52,21 @@ class Batch:
         return int(self.labels.shape[0])
 
 
+def _no_batches() -> Iterable[Batch]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class DataInfo:
-    """What a method may know of the data before training.
+    """Facts about the data that a method may use before training.
 
     Args:
         num_classes: K.
         labels: `[N]` int64, the training set's labels (-1 = none).
         image_size: (H, W) of the training views.
         channels: C.
-        held_out: Batches of the held-out split, one un-augmented view each; empty when nothing is held out.
+        held_out: Opens the batches of the held-out split, one view each without augmentation; none if nothing
+            is held out. Processes that decode images end with the iteration (or its `close`).
         class_weights: `[K]` float32 whose mean over the training labels is 1, or None.
         label_smoothing: In [0, 1), uniform over all classes.
         batch_size: Images of a training batch in all processes together; 0: not known.
@@ -71,17 +76,17 @@ class DataInfo:
     labels: Tensor
     image_size: tuple[int, int]
     channels: int
-    held_out: Iterable[Batch] = ()
+    held_out: Callable[[], Iterable[Batch]] = _no_batches
     class_weights: Tensor | None = None
     label_smoothing: float = 0.0
     batch_size: int = 0
 
     @property
     def labelled_classes(self) -> int:
-        """How many of the K classes have a labelled training image."""
+        """Number of the K classes that have a labelled training image."""
         return int((self.labels[self.labels >= 0].bincount() > 0).sum())
 
 
 def no_labels(count: int) -> Tensor:
-    """`[count]` labels that say: none."""
+    """Gives `[count]` labels of -1: no label."""
     return torch.full((count,), -1, dtype=torch.int64)

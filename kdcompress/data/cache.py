@@ -1,4 +1,4 @@
-"""Where things that can be made or fetched again are kept between runs."""
+"""The cache folder: files that can be computed or downloaded again."""
 
 from __future__ import annotations
 

@@ -32,14 +32,14 @@ _IMAGE_BYTES = 3 * SIDE * SIDE
 
 @dataclass(frozen=True, slots=True)
 class CifarSet:
-    """What a CIFAR set consists of.
+    """Files of a CIFAR set.
 
     Args:
-        name: As in the listing; also its folder in the cache.
-        folder: Of the unpacked archive.
+        name: Name in `kdcompress datasets`; also its folder in the cache.
+        folder: Folder of the unpacked archive.
         archive: File name of the archive.
-        url: Where it is downloaded from.
-        md5: Of the archive.
+        url: Address of the download.
+        md5: MD5 of the archive.
         train: File names of the training batches.
         test: File name of the test batch.
         labels: Key of the labels within a batch.
@@ -58,13 +58,13 @@ class CifarSet:
 def read_splits(
     which: CifarSet, root: str | None, classes: int, progress: OnProgress | None
 ) -> tuple[MemorySource, MemorySource, str]:
-    """The set's splits, from the first place that has them.
+    """Reads the set's splits from the first place that has them.
 
     Args:
         which: The set.
         root: The only place to look, or None: the cache, then a download into it.
         classes: K; labels are 0 … K - 1.
-        progress: Told of the download.
+        progress: Called during the download.
 
     Returns:
         (train, test, SHA-256 of all pixels and labels).
@@ -83,12 +83,12 @@ def read_splits(
     return joined, test, digest.hexdigest()
 
 
-def unpickled(content: bytes, source: str) -> Any:
-    """The object of a pickle made of arrays, text, bytes, numbers and their containers.
+def unpickle_arrays(content: bytes, source: str) -> Any:
+    """Unpickles an object made of arrays, text, bytes, numbers and their containers.
 
     Args:
         content: The pickle; one written by Python 2 is fine.
-        source: What the error message calls it.
+        source: Name in the error message.
 
     Raises:
         DataError: It is damaged, or asks for anything else; nothing of it has been run.
@@ -127,7 +127,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _batch(content: bytes, source: str, labels_key: str, classes: int) -> MemorySource:
-    document = unpickled(content, source)
+    document = unpickle_arrays(content, source)
     if not isinstance(document, dict):
         raise DataError(f"{source}: not a CIFAR batch")
     # Batches pickled with bytes keys are around too.

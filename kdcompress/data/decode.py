@@ -1,4 +1,4 @@
-"""From an image file to upright 8-bit pixels, whatever camera, scanner or drawing program made it."""
+"""Decodes image files to upright 8-bit pixels, whatever camera, scanner or drawing program wrote them."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def quiet_pillow() -> Iterator[None]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """An image file whose header is read and whose pixels are not yet.
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Opens an image file: its header is read, its pixels are not yet.
 
     Args:
-        path: Of the file.
+        path: Image file.
 
     Raises:
         DataError: The file cannot be read, here or within the block; the message is `path: why`.
@@ -84,14 +84,14 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if _orientation(image) >= 5 else image.size
 
 
-def decoded(image: Image.Image, channels: int) -> Image.Image:
-    """An upright copy in 8 bits per channel.
+def decode_image(image: Image.Image, channels: int) -> Image.Image:
+    """Decodes an upright copy with 8 bits per channel.
 
     EXIF orientation is applied; 16-bit greys are scaled (not clipped); transparency is laid on white;
     palettes, CMYK and other colour spaces become RGB; of an animation the first frame is taken.
 
     Args:
-        image: As `opened` gives it; after its `draft`, a JPEG is decoded at a half, a quarter or an eighth.
+        image: Image of `open_image`; after its `draft`, a JPEG is decoded at a half, a quarter or an eighth.
         channels: 3 gives mode RGB, 1 gives mode L.
     """
     image.load()
@@ -101,7 +101,7 @@ def decoded(image: Image.Image, channels: int) -> Image.Image:
 
 
 def problem_of(path: Path) -> str | None:
-    """Why the file cannot be decoded to its end, or None if it can."""
+    """Gives the reason why the file cannot be decoded to its end, or None if it can."""
     try:
         with Image.open(path) as image:
             image.draft(None, (1, 1))  # a JPEG's whole stream is still read, at an eighth of the size
@@ -113,7 +113,7 @@ def problem_of(path: Path) -> str | None:
 
 
 def why_unreadable(error: Exception) -> str:
-    """A short reason without the path, which the caller names."""
+    """Shortens an error to a reason without the path, which the caller names."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or damaged at its start"
     if isinstance(error, OSError) and error.strerror:

@@ -24,6 +24,7 @@ from kdcompress.atomic import sha256_of
 from kdcompress.data import image_files
 from kdcompress.data.batch import no_labels
 from kdcompress.data.image_check import broken_images, image_file
+from kdcompress.data.image_files import quote_names
 from kdcompress.data.joined import Part
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.source import FolderSource, MemorySource
@@ -41,10 +42,10 @@ class Extra:
     """Generated images, as large as the real ones and with as many channels.
 
     Args:
-        name: Of the folder or file, without the folders above it.
-        sha256: Of the file, or of the names and sizes of the folder's images.
+        name: Name of the folder or file, without the folders above it.
+        sha256: Hash of the file, or of the names and sizes of the folder's images.
         source: The images; labels of -1 where there are none.
-        share: Of each batch.
+        share: Share of each batch.
         counts: `images` that can be read, how many of them are `labelled`, and `broken` files; later what
             became of them.
         warnings: Sentences for the user.
@@ -69,9 +70,9 @@ def open_extra(
 
     Args:
         section: `data:` of the recipe, with an `extra`.
-        class_names: K names of the data's classes. Empty where nobody told them: labels are then left out.
+        class_names: K names of the data's classes. Empty if they are not known: labels are then left out.
         like: The real training images, whose size, channels and cut these take over.
-        progress: Told of the check of the image files.
+        progress: Called during the check of the image files.
 
     Raises:
         DataError: They cannot be used; the message says why and what to change.
@@ -90,7 +91,7 @@ def open_extra(
     of_class = torch.bincount(labelled, minlength=len(class_names)).tolist()
     if len(labelled) and 0 in of_class:
         absent = [name for name, count in zip(class_names, of_class, strict=True) if count == 0]
-        warnings.append(f"{path}: no generated images of the classes {image_files.listed(absent)}")
+        warnings.append(f"{path}: no generated images of the classes {quote_names(absent)}")
     counts = {"images": len(source), "labelled": len(labelled), "broken": broken}
     return Extra(path.name, sha256, source, section.extra.share, counts, tuple(warnings))
 
@@ -105,8 +106,8 @@ def _folder(
     if here and class_names:
         if unknown := sorted(set(here) - set(class_names)):
             raise DataError(
-                f"{KEY}: {root}: {image_files.listed(unknown)} not among the classes of the data, which are "
-                f"{image_files.listed(list(class_names))}; rename the folders, or put images that have no "
+                f"{KEY}: {root}: {quote_names(unknown)} not among the classes of the data, which are "
+                f"{quote_names(list(class_names))}; rename the folders, or put images that have no "
                 "labels into one folder without folders in it"
             )
         by_label = {
@@ -153,10 +154,10 @@ def _npz(path: Path, class_names: Sequence[str], like: Part) -> MemorySource:
             f"{KEY}: {path}: images of {channels} channels, but those of the data have {like.channels}; save "
             "them in grey"
         )
-    known = no_labels(count)
+    label_numbers = no_labels(count)
     if labels is not None and class_names:
-        known = _labels(labels, count, class_names, path)
-    source = MemorySource(images, known, channels=like.channels)
+        label_numbers = _labels(labels, count, class_names, path)
+    source = MemorySource(images, label_numbers, channels=like.channels)
     if isinstance(like, MemorySource):
         source = replace(source, pad=like.pad)
     return source if source.image_size == like.image_size else source.with_size(like.image_size)
@@ -168,18 +169,18 @@ def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     try:
         # What only unpickling could read is refused: that would run code from the file.
         with np.load(path, allow_pickle=False) as archive:
-            held = archive.files
-            pair = next((names for names in ARRAYS if names[0] in held), None)
-            found = {name: archive[name] for name in pair or () if name in held}
+            names = archive.files
+            pair = next((pair for pair in ARRAYS if pair[0] in names), None)
+            arrays = {name: archive[name] for name in pair or () if name in names}
     except _UNREADABLE as error:
         reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise DataError(f"{KEY}: {path}: cannot be read: {reason}") from None
-    if pair is None or not all(isinstance(value, np.ndarray) for value in found.values()):
+    if pair is None or not all(isinstance(value, np.ndarray) for value in arrays.values()):
         raise DataError(
-            f"{KEY}: {path}: holds {image_files.listed(held) or 'nothing'}; expected an array 'images' and, "
+            f"{KEY}: {path}: holds {quote_names(names) or 'nothing'}; expected an array 'images' and, "
             "if they have labels, an array 'labels'"
         )
-    return found[pair[0]], found.get(pair[1])
+    return arrays[pair[0]], arrays.get(pair[1])
 
 
 def _images(pixels: NDArray[Any], path: Path) -> Tensor:
@@ -215,6 +216,6 @@ def _labels(labels: NDArray[Any], count: int, class_names: Sequence[str], path: 
     if len(wrong):
         raise DataError(
             f"{KEY}: {path}: a label of {wrong[0]}; the classes of the data are numbered 0 to {most}, in the "
-            f"order {image_files.listed(list(class_names))}, and -1 means no label"
+            f"order {quote_names(list(class_names))}, and -1 means no label"
         )
     return torch.from_numpy(labels.astype(np.int64))

@@ -1,4 +1,4 @@
-"""Downloads of data set files into the cache: whole and checked, or not there at all."""
+"""Downloads files into the cache: whole and checked, or not there at all."""
 
 from __future__ import annotations
 
@@ -7,30 +7,40 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from kdcompress import __version__
-from kdcompress.atomic import replacing, translated
+from kdcompress.atomic import replacing, sha256_of, translated
 from kdcompress.data.raw import OnProgress
 from kdcompress.errors import DownloadError
 
-TIMEOUT_SECONDS = 10.0
-"""To connect, and for each wait for more bytes."""
-_BLOCK_BYTES = 1 << 18
-_NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)  # ValueError: not a URL
+TIMEOUT_S = 10.0
+"""To connect, and for each read."""
+_CHUNK_BYTES = 1 << 18
 
 
 def fetch(
-    urls: Sequence[str], path: Path, *, md5: str, advice: str, progress: OnProgress | None = None
+    urls: Sequence[str],
+    path: Path,
+    *,
+    advice: str,
+    md5: str | None = None,
+    sha256_prefix: str | None = None,
+    progress: OnProgress | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Path:
-    """Downloads a file, unless it is there.
+    """Downloads a file, unless it is there already.
 
     Args:
         urls: The same file at several places, tried in order.
-        path: Where it goes; its folder is made.
-        md5: Its publisher's checksum.
+        path: Path of the file; its folder is made.
         advice: End of the error message: what the user can do without a network.
-        progress: Told of the bytes.
+        md5: The publisher's checksum; None: not known.
+        sha256_prefix: First hexadecimal digits of its SHA-256; None: not known. A file that is there already
+            is compared too, and replaced if it differs.
+        progress: Called with the number of bytes.
+        timeout_s: Limit in seconds to connect, and for each read.
 
     Returns:
         `path`.
@@ -38,66 +48,88 @@ def fetch(
     Raises:
         DownloadError: No place gave the file with that checksum.
         WorldError: The disk is full.
-        UserError: The cache folder must not be written to.
+        UserError: The folder cannot be written.
     """
-    if path.is_file():
+    if path.is_file() and (sha256_prefix is None or sha256_of(path).startswith(sha256_prefix)):
         return path
+    with translated(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     problems = []
     for url in urls:
         try:
-            _fetch_one(url, path, md5, progress)
+            with replacing(path) as temporary:
+                found = _receive(url, temporary, path.name, progress, timeout_s)
+                _check(found, md5, sha256_prefix)
         except _Unusable as error:
             problems.append(f"{url}: {error}")
         else:
             return path
-    raise DownloadError(f"cannot download {path.name} ({'; '.join(problems)}); {advice}")
+    reasons = "; ".join(problems)
+    message = reasons if len(problems) == 1 else f"cannot download {path.name} ({reasons})"
+    raise DownloadError(f"{message}; {advice}")
 
 
 class _Unusable(Exception):
-    """Why one place did not give the file. No OSError: while the file is written, those are of our disk."""
+    """The reason why one place did not give the file. No OSError: those are of our disk."""
 
 
-def _fetch_one(url: str, path: Path, md5: str, progress: OnProgress | None) -> None:
-    request = urllib.request.Request(url, headers={"User-Agent": f"kdcompress/{__version__}"})
+def _receive(
+    url: str, path: Path, name: str, progress: OnProgress | None, timeout_s: float
+) -> dict[str, str]:
+    """Writes the body to a file, and returns its checksums."""
+    md5, sha256, received = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
+    with _network_errors(timeout_s):
+        request = urllib.request.Request(url, headers={"User-Agent": f"kdcompress/{__version__}"})
+        response = urllib.request.urlopen(request, timeout=timeout_s)
+    with closing(response), path.open("wb") as file:
+        announced = response.headers.get("Content-Length") or ""
+        total = int(announced) if announced.isdigit() else 0
+        while True:
+            with _network_errors(timeout_s):
+                chunk: bytes = response.read(_CHUNK_BYTES)
+            if not chunk:
+                break
+            file.write(chunk)  # a full disk is no failed download: `replacing` says so
+            md5.update(chunk)
+            sha256.update(chunk)
+            received += len(chunk)
+            if progress is not None:
+                progress(f"download {name}", received, total)
+    if total and received != total:
+        raise _Unusable(f"the connection broke after {received} of {total} bytes")
+    return {"md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
+
+
+def _check(found: dict[str, str], md5: str | None, sha256_prefix: str | None) -> None:
+    if md5 is not None and found["md5"] != md5:
+        raise _Unusable(
+            f"is not the file that was expected (its MD5 is {found['md5']}, not the published {md5})"
+        )
+    if sha256_prefix is not None and not found["sha256"].startswith(sha256_prefix):
+        raise _Unusable(
+            f"is not the file that was expected (its SHA-256 begins with {found['sha256'][:12]}, not with "
+            f"{sha256_prefix})"
+        )
+
+
+@contextmanager
+def _network_errors(timeout_s: float) -> Iterator[None]:
+    """Turns whatever goes wrong on the network into one reason."""
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
-    except _NETWORK_ERRORS as error:
-        raise _Unusable(_reason(error)) from None
-    digest, done = hashlib.md5(usedforsecurity=False), 0
-    with response:
-        total = int(response.headers.get("Content-Length") or 0)
-        with translated(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            with temporary.open("wb") as file:
-                for block in _blocks(response):
-                    file.write(block)
-                    digest.update(block)
-                    done += len(block)
-                    if progress:
-                        progress(f"download {path.name}", done, total)
-            if done < total:
-                raise _Unusable(f"ended after {done} of {total} bytes")
-            if digest.hexdigest() != md5:
-                raise _Unusable(f"its MD5 is {digest.hexdigest()}, not the published {md5}")
+        yield
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise _Unusable(f"the server answers {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise _Unusable(f"no connection within {timeout_s:g} seconds") from None
+        raise _Unusable(f"cannot be reached ({_reason(error.reason)})") from None
+    except TimeoutError:
+        raise _Unusable(f"nothing came for {timeout_s:g} seconds") from None
+    except (http.client.HTTPException, OSError, ValueError) as error:  # ValueError: not a URL
+        raise _Unusable(f"the connection broke ({_reason(error)})") from None
 
 
-def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    while True:
-        try:
-            block = response.read(_BLOCK_BYTES)
-        except _NETWORK_ERRORS as error:
-            raise _Unusable(_reason(error)) from None
-        if not block:
-            return
-        yield block
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code}"
-    if isinstance(error, TimeoutError):
-        return f"no answer for {TIMEOUT_SECONDS:.0f} s"
-    if isinstance(error, urllib.error.URLError):
-        return str(getattr(error.reason, "strerror", None) or error.reason)
-    return str(error) or type(error).__name__
+def _reason(error: object) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(text.split())

@@ -37,14 +37,14 @@ _UNSIGNED_BYTE = 8
 
 @dataclass(frozen=True, slots=True)
 class IdxSet:
-    """Where an IDX set is found.
+    """Places of an IDX set.
 
     Args:
-        name: As in the listing; also its folder in the cache.
+        name: Name in `kdcompress datasets`; also its folder in the cache.
         below: Folder below a root in which other tools keep the files.
         mirrors: URLs of folders with the gzipped files.
-        md5: Of each gzipped file.
-        system_folders: Where operating systems put the set.
+        md5: MD5 of each gzipped file.
+        system_folders: Folders in which operating systems put the set.
     """
 
     name: str
@@ -57,14 +57,14 @@ class IdxSet:
 def read_splits(
     which: IdxSet, root: str | None, classes: int, progress: OnProgress | None
 ) -> tuple[MemorySource, MemorySource, str]:
-    """The set's splits, from the first place that has them.
+    """Reads the set's splits from the first place that has them.
 
     Args:
         which: The set.
         root: The only place to look, or None: the cache, the system's folders, then a download into the
             cache.
         classes: K; labels are 0 … K - 1.
-        progress: Told of the download.
+        progress: Called during the download.
 
     Returns:
         (train, test, SHA-256 of all pixels and labels).
@@ -83,7 +83,7 @@ def read_splits(
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array of an IDX file of unsigned bytes, gzipped if its name ends in .gz.
+    """Reads the array of an IDX file of unsigned bytes, gzipped if its name ends in .gz.
 
     Raises:
         DataError: It cannot be read, or is no such file; the message names it.
@@ -137,8 +137,8 @@ def _paths(which: IdxSet, root: str | None, progress: OnProgress | None) -> dict
             kind = "is a file, not a folder" if folder.exists() else "no such folder"
             raise DataError(f"data.root: {folder}: {kind}; it should hold {names} (plain or .gz)")
         places = (folder, folder / which.below, folder / which.below.split("/")[0])
-        found = [_found(place) for place in places]
-        best = max(found, key=len)  # the first of the fullest
+        candidates = [_files_in(place) for place in places]
+        best = max(candidates, key=len)  # the first of the fullest
         if len(best) < len(FILES):
             missing = ", ".join(name for name in FILES if name not in best)
             raise DataError(
@@ -147,8 +147,8 @@ def _paths(which: IdxSet, root: str | None, progress: OnProgress | None) -> dict
         return best
     cache = cache_folder() / "datasets" / which.name
     for place in (cache, *map(Path, which.system_folders)):
-        if len(found_here := _found(place)) == len(FILES):
-            return found_here
+        if len(files := _files_in(place)) == len(FILES):
+            return files
     advice = f"put {names} (plain or .gz) into a folder and pass it with --data DIR"
     return {
         name: fetch(
@@ -166,8 +166,8 @@ def _urls(mirrors: Sequence[str], name: str) -> list[str]:
     return [f"{mirror}{name}.gz" for mirror in mirrors]
 
 
-def _found(folder: Path) -> dict[str, Path]:
-    found = {}
+def _files_in(folder: Path) -> dict[str, Path]:
+    paths = {}
     for name in FILES:
         # `train-images.idx3-ubyte` is what unpacking some archives gives.
         for candidate in (
@@ -177,6 +177,6 @@ def _found(folder: Path) -> dict[str, Path]:
             f"{name.replace('-idx', '.idx')}.gz",
         ):
             if (folder / candidate).is_file():
-                found[name] = folder / candidate
+                paths[name] = folder / candidate
                 break
-    return found
+    return paths

@@ -1,4 +1,4 @@
-"""Whether every image file can be read, and whether one stands in two splits; both are kept in the cache."""
+"""Checks that image files can be read and are in one split only; the results are cached."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def image_file(root: Path, name: str) -> ImageFile:
 
 
 def broken_images(root: Path, files: Sequence[ImageFile], progress: OnProgress | None) -> dict[str, str]:
-    """The files that cannot be decoded to their end, and why.
+    """Finds the files that cannot be decoded to their end, and why.
 
     Every file is decoded once, in as many threads as there are cores; the result is kept in the cache under
     the names, sizes and times of all files, so an unchanged folder is not decoded again.
 
     Args:
-        root: Of the data set.
+        root: Folder of the data set.
         files: To check.
-        progress: Told of the files done.
+        progress: Called with the number of checked files.
     """
 
     def check() -> dict[str, str]:
@@ -71,15 +71,15 @@ def broken_images(root: Path, files: Sequence[ImageFile], progress: OnProgress |
             problems = _mapped(lambda file: problem_of(root / file.name), files, "check images", progress)
         return {file.name: why for file, why in zip(files, problems, strict=True) if why is not None}
 
-    found: dict[str, str] = _known_or(check, root, "broken", files)
-    return found
+    result: dict[str, str] = _cached_result(check, root, "broken", files)
+    return result
 
 
 def shared_images(root: Path, splits: Mapping[str, Sequence[ImageFile]]) -> list[tuple[str, str, str, str]]:
-    """Files with the same bytes in two splits.
+    """Finds files with the same bytes in two splits.
 
     Args:
-        root: Of the data set.
+        root: Folder of the data set.
         splits: Their files, by the split's name.
 
     Returns:
@@ -96,20 +96,20 @@ def shared_images(root: Path, splits: Mapping[str, Sequence[ImageFile]]) -> list
             _regrouped(groups, lambda member: _digest(root / member[1].name, _HEAD_BYTES))
         )
         groups = _across_splits(_regrouped(groups, lambda member: _digest(root / member[1].name, None)))
-        found = []
+        result = []
         for group in groups:
             (first_split, first), *others = group  # in the order of `splits`
-            found += [
+            result += [
                 [first_split, first.name, split, file.name] for split, file in others if split != first_split
             ]
-        return found
+        return result
 
     everything = [
         ImageFile(f"{split}\0{file.name}", file.size, file.mtime_ns)
         for split in splits
         for file in splits[split]
     ]
-    return [(a, b, c, d) for a, b, c, d in _known_or(compare, root, "shared", everything)]
+    return [(a, b, c, d) for a, b, c, d in _cached_result(compare, root, "shared", everything)]
 
 
 _Member = tuple[str, ImageFile]
@@ -160,7 +160,7 @@ def _mapped(
     return results
 
 
-def _known_or(compute: Callable[[], Any], root: Path, kind: str, files: Sequence[ImageFile]) -> Any:
+def _cached_result(compute: Callable[[], Any], root: Path, kind: str, files: Sequence[ImageFile]) -> Any:
     digest = hashlib.sha256(os.fsencode(root.resolve()) + b"\0" + kind.encode())
     for file in files:
         digest.update(b"\0%s\0%d\0%d" % (os.fsencode(file.name), file.size, file.mtime_ns))

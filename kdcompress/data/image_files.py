@@ -1,4 +1,4 @@
-"""Which image files lie in a folder the user names, and what is said of those that cannot be read."""
+"""Lists the image files of a folder and reports those that cannot be read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def images(
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image by its name."""
+    """Tells an image file by its name."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
@@ -73,8 +73,8 @@ def broken_sentence(
     Args:
         root: Their folder.
         broken: Name -> why it cannot be read; at least one.
-        count: Of all image files.
-        share: Of them that may be broken, rounded down, but at least one file unless it is 0.
+        count: Number of all image files.
+        share: Share of them that may be broken, rounded down, but at least one file unless it is 0.
         key: The recipe's key that names the folder.
 
     Raises:
@@ -93,7 +93,7 @@ def broken_sentence(
     return f"{sentence}; left out"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Some of the names, quoted."""
+def quote_names(names: Sequence[str]) -> str:
+    """Quotes the first of the names."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(repr(name) for name in names[:_NAMED]) + more

@@ -1,4 +1,4 @@
-"""What a deployed network expects of its input; written to `config.json` and into the exported files."""
+"""Input specification of a deployed network, written to `config.json` and into the exported files."""
 
 from __future__ import annotations
 

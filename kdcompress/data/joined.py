@@ -30,14 +30,14 @@ class JoinedSource:
     """`[N]` int64."""
 
     def __post_init__(self) -> None:
-        given = {(part.channels, part.image_size) for part in self.parts}
-        assert len(given) == 1, given
-        placed, start = [], 0
+        shapes = {(part.channels, part.image_size) for part in self.parts}
+        assert len(shapes) == 1, shapes
+        parts, start = [], 0
         for part in self.parts:
-            placed.append(replace(part, first=start))
+            parts.append(replace(part, first=start))
             start += len(part)
-        object.__setattr__(self, "parts", tuple(placed))
-        object.__setattr__(self, "labels", torch.cat([part.labels for part in placed]))
+        object.__setattr__(self, "parts", tuple(parts))
+        object.__setattr__(self, "labels", torch.cat([part.labels for part in parts]))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +54,7 @@ class JoinedSource:
 
     @property
     def in_memory(self) -> bool:
-        """Whether there are no files to decode."""
+        """True if no part has files to decode."""
         return all(isinstance(part, MemorySource) for part in self.parts)
 
     @property
@@ -76,7 +76,7 @@ class JoinedSource:
         return replace(self, parts=tuple(parts))
 
     def with_augment(self, preset: str) -> Self:
-        """The same images with another augmentation."""
+        """Gives the same images with another preset; weak and strong depend on each part's present one."""
         return replace(self, parts=tuple(part.with_augment(preset) for part in self.parts))
 
     def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
@@ -103,13 +103,13 @@ class JoinedSource:
             rows = (number == i).nonzero().flatten()
             if len(rows) == 0:
                 continue
-            given = images(part, indices[rows] - part.first)
+            pixels = images(part, indices[rows] - part.first)
             if len(rows) == len(indices):
-                return given
+                return pixels
             if together is None:
-                shape = (len(indices), *given.shape[1:])
-                together = given.new_empty(shape).contiguous(memory_format=torch.channels_last)
-            together[rows.to(together.device)] = given
+                shape = (len(indices), *pixels.shape[1:])
+                together = pixels.new_empty(shape).contiguous(memory_format=torch.channels_last)
+            together[rows.to(together.device)] = pixels
         if together is None:
             return torch.empty((0, self.channels, *self.image_size), dtype=torch.uint8)
         return together

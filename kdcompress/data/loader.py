@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from kdcompress.data.batch import Batch, View
 from kdcompress.data.joined import JoinedSource
-from kdcompress.data.pools import Pool, PooledOrder
-from kdcompress.data.random_bits import permutation
+from kdcompress.data.orders import BatchOrder, ShuffledOrder
 from kdcompress.data.source import MemorySource, Source
-from kdcompress.data.workers import EVALUATION, Task, Workers, result_of
+from kdcompress.data.workers import EVALUATION, Task, Workers, images_of
 from kdcompress.errors import UserError
 
 RESIDENT_BYTES = 1 << 31
@@ -32,20 +31,18 @@ class TrainingLoader:
         source: The training images.
         batch_size: Global, over all processes together.
         views: Augmentations of each image a batch holds (V).
-        seed: The run's.
-        augment: Name of the augmentation.
-        device: Where the batches are put.
-        rank: Of this process: it gets rows [rank · b, (rank + 1) · b) of each global batch, b = batch_size /
-            world.
+        seed: The run's seed.
+        augment: Name of a preset (`augment.PRESETS`), or one name per view. `weak` is the source's own
+            preset, `strong` its crop with strong colours.
+        device: Device of the batches.
+        rank: Number of this process, which gets rows [rank · b, (rank + 1) · b) of each global batch,
+            b = batch_size / world.
         world: Number of processes.
         workers: Processes that decode image files; an in-memory set uses none.
-        order: Gives the sample indices of an epoch (int64, at least steps × batch_size of them) in place of
-            the shuffled order.
-        pools: What each batch is made of, in place of the shuffled order; an epoch then is one pass through
-            the first of them. Empty: all images are alike.
+        order: The samples of every batch, made by `batch_order` with the same batch size; None: shuffled.
 
     Raises:
-        UserError: The batch does not divide evenly over the processes, or holds none of a pool.
+        UserError: The batch does not divide evenly over the processes.
     """
 
     def __init__(
@@ -55,16 +52,16 @@ class TrainingLoader:
         batch_size: int,
         views: int = 1,
         seed: int,
-        augment: str,
+        augment: str | tuple[str, ...],
         device: torch.device | str,
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
-        order: Callable[[int], Tensor] | None = None,
-        pools: Sequence[Pool] = (),
+        order: BatchOrder | None = None,
     ) -> None:
         assert 0 <= rank < world, (rank, world)
-        assert views >= 1, views
+        presets = (augment,) * views if isinstance(augment, str) else augment
+        assert 1 <= len(presets) == views, (presets, views)
         if len(source) == 0:
             raise UserError("data: there are no training images")
         batch_size = min(batch_size, len(source))
@@ -74,22 +71,20 @@ class TrainingLoader:
                 f"choose a multiple of {world}"
             )
         self.device = torch.device(device)
-        self.source = _near(source.with_augment(augment), self.device)
+        self.source = _near(source, self.device)
+        self._views = tuple(self.source.with_augment(preset) for preset in presets)
         self.batch_size, self.views, self.seed = batch_size, views, seed
         self.rank, self.world = rank, world
-        self.steps = len(self.source) // batch_size
-        if pools:
-            pooled = PooledOrder(pools, batch_size=batch_size, seed=seed)
-            order, self.steps = pooled, pooled.steps
-        self._order = order
-        self._workers = _workers(self.source, workers, self.device)
+        self._order = order or ShuffledOrder(len(source), batch_size=batch_size, seed=seed)
+        self.steps = self._order.steps
+        self._workers = _workers(self._views, workers, self.device)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch.
 
         Args:
             epoch: Counted from 0.
-            start_step: Of the first batch given; the others are not even read.
+            start_step: Number of the first batch given; those before it are not read.
 
         Yields:
             Batches of `batch_size / world` samples; view k has the number epoch × V + k.
@@ -98,13 +93,13 @@ class TrainingLoader:
             WorldError: A worker process died.
             DataError: An image file cannot be read any more.
         """
-        order = permutation(self.seed, epoch, len(self.source)) if self._order is None else self._order(epoch)
-        assert len(order) >= self.steps * self.batch_size, (len(order), self.steps, self.batch_size)
+        order = self._order(epoch)
+        assert len(order) == self.steps * self.batch_size, (len(order), self.steps, self.batch_size)
         share = self.batch_size // self.world
         starts = [step * self.batch_size + self.rank * share for step in range(start_step, self.steps)]
         numbers = tuple(range(epoch * self.views, (epoch + 1) * self.views))
         tasks = [Task(order[start : start + share], numbers, self.seed) for start in starts]
-        for task, images in zip(tasks, _results(self.source, self._workers, tasks), strict=True):
+        for task, images in zip(tasks, _results(self._views, self._workers, tasks), strict=True):
             yield _batch(self.source, task.indices, images, numbers, self.device)
 
     def close(self) -> None:
@@ -119,7 +114,7 @@ class EvaluationLoader:
     Args:
         source: The images.
         batch_size: The last batch may be smaller.
-        device: Where the batches are put.
+        device: Device of the batches.
         workers: Processes that decode image files; an in-memory set uses none.
     """
 
@@ -130,7 +125,7 @@ class EvaluationLoader:
         self.device = torch.device(device)
         self.source = _near(source, self.device)
         self.batch_size = batch_size
-        self._workers = _workers(self.source, workers, self.device)
+        self._workers = _workers((self.source,), workers, self.device)
 
     def __len__(self) -> int:
         return math.ceil(len(self.source) / self.batch_size)
@@ -138,7 +133,7 @@ class EvaluationLoader:
     def __iter__(self) -> Iterator[Batch]:
         parts = torch.split(torch.arange(len(self.source)), self.batch_size) if len(self.source) else ()
         tasks = [Task(part, (EVALUATION,), 0) for part in parts]
-        for task, images in zip(tasks, _results(self.source, self._workers, tasks), strict=True):
+        for task, images in zip(tasks, _results((self.source,), self._workers, tasks), strict=True):
             yield _batch(self.source, task.indices, images, (EVALUATION,), self.device)
 
     def close(self) -> None:
@@ -148,11 +143,11 @@ class EvaluationLoader:
 
 
 def on_device(images: Tensor, device: torch.device) -> Tensor:
-    """Images as networks take them.
+    """Converts images to the input of networks.
 
     Args:
         images: `[B, C, H, W]` uint8.
-        device: Where they go; to CUDA from pinned memory and without waiting.
+        device: Target device; CUDA is reached from pinned memory and without waiting.
 
     Returns:
         The same in float32 in [0, 1], channels last.
@@ -174,17 +169,20 @@ def _near(source: Source, device: torch.device) -> Source:
     return source.to(device) if source.nbytes <= RESIDENT_BYTES else source
 
 
-def _workers(source: Source, count: int, device: torch.device) -> Workers | None:
+def _workers(sources: Sequence[Source], count: int, device: torch.device) -> Workers | None:
+    source = sources[0]
     in_memory = source.in_memory if isinstance(source, JoinedSource) else isinstance(source, MemorySource)
     if count == 0 or in_memory:
         return None
-    return Workers(source, count, pin=device.type == "cuda")
+    return Workers(sources, count, pin=device.type == "cuda")
 
 
-def _results(source: Source, workers: Workers | None, tasks: Sequence[Task]) -> Iterator[list[Tensor]]:
+def _results(
+    sources: Sequence[Source], workers: Workers | None, tasks: Sequence[Task]
+) -> Iterator[list[Tensor]]:
     if workers is not None:
         return workers.run(tasks)
-    return (result_of(source, task) for task in tasks)
+    return (images_of(sources, task) for task in tasks)
 
 
 def _batch(

@@ -47,7 +47,7 @@ def integers(seed: int, view: int, indices: Tensor, draw: int, count: int) -> Te
         view: Which replayable view the draw is for.
         indices: `[B]` int64.
         draw: Which of the view's draws.
-        count: How many values there are, at most 2^24.
+        count: Number of values, at most 2^24.
 
     Returns:
         `[B]` int64 in 0 … count - 1.

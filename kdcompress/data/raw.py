@@ -1,4 +1,4 @@
-"""What a data set's file hands over, before it is cut, resized and measured."""
+"""A data set before it is cut into splits, resized and measured."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Raw:
     Args:
         train: All images that are not in an official split below.
         class_names: K names; labels are positions in it.
-        listing_sha256: Hash of what the set consists of.
-        augment: What is usual for its training images.
+        listing_sha256: Hash of the set's files or pixels.
+        augment: Usual preset of its training images.
         test: The official test split, or None: it is cut from `train`.
         held_out: The official validation split beside a test split, or None.
-        license: Of the images, or None if not known.
+        license: Licence of the images, or None if not known.
         broken: Image files that cannot be read; they are in none of the splits.
         warnings: Sentences for the user.
     """

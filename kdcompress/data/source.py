@@ -1,4 +1,4 @@
-"""Where images come from: a tensor in memory, or files on disk; both give uint8 batches by index."""
+"""Sources of images: a tensor in memory, or files on disk; both give uint8 batches by index."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdcompress.data.augment import augment, checked_preset, crop_box, resized, usual_pad
-from kdcompress.data.decode import decoded, opened, pixels, quiet_pillow, upright_size
+from kdcompress.data.augment import augment, pipeline_of, resolve_preset
+from kdcompress.data.colour import adjust_colours
+from kdcompress.data.crop import crop_box, resize_images, usual_pad
+from kdcompress.data.decode import decode_image, open_image, pixels, quiet_pillow, upright_size
 
 CROP_SHARE = 0.875
 """Side of the central crop to the shorter side before it (224 of 256), for images from files."""
@@ -45,7 +47,7 @@ class Source(Protocol):
         """The images at these positions, renumbered from 0."""
 
     def with_augment(self, preset: str) -> Self:
-        """The same images with another augmentation (a name of `augment.PRESETS`)."""
+        """Gives the same images with another preset; weak and strong depend on the present one."""
 
     def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
         """`[B, C, H, W]` uint8: the augmented view of that number."""
@@ -80,7 +82,7 @@ class MemorySource:
         assert self.images.dtype == torch.uint8, self.images.dtype
         assert self.images.dim() == 4, self.images.shape
         assert len(self.images) == len(self.labels), (len(self.images), len(self.labels))
-        checked_preset(self.preset)
+        pipeline_of(self.preset)
         object.__setattr__(self, "images", self.images.contiguous(memory_format=torch.channels_last))
         object.__setattr__(self, "labels", self.labels.to(torch.int64))
         if self.channels == 0:
@@ -105,8 +107,8 @@ class MemorySource:
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def with_augment(self, preset: str) -> Self:
-        """The same images with another augmentation."""
-        return replace(self, preset=preset)
+        """Gives the same images with another preset; weak and strong depend on the present one."""
+        return replace(self, preset=resolve_preset(preset, self.preset))
 
     def with_channels(self, channels: int) -> Self:
         """The same images with grey repeated on three channels, or as they are."""
@@ -117,7 +119,7 @@ class MemorySource:
         count, channels = self.images.shape[:2]
         if count * channels * math.prod(size) > MATERIALISE_BYTES:
             return replace(self, size=size)
-        parts = [resized(part, size) for part in torch.split(self.images, _CHUNK)]
+        parts = [resize_images(part, size) for part in torch.split(self.images, _CHUNK)]
         return replace(self, images=torch.cat(parts) if parts else self.images, size=size)
 
     def to(self, device: torch.device) -> Self:
@@ -128,13 +130,13 @@ class MemorySource:
         """`[B, C, H, W]` uint8 on the pixels' device: the augmented view of that number."""
         indices = indices.to(self.images.device)
         pad = usual_pad(min(self.image_size)) if self.pad is None else self.pad
-        images = resized(self.images[indices], self.image_size)
+        images = resize_images(self.images[indices], self.image_size)
         images = augment(images, indices + self.first, seed=seed, view=view, preset=self.preset, pad=pad)
         return images.expand(-1, self.channels, -1, -1)
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
         """`[B, C, H, W]` uint8 on the pixels' device, not augmented."""
-        images = resized(self.images[indices.to(self.images.device)], self.image_size)
+        images = resize_images(self.images[indices.to(self.images.device)], self.image_size)
         return images.expand(-1, self.channels, -1, -1)
 
 
@@ -164,7 +166,7 @@ class FolderSource:
 
     def __post_init__(self) -> None:
         assert len(self.files) == len(self.labels), (len(self.files), len(self.labels))
-        checked_preset(self.preset)
+        pipeline_of(self.preset)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -185,8 +187,8 @@ class FolderSource:
         return replace(self, files=files, labels=self.labels[indices])
 
     def with_augment(self, preset: str) -> Self:
-        """The same images with another augmentation."""
-        return replace(self, preset=preset)
+        """Gives the same images with another preset; weak and strong depend on the present one."""
+        return replace(self, preset=resolve_preset(preset, self.preset))
 
     def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
         """`[B, C, H, W]` uint8: the augmented view of that number.
@@ -194,13 +196,16 @@ class FolderSource:
         Raises:
             DataError: A file cannot be read.
         """
-        if self.preset != "resized_crop_flip":
-            pad = usual_pad(self.side)
-            images = self.evaluation_images(indices)
-            places = indices + self.first
-            return augment(images, places, seed=seed, view=view, preset=self.preset, pad=pad)
+        pipeline, positions = pipeline_of(self.preset), indices + self.first
+        if not pipeline.resized:
+            images, pad = self.evaluation_images(indices), usual_pad(self.side)
+            return augment(images, positions, seed=seed, view=view, preset=self.preset, pad=pad)
         with quiet_pillow():
-            return torch.stack([self._random_part(index, view, seed) for index in indices.tolist()])
+            parts = [self._random_part(index, view, seed, pipeline.scale) for index in indices.tolist()]
+        images = torch.stack(parts)
+        if pipeline.colours is None:
+            return images
+        return adjust_colours(images, positions, pipeline.colours, seed=seed, view=view)
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
         """`[B, C, H, W]` uint8: the shorter side resized, then the central crop.
@@ -211,16 +216,16 @@ class FolderSource:
         with quiet_pillow():
             return torch.stack([self._central_part(index) for index in indices.tolist()])
 
-    def _random_part(self, index: int, view: int, seed: int) -> Tensor:
-        with opened(self.root / self.files[index]) as stored:
+    def _random_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Tensor:
+        with open_image(self.root / self.files[index]) as stored:
             width, height = upright_size(stored)
-            box, flip = crop_box(seed, view, index + self.first, width, height)
+            box, flip = crop_box(seed, view, index + self.first, width, height, scale)
             # A JPEG may be decoded smaller as long as the box keeps the pixels that are asked for. The same
             # bound for both sides, because it is for the image as stored, which may lie on its side.
             across, down = box[2] - box[0], box[3] - box[1]
             least = math.ceil(self.side * max(width / across, height / down))
             stored.draft(None, (least, least))
-            image = decoded(stored, self.channels)
+            image = decode_image(stored, self.channels)
         x, y = image.width / width, image.height / height
         scaled = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
         image = image.resize((self.side, self.side), Image.Resampling.BILINEAR, box=scaled)
@@ -229,8 +234,8 @@ class FolderSource:
         return torch.from_numpy(pixels(image))
 
     def _central_part(self, index: int) -> Tensor:
-        with opened(self.root / self.files[index]) as stored:
-            image = decoded(stored, self.channels)
+        with open_image(self.root / self.files[index]) as stored:
+            image = decode_image(stored, self.channels)
         short = min(image.size)
         width, height = (max(self.side, int(self.resize * length / short)) for length in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)

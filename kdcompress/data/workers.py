@@ -1,4 +1,4 @@
-"""Processes that decode image files ahead of the training, and what becomes of them when somebody dies."""
+"""Worker processes that decode image files ahead of the training, and their end when a process dies."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Task:
 
     Args:
         indices: `[B]` int64, positions in the source.
-        views: Numbers of the views wanted; `EVALUATION` for the plain image.
-        seed: Of the augmentation.
+        views: Numbers of the views; `EVALUATION` for the image without augmentation.
+        seed: Seed of the augmentation.
     """
 
     indices: Tensor
@@ -39,30 +39,30 @@ class Task:
     seed: int
 
 
-def result_of(source: Source, task: Task) -> list[Tensor]:
-    """`[B, C, H, W]` uint8 for each view of the task."""
+def images_of(sources: Sequence[Source], task: Task) -> list[Tensor]:
+    """Gives the images `[B, C, H, W]` uint8 of each view of the task, which has its own source."""
     return [
         source.evaluation_images(task.indices)
         if view == EVALUATION
         else source.training_images(task.indices, view, task.seed)
-        for view in task.views
+        for source, view in zip(sources, task.views, strict=True)
     ]
 
 
 class Workers:
-    """Worker processes over one source, started at the first use and kept until `close`.
+    """Worker processes that decode image files, started at the first use and kept until `close`.
 
     They are spawned, not forked: a fork copies locks that other threads hold and breaks CUDA. They ignore
     Ctrl-C (whoever started them decides), and end by themselves when their parent is gone, however it went.
 
     Args:
-        source: What they decode; it is sent to each of them once.
-        count: Of processes.
-        pin: Whether the results are put into pinned memory.
+        sources: The images of each view; sent to each process once.
+        count: Number of processes.
+        pin: Put the results into pinned memory.
     """
 
-    def __init__(self, source: Source, count: int, pin: bool) -> None:
-        self._source, self._count, self._pin = source, count, pin
+    def __init__(self, sources: Sequence[Source], count: int, pin: bool) -> None:
+        self._sources, self._count, self._pin = sources, count, pin
         self._tasks = _Tasks()
         self._loader: DataLoader[Any] | None = None
 
@@ -71,7 +71,7 @@ class Workers:
 
         Raises:
             WorldError: A worker died.
-            KdcompressError: What a worker raised.
+            KdcompressError: Error that a worker raised.
         """
         if not tasks:
             return
@@ -94,7 +94,7 @@ class Workers:
 
     def _started(self) -> DataLoader[Any]:
         return DataLoader(
-            _Decoding(self._source),
+            _Decoding(self._sources),
             batch_size=None,
             sampler=self._tasks,
             num_workers=self._count,
@@ -128,12 +128,12 @@ class Workers:
 
 
 class _Decoding(Dataset[Any]):
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
 
     def __getitem__(self, task: Task) -> list[Tensor] | KdcompressError:
         try:
-            return result_of(self.source, task)
+            return images_of(self.sources, task)
         except KdcompressError as error:
             return error  # as a value: torch would wrap it into the text of a traceback
 

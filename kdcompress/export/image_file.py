@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdcompress.atomic import staging_folder
-from kdcompress.data.decode import decoded, opened, quiet_pillow
+from kdcompress.data.decode import decode_image, open_image, quiet_pillow
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.source import FolderSource, Source
 from kdcompress.deploy import image_gates, image_graph
@@ -141,8 +141,8 @@ def _decoded(source: FolderSource) -> list[Checked]:
     checked = []
     with quiet_pillow():
         for file, expected in zip(source.files, made, strict=True):
-            with opened(source.root / file) as stored:
-                image = decoded(stored, source.channels)
+            with open_image(source.root / file) as stored:
+                image = decode_image(stored, source.channels)
             array = np.array(image)
             checked.append(Checked(array.reshape(*array.shape[:2], source.channels), expected))
     return checked

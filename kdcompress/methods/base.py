@@ -1,50 +1,56 @@
-"""The one interface: what differs between distillation methods, and nothing else.
+"""The interface of all distillation methods.
 
-A method is an `nn.Module` that owns only what is thrown away after training (heads, banks, queues, gates,
-temperatures). The networks stand beside it, unregistered and unmodified, so nothing has to be cut out of the
-student afterwards.
+A method is an `nn.Module` that owns only what is discarded after training (heads, memory banks, queues,
+gates, temperatures). The networks stand beside it, unregistered and unmodified, so nothing has to be cut out
+of the student afterwards.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
 from kdcompress import discovery
 from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.data.orders import Order
 from kdcompress.methods import losses
 from kdcompress.methods.gather import gather_rows, row_share
+from kdcompress.methods.presets import Preset, PublishedFigure
 from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.tapped import Tapped
+from kdcompress.recipe import OptimSection
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a method asks of a run, known from its Config alone.
+    """Requirements of a method on a run, known from its Config alone.
 
     Args:
-        teacher: Whether there must be a frozen teacher.
-        peers: The least number of peers beside the student, or None if the method has no use for any.
-        views: Augmentations of each image a batch holds.
-        labels: Whether there must be labels.
-        unlabelled: Whether an image without a label teaches too. Else the images that have none are left out
-            of the training.
-        student: What is read of the student.
-        read_of_teacher: What is read of the teacher.
-        cut: Whether the student must be a family whose stages can be cut (heads or branches are made of
-            them).
-        backbone: Whether what ships is a backbone, since nothing trains a classifier: the student is built
-            without one, and its output is its pooled features.
+        teacher: True if there must be a frozen teacher.
+        peers: The least number of peers beside the student; None: the method cannot use any.
+        views: Augmentations of each image in a batch.
+        augment: Augmentation preset of each view (`kdcompress.data.augment`); empty: the recipe's for all.
+        order: Name of the batch order (`kdcompress.data.orders`).
+        labels: True if there must be labels.
+        unlabelled: True if the method also learns from images without a label; otherwise they are left out.
+        student: Outputs read from the student.
+        read_of_teacher: Outputs read from the teacher.
+        cut: True if the student must be a network that can be split at its stages (heads or branches are
+            copies of the later ones).
+        backbone: True if no classifier is trained: the student is built without one, and its output is its
+            pooled features.
     """
 
     teacher: bool = False
     peers: int | None = None
     views: int = 1
+    augment: tuple[str, ...] = ()
+    order: Order = "shuffled"
     labels: bool = True
     unlabelled: bool = False
     student: Want = LOGITS
@@ -54,53 +60,59 @@ class Needs:
 
     @property
     def student_maps(self) -> bool:
-        """Whether more than logits is read of the student."""
+        """True if more than logits is read from the student."""
         return self.student != LOGITS
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterSet:
-    """Parameters that one optimiser moves.
+    """Parameters that share one optimiser.
 
     Args:
         parameters: At least one.
-        lr_scale: Multiplies the recipe's learning rate.
+        lr_scale: Factor on the learning rate.
+        optim: Optimiser, weight decay and schedule of this set alone; None: the recipe's `optim:` section.
     """
 
     parameters: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0
+    optim: OptimSection | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of the training with optimisers of its own.
+    """A part of the training with a learning-rate schedule of its own.
 
     Args:
-        name: Named in the log.
-        share: Of the run's epochs; the shares of all phases add up to 1.
-        sets: The parameter sets that move; every other parameter is held still.
-        freeze_bn: Whether the networks' batch-norm statistics stay as they are.
+        name: Shown in the log.
+        share: Share of the run's epochs; the shares of all phases add up to 1.
+        sets: Names of the parameter sets that are trained; every other parameter is frozen.
+        freeze_bn: True keeps all batch-norm statistics fixed: networks, branches and heads.
+        keep_optimiser: True continues with the optimiser state (momentum) that a set had in the phase before;
+            False starts with fresh optimisers.
     """
 
     name: str
     share: float
     sets: tuple[str, ...]
     freeze_bn: bool = False
+    keep_optimiser: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """A training of its own, before the student's, of what the teacher lacks.
+    """An extra training before the student's, for heads attached to the teacher.
 
-    What it leaves is kept and found again like a prepared teacher.
+    Its result is cached in the run folder and the user cache, and reused by later runs with the same inputs.
 
     Args:
-        method: Trains its own modules beside the frozen teacher, and names them in `candidates`; its
-            `networks.student` is not for use.
-        config: Of that method.
-        epochs: Of this training.
+        method: Trains its own modules beside the frozen teacher and lists them in `candidates`; it must not
+            use `networks.student`.
+        config: Config of that method.
+        epochs: Number of epochs.
         lr: Base learning rate.
         milestones: Fractions of the training after which the rate is divided by ten.
+        name: Tells several preparations of one method apart; also names log lines and files.
     """
 
     method: type[Method]
@@ -108,39 +120,66 @@ class Preparation:
     epochs: int
     lr: float
     milestones: tuple[float, ...]
+    name: str = "preparation"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A network that may ship; the best one on held-out data does.
+    """A trained network that may ship.
 
     Args:
-        module: The trained module.
-        model: The `FAMILY/NAME` whose plain class its state dictionary fits.
+        like: A network of the class that the state fits. Class, input normalisation and precision are taken
+            from it, so that a peer is scored and shipped with its own and not with the student's.
+        state: Returns the state dictionary of that plain class as it is now.
+        module: The module that holds this state and can be scored directly; None: `state` is loaded into a
+            scratch network for scoring.
+        outputs: Names of the outputs of the exported file.
     """
 
-    module: nn.Module
-    model: str
+    like: Tapped
+    state: Callable[[], Mapping[str, Tensor]]
+    module: nn.Module | None = None
+    outputs: tuple[str, ...] = ("logits",)
+
+    @classmethod
+    def of(cls, tapped: Tapped) -> Self:
+        """Makes a candidate of a whole network."""
+        return cls(tapped, tapped.network.state_dict, tapped.network)
+
+    @property
+    def model(self) -> str:
+        """`FAMILY/NAME` of the plain class."""
+        return self.like.model
 
 
 class Minimise(Protocol):
-    """What the trainer hands to `Method.step`; precision, clipping and processes are behind it."""
+    """The trainer's interface for `Method.step`; it handles precision, clipping and several processes."""
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`Method.losses`, through what keeps several processes equal; at most once a step."""
+        """Computes `Method.losses`; a method with a `step` of its own may call it any number of times."""
 
-    def __call__(self, terms: dict[str, Tensor], *sets: str) -> None:
-        """Checks that the terms are finite and moves the named sets (none named: all of the phase)."""
+    def __call__(self, terms: Mapping[str, Tensor], *sets: str) -> None:
+        """Checks that the terms are finite and updates the named sets (none named: all of the phase)."""
+
+    def log(self, figures: Mapping[str, float | Tensor]) -> None:
+        """Adds scalars to the log that are not minimised; the log holds their mean over an epoch's steps."""
 
 
 class Method(nn.Module):
-    """Base of all methods.
+    """Base class of all methods.
+
+    Several processes: each computes on its rows of the global batch, and the trainer averages gradients.
+    Buffers of a method must be equal in all processes (write them with gathered rows, see `gather`); the
+    first process's values are copied to the others at each checkpoint. Batch-norm statistics are averaged.
 
     Args:
         config: The recipe's `method:` section.
         networks: Student, teacher and peers, built and placed.
-        data: What may be known of the data.
+        data: Facts about the training data.
     """
+
+    PRESETS: ClassVar[dict[str, Preset]] = {}
+    FIGURES: ClassVar[tuple[PublishedFigure, ...]] = ()
 
     class Config(Section):
         """Fields of the recipe's `method:` section, beside its name."""
@@ -163,68 +202,86 @@ class Method(nn.Module):
 
     @property
     def networks(self) -> Networks:
-        """The networks that are trained or read."""
+        """Student, teacher and peers."""
         return self._beside[0]
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
-        """What this method asks of a run."""
+        """Returns this method's requirements on a run."""
         return Needs()
 
     @classmethod
-    def preparation(cls, config: Any) -> Preparation | None:
-        """What has to be trained beside the teacher first; by default nothing."""
-        return None
+    def preparations(cls, config: Any) -> tuple[Preparation, ...]:
+        """Lists the trainings that come before the student's, in their order; by default none."""
+        return ()
 
-    def take_prepared(self, state: dict[str, Tensor]) -> None:
-        """Takes over what the preparation left: the state dictionary of its chosen candidate."""
+    def take_prepared(self, name: str, state: dict[str, Tensor]) -> None:
+        """Loads the result of a preparation.
+
+        Args:
+            name: `Preparation.name`.
+            state: State dictionary of its chosen candidate.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no preparation")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms of one batch, scalars; their sum is what is minimised, and each is logged."""
+        """Computes the weighted scalar terms of one batch; their sum is minimised, and each is logged."""
         raise NotImplementedError(f"{type(self).__name__} defines no losses")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`losses`; the name that DistributedDataParallel calls."""
+        """Computes `losses`, under the name that DistributedDataParallel calls."""
         return self.losses(batch)
 
     def parameter_sets(self) -> dict[str, ParameterSet]:
-        """What is trained, by name; by default one set "main": student, peers and method."""
+        """Names the trained parameters; by default one set "main": student, peers and method."""
         modules: Iterable[nn.Module] = (*self.networks.trained(), self)
         unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
         return {"main": ParameterSet(tuple(unique.values()))}
 
     def phases(self) -> list[Phase]:
-        """The stretches of the training; by default one that trains every set."""
+        """Lists the parts of the training; by default one that trains every set."""
         return [Phase("main", 1.0, tuple(self.parameter_sets()))]
 
     def step(self, batch: Batch, minimise: Minimise) -> None:
-        """One step; by default the sum of the losses moves everything."""
+        """Runs one step; by default the sum of the losses updates everything."""
         minimise(minimise.losses(batch))
 
-    def on_phase_start(self, name: str) -> None:
-        """Called before each phase and after a resume within it; losses that differ read `self.phase`."""
+    def on_phase_start(self, name: str, resumed: bool) -> None:
+        """Prepares a phase; losses that differ between phases read `self.phase`.
+
+        Args:
+            name: The phase's.
+            resumed: True after a resume within the phase. The method's state was restored then: copies made
+                at the start of the phase (such as a frozen student) must not be made again.
+        """
         self.phase = name
 
     def on_epoch_start(self, epoch: int, epochs: int) -> None:
-        """Called before each epoch (0-based, over all phases); ramps and curricula read `self.epoch`."""
+        """Prepares an epoch (0-based, over all phases); ramps and curricula read `self.epoch`."""
         self.epoch, self.epochs = epoch, epochs
 
     def after_step(self, batch: Batch) -> None:
-        """Called once per optimiser step; banks, queues and averages are brought up to date here."""
+        """Updates banks, queues and moving averages; called once per optimiser step."""
 
     def on_epoch_end(self) -> None:
-        """Called after the last step of each epoch, before the candidates are scored."""
+        """Finishes an epoch, before the candidates are scored."""
 
     def candidates(self) -> dict[str, Candidate]:
-        """What may ship; by default the student alone."""
-        student = self.networks.student
-        return {"student": Candidate(student.network, student.model)}
+        """Names the networks that may ship as the student; by default the student alone."""
+        return {"student": Candidate.of(self.networks.student)}
+
+    def members(self) -> dict[str, Candidate]:
+        """Names the networks of the ensemble that `train.ship: ensemble` exports; empty: there is none.
+
+        At least one of them is also a candidate, under the same name: the best of those ships as the student.
+        """
+        return {}
 
     def cross_entropy(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-        """`losses.cross_entropy` with the run's label smoothing and class weights.
+        """Computes `losses.cross_entropy` with the run's label smoothing and class weights.
 
-        A mean over the labelled rows of all processes, once the processes' gradients are averaged.
+        Returns:
+            A mean over the labelled rows of all processes, once the processes' gradients are averaged.
         """
         mean = losses.cross_entropy(logits_BK, labels_B, self.class_weights, self.data.label_smoothing)
         if not self._some_unlabelled:
@@ -232,7 +289,7 @@ class Method(nn.Module):
         return mean * row_share((labels_B >= 0).sum(), labels_B)
 
     def both_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The student's and the teacher's logits `[B, K]` of the first view; the teacher gets no gradient."""
+        """Returns the student's and the teacher's logits `[B, K]` of the first view, the latter detached."""
         assert self.networks.teacher is not None
         student = self.networks.student(batch.images).logits
         teacher = self.networks.teacher(batch.views[0]).logits
@@ -241,10 +298,10 @@ class Method(nn.Module):
         return student, teacher
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, for a loss that is no mean over rows.
+        """Collects the rows of all processes, for a loss that is no mean over rows.
 
         Args:
-            rows: `[B, ...]`, as many in every process.
+            rows: `[B, ...]`, equally many in every process.
 
         Returns:
             `[B · processes, ...]` by rank, with gradients to every process's rows; `rows` itself in a run of
@@ -254,7 +311,7 @@ class Method(nn.Module):
 
 
 def find_method(name: str) -> type[Method]:
-    """The Method subclass that a plugin file defines.
+    """Loads the Method subclass that a plugin file defines.
 
     Args:
         name: As listed by `kdcompress methods`.
@@ -262,18 +319,13 @@ def find_method(name: str) -> type[Method]:
     Raises:
         UserError: No such method.
     """
-    module = discovery.load("method", name)
-    own = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
-    assert len(own) == 1, f"{module.__name__} must define one Method, defines {len(own)}"
-    return own[0]
+    cls = discovery.load_class("method", name, "parameter_sets")
+    assert issubclass(cls, Method), f"{cls} is no Method"
+    return cls
 
 
 def configured(section: dict[str, Any]) -> tuple[type[Method], Any]:
-    """A checked recipe's method and its Config.
+    """Loads the method of a checked recipe, with its Config.
 
     Args:
         section: The recipe's `method:`, its name included.

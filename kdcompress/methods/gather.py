@@ -1,4 +1,4 @@
-"""Rows of all processes, for the losses that are no mean over rows."""
+"""Collecting the rows of all processes, for losses that are no mean over rows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def row_share(rows: int | Tensor, like: Tensor) -> Tensor | float:
-    """By what a mean over this process's rows is multiplied so that the processes' mean is one over all rows.
+    """Returns the factor that turns a mean over this process's rows into its share of the mean over all rows.
 
     Args:
-        rows: How many of this process's rows count.
-        like: Says the device.
+        rows: Number of this process's rows that count.
+        like: A tensor on the device of the result.
 
     Returns:
         rows · processes / rows of all processes; 1 in a run of one process.
@@ -28,15 +29,17 @@ def row_share(rows: int | Tensor, like: Tensor) -> Tensor | float:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes.
+    """Collects the rows of all processes.
 
     Args:
-        rows: `[B, ...]`, as many in every process.
+        rows: `[B, ...]`, equally many in every process.
 
     Returns:
-        `[B · processes, ...]` by rank, with gradients to every process's rows; `rows` itself where there is
-        one process. A loss of them is the same number in every process, and its gradients, averaged over the
-        processes, are those of one process that holds all rows.
+        `[B · processes, ...]` by rank, with gradients to every process's rows; `rows` itself if there is one
+        process. A loss of them is the same number in every process, and its gradients, averaged over the
+        processes, are those of one process that holds all rows. Differentiable once: a second derivative
+        would miss the other processes' share, so torch raises a RuntimeError when one is asked for. A step
+        with an inner gradient computes on gathered rows instead, so that no collective lies inside its graph.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
@@ -53,6 +56,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         # Every process's loss depends on these rows; the mean over processes that follows undoes the sum.
         total = gradients[0].contiguous().clone()

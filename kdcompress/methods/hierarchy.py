@@ -13,10 +13,11 @@ from kdcompress.errors import NetworkError, Uncuttable
 from kdcompress.methods import losses
 from kdcompress.methods.base import Candidate, Method, Needs, ParameterSet
 from kdcompress.methods.requirements import square_images
-from kdcompress.networks.cut import cut
+from kdcompress.networks.exits import exit_after
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.split import split
 from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import Teacher, teacher_network
 
 
 class TeacherHeads(Method):
@@ -35,7 +36,7 @@ class TeacherHeads(Method):
     def __init__(self, config: Section, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
         square_images("hsakd", data)
-        tapped = self._teacher.tapped
+        tapped = teacher_network(self._teacher, "method hsakd")
         self.heads = joint_heads(tapped, cuttable(tapped, "teacher"))
 
     @property
@@ -54,7 +55,7 @@ class TeacherHeads(Method):
 
     def candidates(self) -> dict[str, Candidate]:
         """The classifiers alone, by stage of the teacher; no network that could run by itself."""
-        return {"heads": Candidate(self.heads, self._teacher.model)}
+        return {"heads": Candidate(self.networks.student, self.heads.state_dict, self.heads)}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """A term for each stage of the teacher."""
@@ -79,9 +80,7 @@ class TeacherHeads(Method):
         """`[R, 4·K]` of each classifier, by stage, for `[R, C, H, W]` images in [0, 1]."""
         teacher = self._teacher
         maps = teacher(images, frozenset({"stages"})).stages
-        precision = teacher.precision
-        with torch.autocast(images.device.type, dtype=precision, enabled=precision is not None):
-            return {stage: head(maps[stage]) for stage, head in self.heads.items()}
+        return {stage: head(maps[stage]).logits for stage, head in self.heads.items()}
 
     @torch.no_grad()
     def class_scores(self, images: Tensor) -> dict[str, Tensor]:
@@ -107,17 +106,14 @@ def joint_heads(tapped: Tapped, stages: Iterable[str]) -> nn.ModuleDict:
         stages: Behind which the network can be cut.
 
     Returns:
-        By stage: takes its map `[R, C, H, W]`, gives logits `[R, 4·K]`; on the network's device, in training
-        mode, drawn from torch's global generator.
+        By stage: an `Exit` with logits `[R, 4·K]`, on the network's device, in training mode, drawn from
+        torch's global generator.
 
     Raises:
         NetworkError: The network does not end in a linear classifier.
     """
-    heads = nn.ModuleDict()
-    for stage in stages:
-        heads[stage] = tapped.tail(stage)
-        _widen(heads[stage], tapped)
-    return heads
+    joint = 4 * tapped.num_classes
+    return nn.ModuleDict({stage: exit_after(tapped, stage, num_classes=joint) for stage in stages})
 
 
 def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
@@ -139,7 +135,7 @@ def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
     stages = list(tapped.shapes().stages)
     for number, stage in enumerate(stages, start=1):
         try:
-            cut(tapped, stage)
+            split(tapped, stage)
         except Uncuttable as error:
             reason = error
         else:
@@ -150,19 +146,3 @@ def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
     if reason is None:
         raise NetworkError(f"{wanted}, and {tapped.model} has no stages; choose a convolutional network")
     raise Uncuttable(f"{wanted}; {reason}") from reason
-
-
-def _widen(tail: nn.Module, tapped: Tapped) -> None:
-    """Gives the tail's classifier, its last linear layer, four outputs for each one it has."""
-    linear = [(path, layer) for path, layer in tail.named_modules() if isinstance(layer, nn.Linear)]
-    if not linear or linear[-1][1].out_features != tapped.num_classes:
-        raise NetworkError(
-            f"method hsakd: widens the last linear layer of {tapped.model}, and it does not end in one of "
-            f"{tapped.num_classes} classes; choose another network"
-        )
-    path, old = linear[-1]
-    new = nn.Linear(
-        old.in_features, 4 * old.out_features, old.bias is not None, old.weight.device, old.weight.dtype
-    )
-    parent, _, name = path.rpartition(".")
-    tail.get_submodule(parent).add_module(name, new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
 
 from torch import nn
@@ -11,6 +12,32 @@ from kdcompress.errors import NetworkError, Uncuttable, UserError, suggest
 
 MIN_PIXELS = 8
 """The smallest height and width that any network is built for."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """Names a network and the numbers that its shapes follow.
+
+    Args:
+        model: `FAMILY/NAME`, or `python:package.module:function`.
+        num_classes: K, the width of the logits; 0: a backbone.
+        channels: C of the images.
+        image_size: (H, W) of the images.
+        allow_code: True: a `python:` network, which runs the user's code, may be built.
+    """
+
+    model: str
+    num_classes: int
+    channels: int
+    image_size: tuple[int, int]
+    allow_code: bool = False
+
+    def build(self) -> nn.Module:
+        """Builds the network with freshly drawn weights; see `build` below."""
+        return build(
+            self.model, num_classes=self.num_classes, channels=self.channels, image_size=self.image_size,
+            allow_code=self.allow_code,
+        )  # fmt: skip
 
 
 def build(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcompress.networks.pattern import elements
+from kdcompress.networks.expected_keys import elements
 
 _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 """What torch.compile and its like put into keys, at whatever depth; no place is named by it."""

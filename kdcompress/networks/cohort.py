@@ -1,22 +1,19 @@
-"""Several networks of one class that share their first stages: the shared part runs once."""
+"""Networks of one class that share their first stages: the shared part runs once for all of them."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from kdcompress.errors import NetworkError, Uncuttable
-from kdcompress.networks.activations import Activations
-from kdcompress.networks.cut import Cut, cut, flat, fresh, fresh_network, pieces
-from kdcompress.networks.tapped import Tapped, wide
-from kdcompress.networks.trace import undisturbed
+from kdcompress.networks.activations import LOGITS, POOLED, Activations, Want
+from kdcompress.networks.exits import Exit, exit_after, own_exit
+from kdcompress.networks.split import Split, fresh_network
+from kdcompress.networks.tapped import Tapped, freeze_batch_norm, wide
 
 
 class Cohort(nn.Module):
-    """The student and further branches beside it, grown on its first stages.
+    """Runs the student and further branches that start behind one of its stages.
 
     Branch 0 is the student's own later part and is not registered here: the student's parameters and modes
     stay the student's. The further branches are freshly drawn (from torch's global generator) and are this
@@ -24,7 +21,7 @@ class Cohort(nn.Module):
 
     Args:
         student: Trained in place.
-        branches: How many in all, the student's own included; at least 2.
+        branches: Number of branches, the student's own included; at least 2.
         stage: The last stage that all share.
 
     Attributes:
@@ -39,39 +36,69 @@ class Cohort(nn.Module):
         super().__init__()
         if branches < 2:
             raise NetworkError(f"{student.model}: a cohort has at least 2 branches, got {branches}")
-        own = cut(student, stage)
+        if not student.backbone:
+            _ = student.classifier  # else it has no pooled features, and says so
+        parts, own = own_exit(student, stage)
         # A tuple keeps nn.Module from registering what is the student's.
-        self._own: tuple[Tapped, Cut] = (student, own)
-        self.tails = nn.ModuleList(fresh(student, own.position).rest for _ in range(branches - 1))
-        self._classifier = _path_of_classifier(student, own.rest)
-        _check_covered(student)
-        self._copies_map = _rewrites_its_input(student, own)
+        self._student: tuple[Tapped, Split, Exit] = (student, parts, own)
+        self.tails = nn.ModuleList(exit_after(student, stage) for _ in range(branches - 1))
+        self._keys_in_branch = _keys_in_branch(student, parts)
 
     def __len__(self) -> int:
-        """How many branches there are, the student's own included."""
+        """The number of branches, the student's own included."""
         return 1 + len(self.tails)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Activations]]:
-        """One pass through the shared part and every branch, under the student's precision.
+    def forward(
+        self, images: Tensor, want: Want = LOGITS | POOLED, views: int = 1
+    ) -> tuple[Tensor, list[Activations]]:
+        """Runs the shared part once and every branch on its map, under the student's precision.
 
         Args:
-            images: `[B, C, H, W]` float32 in [0, 1], not normalised.
+            images: `[V · B, C, H, W]` float32 in [0, 1], not normalised; the views one after the other.
+            want: Read of each branch: logits, pooled features, and its last map as `stages["map"]`.
+            views: V. Branch k reads view k modulo V alone; with one view all branches read all images.
 
         Returns:
-            The shared map `[B, C', H', W']`, and for each branch its logits and pooled features; all float32.
+            The shared map `[V · B, C', H', W']`, and the readings of each branch; all float32.
         """
-        student, own = self._own
-        results = []
+        student, parts, _ = self._student
         with student.autocast():
-            shared = own.stem(student.normalise(images))
-            for branch in self._branches():
-                with _input_of(branch.get_submodule(self._classifier)) as pooled:
-                    logits = branch(shared.clone() if self._copies_map else shared)
-                results.append(Activations(logits=wide(logits), pooled=wide(pooled[0])))
-        return wide(shared), results
+            shared = parts.stem(student.normalise(images))
+        inputs = shared.chunk(views)
+        readings = [branch(inputs[k % views]) for k, branch in enumerate(self._branches())]
+        return wide(shared), [_selected(read, want) for read in readings]
+
+    def train_mode(self, on: bool, freeze_bn: bool = False) -> None:
+        """Switches the further branches between training and evaluation.
+
+        Args:
+            on: True: training.
+            freeze_bn: Leave batch norm in evaluation, so that its statistics stay as they are.
+        """
+        self.train(on)
+        if on and freeze_bn:
+            freeze_batch_norm(self)
+
+    def plain_state(self, branch: int) -> dict[str, Tensor]:
+        """Returns the state dictionary of a plain network with the weights of the shared part and a branch.
+
+        Args:
+            branch: 0 is the student's own.
+
+        Returns:
+            The tensors themselves, as `state_dict` gives them, not copies.
+
+        Raises:
+            IndexError: No such branch.
+        """
+        state: dict[str, Tensor] = self._student[0].network.state_dict()
+        if branch != 0:
+            tail = self._branches()[branch].state_dict()
+            state.update((key, tail[inner]) for key, inner in self._keys_in_branch.items())
+        return state
 
     def plain(self, branch: int) -> nn.Module:
-        """A fresh network of the student's plain class, in eval mode, with the weights of stem and branch.
+        """Builds a network of the student's plain class, in eval mode, with the weights of a branch.
 
         Args:
             branch: 0 is the student's own.
@@ -79,54 +106,36 @@ class Cohort(nn.Module):
         Raises:
             IndexError: No such branch.
         """
-        student, own = self._own
-        parts = [*flat(own.stem), *flat(self._branches()[branch])]
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # its weights are overwritten, so drawing them must leave no trace
-            network = fresh_network(student)
-        for target, source in zip(pieces(student.model, network), parts, strict=True):
-            target.load_state_dict(source.state_dict(), strict=True)
+        # Its weights are overwritten, so drawing them must leave no trace.
+        with torch.random.fork_rng(devices=[]):
+            network = fresh_network(self._student[0])
+        network.load_state_dict(self.plain_state(branch), strict=True)
         return network.eval()
 
     def _branches(self) -> list[nn.Module]:
-        return [self._own[1].rest, *self.tails]
+        return [self._student[2], *self.tails]
 
 
-def _path_of_classifier(student: Tapped, rest: nn.Module) -> str:
-    """Where the student's classifier lies in what comes after the shared part."""
-    classifier = student.classifier
-    for path, module in rest.named_modules():
-        if module is classifier:
-            return str(path)
-    raise Uncuttable(f"{student.model}: its classifier does not lie in the branches")
+def _selected(read: Activations, want: Want) -> Activations:
+    return Activations(
+        logits=read.logits if "logits" in want else None,
+        pooled=read.pooled if "pooled" in want else None,
+        stages=read.stages if "stages" in want else {},
+    )
 
 
-def _check_covered(student: Tapped) -> None:
-    """The pieces hold every parameter and buffer, so that copying them copies the network."""
-    parts = pieces(student.model, student.network)
-    held = {id(t) for part in parts for t in [*part.parameters(), *part.buffers()]}
-    network = student.network
-    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if id(tensor) not in held:
-            raise Uncuttable(f"{student.model}: {name} lies outside its segments, so no branch can carry it")
+def _keys_in_branch(student: Tapped, parts: Split) -> dict[str, str]:
+    """Maps the network's keys to those of a branch; keys that are left out lie in the shared part.
 
-
-def _rewrites_its_input(student: Tapped, own: Cut) -> bool:
-    """Whether a branch begins with an in-place operation, which would spoil the map for the next branch."""
-    with undisturbed(student.network):
-        shared = own.stem(student.sample())
-        version = shared._version
-        own.rest(shared)
-    return bool(shared._version != version)
-
-
-@contextmanager
-def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The first input of the module's calls, while the context lasts."""
-    read: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: read.append(args[0]))
-    try:
-        yield read
-    finally:
-        handle.remove()
+    Raises:
+        Uncuttable: A tensor lies in neither, so that no branch could carry it.
+    """
+    shared = {id(t) for t in parts.stem.state_dict(keep_vars=True).values()}
+    inner = {id(t): key for key, t in parts.rest.state_dict(keep_vars=True).items()}
+    keys = {}
+    for key, tensor in student.network.state_dict(keep_vars=True).items():
+        if id(tensor) in inner:
+            keys[key] = inner[id(tensor)]
+        elif id(tensor) not in shared:
+            raise Uncuttable(f"{student.model}: {key} lies outside its segments, so no branch can carry it")
+    return keys

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kdcompress.errors import WeightsError, suggest
 from kdcompress.networks.checkpoint import Dictionaries, Left, Place, below, dictionaries, left, unwrapped
-from kdcompress.networks.pattern import COUNTER, Fit, Pattern
+from kdcompress.networks.expected_keys import COUNTER, Fit, Pattern
 
 _NEAREST = 6
 """Prefixes of a dictionary that are looked at closely where the network does not stand whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
@@ -9,22 +10,24 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from kdcompress.data.input_spec import InputSpec
 from kdcompress.errors import NetworkError
-from kdcompress.networks import cut
-from kdcompress.networks import taps as tapping
+from kdcompress.networks import tap_points
 from kdcompress.networks.activations import LOGITS, POOLED, Activations, Want
-from kdcompress.networks.reading import reading
-from kdcompress.networks.taps import Tap, Taps
-from kdcompress.networks.trace import record, run_once, undisturbed
+from kdcompress.networks.build import NetworkSpec
+from kdcompress.networks.hooks import reading
+from kdcompress.networks.tap_points import Tap, Taps
+from kdcompress.networks.trace import record, run_once
+from kdcompress.networks.undisturbed import undisturbed
 
 ALL: Want = frozenset({"logits", "pooled", "stages", "pre"})
 
 
 class Tapped:
-    """A network with its readings, normalisation and precision kept beside it; itself no `nn.Module`.
+    """Reads a network's logits, pooled features and stage maps, and holds its normalisation and precision.
 
-    Between calls the network carries no hook and no wrapper, so it can be copied, saved and exported as it
-    is. Its parameters are laid out channels-last, in place.
+    It is no `nn.Module`. Between calls the network carries no hook and no wrapper, so it can be copied, saved
+    and exported as it is. Its parameters are laid out channels-last, in place.
 
     Args:
         network: Takes normalised images `[B, C, H, W]`, returns logits `[B, K]`, or pooled features `[B, D]`
@@ -34,8 +37,9 @@ class Tapped:
         channels: C.
         mean: Per channel, of images in [0, 1]; one value stands for all channels.
         std: Per channel, positive.
+        input_spec: Replaces the four arguments before it; they are given or this is.
         taps: Module paths that replace the found ones (`{"stage1": ..., "classifier": ...}`).
-        backbone: Whether it was built without a classifier; asking it for logits is then a bug of the caller.
+        backbone: True if it was built without a classifier; its logits must not be read then.
 
     Attributes:
         network: The network itself.
@@ -43,13 +47,15 @@ class Tapped:
         image_size: As given.
         channels: As given.
         backbone: As given.
-        num_classes: K, from a dry run; 0 of a backbone.
-        taps: Where it is read.
+        input_spec: How an image becomes its input; of the four arguments if it was not given.
+        num_classes: K, from a dry run; 0 for a backbone.
+        taps: The modules that are read.
         mean: `[C]` float32.
         std: `[C]` float32.
         precision: Autocast type of the passes; None is float32 throughout.
-        compiled: Stands in for the network where its output alone is read; None: the network itself.
-        around: Opens the block that each pass through the network runs in, such as one that rounds.
+        compiled: Called in place of the network when only its output is read; None: the network itself.
+        forward_context: Makes the context manager that is entered around every pass (used by
+            quantisation-aware training).
 
     Raises:
         NetworkError: The network does not run on such images, does not return logits, or a named tap does
@@ -61,23 +67,31 @@ class Tapped:
         network: nn.Module,
         model: str,
         *,
-        image_size: tuple[int, int],
-        channels: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        image_size: tuple[int, int] | None = None,
+        channels: int | None = None,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+        input_spec: InputSpec | None = None,
         taps: Mapping[str, str] | Taps | None = None,
         backbone: bool = False,
     ) -> None:
+        if input_spec is None:
+            assert image_size is not None
+            assert channels is not None
+            height, width = (int(side) for side in image_size)
+            mean, std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
+            input_spec = InputSpec(channels, height, width, mean, std)
+        self.input_spec = input_spec
         self.network = network.to(memory_format=torch.channels_last)
         self.model = model
-        self.image_size = (int(image_size[0]), int(image_size[1]))
-        self.channels = channels
+        self.image_size = (input_spec.height, input_spec.width)
+        self.channels = input_spec.channels
         self.backbone = backbone
         self.precision: torch.dtype | None = None
         self.compiled: Callable[[Tensor], Any] | None = None
-        self.around: Callable[[], AbstractContextManager[object]] = nullcontext
-        self.mean = _per_channel("mean", mean, channels)
-        self.std = _per_channel("std", std, channels)
+        self.forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
+        self.mean = torch.tensor(input_spec.mean, dtype=torch.float32)
+        self.std = torch.tensor(input_spec.std, dtype=torch.float32)
         if bool((self.std <= 0).any()):
             raise NetworkError(f"{model}: std must be positive, got {self.std.tolist()}")
         self._place(self.device)
@@ -85,11 +99,16 @@ class Tapped:
         self._shapes: dict[tuple[int, int], Activations] = {}
         trace = record(network, self.sample(), model)
         width = trace.nodes[trace.output].shape[1]
-        self.num_classes = 0 if backbone else width
+        self.num_classes = 0 if backbone else trace.nodes[trace.output].shape[1]
         if isinstance(taps, Taps):
-            self.taps = tapping.again(trace, taps)
+            self.taps = tap_points.retarget(trace, taps)
         else:
-            self.taps = tapping.find(trace, network, model, taps, backbone=backbone)
+            self.taps = tap_points.find_taps(trace, network, model, taps, backbone=backbone)
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """Builds further networks of the same class, also of the user's own code: it was allowed to run."""
+        return NetworkSpec(self.model, self.num_classes, self.channels, self.image_size, allow_code=True)
 
     @property
     def device(self) -> torch.device:
@@ -118,22 +137,45 @@ class Tapped:
         """
         if want == (POOLED if self.backbone else LOGITS):
             run = self.network if self.compiled is None else self.compiled
-            with self.autocast(), self.around():
+            with self.autocast(), self.forward_context():
                 return self._collect(run(self.normalise(images)), {}, want)
-        with self.autocast(), self.around(), reading(self.network, self._wanted(want)) as readings:
+        with (
+            self.autocast(),
+            self.forward_context(),
+            reading(self.network, self._requested_taps(want)) as readings,
+        ):
             output = self.network(self.normalise(images))
         return self._collect(output, readings, want)
 
-    def functional(self, tensors: Mapping[str, Tensor], images: Tensor, want: Want = LOGITS) -> Activations:
-        """A pass with other parameters and buffers in place of the network's own; gradients reach them.
+    def functional(
+        self,
+        tensors: Mapping[str, Tensor],
+        images: Tensor,
+        want: Want = LOGITS,
+        *,
+        update_buffers: bool = False,
+    ) -> Activations:
+        """Runs one pass with other parameters and buffers in place of the network's own.
+
+        Gradients reach the given tensors. In training mode batch norm updates the buffers that it is given:
+        those in `tensors`, else copies, so that the network itself does not change.
 
         Args:
             tensors: By name as in `state_dict`; names left out keep the network's own tensors.
             images: As in a call.
             want: As in a call.
+            update_buffers: True: buffers that are left out are the network's own and not copies of them.
         """
-        with self.autocast(), self.around(), reading(self.network, self._wanted(want)) as readings:
-            output = torch.func.functional_call(self.network, dict(tensors), (self.normalise(images),))
+        given = dict(tensors)
+        if not update_buffers:
+            buffers = self.network.named_buffers()
+            given |= {name: buffer.clone() for name, buffer in buffers if name not in given}
+        with (
+            self.autocast(),
+            self.forward_context(),
+            reading(self.network, self._requested_taps(want)) as readings,
+        ):
+            output = torch.func.functional_call(self.network, given, (self.normalise(images),))
         return self._collect(output, readings, want)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -192,41 +234,20 @@ class Tapped:
         Raises:
             NetworkError: The network does not run on such images.
         """
-        with undisturbed(self.network), reading(self.network, self._wanted(want)) as readings:
+        with undisturbed(self.network), reading(self.network, self._requested_taps(want)) as readings:
             output = run_once(self.network, self.sample(image_size), self.model)
         return self._collect(output, readings, want)
-
-    def tail(self, stage: str, blocks: int | None = None) -> nn.Module:
-        """A freshly drawn copy of what comes after a stage: later stages, pooling and classifier.
-
-        Args:
-            stage: Whose map it takes; one of `shapes().stages`.
-            blocks: At most so many blocks of each later stage (those beyond that a change of shape needs
-                are kept). None: all.
-
-        Returns:
-            Takes `[B, C, H, W]` of that stage, gives logits `[B, K]`; on the network's device, in training
-            mode. Its weights come from torch's global generator.
-
-        Raises:
-            NetworkError: No such stage.
-            Uncuttable: The network is no straight chain behind that stage.
-        """
-        rest = cut.fresh(self, cut.cut(self, stage).position).rest
-        return rest if blocks is None else cut.shortened(self, stage, rest, blocks)
 
     def train_mode(self, on: bool, freeze_bn: bool = False) -> None:
         """Switches between training and evaluation, here and nowhere else.
 
         Args:
-            on: Training.
+            on: True: training.
             freeze_bn: Leave batch norm in evaluation, so that its statistics stay as they are.
         """
         self.network.train(on)
         if on and freeze_bn:
-            for module in self.network.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            freeze_batch_norm(self.network)
 
     def autocast(self) -> torch.autocast:
         """The context that passes run in; idle when `precision` is None."""
@@ -247,10 +268,9 @@ class Tapped:
     def _like(
         self, network: nn.Module, image_size: tuple[int, int], taps: Mapping[str, str] | Taps | None
     ) -> Tapped:
-        other = Tapped(
-            network, self.model, image_size=image_size, channels=self.channels,
-            mean=tuple(self.mean.tolist()), std=tuple(self.std.tolist()), taps=taps, backbone=self.backbone,
-        )  # fmt: skip
+        height, width = (int(side) for side in image_size)
+        spec = dataclasses.replace(self.input_spec, height=height, width=width)
+        other = Tapped(network, self.model, input_spec=spec, taps=taps, backbone=self.backbone)
         other.precision = self.precision
         return other
 
@@ -258,6 +278,9 @@ class Tapped:
         """Two normalised images of noise `[2, C, H, W]`, always the same; no global generator moves."""
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(2, self.channels, *(image_size or self.image_size), generator=generator)
+        parameter = next(self.network.parameters(), None)
+        if parameter is not None and parameter.dtype == torch.float64:
+            images = images.double()
         return self.normalise(images.to(self.device))
 
     def _place(self, device: torch.device) -> None:
@@ -275,7 +298,7 @@ class Tapped:
             )
         return self.taps.classifier
 
-    def _wanted(self, want: Want) -> dict[Tap, None]:
+    def _requested_taps(self, want: Want) -> dict[Tap, None]:
         assert not (self.backbone and "logits" in want), f"{self.model} is a backbone: it has no logits"
         wanted = [] if self.backbone or "pooled" not in want else [self._classifier_tap()]
         if "stages" in want:
@@ -289,7 +312,7 @@ class Tapped:
             raise NetworkError(
                 f"{self.model}: returns {type(output).__name__} in training, expected logits in one tensor"
             )
-        missing = [tap for tap in self._wanted(want) if tap not in readings]
+        missing = [tap for tap in self._requested_taps(want) if tap not in readings]
         if missing:
             raise NetworkError(
                 f"{self.model}: the module {missing[0].path!r} is not called in this pass as it was in the "
@@ -317,10 +340,17 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _per_channel(name: str, values: tuple[float, ...], channels: int) -> Tensor:
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Puts every batch norm in a module into evaluation, so that its statistics stay as they are."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.eval()
+
+
+def _per_channel(name: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     if len(values) not in (1, channels):
         raise NetworkError(f"{name} has {len(values)} values for images of {channels} channels")
-    return torch.tensor(values, dtype=torch.float32).expand(channels).clone()
+    return tuple(values) * channels if len(values) == 1 else tuple(values)
 
 
 def _without_data(activations: Activations) -> Activations:

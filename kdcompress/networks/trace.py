@@ -7,17 +7,16 @@ module calls are intervals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdcompress.errors import NetworkError
+from kdcompress.networks.undisturbed import undisturbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +100,6 @@ class Trace:
                 found.append(index)
             open_until = max(open_until, last_reader[index])
         return found
-
-
-@contextmanager
-def undisturbed(network: nn.Module) -> Iterator[None]:
-    """A stretch of eval mode under `no_grad` that leaves modes, buffers and random generators as before."""
-    modes = {module: module.training for module in network.modules()}
-    buffers = {name: (buffer, buffer.clone()) for name, buffer in network.named_buffers()}
-    devices = {t.device.index for t in network.parameters() if t.is_cuda}
-    network.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[d for d in devices if d is not None]):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        with torch.no_grad():
-            for buffer, before in buffers.values():
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
 
 
 def record(network: nn.Module, images: Tensor, model: str) -> Trace:

@@ -16,20 +16,9 @@ from kdcompress.atomic import sha256_of
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.errors import WeightsError
 from kdcompress.networks.build import family_of
-from kdcompress.networks.download import fetch as fetch
+from kdcompress.networks.expected_keys import COUNTER
 from kdcompress.networks.families._pretrained import Pretrained
-from kdcompress.networks.state import PREFIXES, SUFFIXES
-from kdcompress.networks.state import read_state_dict as read_state_dict
-
-__all__ = [
-    "LoadResult",
-    "ResolvedWeights",
-    "classifier_classes",
-    "fetch",
-    "load_into",
-    "read_state_dict",
-    "resolve",
-]
+from kdcompress.networks.read_checkpoint import PREFIXES, SUFFIXES, read_state_dict
 
 _CONFIG_SCHEMA = "kdcompress.config/"
 _CONFIG_VERSION = 1
@@ -45,8 +34,6 @@ _PARTS = {
 """Where self-supervised training keeps the network among others, and what may lie beside it there."""
 _IN_PRETRAINING = ("encoder_q.", "base_encoder.", "teacher.")
 """In these parts the classifier's place holds a projection head, even where it is one linear layer (MoCo)."""
-_COUNTER = ".num_batches_tracked"
-"""Checkpoints from before PyTorch 0.4.1 lack it, and nothing but a cumulative average reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +144,7 @@ def load_into(
     """
     own = network.state_dict()
     state, in_pretraining = _of_network(own, state)
-    missing = [key for key in own if key not in state and not key.endswith(_COUNTER)]
+    missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
     misshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
     places = _emptied_places(network, state) if headless else _classifier(network)
     head = {key for key in own if key.startswith(places)} if places else set()
@@ -182,7 +169,7 @@ def load_into(
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise WeightsError(f"{source}: {key!r} holds values that are not finite; the weights are broken")
     kept = {key: own[key] for key in head} if replaced else {}
-    counters = {key: own[key] for key in own if key not in state and key.endswith(_COUNTER)}
+    counters = {key: own[key] for key in own if key not in state and key.endswith(COUNTER)}
     network.load_state_dict({**state, **counters, **kept}, strict=True)
     return LoadResult(classes, replaced, dropped)
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcompress.data.augment import usual_pad
+from kdcompress.data.augment import pipeline_of
+from kdcompress.data.crop import usual_pad
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,4 +66,4 @@ def second_view(preset: str, side: int) -> View:
             else.
         side: Shorter side of the images in pixels.
     """
-    return FLIPPED if preset.endswith("flip") else shifted(usual_pad(side))
+    return FLIPPED if pipeline_of(preset).mirror else shifted(usual_pad(side))

@@ -1,4 +1,4 @@
-"""What the steps of one run share."""
+"""The objects that all steps of one run use."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from kdcompress.train import precision
 from kdcompress.train.processes import Processes
 
 TestSplit = Callable[[], Generator[tuple[Tensor, Tensor], None, None]]
-"""Opens the test split: (images `[B, C, H, W]` in [0, 1], labels `[B]`)."""
+"""Opens the test split and yields images `[B, C, H, W]` in [0, 1] and labels `[B]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the steps of one run share.
+    """Recipe, data, folder and processes of one run.
 
     Args:
         recipe: Resolved: its threads and its data folder are filled in.
-        folder: Where it writes.
+        folder: The run folder.
         data: Opened and checked.
         processes: This process among all.
-        progress: What a watcher sees.
-        allow_code: Whether `python:` networks may be built.
-        command: As typed, for the manifest and for how to resume.
+        progress: Receives progress and warnings.
+        allow_code: True if `python:` networks may be built.
+        command: The command as typed, for the manifest and for how to resume.
     """
 
     recipe: Recipe
@@ -49,17 +49,17 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of this process."""
         return self.processes.device
 
     @property
     def precision(self) -> Literal["bf16", "fp16", "fp32"]:
-        """The number format of its passes."""
+        """Number format of the forward passes."""
         return precision.resolve(self.recipe.train.precision, self.device)
 
     @property
-    def surroundings(self) -> dict[str, Any]:
-        """What a training before the student's depends on beside its recipe and data."""
+    def environment(self) -> dict[str, Any]:
+        """Facts that a stored result depends on beside recipe and data."""
         return {
             "kdcompress": __version__,
             "torch": torch.__version__,
@@ -72,17 +72,17 @@ class Run:
 
     @property
     def workers(self) -> int:
-        """Processes that decode images, for each process of the run."""
-        asked = self.recipe.data.workers
-        return max(1, granted_cores() // self.processes.world) if asked is None else asked
+        """Number of image-decoding processes for each process of the run."""
+        workers = self.recipe.data.workers
+        return max(1, granted_cores() // self.processes.world) if workers is None else workers
 
     @contextmanager
     def evaluation(self, split: Source, device: torch.device | None = None) -> Iterator[EvaluationLoader]:
-        """Un-augmented batches of a split; the processes that decode them end with the block.
+        """Opens un-augmented batches of a split; the processes that decode them end with the block.
 
         Args:
-            split: Of the data.
-            device: Where the batches go; None: where the run computes.
+            split: A split of the data.
+            device: Device of the batches; None: the run's.
         """
         loader = EvaluationLoader(split, device=device or self.device, workers=self.workers)
         try:

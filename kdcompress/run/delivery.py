@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,8 @@ from kdcompress.report import documents, verdict
 from kdcompress.report.card import write_card
 from kdcompress.report.page import write_report
 from kdcompress.run.context import Run, TestSplit
-from kdcompress.run.networks import input_spec
 from kdcompress.run.qat import tuned_student
-from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged
+from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged_gate
 from kdcompress.tasks.classification import Predictions
 from kdcompress.train.job import Outcome
 
@@ -60,16 +60,15 @@ def deliver(
 ) -> Delivery:
     """Strips the chosen candidate, writes it in every format and proves the files."""
     # Before the teacher is read in float32, which takes a fresh copy of it.
-    gates = [] if teaching is None else [teaching.gate, unchanged(teaching.teacher)]
-    # Peers of other classes are no candidates, so any candidate's module can hold the chosen state.
-    trained = next(c.module for c in method.candidates().values() if c.model == outcome.model)
+    gates = [] if teaching is None else [teaching.gate, unchanged_gate(teaching.teacher)]
+    trained = copy.deepcopy(outcome.like.network)
     trained.load_state_dict(outcome.state)
     taught = None if teaching is None else read_test_split(run, teaching, test, pooled=start.backbone)
     beside = None if taught is None else (taught.pooled if start.backbone else taught.logits)
     shipped = ship(
         trained.cpu(),
         outcome.model,
-        input_spec(run, run.recipe.student, start),
+        outcome.like.input_spec,
         () if start.backbone else run.data.class_names,
         test,
         run.folder.path,

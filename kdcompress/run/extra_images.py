@@ -1,10 +1,8 @@
-"""Generated images: opened with the data, judged by the teacher, and kept from everybody but the student."""
+"""Generated images: opened with the data, filtered by the teacher, and used by the student alone."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,20 +23,21 @@ from kdcompress.networks.teacher import Teacher
 from kdcompress.progress import Bar
 from kdcompress.recipe import ExtraSection, Recipe
 from kdcompress.run.context import Run
-from kdcompress.train import teacher_store
+from kdcompress.run.teacher import least_top1
+from kdcompress.train import result_store
 
 STEM = "extra_images"
-"""Of the file under checkpoints/ and in the cache that says which images are kept, and with which labels."""
+"""Name of the stored selection: indices of the images that are used, and their labels."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What the teacher says of generated images.
+class TeacherJudgement:
+    """The teacher's outputs on generated images.
 
     Args:
-        losses: `[N]` float32, its cross-entropy with each image's label, or with its own class where an image
-            has none.
-        classes: `[N]` int64, the class it gives each image.
+        losses: `[N]` float32, cross-entropy with each image's label, or with the predicted class for an image
+            without a label.
+        classes: `[N]` int64, predicted class of each image.
     """
 
     losses: Tensor
@@ -46,12 +45,12 @@ class Judged:
 
 
 def with_extra(recipe: Recipe, data: Data, progress: OnProgress | None = None) -> Data:
-    """The data with the generated images of the recipe, opened and checked, if it names any.
+    """Opens and checks the generated images of the recipe, if it names any, and adds them to the data.
 
     Args:
-        recipe: Of the run.
-        data: Opened; its classes are told.
-        progress: Told of the check of the image files.
+        recipe: The run's recipe.
+        data: Opened; its classes are known.
+        progress: Receives the progress of the file check.
 
     Raises:
         DataError: They cannot be used; the message says why and what to change.
@@ -64,12 +63,12 @@ def with_extra(recipe: Recipe, data: Data, progress: OnProgress | None = None) -
 
 
 def without_extra(run: Run) -> Run:
-    """The run of the real images alone, on which teachers are trained and tested."""
+    """Returns the run with the real images alone, on which teachers are trained and tested."""
     return dataclasses.replace(run, data=dataclasses.replace(run.data, extra=None))
 
 
-def rehearsed(run: Run, teacher: Teacher | None) -> Run:
-    """The run as it will be once the teacher has judged the generated images, as far as it can be known.
+def check_extra_images(run: Run, teacher: Teacher | None) -> Run:
+    """Returns the run as it will be after the selection, as far as it can be known before.
 
     Raises:
         UserError: The teacher is to judge them and has no classifier to do it with.
@@ -89,28 +88,22 @@ def rehearsed(run: Run, teacher: Teacher | None) -> Run:
     return _with_source(run, source, extra.counts)
 
 
-def chosen(run: Run, teacher: Teacher | None) -> Run:
-    """The run with those generated images, and those labels, that the teacher leaves.
+def select_extra_images(run: Run, teacher: Teacher | None) -> Run:
+    """Keeps the generated images that pass the teacher's filter.
 
-    What it left is kept like a prepared teacher: a resume on a device that rounds otherwise must not choose
-    others.
+    The selection is stored, so that a resume on another device uses the same images.
     """
     section, extra = run.recipe.data.extra, run.data.extra
     if section is None or extra is None or not _asks_teacher(section):
         return run
     assert teacher is not None, "held by the recipe's checks"
-    kept = None
-    if run.processes.first:
-        checkpoints, key = run.folder.checkpoints, _key(run, section, teacher)
-        found = teacher_store.find(checkpoints, key, STEM)
-        if found is None:
-            found = teacher_store.keep(checkpoints, key, *_choice(run, section, teacher), STEM)
-        else:
-            teacher_store.store(checkpoints, key, found.state, found.note, STEM)
-        kept = (found.state["indices"], found.state["labels"], found.note)
-    indices, labels, note = run.processes.agree(kept)
+    key = _key(run, section, teacher)
+    selection = result_store.result(
+        run.folder.checkpoints, STEM, key, run.processes, lambda: _select(run, section, teacher)
+    )
+    indices, labels, note = selection.state["indices"], selection.state["labels"], selection.note
     agreement = note["agreement"]
-    least = teacher_store.least_top1(run.data.num_classes)
+    least = least_top1(run.data.num_classes)
     if run.processes.first and agreement is not None and agreement < least:
         run.progress.warn(
             f"{KEY}: the teacher gives {100 * agreement:.1f} % of the labelled generated images the class of "
@@ -119,13 +112,13 @@ def chosen(run: Run, teacher: Teacher | None) -> Run:
     return _with_source(run, dataclasses.replace(extra.source.subset(indices), labels=labels), note["counts"])
 
 
-def judge(teacher: Teacher, batches: Iterable[Batch], bar: Bar | None = None) -> Judged:
-    """The teacher's cross-entropy and its class, image by image, in float32.
+def judge_images(teacher: Teacher, batches: Iterable[Batch], bar: Bar | None = None) -> TeacherJudgement:
+    """Computes the teacher's cross-entropy and predicted class of each image, in float32.
 
     Args:
-        teacher: With a classifier.
-        batches: Un-augmented images; labels of -1 where there are none.
-        bar: Moves on by the images judged.
+        teacher: Has a classifier.
+        batches: Un-augmented images; a label of -1 means none.
+        bar: Advances by the number of images.
     """
     losses, classes = [], []
     for batch in batches:
@@ -137,14 +130,14 @@ def judge(teacher: Teacher, batches: Iterable[Batch], bar: Bar | None = None) ->
         classes.append(own.cpu())
         if bar is not None:
             bar.advance(len(batch))
-    return Judged(torch.cat(losses), torch.cat(classes))
+    return TeacherJudgement(torch.cat(losses), torch.cat(classes))
 
 
 def least_of_each_class(losses: Tensor, classes: Tensor, share: float) -> Tensor:
-    """The images up to their class's quantile of the losses.
+    """Selects the images up to their class's quantile of the losses.
 
-    The quantile is a loss that occurs: of n images of a class, the ⌈share · n⌉ with the least are kept, and
-    what equals the last of them. An image whose loss is not finite counts as the worst.
+    The quantile is a loss that occurs: among n images of a class, the ⌈share · n⌉ with the least loss are
+    selected, and those that equal the last of them. A loss that is not finite counts as the worst.
 
     Source:
         Ding et al., Distilling and transferring knowledge via cGAN-generated samples for image classification
@@ -161,7 +154,7 @@ def least_of_each_class(losses: Tensor, classes: Tensor, share: float) -> Tensor
         `[M]` int64 positions, ascending.
     """
     losses = torch.where(losses.isfinite(), losses, math.inf)
-    kept = torch.zeros(len(losses), dtype=torch.bool)
+    selected = torch.zeros(len(losses), dtype=torch.bool)
     for label in range(int(classes.max()) + 1):
         members = (classes == label).nonzero().flatten()
         if len(members) == 0:
@@ -169,29 +162,30 @@ def least_of_each_class(losses: Tensor, classes: Tensor, share: float) -> Tensor
         # A product such as 0.55 · 100 comes out above the whole number that is meant.
         count = math.ceil(share * len(members) - 1e-9)
         threshold = losses[members].sort().values[count - 1]
-        kept[members] = losses[members] <= threshold
-    return kept.nonzero().flatten()
+        selected[members] = losses[members] <= threshold
+    return selected.nonzero().flatten()
 
 
 def _asks_teacher(section: ExtraSection) -> bool:
     return section.keep < 1 or section.relabel
 
 
-def _choice(run: Run, section: ExtraSection, teacher: Teacher) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(which are kept and their labels, what is recorded of it)."""
+def _select(run: Run, section: ExtraSection, teacher: Teacher) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Computes the selection: (indices and labels, facts about it)."""
     extra = run.data.extra
     assert extra is not None
     source = extra.source
     with run.evaluation(source) as batches, run.progress.bar("judge generated images", len(source)) as bar:
-        judged = judge(teacher, batches, bar)
+        judgement = judge_images(teacher, batches, bar)
     given = source.labels
-    indices = least_of_each_class(judged.losses, torch.where(given >= 0, given, judged.classes), section.keep)
-    labels = (judged.classes if section.relabel else given)[indices]
+    classes = torch.where(given >= 0, given, judgement.classes)
+    indices = least_of_each_class(judgement.losses, classes, section.keep)
+    labels = (judgement.classes if section.relabel else given)[indices]
     counts = {**extra.counts, "kept": len(indices)}
     if section.relabel:
         counts["relabelled"] = int((labels != given[indices]).sum())
     has_label = given >= 0
-    right = (judged.classes == given)[has_label].double()
+    right = (judgement.classes == given)[has_label].double()
     note = {"counts": counts, "agreement": right.mean().item() if len(right) else None}
     return {"indices": indices, "labels": labels}, note
 
@@ -203,7 +197,7 @@ def _with_source(run: Run, source: MemorySource | FolderSource, counts: dict[str
 
 
 def _key(run: Run, section: ExtraSection, teacher: Teacher) -> str:
-    """A hash of everything that the choice depends on, and of nothing else."""
+    """Returns a hash of everything that the selection depends on."""
     extra = run.data.extra
     assert extra is not None
     parts = {
@@ -213,7 +207,7 @@ def _key(run: Run, section: ExtraSection, teacher: Teacher) -> str:
         "classes": run.data.class_names,
         "images": [run.data.channels, run.data.image_size],
         "teacher": [teacher.model, teacher.size, teacher.fingerprint],
-        "mean_std": [teacher.tapped.mean.tolist(), teacher.tapped.std.tolist()],
+        "mean_std": teacher.normalisation,
         "precision": run.precision,
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return result_store.key_of(parts)

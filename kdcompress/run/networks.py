@@ -1,4 +1,4 @@
-"""From the recipe's sections to networks that can be trained: built, filled, tapped, told about the data."""
+"""Building the networks of a recipe: weights loaded, outputs tapped, input normalisation set."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from kdcompress.run.context import Run
 from kdcompress.train import precision
 
 
-def starts(run: Run) -> dict[str, Start]:
-    """Every network of the recipe as it starts: student, teacher, peer1, ..."""
+def load_networks(run: Run) -> dict[str, Start]:
+    """Builds every network of the recipe with its initial weights: student, teacher, peer1, ..."""
     recipe, data = run.recipe, run.data
     needs = needs_of(recipe)
     sections: dict[str, NetworkSection] = {"student": recipe.student}
@@ -68,7 +68,7 @@ def starts(run: Run) -> dict[str, Start]:
 
 
 def needs_of(recipe: Recipe) -> Needs:
-    """What the recipe's method asks of a run."""
+    """Returns the requirements of the recipe's method."""
     cls, config = configured(recipe.method)
     return cls.needs(config)
 
@@ -86,8 +86,9 @@ def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool
         UserError: Labels are needed and there are none, or nobody says which classes there are.
     """
     cls, config = configured(recipe.method)
-    needs, name, asked = cls.needs(config), recipe.method["name"], cls.preparation(config)
-    if data.labelled == 0 and asked is not None and asked.method.needs(asked.config).labels:
+    needs, name = cls.needs(config), recipe.method["name"]
+    prepared = cls.preparations(config)
+    if data.labelled == 0 and any(p.method.needs(p.config).labels for p in prepared):
         raise DataError(
             f"method.name: {name}: the preparation of its teacher needs labels, and no training image has one"
         )
@@ -112,7 +113,7 @@ def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool
 
 
 def _without_labels(recipe: Recipe) -> str:
-    """What the user may do so that no label is needed: settings of the method, if there are any."""
+    """Advises on a method that needs no labels: settings of this one, if there are any."""
     cls, _ = configured(recipe.method)
     for changes in ({"ce_weight": 0}, {"ce_weight": 0, "kd_weight": 1}):
         section = {key: value for key, value in recipe.method.items() if key != "name"} | changes
@@ -127,19 +128,18 @@ def _without_labels(recipe: Recipe) -> str:
 
 
 def tapped(run: Run, section: NetworkSection, start: Start) -> Tapped:
-    """A network with the normalisation of its weights, or of the data if it has none of its own."""
+    """Taps a network, with the normalisation of its weights, or of the data if its weights have none."""
     spec = input_spec(run, section, start)
-    made = Tapped(
-        start.network, section.model, image_size=run.data.image_size, channels=run.data.channels,
-        mean=spec.mean, std=spec.std, taps=section.taps, backbone=start.backbone,
-    )  # fmt: skip
-    made.to(run.device)
-    made.precision = precision.dtype(run.precision)
-    return made
+    network = Tapped(
+        start.network, section.model, input_spec=spec, taps=section.taps, backbone=start.backbone
+    )
+    network.to(run.device)
+    network.precision = precision.dtype(run.precision)
+    return network
 
 
 def input_spec(run: Run, section: NetworkSection, start: Start) -> InputSpec:
-    """What a network expects of its input: the data's way, with its own normalisation."""
+    """Returns the input specification of a network: the data's, with its own normalisation."""
     spec = run.data.input_spec()
     own = section.input if isinstance(section, TeacherSection) else InputSection()
     for key, values in (("mean", own.mean), ("std", own.std)):
@@ -155,7 +155,7 @@ def input_spec(run: Run, section: NetworkSection, start: Start) -> InputSpec:
 
 
 def info(run: Run) -> DataInfo:
-    """What a method may know of the data, with the run's class weights and label smoothing."""
+    """Collects the facts about the data that a method may use, with class weights and label smoothing."""
     train = run.recipe.train
     return run.data.info(
         class_weights=train.class_weights,

@@ -1,97 +1,107 @@
-"""What a method trains beside the teacher before the student learns; kept and found again like a teacher."""
+"""Preparations of a method: trainings before the student's, each stored and reused by later runs."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Any
-
-from torch import Tensor
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
 
 from kdcompress.methods.base import Method, Preparation
 from kdcompress.networks.from_recipe import seeded
 from kdcompress.networks.networks import Networks
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.tapped import Tapped
+from kdcompress.networks.teacher import Teacher, teacher_network
 from kdcompress.run.context import Run
 from kdcompress.run.networks import info
-from kdcompress.run.training import loop, taught_by
-from kdcompress.train import teacher_store
-
-LABEL = "preparation"
-STEM = "teacher_extras"
-"""Of the file under checkpoints/ and in the cache."""
+from kdcompress.run.training import Training, for_method, stored_training
+from kdcompress.train import result_store
 
 
 def prepare(run: Run, method: Method, teacher: Teacher | None) -> None:
-    """Hands the method what it needs beside the teacher, from an earlier run with the same inputs or trained.
+    """Trains the extra heads that a method attaches to the teacher, or loads them from an earlier run.
 
     Args:
         run: The run.
-        method: That of the recipe.
+        method: The recipe's method; receives the results in `take_prepared`.
         teacher: Tested.
 
     Raises:
-        Interrupted: As in any training; a resume goes on within it.
+        Interrupted: As in any training; a resume continues within it.
     """
-    asked = method.preparation(method.config)
-    if asked is None:
-        return
-    assert teacher is not None, "only what is taught can need a preparation"
-    key = _key(run, asked, teacher)
-    kept = teacher_store.find(run.folder.checkpoints, key, STEM)
-    if run.processes.agree(kept is not None):
-        state: dict[str, Tensor] | None = None
-        if run.processes.first:
-            assert kept is not None
-            teacher_store.store(run.folder.checkpoints, key, kept.state, kept.note, STEM)
-            state = kept.state
-        method.take_prepared(run.processes.agree(state))
-        return
-    # Nobody trains the network that the frozen copy was made of, in no process.
-    network = teacher.tapped.network.requires_grad_(False)
-    trained = build_preparation(run, asked, teacher)
-    train = run.recipe.train.model_copy(update={"ema": None, "compile": False, "ship": "last"})
-    optim = run.recipe.optim.model_copy(
-        update={
-            "lr": asked.lr, "schedule": "multistep", "milestones": list(asked.milestones), "warmup": 0.0,
-        }
-    )  # fmt: skip
-    outcome = loop(
-        run, trained, LABEL, seed=_seed(run), epochs=asked.epochs, train=train, optim=optim, choose=False
-    )
-    network.requires_grad_(True)
-    teacher.tapped.train_mode(False)
-    note = {"model": teacher.model, "for": run.recipe.method["name"], "epochs": asked.epochs}
-    if run.processes.first:
-        teacher_store.keep(run.folder.checkpoints, key, outcome.state, note, STEM)
-    run.processes.wait()
-    method.take_prepared(outcome.state)
+    earlier: list[str] = []
+    for preparation in method.preparations(method.config):
+        assert teacher is not None, "a preparation trains beside a teacher"
+        with _without_gradients(_network(run, teacher)):
+            stored = stored_training(
+                run,
+                _stem(preparation),
+                _key(run, preparation, teacher, earlier),
+                functools.partial(_training, run, preparation, teacher),
+                {
+                    "model": teacher.model,
+                    "for": run.recipe.method["name"],
+                    "epochs": preparation.epochs,
+                },
+            )
+        earlier.append(stored.sha256)
+        method.take_prepared(preparation.name, stored.state)
 
 
-def build_preparation(run: Run, asked: Preparation, teacher: Teacher) -> Method:
-    """The method that a preparation trains, beside the teacher, on the run's device."""
-    seeded(_seed(run), LABEL)
-    data = info(taught_by(run, asked.method, asked.config))
-    return asked.method(asked.config, Networks(teacher.tapped, teacher), data).to(run.device)
+def build_preparation(run: Run, preparation: Preparation, teacher: Teacher) -> Method:
+    """Builds the method that a preparation trains, beside the teacher, on the run's device."""
+    seeded(_seed(run), preparation.name)
+    data = info(for_method(run, preparation.method, preparation.config))
+    networks = Networks(_network(run, teacher), teacher)
+    return preparation.method(preparation.config, networks, data).to(run.device)
+
+
+def _training(run: Run, preparation: Preparation, teacher: Teacher) -> Training:
+    recipe = run.recipe
+    train = recipe.train.model_copy(update={"ema": None, "compile": False, "ship": "last"})
+    schedule = {"schedule": "multistep", "milestones": list(preparation.milestones), "warmup": 0.0}
+    optim = recipe.optim.model_copy(update={"lr": preparation.lr, **schedule})
+    method = build_preparation(run, preparation, teacher)
+    return Training(preparation.name, method, _seed(run), preparation.epochs, train, optim, choose=False)
+
+
+@contextlib.contextmanager
+def _without_gradients(tapped: Tapped) -> Iterator[None]:
+    """Keeps the network that the frozen teacher was copied from out of the training that runs beside it."""
+    tapped.network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        tapped.network.requires_grad_(True)
+        tapped.train_mode(False)
+
+
+def _network(run: Run, teacher: Teacher) -> Tapped:
+    return teacher_network(teacher, f"method {run.recipe.method['name']}")
+
+
+def _stem(preparation: Preparation) -> str:
+    # The name that run folders of the first version have.
+    return "teacher_extras" if preparation.name == "preparation" else f"teacher_{preparation.name}"
 
 
 def _seed(run: Run) -> int:
-    """The teacher's: `--seeds` repeats the student and keeps what it learns from."""
+    """Returns the teacher's seed: `--seeds` repeats the student and keeps the teacher and its heads."""
     assert run.recipe.teacher is not None
     return run.recipe.teacher.seed
 
 
-def _key(run: Run, asked: Preparation, teacher: Teacher) -> str:
-    """A hash of everything that the result depends on, and of nothing else."""
-    of_training: dict[str, Any] = {
-        "method": f"{asked.method.__module__}.{asked.method.__qualname__}",
-        "config": asked.config.model_dump(mode="json"),
-        "epochs": asked.epochs,
-        "lr": asked.lr,
-        "milestones": asked.milestones,
+def _key(run: Run, preparation: Preparation, teacher: Teacher, earlier: list[str]) -> str:
+    """Returns a hash of everything that the result depends on, earlier preparations included."""
+    own = {
+        **{f.name: getattr(preparation, f.name) for f in dataclasses.fields(preparation)},
+        "method": f"{preparation.method.__module__}.{preparation.method.__qualname__}",
+        "config": preparation.config.model_dump(mode="json"),
         "seed": _seed(run),
         "teacher": [teacher.model, teacher.size, teacher.fingerprint],
-        "mean_std": [teacher.tapped.mean.tolist(), teacher.tapped.std.tolist()],
+        "mean_std": teacher.normalisation,
+        "earlier": earlier,
     }
-    parts = [of_training, *teacher_store.of_recipe(run.recipe), run.data.listing_sha256, run.surroundings]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return result_store.key_of(
+        own, *result_store.recipe_parts(run.recipe), run.data.listing_sha256, run.environment
+    )

@@ -1,4 +1,4 @@
-"""Tuning for int8: the finished student goes on learning while it computes as its int8 file will."""
+"""Quantisation-aware training: continues the finished student's training with rounded passes."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ from kdcompress.errors import NetworkError, UserError
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import Start
 from kdcompress.networks.rounding import Rounding
-from kdcompress.networks.trace import undisturbed
+from kdcompress.networks.undisturbed import undisturbed
 from kdcompress.recipe import Int8Section
 from kdcompress.run.context import Run
 from kdcompress.run.networks import input_spec
-from kdcompress.run.training import loop
+from kdcompress.run.training import Training, run_training
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 from kdcompress.train.job import Outcome
-from kdcompress.train.qat_method import Tuned
+from kdcompress.train.qat_method import QuantizationAwareTraining
 
 LABEL = "qat"
-"""Of its log lines and its checkpoint."""
+"""Names its log lines and its checkpoint."""
 WEIGHTS = "quantised.safetensors"
-"""Under `checkpoints/`: what the int8 file is made of."""
+"""File under `checkpoints/` with the weights of the int8 file."""
 FACTS = "quantised.json"
-"""Beside it: how these weights were tuned."""
+"""File beside it with facts about the training."""
 FACTS_SCHEMA = "kdcompress.quantised/1"
 
 
 def target_of(section: Int8Section) -> Target:
-    """Whose kernels the file is for; auto is this machine."""
+    """Returns the processor kind that the int8 file is made for; auto: this machine's."""
     if section.target != "auto":
         return section.target
     return usual_target(platform.machine(), environment()["isa"])
 
 
 def calibrated(section: Int8Section, train: Source, *, workers: int) -> Calibration:
-    """The images that say how far activations reach.
+    """Chooses the calibration images, from which the ranges of activations are measured.
 
     Args:
-        section: How many, and which.
+        section: Their number and seed.
         train: The training split.
         workers: Processes that decode images.
     """
@@ -76,11 +76,11 @@ def calibrated(section: Int8Section, train: Source, *, workers: int) -> Calibrat
     return calibration(train.labels, read, section.images, section.seed)
 
 
-def check(run: Run, method: Method, start: Start) -> None:
-    """Refuses a network whose passes cannot be rounded as its int8 file's are, before anything is trained.
+def check_int8_training(run: Run, method: Method, start: Start) -> None:
+    """Refuses, before anything is trained, a network whose passes cannot be rounded as its int8 file's are.
 
     Raises:
-        UserError: It cannot be tuned; the message says why.
+        UserError: With the reason.
     """
     section = run.recipe.export.int8
     if section is None or not section.qat_epochs or not run.processes.first:
@@ -108,18 +108,20 @@ def check(run: Run, method: Method, start: Start) -> None:
 _INSTEAD = "take it out (--set export.int8.qat_epochs=0) for an int8 file without tuning"
 
 
-def tune(run: Run, method: Method, outcome: Outcome) -> None:
-    """Tunes the chosen student and keeps the weights; the run's own student stays as it was trained.
+def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
+    """Continues the chosen student's training with rounded passes and stores the weights for the int8 file.
+
+    The run's own student stays as it was trained.
 
     Args:
         run: The run.
-        method: As the training left it.
-        outcome: Of the training; its weights are what the tuning starts from.
+        method: The method after its training.
+        outcome: Result of that training; its weights are the start.
     """
     recipe, section = run.recipe, run.recipe.export.int8
     assert section is not None
     student = method.networks.student
-    before = student.precision, student.around
+    before = student.precision, student.forward_context
     student.network.load_state_dict(outcome.state)
     student.train_mode(False)
     images = calibrated(section, run.data.train, workers=run.workers)
@@ -128,31 +130,29 @@ def tune(run: Run, method: Method, outcome: Outcome) -> None:
     bits = 7 if target_of(section) == "x86-novnni" else 8
     on_device = [student.normalise(torch.from_numpy(batch).to(run.device)) for batch in images.batches]
     rounding = Rounding(student.network, on_device, weight_bits=bits)
-    tuned = Tuned(method, rounding, run.processes, recipe.train.epochs)
+    qat = QuantizationAwareTraining(method, rounding, run.processes, recipe.train.epochs)
     train = recipe.train.model_copy(
         update={"ema": None, "compile": False, "ship": "best", "precision": "fp32"}
     )
     rate = section.qat_lr * recipe.optim.lr
     optim = recipe.optim.model_copy(update={"lr": rate, "schedule": "cosine", "warmup": 0.0})
     in_full = dataclasses.replace(run, recipe=recipe.replace(train=train))
-    student.around = rounding.rounded
+    student.forward_context = rounding.rounded
     try:
-        found = loop(
-            in_full, tuned, LABEL, seed=recipe.seed, epochs=section.qat_epochs, train=train, optim=optim
-        )
+        result = run_training(in_full, Training(LABEL, qat, recipe.seed, section.qat_epochs, train, optim))
     finally:
-        student.precision, student.around = before
+        student.precision, student.forward_context = before
         student.network.load_state_dict(outcome.state)
     if run.processes.first:
-        state = {name: tensor.contiguous() for name, tensor in found.state.items()}
+        state = {name: tensor.contiguous() for name, tensor in result.state.items()}
         write_bytes(run.folder.checkpoints / WEIGHTS, safetensors.torch.save(state, METADATA))
         facts = {
             "schema": FACTS_SCHEMA,
             "epochs": section.qat_epochs,
             "lr": rate,
-            "epoch": found.epoch,
-            "seconds": round(found.seconds, 1),
-            "held_out": found.best,
+            "epoch": result.epoch,
+            "seconds": round(result.seconds, 1),
+            "held_out": result.best,
         }
         write_json(run.folder.checkpoints / FACTS, facts)
     run.processes.wait()

@@ -1,27 +1,126 @@
-"""Training: a method, its networks and the data go through the loop."""
+"""Trainings of a run (teacher, preparations, student, int8): each is a value that the loop runs."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from kdcompress.data import pools
+from kdcompress.data.dataset import Data
 from kdcompress.data.loader import TrainingLoader
-from kdcompress.methods.base import Method, configured
+from kdcompress.data.orders import BatchOrder, batch_order
+from kdcompress.methods.base import Method, Needs, configured
 from kdcompress.networks.from_recipe import Start, seeded
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import Teacher
 from kdcompress.recipe import OptimSection, TrainSection
 from kdcompress.run.context import Run
 from kdcompress.run.networks import info, tapped
+from kdcompress.train import result_store
 from kdcompress.train.job import Job, Outcome
 from kdcompress.train.journal import Journal
+from kdcompress.train.result_store import StoredResult
 from kdcompress.train.trainer import Trainer
 
 
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One training of a run.
+
+    Args:
+        label: teacher, student, ...: names its checkpoint and its log lines.
+        method: On the run's device, beside its networks.
+        seed: Seed of its sample order, augmentation and dropout.
+        epochs: Number of epochs.
+        train: The recipe's section, adapted to this training.
+        optim: The recipe's section, adapted to this training.
+        choose: True chooses the best epoch on held-out data, if there is any.
+    """
+
+    label: str
+    method: Method
+    seed: int
+    epochs: int
+    train: TrainSection
+    optim: OptimSection
+    choose: bool = True
+
+
+def student_training(run: Run, method: Method) -> Training:
+    """Describes the training of the recipe's student."""
+    recipe = run.recipe
+    return Training("student", method, recipe.seed, recipe.train.epochs, recipe.train, recipe.optim)
+
+
+def run_training(run: Run, training: Training) -> Outcome:
+    """Trains to the end, from a checkpoint of the same label if there is one.
+
+    Args:
+        run: The run; of its data, the images that the method can use are taken.
+        training: What to train.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a resume continues within this training.
+    """
+    recipe, method, seed = run.recipe, training.method, training.seed
+    data = for_method(run, type(method), method.config).data
+    needs = method.needs(method.config)
+    loader = TrainingLoader(
+        data.train,
+        batch_size=recipe.data.batch_size,
+        views=needs.views,
+        order=_order(run, needs, data, seed),
+        seed=seed,
+        augment=needs.augment or data.augment,
+        device=run.device,
+        rank=run.processes.rank,
+        world=run.processes.world,
+        workers=run.workers,
+    )
+    job = Job(
+        label=training.label,
+        folder=run.folder.checkpoints,
+        train=training.train,
+        optim=training.optim,
+        epochs=training.epochs,
+        fp16=run.precision == "fp16",
+        resume_hint=_resume_hint(run.command, run.processes.world),
+    )
+    journal = Journal(run.folder.path if run.processes.first else None, training.train.tensorboard)
+    # Each process has its own dropout: its rows are different ones.
+    purpose = f"training of {training.label}"
+    seeded(seed, f"{purpose} in process {run.processes.rank}" if run.processes.rank else purpose)
+    with contextlib.closing(loader), contextlib.ExitStack() as stack:
+        held_out = None
+        if training.choose and data.held_out is not None:
+            held_out = stack.enter_context(run.evaluation(data.held_out))
+        return Trainer(method, loader, held_out, job, run.processes, journal, run.progress).run()
+
+
+def stored_training(
+    run: Run, stem: str, key: str, training: Callable[[], Training], note: dict[str, Any]
+) -> StoredResult:
+    """Returns the stored result of a training, or trains and stores it.
+
+    Args:
+        run: The run.
+        stem: Name of the stored files, without suffix.
+        key: Hash of everything that the result depends on.
+        training: Builds the training; called only if there is no stored result.
+        note: Facts to store beside it; the held-out figures and the chosen epoch are added.
+    """
+
+    def make() -> tuple[dict[str, Any], dict[str, Any]]:
+        outcome = run_training(run, training())
+        return outcome.state, {**note, "held_out": outcome.best, "epoch": outcome.epoch}
+
+    return result_store.result(run.folder.checkpoints, stem, key, run.processes, make)
+
+
 def build_method(run: Run, found: dict[str, Start], teacher: Teacher | None) -> Method:
-    """The recipe's method beside its networks, all on the run's device."""
+    """Builds the recipe's method beside its networks, all on the run's device."""
     recipe = run.recipe
     networks = Networks(
         tapped(run, recipe.student, found["student"]),
@@ -30,92 +129,33 @@ def build_method(run: Run, found: dict[str, Start], teacher: Teacher | None) -> 
     )
     cls, config = configured(recipe.method)
     seeded(recipe.seed, "method")
-    return cls(config, networks, info(taught_by(run, cls, config))).to(run.device)
+    return cls(config, networks, info(for_method(run, cls, config))).to(run.device)
 
 
-def taught_by(run: Run, method: type[Method], config: Any) -> Run:
-    """The run with the training images that a method trains on.
+def for_method(run: Run, method: type[Method], config: Any) -> Run:
+    """Returns the run with the training images that a method can use.
 
     Raises:
         DataError: The method needs labels, and no image has one.
     """
     needs = method.needs(config)
-    data = run.data.taught(labels=needs.labels, unlabelled=needs.unlabelled)
+    data = run.data.for_method(labels=needs.labels, unlabelled=needs.unlabelled)
     return dataclasses.replace(run, data=data)
 
 
 def steps_per_epoch(run: Run) -> int:
-    """Batches that the recipe's method takes in an epoch.
+    """Returns the number of batches of an epoch of the recipe's method.
 
     Raises:
         UserError: A batch is too small to hold images of every kind.
     """
-    data = taught_by(run, *configured(run.recipe.method)).data
-    return pools.steps_per_epoch(data.pools, len(data.train), run.recipe.data.batch_size)
+    method, config = configured(run.recipe.method)
+    return _order(run, method.needs(config), for_method(run, method, config).data, seed=0).steps
 
 
-def train(run: Run, method: Method) -> Outcome:
-    """Trains the student by its method."""
-    recipe = run.recipe
-    return loop(
-        run, method, "student", seed=recipe.seed, epochs=recipe.train.epochs, train=recipe.train,
-        optim=recipe.optim,
-    )  # fmt: skip
-
-
-def loop(
-    run: Run,
-    method: Method,
-    label: str,
-    *,
-    seed: int,
-    epochs: int,
-    train: TrainSection,
-    optim: OptimSection,
-    choose: bool = True,
-) -> Outcome:
-    """One training through the loop.
-
-    Args:
-        run: The run.
-        method: What is minimised.
-        label: student, teacher or preparation; names its checkpoint and its log lines.
-        seed: Of its sample order, augmentation and dropout.
-        epochs: How many.
-        train: The section, as this training needs it.
-        optim: Likewise.
-        choose: Whether the best epoch on held-out data is chosen, if there is any.
-    """
-    recipe, data = run.recipe, taught_by(run, type(method), method.config).data
-    loader = TrainingLoader(
-        data.train,
-        batch_size=recipe.data.batch_size,
-        views=method.needs(method.config).views,
-        pools=data.pools,
-        seed=seed,
-        augment=data.augment,
-        device=run.device,
-        rank=run.processes.rank,
-        world=run.processes.world,
-        workers=run.workers,
-    )
-    job = Job(
-        label=label,
-        folder=run.folder.checkpoints,
-        train=train,
-        optim=optim,
-        epochs=epochs,
-        fp16=run.precision == "fp16",
-        resume_hint=_resume_hint(run.command, run.processes.world),
-    )
-    journal = Journal(run.folder.path if run.processes.first else None, train.tensorboard)
-    # Each process drops out by its own dice: their rows are different ones.
-    seeded(seed, f"training of {label}" + (f" in process {run.processes.rank}" if run.processes.rank else ""))
-    with contextlib.closing(loader), contextlib.ExitStack() as stack:
-        held_out = None
-        if choose and data.held_out is not None:
-            held_out = stack.enter_context(run.evaluation(data.held_out))
-        return Trainer(method, loader, held_out, job, run.processes, journal, run.progress).run()
+def _order(run: Run, needs: Needs, data: Data, seed: int) -> BatchOrder:
+    size = run.recipe.data.batch_size
+    return batch_order(needs.order, data.train.labels, batch_size=size, seed=seed, pools=data.pools)
 
 
 def _resume_hint(command: str, processes: int) -> str:

@@ -1,4 +1,4 @@
-"""What a benchmark document is held to, compared with and written to."""
+"""Compares a benchmark document with an earlier one, checks the conditions of --fail-if, and writes it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from kdcompress.progress import Progress
 from kdcompress.report.plot import FORMATS, plot
 
 
-class Judge:
-    """What is to be done with a document that is not there yet.
+class BenchChecks:
+    """The options about a document, checked before anything is measured.
 
     Args:
-        out: Where it goes; None: nowhere.
-        plot: Where the plot goes, .svg or .png; None: nowhere.
+        out: File for the document; None: it is not written.
+        plot: File for the plot, .svg or .png; None: it is not drawn.
         compare: An earlier document.
         fail_if: Conditions, as in bench/conditions.py.
 
     Raises:
-        UserError: Something of it cannot be done.
+        UserError: A condition or a file name cannot be used.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Judge:
         if plot is not None and plot.suffix not in FORMATS:
             raise UserError(f"--plot {plot}: expected a name that ends in {' or '.join(FORMATS)}")
 
-    def check(self, artefacts: Sequence[str], *, has_baseline: bool, has_top1: bool) -> None:
-        """Refuses conditions on what the document will not have.
+    def check_conditions(self, artefacts: Sequence[str], *, has_baseline: bool, has_top1: bool) -> None:
+        """Refuses conditions on figures that the document will not have.
 
         Args:
-            artefacts: Their names.
-            has_baseline: Whether they are compared with one.
-            has_top1: Whether their accuracy is known.
+            artefacts: Names of the artefacts.
+            has_baseline: True if there is a baseline.
+            has_top1: True if their accuracy is known.
 
         Raises:
             UserError: There is one.
@@ -66,12 +66,12 @@ class Judge:
             if lacking is not None:
                 raise UserError(f"--fail-if {condition.text!r}: {lacking}")
 
-    def judged(self, document: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        """The document with `compare`, where asked for, and `not_met`; it has been written where asked for.
+    def finish(self, document: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """Adds `compare` and `not_met` to the document, and writes it and the plot.
 
         Args:
-            document: Of schema `kdcompress.bench/1`.
-            progress: Says what is not comparable.
+            document: A document of schema `kdcompress.bench/1`.
+            progress: Terminal output for warnings.
         """
         if self._old is not None:
             assert self._compare is not None
@@ -87,13 +87,13 @@ class Judge:
 
     def _not_met(self, document: dict[str, Any]) -> list[str]:
         cells = len(document["results"]) + sum(not failure["control"] for failure in document["failures"])
-        said = [
+        sentences = [
             f"{label_of(failure)}{', the control,' if failure['control'] else ''} could not be measured: "
             f"{failure['stage']}: {failure['type']}: {failure['message']}"
             for failure in document["failures"]
         ]
-        if said:
-            said = [f"{len(document['results'])} of {cells} results measured", *said]
-        return said + [
+        if sentences:
+            sentences = [f"{len(document['results'])} of {cells} results measured", *sentences]
+        return sentences + [
             sentence for condition in self._conditions for sentence in condition.failures(document, self._old)
         ]

@@ -1,4 +1,4 @@
-"""What goes along with a file that is measured on another machine, so that it is the same network there."""
+"""Adds the golden images and outputs that prove a file on another machine before it is timed there."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import dataclasses
 
 import numpy as np
 
-from kdcompress.bench.plan import Artefact
+from kdcompress.bench.cell import Artefact
 from kdcompress.deploy.golden_file import NAME, read_golden
 
 
 def with_golden(artefact: Artefact) -> Artefact:
-    """With the images of the golden.npz beside its file, and what it must make of them; else as it is.
+    """Adds the images and reference outputs of the golden.npz beside an artefact's file, if there is one.
 
-    The golden images come first, and the others, if it has some, behind them.
+    The golden images come first, and the artefact's other images, if it has some, behind them.
 
     Args:
-        artefact: With its shape.
+        artefact: The artefact; its shape is known.
 
     Raises:
         UserError: The golden.npz is damaged.
@@ -26,7 +26,7 @@ def with_golden(artefact: Artefact) -> Artefact:
         return artefact
     golden = read_golden(path)
     if artefact.shape is None or tuple(golden.images.shape[1:]) != tuple(artefact.shape):
-        return artefact  # of another network: what it gives stays unverified, and that is said
+        return artefact  # of another network: the outputs stay unverified, and a warning says so
     more = () if artefact.images is None else (artefact.images,)
     images = np.concatenate([golden.images, *more]).astype(np.float32)
     tolerance = golden.tolerance if golden.spread > 0 else None

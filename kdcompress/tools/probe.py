@@ -27,7 +27,7 @@ from kdcompress.export.reexport import EVALUATION_SCHEMA, artefact, data_of, ima
 from kdcompress.metrics.neighbours import NEIGHBOURS
 from kdcompress.networks.from_recipe import teacher_needs_training
 from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.probe.concepts import MARGIN, concepts, overlap
 from kdcompress.probe.features import Features, Read, features, pooled, variance
 from kdcompress.probe.knn import knn
@@ -38,11 +38,11 @@ from kdcompress.probe.views import ORIGINAL, View, second_view
 from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe, load_recipe
 from kdcompress.run.context import Run
-from kdcompress.run.networks import starts, tapped
+from kdcompress.run.networks import load_networks, tapped
 from kdcompress.run.teacher import own_size
 from kdcompress.run_folder import RunFolder, check_writable
 from kdcompress.tasks.classification import accuracy
-from kdcompress.train import teacher_store
+from kdcompress.train import result_store
 from kdcompress.train.processes import Processes
 
 KNOWLEDGE_SCHEMA = "kdcompress.knowledge/1"
@@ -300,16 +300,16 @@ def _teacher(run: Run) -> Read:
     assert section is not None
     # The other networks' weights have no part in it and may be gone.
     bare = {"student": run.recipe.student.model_copy(update={"weights": None}), "peers": []}
-    found = starts(dataclasses.replace(run, recipe=run.recipe.model_copy(update=bare)))["teacher"]
+    found = load_networks(dataclasses.replace(run, recipe=run.recipe.model_copy(update=bare)))["teacher"]
     size = None
     if teacher_needs_training(section, found):
-        kept = run.folder.checkpoints / teacher_store.FILE
+        kept = run.folder.checkpoints / f"{result_store.TEACHER}.safetensors"
         if not kept.is_file():
             raise UserError(f"{kept}: is gone, and with it the teacher, which was trained in that run")
-        teacher_store.fill(found.network, safetensors.tensors_of(kept))
+        result_store.fill(found.network, safetensors.tensors_of(kept))
     else:
         size = own_size(run, section, found)
-    read = pooled(Teacher(tapped(run, section, found), size=size, fold=False).tapped)
+    read = pooled(FrozenTeacher(tapped(run, section, found), size=size, fold=False).tapped)
     if size is None:
         return read
     return lambda images: read(

@@ -16,9 +16,9 @@ from kdcompress.deploy.macs import count_parameters
 from kdcompress.deploy.strip import fresh_student, load_strictly
 from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks.build import accepted_channels, family_of
+from kdcompress.networks.expected_keys import Pattern
 from kdcompress.networks.foreign import Found, find
-from kdcompress.networks.pattern import Pattern
-from kdcompress.networks.state import read_checkpoint
+from kdcompress.networks.read_checkpoint import read_checkpoint
 from kdcompress.run_folder import check_writable
 
 SCHEMA = "kdcompress.strip/1"

@@ -1,12 +1,13 @@
-"""`kdcompress suggest`: which student keeps within a budget on the device, before anything is trained.
+"""`kdcompress suggest`: finds the largest student within a latency budget on the device, before training.
 
 1. Every candidate is built and exported untrained, as it would ship.
-2. A first look, a few candidates at a time, drops what is far too slow, so that a small board neither holds
-   all of them at once nor is kept busy by the slowest.
+2. Short first timings, a few candidates at a time, drop those that are far too slow, so that a small board
+   neither holds all files at once nor spends its time on the slowest.
 3. The others are timed in shuffled, interleaved rounds, as `bench` does it.
-4. Of those that it cannot be told of, the larger ones are timed for twice as many rounds more.
-5. The largest that fits with 95 % confidence is the answer. Large is by parameters: multiply-accumulates do
-   not tell the time and the time is measured; of the capacity that is left, they are the common measure.
+4. Candidates whose interval straddles the budget are timed for twice as many rounds more, if they are larger
+   than the largest that fits.
+5. The largest that fits with 95 % confidence is the answer. Size is the number of parameters: the latency is
+   measured already, and parameters are the common measure of what a network can learn.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ from kdcompress.networks.build import accepted_channels
 from kdcompress.progress import Progress
 from kdcompress.recipe import NetworkSection, Recipe, load_recipe
 from kdcompress.run.networks import needs_of
-from kdcompress.tools.suggest_candidates import Wanted, checked, ladder, made, parameters_of
+from kdcompress.tools.suggest_candidates import (
+    StudentSpec,
+    check_students,
+    default_students,
+    export_candidate,
+    parameters_of,
+)
 from kdcompress.tools.suggest_search import Trial, file_fits, largest, no_answer, shown_latency
 
 SCHEMA = "kdcompress.suggest/1"
@@ -38,27 +45,29 @@ CLASSES = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """The command line.
+class SuggestRequest:
+    """The options of `kdcompress suggest`.
 
     Args:
-        budget: Of one call, with its unit.
-        memory: Of the file, with its unit; None: any.
-        peak_memory: Of the running network, with its unit; None: any.
-        students: None of them: the ladder for this size of images.
-        recipe: Whose images and classes the student is for; None: as the next three say.
-        data: Folder of the recipe's data, which may tell its classes.
-        overrides: Of the recipe.
-        input_size: Side in pixels; None: 224.
-        channels: Of the images; None: 3.
-        classes: K; None: 1,000.
-        threads: Of the runtime.
+        budget: Longest median call, with its unit.
+        memory: Largest file, with its unit; None: any.
+        peak_memory: Most memory of the running network, with its unit; None: any.
+        students: Students to time; empty: the default list for this size of images.
+        recipe: Recipe that the student is for; None: the next options say the images and classes.
+        data: Folder of the recipe's data, to count its classes.
+        overrides: Changes to the recipe.
+        method: Replaces the recipe's method.
+        preset: Published settings of the method.
+        input_size: Side of the images in pixels; None: 224.
+        channels: Channels of the images; None: 3.
+        classes: Number of classes K; None: 1,000.
+        threads: Thread count of the runtime.
         batch: Images per call.
-        rounds: Of the trial.
+        rounds: Number of rounds.
         target: The device.
-        opset: Of the files; None: the exporter's choice.
-        out: Where a copy of the recipe with the answer in it goes; None: nowhere.
-        allow_code: Whether `python:` networks may be built.
+        opset: Opset of the files; None: the exporter's choice.
+        out: File for a copy of the recipe with the answer in it; None: it is not written.
+        allow_code: True if `python:` networks may be built.
     """
 
     budget: str
@@ -68,6 +77,8 @@ class Asked:
     recipe: str | None = None
     data: str | None = None
     overrides: tuple[str, ...] = ()
+    method: str | None = None
+    preset: str | None = None
     input_size: int | None = None
     channels: int | None = None
     classes: int | None = None
@@ -80,53 +91,59 @@ class Asked:
     allow_code: bool = False
 
 
-def suggest(asked: Asked, progress: Progress) -> dict[str, Any]:
+def suggest(request: SuggestRequest, progress: Progress) -> dict[str, Any]:
     """Times untrained students on the device and finds the largest within the budget.
 
     Args:
-        asked: The command line.
-        progress: What a watcher sees.
+        request: The options.
+        progress: Terminal output.
 
     Returns:
-        The document of schema `kdcompress.suggest/1`; `answer` is null where nothing fits, and `no_answer`
-        then says why. The recipe has been written where asked for and where there is an answer.
+        The document of schema `kdcompress.suggest/1`; `answer` is null if nothing fits, and `no_answer`
+        then says why. If there is an answer, the copy of the recipe has been written to `out`.
 
     Raises:
-        UserError: Something asked for cannot be done, or none of the students can be made; nothing has been
+        UserError: The options cannot be used, or none of the students can be exported; nothing has been
             timed.
         TargetUnreachable: The device does not answer.
         WorldError: A disk is full.
     """
     budget = Budget(
-        milliseconds("--budget", asked.budget),
-        None if asked.memory is None else megabytes("--memory", asked.memory),
-        None if asked.peak_memory is None else megabytes("--peak-memory", asked.peak_memory),
+        milliseconds("--budget", request.budget),
+        None if request.memory is None else megabytes("--memory", request.memory),
+        None if request.peak_memory is None else megabytes("--peak-memory", request.peak_memory),
     )
-    onnx.check_opset(asked.opset)
-    _check_out(asked)
+    onnx.check_opset(request.opset)
+    _check_out(request)
     recipe = None
-    if asked.recipe is not None:
-        recipe = load_recipe(asked.recipe, asked.overrides, allow_code=asked.allow_code)
-    wanted, classes_from = _wanted(asked, recipe)
-    names, left_out = _names(asked, recipe, wanted)
-    with asked.target.opened(()):  # a device that is not there is told before a minute of exporting
+    if request.recipe is not None:
+        recipe = load_recipe(
+            request.recipe,
+            request.overrides,
+            method=request.method,
+            preset=request.preset,
+            allow_code=request.allow_code,
+        )
+    spec, classes_from = _student_spec(request, recipe)
+    names, left_out = _names(request, recipe, spec)
+    with request.target.opened(()):  # a missing device is reported before a minute of exporting
         pass
     with tempfile.TemporaryDirectory(prefix="kdcompress-suggest-") as folder, progress.counter() as tell:
         candidates = []
         for done, name in enumerate(names):
             tell("suggest: exporting", done, len(names))
-            candidates.append(made(name, wanted, Path(folder), largest_mb=budget.file_mb))
+            candidates.append(export_candidate(name, spec, Path(folder), largest_mb=budget.file_mb))
         tell("suggest: exporting", len(names), len(names))
         if all(candidate.problem for candidate in candidates):
-            told = [f"{candidate.student}: {candidate.problem}" for candidate in candidates]
-            raise UserError("\n  ".join(["none of the students can be timed", *told]))
+            problems = [f"{candidate.student}: {candidate.problem}" for candidate in candidates]
+            raise UserError("\n  ".join(["none of the students can be timed", *problems]))
         trial = Trial(
             budget,
-            side=wanted.side,
-            threads=asked.threads,
-            batch=asked.batch,
-            rounds=asked.rounds,
-            target=asked.target,
+            side=spec.side,
+            threads=request.threads,
+            batch=request.batch,
+            rounds=request.rounds,
+            target=request.target,
             tell=tell,
         )
         trial.time([c for c in candidates if c.file is not None and file_fits(c, budget)])
@@ -138,7 +155,7 @@ def suggest(asked: Asked, progress: Progress) -> dict[str, Any]:
     document = {
         "schema": SCHEMA,
         "tool": {"name": "kdcompress", "version": __version__},
-        "target": asked.target.described,
+        "target": request.target.described,
         "env": trial.env,
         "budget": {
             "latency_ms": budget.latency_ms,
@@ -149,13 +166,13 @@ def suggest(asked: Asked, progress: Progress) -> dict[str, Any]:
         "protocol": {
             "runtime": "onnxruntime",
             "threads": trial.threads,
-            "batch": asked.batch,
-            "rounds": asked.rounds,
+            "batch": request.batch,
+            "rounds": request.rounds,
             "weights": "untrained",
             "images": "noise",
         },
-        "input": {"channels": wanted.channels, "height": wanted.side, "width": wanted.side},
-        "classes": wanted.classes,
+        "input": {"channels": spec.channels, "height": spec.side, "width": spec.side},
+        "classes": spec.classes,
         "classes_from": classes_from,
         "results": rows,
         "left_out": left_out,
@@ -166,10 +183,10 @@ def suggest(asked: Asked, progress: Progress) -> dict[str, Any]:
         "warnings": trial.warnings,
         "recipe": None,
     }
-    if answer is not None and asked.out is not None:
+    if answer is not None and request.out is not None:
         assert recipe is not None
-        _write_recipe(asked.out, recipe, answer, asked, progress)
-        document["recipe"] = str(asked.out)
+        _write_recipe(request.out, recipe, answer, request, progress)
+        document["recipe"] = str(request.out)
     return document
 
 
@@ -183,53 +200,60 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _most_accurate(rows: Sequence[dict[str, Any]]) -> str | None:
-    """By published figures on ImageNet, of those that fit and have one."""
-    known = [row for row in rows if row["verdict"] == "fits" and row["imagenet_top1"]]
-    best = max(known, key=lambda row: row["imagenet_top1"]["top1"], default=None)
+    """Finds the student with the best published ImageNet top-1 of those that fit."""
+    published = [row for row in rows if row["verdict"] == "fits" and row["imagenet_top1"]]
+    best = max(published, key=lambda row: row["imagenet_top1"]["top1"], default=None)
     return None if best is None else best["student"]
 
 
-def _wanted(asked: Asked, recipe: Recipe | None) -> tuple[Wanted, str]:
-    """What the students shall take and give, and who says how many classes there are."""
+def _student_spec(request: SuggestRequest, recipe: Recipe | None) -> tuple[StudentSpec, str]:
+    """Finds the input and classes of the students, and where the number of classes comes from."""
     if recipe is None:
-        for option, value in (("--data", asked.data), ("--set", asked.overrides)):
+        for option, value in (
+            ("--data", request.data),
+            ("--set", request.overrides),
+            ("--method", request.method),
+            ("--preset", request.preset),
+        ):
             if value:
                 raise UserError(f"{option}: belongs to a --recipe, and none is given")
-        side, channels = asked.input_size or SIDE, asked.channels or 3
-        classes, told = (asked.classes, "option") if asked.classes else (CLASSES, "default")
-        return Wanted(channels, side, classes, opset=asked.opset, allow_code=asked.allow_code), told
-    known = discovery.header("dataset", recipe.data.dataset).constants
-    if asked.input_size is not None:
+        side, channels = request.input_size or SIDE, request.channels or 3
+        classes, source = (request.classes, "option") if request.classes else (CLASSES, "default")
+        return StudentSpec(
+            channels, side, classes, opset=request.opset, allow_code=request.allow_code
+        ), source
+    constants = discovery.header("dataset", recipe.data.dataset).constants
+    if request.input_size is not None:
         raise UserError("--input-size: a recipe says its image size; change it with --set data.image_size=N")
-    if asked.channels is not None:
+    if request.channels is not None:
         raise UserError(f"--channels: the recipe's data set, {recipe.data.dataset}, says them")
-    classes, told = _classes(asked, recipe, known.get("CLASSES"))
+    classes, source = _classes(request, recipe, constants.get("CLASSES"))
     others = [section.model for section in (recipe.teacher, *recipe.peers) if section is not None]
-    wanted = Wanted(
-        known["CHANNELS"],
-        recipe.data.image_size or known["SIZE"],
+    spec = StudentSpec(
+        constants["CHANNELS"],
+        recipe.data.image_size or constants["SIZE"],
         classes,
         frozenset.intersection(frozenset({1, 3}), *(accepted_channels(model) for model in others)),
-        asked.opset,
-        asked.allow_code,
+        request.opset,
+        request.allow_code,
     )
-    return wanted, told
+    return spec, source
 
 
-def _classes(asked: Asked, recipe: Recipe, of_the_set: int | None) -> tuple[int, str]:
+def _classes(request: SuggestRequest, recipe: Recipe, data_classes: int | None) -> tuple[int, str]:
     if needs_of(recipe).backbone:
-        if asked.classes is not None:
+        if request.classes is not None:
             raise UserError(
                 f"--classes: the method {recipe.method['name']} trains a backbone, which has none"
             )
         return 0, "recipe"
-    if of_the_set is not None:
-        if asked.classes not in (None, of_the_set):
-            raise UserError(f"--classes: the data set {recipe.data.dataset} has {of_the_set}")
-        return of_the_set, "recipe"
-    if asked.classes is not None:
-        return asked.classes, "option"
-    root = asked.data or recipe.data.root
+    if data_classes is not None:
+        if request.classes not in (None, data_classes):
+            raise UserError(f"--classes: the data set {recipe.data.dataset} has {data_classes}")
+        return data_classes, "recipe"
+    if request.classes is not None:
+        return request.classes, "option"
+    root = request.data or recipe.data.root
     if root is not None and recipe.data.labels != "none":
         section = recipe.data.model_copy(update={"root": root})
         names = discovery.load("dataset", recipe.data.dataset).class_names(section)
@@ -239,55 +263,57 @@ def _classes(asked: Asked, recipe: Recipe, of_the_set: int | None) -> tuple[int,
 
 
 def _names(
-    asked: Asked, recipe: Recipe | None, wanted: Wanted
+    request: SuggestRequest, recipe: Recipe | None, spec: StudentSpec
 ) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
-    """The students to try, and those of the ladder that are left out: as large as the teacher, or larger."""
-    if asked.students:
-        return checked(asked.students, wanted), []
-    names = ladder(wanted.side)
+    """Lists the students to time, and the default students that are no smaller than the teacher."""
+    if request.students:
+        return check_students(request.students, spec), []
+    names = default_students(spec.side)
     if recipe is None:
         return names, []
     left_out = []
     if recipe.teacher is not None:
-        largest = parameters_of(recipe.teacher.model, wanted)
-        sizes = {name: parameters_of(name, wanted) for name in names if name != recipe.student.model}
+        largest = parameters_of(recipe.teacher.model, spec)
+        sizes = {name: parameters_of(name, spec) for name in names if name != recipe.student.model}
         left_out = [
             {"student": name, "params": params} for name, params in sizes.items() if params >= largest
         ]
-    gone = {entry["student"] for entry in left_out}
-    return tuple(dict.fromkeys([recipe.student.model, *(n for n in names if n not in gone)])), left_out
+    excluded = {entry["student"] for entry in left_out}
+    return tuple(dict.fromkeys([recipe.student.model, *(n for n in names if n not in excluded)])), left_out
 
 
-def _check_out(asked: Asked) -> None:
-    if asked.out is None:
+def _check_out(request: SuggestRequest) -> None:
+    if request.out is None:
         return
-    if asked.recipe is None:
+    if request.recipe is None:
         raise UserError("--out: is a copy of a --recipe with the student in it, and none is given")
-    if asked.out.suffix not in {".yaml", ".yml"}:
-        raise UserError(f"--out {asked.out}: expected a name that ends in .yaml")
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", asked.out.stem) is None:
+    if request.out.suffix not in {".yaml", ".yml"}:
+        raise UserError(f"--out {request.out}: expected a name that ends in .yaml")
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", request.out.stem) is None:
         raise UserError(
-            f"--out {asked.out}: its name becomes the recipe's; only letters, digits, '.', '_' and '-'"
+            f"--out {request.out}: its name becomes the recipe's; only letters, digits, '.', '_' and '-'"
         )
-    if asked.out.exists():
-        raise UserError(f"--out {asked.out}: exists; choose another name")
-    if not asked.out.absolute().parent.is_dir():
-        raise UserError(f"--out {asked.out}: there is no folder {asked.out.parent}")
+    if request.out.exists():
+        raise UserError(f"--out {request.out}: exists; choose another name")
+    if not request.out.absolute().parent.is_dir():
+        raise UserError(f"--out {request.out}: there is no folder {request.out.parent}")
 
 
-def _write_recipe(out: Path, recipe: Recipe, row: dict[str, Any], asked: Asked, progress: Progress) -> None:
-    """A copy of the recipe, complete, under the name of its file, with the answer as its student."""
+def _write_recipe(
+    out: Path, recipe: Recipe, row: dict[str, Any], request: SuggestRequest, progress: Progress
+) -> None:
+    """Writes a copy of the recipe with the suggested student, called by the name of its file."""
     student = recipe.student
     if student.model != row["student"]:
         if student.weights is not None or student.taps is not None:
-            lost = [key for key in ("weights", "taps") if getattr(student, key) is not None]
+            dropped = [key for key in ("weights", "taps") if getattr(student, key) is not None]
             progress.warn(
-                f"{out}: left out student.{' and student.'.join(lost)}, which were {student.model}'s"
+                f"{out}: left out student.{' and student.'.join(dropped)}, which were {student.model}'s"
             )
         student = NetworkSection(model=row["student"])
-    threads = "1 thread" if asked.threads == 1 else f"threads {asked.threads}"
+    threads = "1 thread" if request.threads == 1 else f"threads {request.threads}"
     head = (
-        f"# {recipe.name} with the student that fits {asked.budget.strip()}: {row['student']}\n#\n"
-        f"# Measured untrained, {threads}, batch {asked.batch}: {shown_latency(row)}\n"
+        f"# {recipe.name} with the student that fits {request.budget.strip()}: {row['student']}\n#\n"
+        f"# Measured untrained, {threads}, batch {request.batch}: {shown_latency(row)}\n"
     )
     write_text(out, head + recipe.replace(name=out.stem, student=student).to_yaml())

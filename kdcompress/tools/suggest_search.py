@@ -1,4 +1,4 @@
-"""Trying students against a budget: first looks, rounds, second looks, and what each student is worth."""
+"""Times students against a budget: short first timings, rounds, more rounds, and a verdict for each."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from kdcompress.bench import stats
 from kdcompress.bench.budget import CONFIDENCE, LOOKS, Budget, latency_verdict
 from kdcompress.bench.measure import Artefact, Protocol, measure
 from kdcompress.bench.target import Target
-from kdcompress.tools.suggest_candidates import Candidate
+from kdcompress.tools.suggest_candidates import StudentCandidate
 
 PROTOCOL = Protocol(block_s=0.2, turns=2, min_calls=4)
-FIRST_LOOK = Protocol(block_s=0.05, turns=1, min_calls=2, warmup_s=0.1)
+SHORT_PROTOCOL = Protocol(block_s=0.05, turns=1, min_calls=2, warmup_s=0.1)
 AT_ONCE = 4
-"""Candidates of a first look: so many files, and processes, the device holds at the same time."""
+"""Candidates of one short timing: the device holds so many files and processes at the same time."""
 FAR = 2.0
-"""So many budgets is far too slow, if not one call was quicker. Other work on the device makes calls longer,
-never shorter, so the quickest of a dozen needs no interval."""
+"""A candidate whose fastest call takes more than so many budgets is far too slow. Other work on the device
+makes calls longer, never shorter, so the fastest of a dozen needs no interval."""
 RUNTIMES: tuple[str, ...] = ()
-"""None: that of the file's suffix."""
+"""Empty: the default for the file's suffix."""
 
 
 class Trial:
-    """What has been seen of the candidates so far.
+    """Times candidates and collects their measurements.
 
     Args:
-        budget: What they may cost.
-        side: Of their images in pixels.
-        threads: Of the runtime.
+        budget: Limits of the device.
+        side: Side of their images in pixels.
+        threads: Thread count of the runtime.
         batch: Images per call.
-        rounds: Of the timing.
+        rounds: Number of rounds.
         target: The device.
-        tell: Progress: (what is under way, done, total).
+        tell: Called with progress: (the present step, done, total).
 
     Attributes:
-        env: The device, or None as long as nothing was timed.
-        quality: As in a benchmark document.
+        env: The device's `env` block, or None until something was timed.
+        quality: The `quality` of a benchmark document.
         warnings: Sentences on the device's state.
     """
 
@@ -70,31 +70,31 @@ class Trial:
             channels: drawn.random((1, channels, side, side), dtype=np.float32) for channels in (1, 3)
         }
 
-    def time(self, candidates: Sequence[Candidate]) -> None:
-        """A first look at all, the rounds, and more rounds for those that it cannot be told of."""
+    def time(self, candidates: Sequence[StudentCandidate]) -> None:
+        """Times all briefly, drops those far too slow, and times the others until their verdict is clear."""
         left = list(candidates)
         if len(left) > AT_ONCE:
             for start in range(0, len(left), AT_ONCE):
                 group = left[start : start + AT_ONCE]
-                self._look(group, FIRST_LOOK, stats.MIN_ROUNDS, "first look", start, len(left))
+                self._measure(group, SHORT_PROTOCOL, stats.MIN_ROUNDS, "first look", start, len(left))
             self.tell("suggest: first look", len(left), len(left))
-            left = [c for c in left if c.student in self._results and not self._is_far(c)]
+            left = [c for c in left if c.student in self._results and not self._drop_if_far(c)]
             self._medians_ms = {name: self._medians_ms[name] for name in self._dropped}
         if left:
-            self.warnings = []  # how the device was at a first look no longer matters
-            self._look(left, PROTOCOL, self.rounds, "timing")
+            self.warnings = []  # the state of the device during the short timings no longer matters
+            self._measure(left, PROTOCOL, self.rounds, "timing")
         for _ in range(LOOKS - 1):
-            open_ones = self._undecided(left)
-            if open_ones:
-                self._look(open_ones, PROTOCOL, 2 * self.rounds, "deciding")
+            undecided = self._undecided(left)
+            if undecided:
+                self._measure(undecided, PROTOCOL, 2 * self.rounds, "deciding")
 
-    def row(self, candidate: Candidate) -> dict[str, Any]:
-        """What is known of a candidate, and what it is worth."""
+    def row(self, candidate: StudentCandidate) -> dict[str, Any]:
+        """Makes the document's row of a candidate: its figures and verdict."""
         name = candidate.student
         result, medians = self._results.get(name), self._medians_ms.get(name, [])
         failure = self._failures.get(name)
         timed = result is not None and failure is None
-        why = _beyond(candidate, result if timed else None, self.budget)
+        why = _excesses(candidate, result if timed else None, self.budget)
         verdict: str | None = None
         if why:
             verdict = "does not fit"
@@ -122,11 +122,16 @@ class Trial:
             "noise": result["noise"] if timed and result is not None else None,
         }
 
-    def _look(
-        self, candidates: Sequence[Candidate], protocol: Protocol, rounds: int, what: str, before: int = 0,
+    def _measure(
+        self,
+        candidates: Sequence[StudentCandidate],
+        protocol: Protocol,
+        rounds: int,
+        what: str,
+        before: int = 0,
         total: int = 0,
-    ) -> None:  # fmt: skip
-        """Times these among each other, and adds what was seen."""
+    ) -> None:
+        """Times candidates together and adds the measurements to those before."""
         artefacts = []
         for candidate in candidates:
             assert candidate.file is not None
@@ -134,7 +139,7 @@ class Trial:
             images = self._images[candidate.channels]
             artefacts.append(Artefact(candidate.student, candidate.file, RUNTIMES, images=images))
 
-        def told(done: int, of: int, step: str) -> None:
+        def progress(done: int, of: int, step: str) -> None:
             if not total:
                 self.tell(f"suggest: {what}" if step.startswith("timing") else "suggest: loading", done, of)
             elif step.startswith("timing"):
@@ -147,11 +152,11 @@ class Trial:
             rounds=rounds,
             protocol=protocol,
             target=self.target,
-            progress=told,
+            progress=progress,
         )
         self.env = document["env"]
         self.threads = document["protocol"]["threads"][0]
-        if protocol is not FIRST_LOOK:
+        if protocol is not SHORT_PROTOCOL:
             self.quality = "noisy" if "noisy" in (self.quality, document["quality"]) else "ok"
         self.warnings += [warning for warning in document["warnings"] if warning not in self.warnings]
         for result in document["results"]:
@@ -162,15 +167,15 @@ class Trial:
             if not failure["control"]:
                 self._failures.setdefault(failure["artefact"], failure)
 
-    def _is_far(self, candidate: Candidate) -> bool:
+    def _drop_if_far(self, candidate: StudentCandidate) -> bool:
         quickest: float = self._results[candidate.student]["latency_ms"]["min"]
         if quickest <= FAR * self.budget.latency_ms:
             return False
         self._dropped.add(candidate.student)
         return True
 
-    def _undecided(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Those that would be the answer if they fitted."""
+    def _undecided(self, candidates: Sequence[StudentCandidate]) -> list[StudentCandidate]:
+        """Lists the undecided candidates that would be the answer if they fitted."""
         rows = {candidate.student: self.row(candidate) for candidate in candidates}
         fitting = largest(sorted(rows.values(), key=lambda row: -row["params"]))
         least = 0 if fitting is None else fitting["params"]
@@ -192,23 +197,23 @@ def _latency(result: dict[str, Any], medians_ms: Sequence[float]) -> dict[str, A
 
 
 def _ram_mb(result: dict[str, Any] | None) -> float | None:
-    """What running it added to the memory of its process."""
+    """Computes the memory that running it added to its process."""
     return None if result is None else round(result["rss_mb"]["peak"] - result["rss_mb"]["base"], 1)
 
 
-def _file_mb(candidate: Candidate) -> float:
-    """Of the file; where none was made, of the weights that would be in it."""
+def _file_mb(candidate: StudentCandidate) -> float:
+    """Size of the file, or of the weights alone if it was not exported."""
     assert candidate.params is not None
     return candidate.bytes / 1e6 if candidate.bytes is not None else 4 * candidate.params / 1e6
 
 
-def file_fits(candidate: Candidate, budget: Budget) -> bool:
-    """Whether its file, or, where none was made, its weights alone, keep within the budget."""
+def file_fits(candidate: StudentCandidate, budget: Budget) -> bool:
+    """Tells if its file, or its weights alone if it was not exported, keep within the budget."""
     return budget.file_mb is None or _file_mb(candidate) <= budget.file_mb
 
 
-def _beyond(candidate: Candidate, result: dict[str, Any] | None, budget: Budget) -> list[str]:
-    """What of it is larger than allowed."""
+def _excesses(candidate: StudentCandidate, result: dict[str, Any] | None, budget: Budget) -> list[str]:
+    """Lists the sizes that are larger than the budget."""
     why = []
     if candidate.params is not None and not file_fits(candidate, budget):
         what = "file" if candidate.bytes is not None else "weights alone"
@@ -220,43 +225,43 @@ def _beyond(candidate: Candidate, result: dict[str, Any] | None, budget: Budget)
 
 
 def largest(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first that fits; the rows stand from the largest to the smallest."""
+    """Finds the first row that fits; the rows are ordered from the largest to the smallest."""
     return next((row for row in rows if row["verdict"] == "fits"), None)
 
 
 def no_answer(rows: Sequence[dict[str, Any]], budget: Budget) -> str:
-    """Why nothing fits, and what comes nearest."""
+    """Explains that nothing fits, and names the nearest students."""
     limits = [f"{budget.latency_ms:g} ms"]
     limits += [] if budget.file_mb is None else [f"a file of {budget.file_mb:g} MB"]
     limits += [] if budget.ram_mb is None else [f"{budget.ram_mb:g} MB of memory"]
     timed = [row for row in rows if row["latency_ms"]]
-    said = []
+    reasons = []
     if timed:
         quickest = min(timed, key=lambda row: row["latency_ms"]["p50"])
-        said.append(f"the fastest timed is {quickest['student']} with {shown_latency(quickest)}")
+        reasons.append(f"the fastest timed is {quickest['student']} with {shown_latency(quickest)}")
     sized = [row for row in rows if row["params"] is not None]
     if budget.file_mb is not None and any("file" in w or "weights" in w for r in rows for w in r["why"]):
         smallest = min(sized, key=lambda row: row["bytes"] or 4 * row["params"])
         size_mb = (smallest["bytes"] or 4 * smallest["params"]) / 1e6
-        said.append(f"the smallest file is that of {smallest['student']} with {size_mb:.3g} MB")
+        reasons.append(f"the smallest file is that of {smallest['student']} with {size_mb:.3g} MB")
     if budget.ram_mb is not None and any("memory" in w for r in rows for w in r["why"]):
         leanest = min(timed, key=lambda row: row["ram_mb"])
-        said.append(f"the least memory is that of {leanest['student']} with {leanest['ram_mb']:.3g} MB")
+        reasons.append(f"the least memory is that of {leanest['student']} with {leanest['ram_mb']:.3g} MB")
     undecided = [row for row in rows if row["verdict"] == "undecided"]
     if undecided:
         named = ", ".join(f"{row['student']} ({shown_latency(row)})" for row in undecided)
-        said.append(
+        reasons.append(
             f"undecided, since the interval straddles the budget: {named}; a quieter machine or more "
             "--rounds may settle it"
         )
     failed = [row for row in rows if row["problem"]]
     if failed and not timed:
-        said.append(f"{failed[0]['student']}: {failed[0]['problem']}")
-    return f"nothing fits {' and '.join(limits)} with 95 % confidence; {'; '.join(said)}"
+        reasons.append(f"{failed[0]['student']}: {failed[0]['problem']}")
+    return f"nothing fits {' and '.join(limits)} with 95 % confidence; {'; '.join(reasons)}"
 
 
 def shown_latency(row: dict[str, Any]) -> str:
-    """`3.2 ms [3.1, 3.3]`."""
+    """Formats a latency with its interval: `3.2 ms [3.1, 3.3]`."""
     latency = row["latency_ms"]
     ends = latency["ci95"]
     between = "" if ends is None else f" [{ends[0]:.3g}, {ends[1]:.3g}]"

@@ -1,4 +1,4 @@
-"""A running average of the student's weights, which often does better than the weights themselves."""
+"""An exponential moving average of a network's weights, which often scores better than the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Average:
     """An exponential moving average of a network's parameters; its buffers are the network's latest.
 
     Args:
-        network: What is averaged.
+        network: The trained network.
         decay: Per step, in (0, 1).
 
     Attributes:
@@ -25,7 +25,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the network as it is after a step.
+        """Updates the average after a step.
 
         Args:
             step: 0-based. Early on the average follows the weights more closely than the decay says, or it

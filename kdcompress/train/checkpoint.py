@@ -1,47 +1,116 @@
-"""Checkpoints: all that a resume needs, in a file that is the old one or the new one, never half of one."""
+"""Checkpoints: files with all that a resume needs, always whole, with the one before as a fallback."""
 
 from __future__ import annotations
 
-import io
+import os
 import pickle
-import struct
+import shutil
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
-from kdcompress.atomic import write_bytes
+from kdcompress.atomic import replacing
 from kdcompress.errors import RunFolderError
+from kdcompress.networks.read_checkpoint import TORCH_LOAD_ERRORS
 
 SCHEMA = "kdcompress.checkpoint/1"
-_STUMBLES = (
-    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError, OSError,
-    AssertionError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
-)  # fmt: skip
-"""What PyTorch's reader raises on bytes that are no checkpoint; it has no exception of its own for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCheckpoint:
+    """A checkpoint that was read.
+
+    Args:
+        state: Its content, on the CPU.
+        warning: A sentence for the user if the newest checkpoint was damaged and an older one was read.
+    """
+
+    state: dict[str, Any]
+    warning: str | None = None
+
+
+def previous(path: Path) -> Path:
+    """Returns the name under which the checkpoint before the newest one is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint atomically.
+    """Writes a checkpoint atomically and keeps the one before.
+
+    The file is written directly, without a copy of it in memory.
 
     Args:
         path: The final name.
         state: Tensors, numbers, text and containers of them; nothing that would need code to read.
     """
-    buffer = io.BytesIO()
-    torch.save({"schema": SCHEMA, **state}, buffer)
-    write_bytes(path, buffer.getvalue())
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            writer = _Writer(file)
+            try:
+                torch.save({"schema": SCHEMA, **state}, cast(IO[bytes], writer))
+            except RuntimeError as error:
+                # PyTorch's writer replaces the system's error ("disk full") by one of its own.
+                raise writer.error or error from None
+        if path.exists():
+            _keep_as_previous(path)
 
 
-def load(path: Path) -> dict[str, Any] | None:
-    """Reads a checkpoint onto the CPU, or None where there is none.
+def load(path: Path) -> LoadedCheckpoint | None:
+    """Reads the newest whole checkpoint, or returns None if there is none.
 
     Raises:
-        RunFolderError: It is damaged, or was written by a newer version.
+        RunFolderError: Every one there is damaged, or it was written by a newer version.
     """
     if not path.exists():
         return None
+    try:
+        return LoadedCheckpoint(_read(path))
+    except _DamagedError as damage:
+        older = previous(path)
+        if not older.exists():
+            raise RunFolderError(
+                f"{path}: the checkpoint is damaged ({damage}); start again with --overwrite"
+            ) from None
+        reason = str(damage)
+    try:
+        state = _read(older)
+    except _DamagedError as damage:
+        raise RunFolderError(
+            f"{path}: the checkpoint is damaged ({reason}), and so is the one before, {older.name} "
+            f"({damage}); start again with --overwrite"
+        ) from None
+    step = state.get("position", {}).get("step", "?")
+    return LoadedCheckpoint(
+        state, f"{path}: the checkpoint is damaged ({reason}); continuing from the one before, at step {step}"
+    )
+
+
+class _Writer:
+    """Passes writes on to a file and keeps the error of a write that failed."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class _DamagedError(Exception):
+    """A file that is no whole checkpoint."""
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             # PyTorch writes checksums and does not read them: a changed weight would go unnoticed.
@@ -49,11 +118,8 @@ def load(path: Path) -> dict[str, Any] | None:
         if damaged is not None:
             raise zipfile.BadZipFile(f"checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except _STUMBLES as error:
-        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise RunFolderError(
-            f"{path}: the checkpoint is damaged ({reason}); start again with --overwrite"
-        ) from None
+    except (*TORCH_LOAD_ERRORS, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise _DamagedError(str(error).strip().split("\n", 1)[0] or type(error).__name__) from None
     schema = state.get("schema") if isinstance(state, dict) else None
     if schema != SCHEMA:
         raise RunFolderError(
@@ -61,3 +127,15 @@ def load(path: Path) -> dict[str, Any] | None:
             "version of kdcompress that wrote it, or start again with --overwrite"
         )
     return dict(state)
+
+
+def _keep_as_previous(path: Path) -> None:
+    """Gives the checkpoint its second name; on file systems without hard links, copies it."""
+    older = previous(path)
+    if older.exists() and older.samefile(path):
+        return  # a process was killed between the two renames
+    with replacing(older) as name:
+        try:
+            os.link(path, name)
+        except OSError:
+            shutil.copyfile(path, name)

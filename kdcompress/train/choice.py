@@ -1,31 +1,60 @@
-"""Which network of a training ships: what may, how well each does on held-out data, and the best so far."""
+"""Choosing the network that ships: the candidates of a training, their held-out scores, the best so far."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch
+from kdcompress.errors import UserError, suggest
 from kdcompress.methods.base import Candidate, Method
 from kdcompress.train.average import Average
-from kdcompress.train.evaluate import deciding, predict, predict_teacher, score
+from kdcompress.train.evaluate import deciding, mean_prediction, predict, predict_teacher, score
 from kdcompress.train.job import Outcome
 from kdcompress.train.processes import Processes
 
+BEST, LAST, ENSEMBLE, EMA = "best", "last", "ensemble", "ema"
 
-class Choice:
-    """The candidates of a training and the best of them so far.
 
-    What decides is top-1, a backbone's nearest neighbours, or the agreement with the teacher where there are
-    no labels (`evaluate.deciding`); where nothing can be told of the held-out images, the last epoch.
+def offered(method: Method, *, ema: bool) -> list[str]:
+    """Lists the values that `train.ship` may have for a method.
 
     Args:
-        method: Whose candidates they are.
-        average: One more candidate, or None.
-        held_out: Batches to choose on; None: the last epoch is the choice.
+        method: Its candidates and members are offered.
+        ema: True if `train.ema` is set.
+    """
+    names = [*method.candidates(), *([EMA] if ema else [])]
+    return [BEST, LAST, *names, *([ENSEMBLE] if method.members() else [])]
+
+
+def check_ship(method: Method, ship: str, *, ema: bool) -> None:
+    """Refuses a value of `train.ship` that the method does not offer.
+
+    Raises:
+        UserError: With the list of values.
+    """
+    known = offered(method, ema=ema)
+    if ship not in known:
+        hint = "; ema needs train.ema, its decay per step" if ship == EMA else suggest(ship, known)
+        raise UserError(f"train.ship: the method does not offer {ship!r}{hint}; choices: {', '.join(known)}")
+
+
+class Choice:
+    """Keeps the best candidate of a training so far.
+
+    The selection metric is top-1, for a backbone the accuracy of its nearest neighbours, or the agreement
+    with the teacher where there are no labels (`evaluate.deciding`). If no metric can be computed on the
+    held-out images, the last epoch is chosen.
+
+    Args:
+        method: The method being trained.
+        average: Moving average of the student, a further candidate; None: there is none.
+        held_out: Batches to choose on; None: the last epoch is chosen.
         processes: The first of them scores, all of them agree.
+        ship: Value of `train.ship`: best, last, ensemble or the name of a candidate.
     """
 
     def __init__(
@@ -34,84 +63,139 @@ class Choice:
         average: Average | None,
         held_out: Iterable[Batch] | None,
         processes: Processes,
+        ship: str = BEST,
     ) -> None:
         self._method, self._average, self._held_out, self._processes = method, average, held_out, processes
+        self._ship = ship
         self.last: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
-        # What the teacher says of the held-out images is the same after every epoch.
-        self._taught: Tensor | None = None
+        self.best_ensemble: dict[str, Any] | None = None
+        # The teacher's outputs on the held-out images are the same after every epoch.
+        self._teacher_outputs: Tensor | None = None
+        self._scratch: dict[int, nn.Module] = {}
 
     def score(self, epoch: int) -> dict[str, Any] | None:
-        """Scores every candidate and remembers the best; of equals, the earliest.
+        """Scores every candidate and keeps the best; of equals, the earliest.
 
         Args:
-            epoch: 1-based, the one that has just ended.
+            epoch: 1-based number of the epoch that has just ended.
 
         Returns:
-            Figures of the default candidate, those of all under "candidates" if there are several; None if
-            nothing is held out, or nothing can be told of it.
+            Figures of the default candidate, with those of all under "candidates" if there are several; None
+            if nothing is held out or no metric can be computed.
         """
         if self._held_out is None:
             return None
         scores: dict[str, dict[str, Any]] = {}
         if self._processes.first:
-            for name, candidate in self._candidates().items():
-                scores[name] = self._figures(candidate, self._held_out)
+            scores = self._scores(self._held_out)
         scores = self._processes.agree(scores)
         by = deciding(scores[self._default()])
         if by is None:
             return None
-        name = max(scores, key=lambda key: scores[key][by])
         self.last = scores[self._default()]
+        name = max((key for key in scores if key in self._eligible()), key=lambda key: scores[key][by])
         if self.best is None or scores[name][by] > self.best[by]:
             self.best = {**scores[name], "candidate": name, "epoch": epoch, "state": self._state_of(name)}
+        if ENSEMBLE in scores and (
+            self.best_ensemble is None or scores[ENSEMBLE][by] > self.best_ensemble[by]
+        ):
+            self.best_ensemble = {**scores[ENSEMBLE], "epoch": epoch, "states": self._states_of_members()}
         return self.last if len(scores) == 1 else {**self.last, "candidates": scores}
 
-    def outcome(self, ship: Literal["best", "last"], epoch: int, seconds: float) -> Outcome:
-        """What ships.
+    def outcome(self, epoch: int, seconds: float) -> Outcome:
+        """Returns the network that ships.
 
         Args:
-            ship: The best epoch and candidate on held-out data, or the last epoch's default candidate, which
-                is also what ships where nothing is held out.
-            epoch: 1-based, the last one.
-            seconds: Of the whole training.
+            epoch: 1-based number of the last epoch.
+            seconds: Duration of the whole training.
         """
-        figures = None if self.best is None else {k: v for k, v in self.best.items() if k != "state"}
-        if self.best is not None and ship == "best":
+        states: dict[str, dict[str, Tensor]] = {}
+        ensemble_best = None
+        if self._ship == ENSEMBLE:
+            states = self._states_of_members() if self.best_ensemble is None else self.best_ensemble["states"]
+            ensemble_best = _without_tensors(self.best_ensemble)
+        if self.best is not None and self._ship != LAST:
             name, epoch, state = self.best["candidate"], self.best["epoch"], self.best["state"]
         else:
-            name = self._default()
+            name = self._default() if self._default() in self._eligible() else self._eligible()[0]
             state = self._state_of(name)
-        return Outcome(state, self._candidates()[name].model, name, epoch, self.last, figures, seconds)
+        like, best = self._candidates()[name].like, _without_tensors(self.best)
+        return Outcome(state, name, like, epoch, self.last, best, seconds, states, ensemble_best)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs."""
-        return {"best": self.best, "last": self.last}
+        """Returns what a resume needs."""
+        return {"best": self.best, "last": self.last, "best_ensemble": self.best_ensemble}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restores what `state_dict` returned."""
         self.best, self.last = state["best"], state["last"]
+        self.best_ensemble = state.get("best_ensemble")
 
-    def _figures(self, candidate: Candidate, held_out: Iterable[Batch]) -> dict[str, Any]:
+    def _scores(self, held_out: Iterable[Batch]) -> dict[str, dict[str, Any]]:
+        candidates = self._candidates()
+        members = self._method.members() if self._ship == ENSEMBLE else {}
+        outputs: dict[str, Tensor] = {}
+        scores = {}
+        for name, candidate in {**members, **candidates}.items():
+            outputs[name], labels_N = predict(self._module_of(candidate), candidate.like, held_out)
+            if name in candidates:
+                scores[name] = self._figures(outputs[name], labels_N, held_out)
+        if members:
+            mean = mean_prediction([outputs[name] for name in members])
+            scores[ENSEMBLE] = self._figures(mean, labels_N, held_out)
+        return scores
+
+    def _figures(self, outputs: Tensor, labels_N: Tensor, held_out: Iterable[Batch]) -> dict[str, Any]:
         student, teacher = self._method.networks.student, self._method.networks.teacher
-        outputs, labels_N = predict(candidate.module, student, held_out)
-        # Where labels say how good a classifier is, its teacher need not be asked.
-        asked = teacher is not None and (student.backbone or not bool((labels_N >= 0).any()))
-        if asked and self._taught is None:
+        # Labels alone say how good a classifier is: the teacher is needed only without them.
+        needed = teacher is not None and (student.backbone or not bool((labels_N >= 0).any()))
+        if needed and self._teacher_outputs is None:
             assert teacher is not None
-            self._taught, _ = predict_teacher(teacher, held_out, pooled=student.backbone)
-        return score(outputs, labels_N, backbone=student.backbone, taught=self._taught)
+            self._teacher_outputs, _ = predict_teacher(teacher, held_out, pooled=student.backbone)
+        return score(outputs, labels_N, backbone=student.backbone, teacher_outputs=self._teacher_outputs)
 
     def _candidates(self) -> dict[str, Candidate]:
         candidates = dict(self._method.candidates())
         if self._average is not None:
-            candidates["ema"] = Candidate(self._average.network, self._method.networks.student.model)
+            network = self._average.network
+            candidates[EMA] = Candidate(self._method.networks.student, network.state_dict, network)
         return candidates
 
+    def _eligible(self) -> list[str]:
+        """Lists the candidates that may ship under the present `train.ship`."""
+        names = list(self._candidates())
+        if self._ship == ENSEMBLE:
+            members = self._method.members()
+            return [name for name in names if name in members]
+        return names if self._ship in (BEST, LAST) else [self._ship]
+
     def _default(self) -> str:
-        """The average if one was asked for, else the method's first candidate, the student."""
-        return "ema" if self._average is not None else next(iter(self._method.candidates()))
+        """Returns the average if there is one, else the method's first candidate, the student."""
+        return EMA if self._average is not None else next(iter(self._method.candidates()))
+
+    def _module_of(self, candidate: Candidate) -> nn.Module:
+        if candidate.module is not None:
+            return candidate.module
+        # One scratch network for each plain class: a branch has no network of its own.
+        key = id(candidate.like)
+        if key not in self._scratch:
+            self._scratch[key] = copy.deepcopy(candidate.like.network)
+        self._scratch[key].load_state_dict(candidate.state(), strict=True)
+        return self._scratch[key]
 
     def _state_of(self, name: str) -> dict[str, Tensor]:
-        state = self._candidates()[name].module.state_dict()
-        return {key: value.detach().cpu().clone() for key, value in state.items()}
+        return _copied(self._candidates()[name].state())
+
+    def _states_of_members(self) -> dict[str, dict[str, Tensor]]:
+        return {name: _copied(member.state()) for name, member in self._method.members().items()}
+
+
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().clone() for key, value in state.items()}
+
+
+def _without_tensors(figures: dict[str, Any] | None) -> dict[str, Any] | None:
+    if figures is None:
+        return None
+    return {key: value for key, value in figures.items() if key not in ("state", "states")}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,16 +16,16 @@ from kdcompress.networks.teacher import Teacher
 from kdcompress.tasks import task_of
 from kdcompress.tasks.figures import DECIDING, deciding
 
-__all__ = ["DECIDING", "deciding", "predict", "predict_teacher", "score"]
+__all__ = ["DECIDING", "deciding", "mean_prediction", "predict", "predict_teacher", "score"]
 
 
 @torch.no_grad()
 def predict(module: nn.Module, like: Tapped, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """What a module gives in eval mode, in the precision of the training.
+    """Computes a candidate's outputs in eval mode, in the precision of the training.
 
     Args:
         module: The candidate; left in eval mode.
-        like: Whose normalisation and precision are used.
+        like: A network of its class; its normalisation and precision are used.
         batches: Un-augmented images with their labels.
 
     Returns:
@@ -33,7 +34,7 @@ def predict(module: nn.Module, like: Tapped, batches: Iterable[Batch]) -> tuple[
     module.eval()
     outputs, labels = [], []
     for batch in batches:
-        with like.autocast(), like.around():
+        with like.autocast(), like.forward_context():
             outputs.append(module(like.normalise(batch.images)).float().cpu())
         labels.append(batch.labels.cpu())
     return torch.cat(outputs), torch.cat(labels)
@@ -42,26 +43,40 @@ def predict(module: nn.Module, like: Tapped, batches: Iterable[Batch]) -> tuple[
 def predict_teacher(
     teacher: Teacher, batches: Iterable[Batch], *, pooled: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """What a teacher gives, as `predict` gives it.
+    """Computes a teacher's outputs, in the form of `predict`.
 
     Args:
         teacher: Frozen.
         batches: Un-augmented images with their labels.
-        pooled: Whether its pooled features are meant; those of a backbone always are.
+        pooled: True reads its pooled features; those of a backbone are always read.
     """
     pooled = pooled or teacher.backbone
     outputs, labels = [], []
     for batch in batches:
         read = teacher(batch.images, POOLED if pooled else LOGITS)
-        seen = read.pooled if pooled else read.logits
-        assert seen is not None
-        outputs.append(seen.cpu())
+        output = read.pooled if pooled else read.logits
+        assert output is not None
+        outputs.append(output.cpu())
         labels.append(batch.labels.cpu())
     return torch.cat(outputs), torch.cat(labels)
 
 
+def mean_prediction(outputs: Sequence[Tensor]) -> Tensor:
+    """Averages the predictions of an ensemble's members.
+
+    Args:
+        outputs: `[N, K]` logits of each member.
+
+    Returns:
+        `[N, K]` log of the mean of the members' softmax probabilities, which are logits again: their softmax
+        is that mean.
+    """
+    stacked = torch.stack([logits.log_softmax(1) for logits in outputs])
+    return stacked.logsumexp(0) - math.log(len(outputs))
+
+
 def score(
-    outputs: Tensor, labels_N: Tensor, *, backbone: bool = False, taught: Tensor | None = None
+    outputs: Tensor, labels_N: Tensor, *, backbone: bool = False, teacher_outputs: Tensor | None = None
 ) -> dict[str, Any]:
     """Computes a network's figures, as its task does (`Task.score`).
 
@@ -69,6 +84,6 @@ def score(
         outputs: `[N, K]` logits, or `[N, D]` features of a backbone.
         labels_N: -1 = none.
         backbone: Whether the outputs are features.
-        taught: The teacher's outputs of the same images; None: there is no teacher.
+        teacher_outputs: The teacher's outputs of the same images; None: there is no teacher.
     """
-    return task_of(0 if backbone else outputs.shape[1]).score(outputs, labels_N, taught)
+    return task_of(0 if backbone else outputs.shape[1]).score(outputs, labels_N, teacher_outputs)

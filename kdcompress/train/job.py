@@ -1,28 +1,29 @@
-"""What one training is asked to do, and what it gives."""
+"""Settings and result of one training."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from kdcompress.networks.tapped import Tapped
 from kdcompress.recipe import OptimSection, TrainSection
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one training is asked to do.
+    """Settings of one training.
 
     Args:
-        label: teacher or student; names the log lines and the checkpoint.
-        folder: Where its checkpoint lives.
+        label: teacher, student, ...; names the log lines and the checkpoint.
+        folder: Folder of its checkpoint.
         train: The recipe's section.
         optim: The recipe's section.
-        epochs: Of all phases together.
-        fp16: Whether gradients need a loss scaler.
-        resume_hint: The command that goes on after an interruption.
+        epochs: Number of epochs of all phases together.
+        fp16: True if gradients need a loss scaler.
+        resume_hint: The command that continues after an interruption.
     """
 
     label: str
@@ -36,22 +37,32 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a training gave.
+    """Result of one training.
 
     Args:
-        state: The chosen candidate's state dictionary, on the CPU.
-        model: The `FAMILY/NAME` whose plain class it fits.
-        candidate: Which candidate it is.
-        epoch: 1-based, from which it is.
+        state: State dictionary of the chosen candidate, on the CPU.
+        candidate: Name of the chosen candidate.
+        like: A network of its plain class, with its input normalisation.
+        epoch: 1-based epoch of the chosen state.
         last: Held-out figures of the last epoch's default candidate; None if nothing is held out.
-        best: Held-out figures of the best epoch and candidate; None if nothing is held out.
-        seconds: Of the training, all sessions together.
+        best: Held-out figures of the chosen epoch and candidate; None if nothing is held out.
+        seconds: Duration of the training, all sessions together.
+        ensemble: State dictionaries of the ensemble's members, by name; empty if none ships.
+        ensemble_best: Held-out figures of the ensemble at its chosen epoch; None if none ships or nothing is
+            held out.
     """
 
     state: dict[str, Tensor]
-    model: str
     candidate: str
+    like: Tapped
     epoch: int
     last: dict[str, Any] | None
     best: dict[str, Any] | None
     seconds: float
+    ensemble: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    ensemble_best: dict[str, Any] | None = None
+
+    @property
+    def model(self) -> str:
+        """`FAMILY/NAME` of the plain class that the state fits."""
+        return self.like.model

@@ -1,9 +1,10 @@
-"""The one place that moves parameters: scaling, accumulation, processes, clipping and the finite check."""
+"""The one place that updates parameters: loss scaling, accumulation, processes, clipping, finite checks."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,127 +14,187 @@ from torch.nn.parallel import DistributedDataParallel
 from kdcompress.data.batch import Batch
 from kdcompress.errors import NonFiniteLoss
 from kdcompress.methods.base import Method, ParameterSet
+from kdcompress.recipe import OptimSection
 from kdcompress.train import optimisers
 from kdcompress.train.job import Job
 from kdcompress.train.processes import Processes
 
-# Buffers are shared at the borders of epochs and checkpoints, not at every step. The argument was renamed in
-# torch 2.13, which warns of the old name.
+FP16_SKIPS = 25
+"""With fp16 a step that overflows is skipped and the loss scale halved. So many in a row mean divergence: the
+scale of 2^16 has then fallen to 2^-9."""
+
+# Buffers are synchronised at the end of an epoch, not at every step. The argument was renamed in torch 2.13,
+# which warns of the old name.
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _BUFFERS_STAY: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
 
 
 class Minimiser:
-    """Moves parameter sets down a loss; what a method's `step` is handed.
+    """Updates parameter sets by gradient descent; the `minimise` argument of a method's `step`.
+
+    Several processes average their gradients in one of two ways, which a method does not notice.
+    DistributedDataParallel serves the ordinary case: one parameter set and the default `step`. It demands
+    that `losses` runs once per step and that every parameter takes part. For every other method the gradients
+    are averaged after the backward pass by one all-reduce of all of them together; then parts of the sets,
+    several calls of `losses`, unused parameters and `torch.autograd.grad` are all allowed.
 
     Args:
-        method: Whose losses are minimised.
-        sets: What this phase trains.
+        method: Its losses are minimised.
+        sets: Parameter sets that this phase trains.
         job: Clipping, accumulation, optimiser settings.
-        processes: Terms and, by DistributedDataParallel around the losses, gradients are averaged over them.
+        processes: Terms and gradients are averaged over them.
+        earlier: Minimiser of the phase before, to continue its optimisers; None: start with fresh ones.
 
     Attributes:
-        terms: Of the present batch, means over the processes, without gradients.
+        terms: Terms of the present batch: means over the processes, without gradients.
+        logged: Figures of the present batch that are not minimised.
+        skipped: True if the present step was skipped because it overflowed in fp16.
     """
 
-    def __init__(self, method: Method, sets: dict[str, ParameterSet], job: Job, processes: Processes) -> None:
+    def __init__(
+        self,
+        method: Method,
+        sets: dict[str, ParameterSet],
+        job: Job,
+        processes: Processes,
+        earlier: Minimiser | None = None,
+    ) -> None:
         self.sets, self.job, self.processes = sets, job, processes
         self._method = method
         self._wrapped: DistributedDataParallel | None = None
-        if processes.world > 1:
+        if processes.world > 1 and needs_no_more_than_ddp(method):
             ids = [processes.device.index] if processes.device.type == "cuda" else None
             self._wrapped = DistributedDataParallel(_Trainable(method), ids, **_BUFFERS_STAY)
-        self.optimisers = {name: optimisers.build(job.optim, s) for name, s in sets.items()}
+        self.optimisers = {
+            name: optimisers.build(self._optim(name), parameters) for name, parameters in sets.items()
+        }
+        if earlier is not None:
+            self.optimisers |= {n: o for n, o in earlier.optimisers.items() if n in self.optimisers}
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=job.fp16)
         self.terms: dict[str, Tensor] = {}
+        self.logged: dict[str, Tensor] = {}
+        self.skipped = False
+        self._skips_in_a_row = 0
         self._opens = self._closes = True
         self._batches = 1
         self._step = 0
 
     def begin(self, step: int, place: int, batches: int) -> None:
-        """Says where the coming batch stands.
+        """Announces the coming batch.
 
         Args:
             step: 0-based optimiser step that it belongs to.
             place: 0-based among the batches of that step.
-            batches: How many that step accumulates.
+            batches: Number of batches that the step accumulates.
         """
         self._step, self._batches = step, batches
         self._opens, self._closes = place == 0, place + 1 == batches
-        self.terms = {}
+        self.terms, self.logged, self.skipped = {}, {}, False
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The method's losses, through the wrapper that averages their gradients over the processes."""
+        """Computes the method's losses; their gradients will be averaged over the processes."""
         if self._wrapped is None:
             return self._method.losses(batch)
-        # What is only accumulated need not be averaged yet: the last batch of a step carries the sum.
+        # Batches that are only accumulated need no averaging yet: the last batch of a step carries the sum.
         with contextlib.nullcontext() if self._closes else self._wrapped.no_sync():
             terms: dict[str, Tensor] = self._wrapped(batch)
         return terms
 
-    def __call__(self, terms: dict[str, Tensor], *sets: str) -> None:
-        """Checks the terms, accumulates their gradient, and with a step's last batch moves the sets.
+    def log(self, figures: Mapping[str, float | Tensor]) -> None:
+        """Adds scalars to the log that are not minimised; in a run of several processes, the first one's."""
+        for name, value in figures.items():
+            self.logged[name] = torch.as_tensor(value).detach().to(self.processes.device, torch.float32)
+
+    def __call__(self, terms: Mapping[str, Tensor], *sets: str) -> None:
+        """Checks the terms, accumulates their gradients, and with a step's last batch updates the sets.
 
         Raises:
-            NonFiniteLoss: In all processes, if a term is not finite in any of them; nothing has moved.
+            NonFiniteLoss: In all processes, if a term is not finite in any of them; nothing was updated.
         """
-        self.terms.update(self._checked(terms))
+        means, finite = self._means(terms)
+        if finite:
+            self.terms.update(means)
         names = sets or tuple(self.sets)
         if self._opens:
             for name in names:
                 self.optimisers[name].zero_grad(set_to_none=True)
-        total = torch.stack([value.float() for value in terms.values()]).sum() / self._batches
+        total = torch.stack([wide(value) for value in terms.values()]).sum() / self._batches
         # A loss of some sets must not leave gradients behind in the others.
         only = None if len(names) == len(self.sets) else [p for n in names for p in self.sets[n].parameters]
-        assert only is None or self.processes.world == 1, "DistributedDataParallel moves all sets of a phase"
         torch.autograd.backward(self.scaler.scale(total), inputs=only)
         if not self._closes:
             return
+        if self.processes.world > 1 and self._wrapped is None:
+            self.processes.average_gradients(p for n in names for p in self.sets[n].parameters)
         if self.job.train.clip_norm is not None:
             for name in names:
                 self._clip(name, self.job.train.clip_norm)
         for name in names:
             self.scaler.step(self.optimisers[name])
-        self.scaler.update()
+        self._update_scale(means, finite)
 
-    def set_rate(self, factor: float) -> float:
-        """Sets the learning rate of every set.
+    def set_rate(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
+        """Sets the learning rate of every set by its own schedule.
 
         Args:
-            factor: Of the schedule.
+            step: 0-based optimiser step within the phase.
+            total_steps: Number of steps of the phase.
+            steps_per_epoch: Unit of milestones and warm-up that are given in epochs.
 
         Returns:
-            The recipe's rate times the factor.
+            Learning rate of the recipe's schedule.
         """
+
+        def rate(optim: OptimSection) -> float:
+            return optim.lr * optimisers.factor(optim, step, total_steps, steps_per_epoch)
+
         for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
-                group["lr"] = self.job.optim.lr * self.sets[name].lr_scale * factor
-        return self.job.optim.lr * factor
+                group["lr"] = rate(self._optim(name)) * self.sets[name].lr_scale
+        return rate(self.job.optim)
 
     def state_dict(self) -> dict[str, Any]:
-        """Of every optimiser and of the scaler."""
+        """Returns the state of every optimiser and of the loss scaler."""
         states = {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
-        return {"sets": states, "scaler": self.scaler.state_dict()}
+        return {"sets": states, "scaler": self.scaler.state_dict(), "skips_in_a_row": self._skips_in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restores what `state_dict` returned."""
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["sets"][name])
         self.scaler.load_state_dict(state["scaler"])
+        self._skips_in_a_row = state.get("skips_in_a_row", 0)
 
-    def _checked(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The terms' means over the processes; a NaN of one process is a NaN for all, so that all stop."""
-        means = self.processes.mean(torch.stack([value.detach().float() for value in terms.values()]))
-        if not bool(means.isfinite().all()):
-            named = zip(terms, means.tolist(), strict=True)
-            bad = [f"{name} = {value}" for name, value in named if not torch.tensor(value).isfinite()]
-            raise self._not_finite("the loss", ", ".join(bad))
-        return dict(zip(terms, means.unbind(), strict=True))
+    def _optim(self, name: str) -> OptimSection:
+        return self.sets[name].optim or self.job.optim
+
+    def _means(self, terms: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+        """Averages the terms over the processes: a NaN of one process is a NaN for all, so that all stop.
+
+        With fp16 a term that is not finite is left to the loss scaler, which skips the step.
+        """
+        stacked = self.processes.mean(torch.stack([wide(value.detach()) for value in terms.values()]))
+        means = dict(zip(terms, stacked.unbind(), strict=True))
+        finite = bool(stacked.isfinite().all())
+        if not finite and not self.job.fp16:
+            raise self._not_finite("the loss", _not_finite_terms(means))
+        return means, finite
+
+    def _update_scale(self, means: dict[str, Tensor], finite: bool) -> None:
+        before = self.scaler.get_scale() if self.job.fp16 else 1.0
+        self.scaler.update()
+        if not self.job.fp16:
+            return
+        self.skipped = self.scaler.get_scale() < before
+        self._skips_in_a_row = self._skips_in_a_row + 1 if self.skipped else 0
+        if self._skips_in_a_row >= FP16_SKIPS:
+            figures = "gradients overflow" if finite else _not_finite_terms(means)
+            raise self._not_finite(f"after {FP16_SKIPS} skipped steps the loss", figures)
 
     def _clip(self, name: str, limit: float) -> None:
         self.scaler.unscale_(self.optimisers[name])
         norm = nn.utils.clip_grad_norm_(self.sets[name].parameters, limit)
-        # With fp16 the scaler itself passes over such a step and lowers its scale.
+        # With fp16 the scaler skips such a step and lowers its scale.
         if not self.job.fp16 and not bool(norm.isfinite()):
             raise self._not_finite("the gradient", f"norm of {name} = {norm.item()}")
 
@@ -144,8 +205,23 @@ class Minimiser:
         )
 
 
+def needs_no_more_than_ddp(method: Method) -> bool:
+    """Returns True if DistributedDataParallel can average the method's gradients."""
+    return type(method).step is Method.step and len(method.parameter_sets()) == 1
+
+
+def wide(value: Tensor) -> Tensor:
+    """Converts half precision to float32; float64 stays, for comparisons that run in it."""
+    return value if value.dtype == torch.float64 else value.float()
+
+
+def _not_finite_terms(means: Mapping[str, Tensor]) -> str:
+    figures: Iterable[tuple[str, float]] = ((name, value.item()) for name, value in means.items())
+    return ", ".join(f"{name} = {value}" for name, value in figures if not torch.tensor(value).isfinite())
+
+
 class _Trainable(nn.Module):
-    """What DistributedDataParallel must see: the method's parameters and those of the networks beside it."""
+    """Registers the method's parameters and those of the networks for DistributedDataParallel."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""The processes of one run: one, or as many as `torchrun` started.
+"""Communication between the processes of one run: one, or as many as `torchrun` started.
 
-Each process computes on its rows of every global batch; DistributedDataParallel in `Minimiser` averages the
-gradients. Batch norm normalises by each process's own rows, and the first process's statistics are kept.
+Each process computes on its rows of every global batch; `Minimiser` averages the gradients. Batch norm
+normalises by each process's own rows; its running statistics are averaged over the processes at the end of
+each epoch.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from torch.distributed.rendezvous import rendezvous
 
 from kdcompress.errors import UserError, WorldError
 
-PATIENCE = timedelta(hours=6)
-"""How long the others wait for the first process, which alone evaluates, exports and times. One that died is
-noticed at once, by its connection."""
-TIME_TO_MEET = timedelta(minutes=5)
-"""Until all processes have started."""
+COLLECTIVE_TIMEOUT = timedelta(hours=6)
+"""Time that the others wait for the first process, which alone evaluates, exports and measures. A process
+that died is noticed at once, by its connection."""
+START_TIMEOUT = timedelta(minutes=5)
+"""Time until all processes must have started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process among all of them. Whatever talks to the others must be reached by all of them.
+    """This process among all of the run. Every method that communicates must be called by all processes.
 
     Args:
-        rank: 0 is the one that writes.
-        world: How many there are.
-        device: Where this one computes.
+        rank: 0 writes the files.
+        world: Number of processes.
+        device: This process computes on it.
     """
 
     rank: int
@@ -43,65 +44,119 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes, evaluates and reports."""
+        """True in the process that writes, evaluates and reports."""
         return self.rank == 0
 
     def agree(self, value: Any) -> Any:
-        """The first process's value, on all of them."""
+        """Returns the first process's value in all processes."""
         if self.world == 1:
             return value
         box = [value]
-        with _talking():
+        with _translate_collective_errors():
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of each process, by rank."""
+        """Returns the value of each process, by rank."""
         values = [value] * self.world
         if self.world > 1:
-            with _talking():
+            with _translate_collective_errors():
                 dist.all_gather_object(values, value)
         return values
 
     def largest(self, value: float) -> float:
-        """The largest value of all processes."""
+        """Returns the largest value of all processes."""
         if self.world == 1:
             return value
         seen = torch.tensor([value])  # on the CPU, so that no device has to be waited for
-        with _talking():
+        with _translate_collective_errors():
             dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         return float(seen.item())
 
     def mean(self, values: Tensor) -> Tensor:
-        """The elementwise mean over all processes; a NaN anywhere is a NaN everywhere."""
+        """Returns the elementwise mean over all processes; a NaN anywhere is a NaN everywhere."""
         if self.world == 1:
             return values
         total = values.clone()
-        with _talking():
+        with _translate_collective_errors():
             dist.all_reduce(total)
         return total / self.world
 
-    def share(self, modules: Iterable[nn.Module], *, parameters: bool = False) -> None:
-        """Gives every process the first one's buffers (batch-norm statistics differ from rank to rank).
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Averages the gradients of parameters over the processes, in one message per number format.
+
+        A parameter without a gradient counts as zero where another process has one, and stays without one
+        where no process has: an optimiser then leaves it alone, as in a run of one process.
 
         Args:
-            modules: The same ones in all processes.
-            parameters: Whether the parameters too.
+            parameters: The same ones in the same order in all processes.
         """
         if self.world == 1:
             return
-        with _talking():
+        by_type: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_type.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+        for (device, dtype), group in by_type.items():
+            present = torch.tensor([p.grad is not None for p in group], dtype=dtype)
+            parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1) for p in group]
+            flat = torch.cat([*parts, present.to(device, non_blocking=True)])
+            with _translate_collective_errors():
+                dist.all_reduce(flat)
+            used = flat[-len(group) :].tolist()
+            flat /= self.world
+            start = 0
+            for parameter, count in zip(group, used, strict=True):
+                size = parameter.numel()
+                if count:
+                    mean = flat[start : start + size].view_as(parameter)
+                    if parameter.grad is None:
+                        parameter.grad = mean.clone()
+                    else:
+                        parameter.grad.copy_(mean)
+                start += size
+
+    def share(self, modules: Iterable[nn.Module], *, parameters: bool = False) -> None:
+        """Copies the first process's buffers, except the batch-norm statistics, to all processes.
+
+        Args:
+            modules: The same ones in all processes.
+            parameters: True copies the parameters and the batch-norm statistics as well.
+        """
+        if self.world == 1:
+            return
+        own = set() if parameters else {id(t) for module in modules for t in batch_norm_statistics(module)}
+        with _translate_collective_errors():
             for module in modules:
                 for tensor in [*module.buffers(), *(module.parameters() if parameters else ())]:
-                    dist.broadcast(tensor.detach(), src=0)
+                    if id(tensor) not in own:
+                        dist.broadcast(tensor.detach(), src=0)
+
+    def average_statistics(self, modules: Iterable[nn.Module]) -> None:
+        """Averages the running statistics of the batch norms in training mode over the processes.
+
+        Args:
+            modules: The same ones in all processes.
+        """
+        if self.world == 1:
+            return
+        statistics = [t for module in modules for t in batch_norm_statistics(module, training_only=True)]
+        statistics = [t for t in statistics if t.is_floating_point()]
+        if not statistics:
+            return
+        flat = torch.cat([t.reshape(-1) for t in statistics])
+        with _translate_collective_errors():
+            dist.all_reduce(flat)
+        flat /= self.world
+        for tensor, mean in zip(statistics, torch.split(flat, [t.numel() for t in statistics]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits until all processes are here."""
         self.largest(0.0)
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """The first process goes first: what it downloads or caches is there for the others."""
+        """Lets the first process run the block before the others, which then find its downloads."""
         if not self.first:
             self.wait()
         yield
@@ -109,8 +164,19 @@ class Processes:
             self.wait()
 
 
+def batch_norm_statistics(module: nn.Module, *, training_only: bool = False) -> list[Tensor]:
+    """Lists the buffers of all batch norms inside a module.
+
+    Args:
+        module: Searched with all its children.
+        training_only: True leaves out batch norms in evaluation mode, whose statistics are fixed.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [t for norm in norms if norm.training or not training_only for t in norm.buffers(recurse=False)]
+
+
 def join(device: str) -> Processes:
-    """Joins the processes that `torchrun` started, or stands alone.
+    """Joins the processes that `torchrun` started, or forms a run of one.
 
     Args:
         device: auto, cpu or cuda.
@@ -138,16 +204,16 @@ def join(device: str) -> Processes:
             )
         torch.cuda.set_device(local)
     if world > 1 and not dist.is_initialized():
-        _meet("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+        _connect("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     place = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
     return Processes(int(os.environ.get("RANK", "0")), world, place)
 
 
-def _meet(backend: str) -> None:
+def _connect(backend: str) -> None:
     try:
-        # Whoever is not here within minutes never comes; the patience is for what is done together.
-        store, rank, world = next(rendezvous("env://", timeout=TIME_TO_MEET))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        # Processes that have not started within minutes never will; collectives may wait much longer.
+        store, rank, world = next(rendezvous("env://", timeout=START_TIMEOUT))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=COLLECTIVE_TIMEOUT)
     except RuntimeError as error:
         reason = _reason(error)
         address = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
@@ -155,24 +221,24 @@ def _meet(backend: str) -> None:
 
 
 def leave() -> None:
-    """Ends the process group, if there is one; whoever waits in it hears of it."""
+    """Ends the process group, if there is one; processes that wait in it get an error."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
-def _talking() -> Iterator[None]:
-    """Says in one sentence that the other processes are gone (torch's errors for it are RuntimeErrors)."""
+def _translate_collective_errors() -> Iterator[None]:
+    """Turns torch's RuntimeErrors for lost processes into one sentence."""
     try:
         yield
     except RuntimeError as error:
         reason = _reason(error)
         raise WorldError(
             f"another process of this run has ended, and its own message says why ({reason}); go on with "
-            "--resume when that is mended"
+            "--resume once that is fixed"
         ) from error
 
 
 def _reason(error: RuntimeError) -> str:
-    """The first sentence of an error of torch's, without the place in its source that goes before it."""
+    """Returns the first sentence of a torch error, without the source position before it."""
     return str(error).strip().split("\n", 1)[0].split("] ", 1)[-1].split(". ", 1)[0]

@@ -1,15 +1,16 @@
-"""The training loop: one for every method, and it names none.
+"""The training loop of every method.
 
-A run is phases of epochs of steps. What a step computes is the method's; what surrounds it (schedules,
-processes, logs, held-out choice, checkpoints, signals) is here, and what moves parameters is `Minimiser`.
+A training consists of phases, a phase of epochs, an epoch of steps. The method computes a step, `Minimiser`
+updates the parameters, and everything around it (schedules, processes, logs, choice on held-out data,
+checkpoints, signals) is here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +20,22 @@ from kdcompress.data.loader import TrainingLoader
 from kdcompress.errors import Interrupted, UserError
 from kdcompress.methods.base import Method, Phase
 from kdcompress.progress import Bar, Progress
-from kdcompress.train import checkpoint, optimisers
+from kdcompress.train import checkpoint
 from kdcompress.train.average import Average
 from kdcompress.train.choice import Choice
 from kdcompress.train.interrupt import StopRequest, deferred_stop
 from kdcompress.train.job import Job, Outcome
 from kdcompress.train.journal import Journal
 from kdcompress.train.minimiser import Minimiser
-from kdcompress.train.processes import Processes
+from kdcompress.train.processes import Processes, batch_norm_statistics
 
 STEPS_BETWEEN_SAMPLES = 50
-"""Every so many optimiser steps a line goes to `steps.jsonl`."""
+"""Optimiser steps between two lines of `steps.jsonl`."""
 
 
 @dataclass(slots=True)
 class Position:
-    """Where a training stands; what is next, not what is done."""
+    """Counters of a training: phase, epoch, batch and step that come next."""
 
     phase: int = 0
     epoch: int = 0
@@ -45,17 +46,61 @@ class Position:
     epoch_seconds: float = 0.0
 
 
+@dataclass(slots=True)
+class Means:
+    """Running means of the terms and of the other logged figures over the batches of an epoch.
+
+    A figure counts in the batches that have it: the loss of every fiftieth step is no fiftieth of itself.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    logged: set[str] = field(default_factory=set)
+
+    def add(self, terms: Mapping[str, Tensor], logged: Mapping[str, Tensor]) -> None:
+        """Adds the figures of one batch."""
+        for name, value in {**terms, **logged}.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.logged |= logged.keys()
+
+    def values(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Returns the means of the terms and of the other figures."""
+        means = {name: value.item() / self.counts[name] for name, value in self.sums.items()}
+        losses = {name: value for name, value in means.items() if name not in self.logged}
+        return losses, {name: value for name, value in means.items() if name in self.logged}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resume needs."""
+        return {"sums": self.sums, "counts": self.counts, "logged": sorted(self.logged)}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], batches: int, device: torch.device) -> Self:
+        """Restores the means from a checkpoint.
+
+        Args:
+            state: The checkpoint; before version 0.2 it holds only "sums".
+            batches: Number of batches behind it in the present epoch.
+            device: Device of the sums.
+        """
+        own = state.get("means") or {
+            "sums": state["sums"], "counts": dict.fromkeys(state["sums"], batches), "logged": [],
+        }  # fmt: skip
+        sums = {name: value.to(device) for name, value in own["sums"].items()}
+        return cls(sums, dict(own["counts"]), set(own["logged"]))
+
+
 class Trainer:
-    """Trains what a method asks for.
+    """Runs one training of a method.
 
     Args:
         method: Placed on its device.
         loader: The training batches.
-        held_out: Batches to choose on; None: the last epoch is the choice.
-        job: What the recipe asks of the loop.
+        held_out: Batches to choose the best epoch on; None: the last epoch is the choice.
+        job: Settings of the training.
         processes: This process among all.
-        journal: Where lines go.
-        progress: What a watcher sees.
+        journal: Receives the log lines.
+        progress: Receives the progress and warnings.
     """
 
     def __init__(
@@ -72,9 +117,9 @@ class Trainer:
         self.processes, self.journal, self.progress = processes, journal, progress
         student = method.networks.student
         self.average = None if job.train.ema is None else Average(student.network, job.train.ema)
-        self.choice = Choice(method, self.average, held_out, processes)
+        self.choice = Choice(method, self.average, held_out, processes, job.train.ship)
         self.at = Position()
-        self.sums: dict[str, Tensor] = {}
+        self.means = Means()
         self.path = job.folder / f"{job.label}.pt"
         self.steps_per_epoch = -(-loader.steps // job.train.accumulate)
         self.total_steps = job.epochs * self.steps_per_epoch
@@ -82,6 +127,7 @@ class Trainer:
             self.total_steps = min(self.total_steps, job.train.max_steps)
         self.sets = method.parameter_sets()
         self.phases = method.phases()
+        self._own_statistics: list[Tensor] | None = None
         if job.train.compile:
             student.compiled = torch.compile(student.network)
             if method.networks.teacher is not None:
@@ -92,16 +138,23 @@ class Trainer:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM came; the checkpoint is written.
-            NonFiniteLoss: A term is not finite; nothing moved on it.
+            NonFiniteLoss: A term is not finite; nothing was updated with it.
             WorldError: Another process ended, or the disk is full.
         """
-        state = checkpoint.load(self.path)
-        if state is not None:
-            self._restore(state)
+        loaded = checkpoint.load(self.path)
+        state = None if loaded is None else loaded.state
+        if loaded is not None:
+            if loaded.warning is not None and self.processes.first:
+                self.progress.warn(loaded.warning)
+            self._restore(loaded.state)
         # Started from one seed, but another machine may round a random number differently.
         self.processes.share(self._modules().values(), parameters=True)
+        if self._own_statistics is not None:
+            for tensor, value in zip(self._statistics(), self._own_statistics, strict=True):
+                tensor.copy_(value)
         ends = phase_ends(self.phases, self.job.epochs)
         description = f"{self.job.label}: {self.method.networks.student.model}"
+        minimise: Minimiser | None = None
         with deferred_stop() as stop, self.progress.bar(description, self.total_steps, self.at.step) as bar:
             for number in range(self.at.phase, len(self.phases)):
                 if number != self.at.phase:
@@ -110,18 +163,27 @@ class Trainer:
                 if self._done():
                     continue
                 in_phase = state if state is not None and state["position"]["phase"] == number else None
-                self._run_phase(self.phases[number], start, ends[number], in_phase, stop, bar)
-        return self.choice.outcome(self.job.train.ship, self.at.epoch, self.at.seconds)
+                minimise = self._run_phase(number, start, ends[number], in_phase, minimise, stop, bar)
+        return self.choice.outcome(self.at.epoch, self.at.seconds)
 
     def _run_phase(
-        self, phase: Phase, start: int, end: int, state: dict[str, Any] | None, stop: StopRequest, bar: Bar
-    ) -> None:
-        self.method.on_phase_start(phase.name)
+        self,
+        number: int,
+        start: int,
+        end: int,
+        state: dict[str, Any] | None,
+        earlier: Minimiser | None,
+        stop: StopRequest,
+        bar: Bar,
+    ) -> Minimiser:
+        phase = self.phases[number]
+        self.method.on_phase_start(phase.name, resumed=state is not None)
         for name, held in self.sets.items():
             for parameter in held.parameters:
                 parameter.requires_grad_(name in phase.sets)
         moving = {name: self.sets[name] for name in phase.sets}
-        minimise = Minimiser(self.method, moving, self.job, self.processes)
+        keeps = phase.keep_optimiser and number > 0
+        minimise = Minimiser(self.method, moving, self.job, self.processes, earlier if keeps else None)
         if state is not None:
             minimise.load_state_dict(state["optimisers"])
         steps_before = self.at.step - self.at.phase_step
@@ -134,17 +196,18 @@ class Trainer:
         for held in self.sets.values():
             for parameter in held.parameters:
                 parameter.requires_grad_(True)
+        return minimise
 
     def _run_steps(
         self, phase: Phase, phase_steps: int, minimise: Minimiser, stop: StopRequest, bar: Bar
     ) -> float:
-        """The steps of one epoch, or the rest of them after a resume; gives the last learning rate."""
+        """Runs the steps of one epoch, or the rest of them after a resume; returns the last learning rate."""
         at, job = self.at, self.job
         accumulate, batches = job.train.accumulate, self.loader.steps
         self._train_mode(phase)
         self.method.on_epoch_start(at.epoch, job.epochs)
         if at.batch == 0:
-            self.sums, at.epoch_seconds = {}, 0.0
+            self.means, at.epoch_seconds = Means(), 0.0
         saved = last = time.perf_counter()
         rate = 0.0
         for number, batch in enumerate(self.loader.epoch(at.epoch, at.batch), start=at.batch):
@@ -152,12 +215,10 @@ class Trainer:
             # The last step of an epoch may have fewer batches left than the others.
             parts = min(accumulate, batches - (number - place))
             if place == 0:
-                factor = optimisers.factor(job.optim, at.phase_step, phase_steps, self.steps_per_epoch)
-                rate = minimise.set_rate(factor)
+                rate = minimise.set_rate(at.phase_step, phase_steps, self.steps_per_epoch)
             minimise.begin(at.step, place, parts)
             self.method.step(batch, minimise)
-            for name, value in minimise.terms.items():
-                self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.means.add(minimise.terms, minimise.logged)
             if place + 1 < parts:
                 continue
             self.method.after_step(batch)
@@ -185,8 +246,10 @@ class Trainer:
         at, label = self.at, self.job.label
         began = time.perf_counter()
         self.method.on_epoch_end()
+        self.processes.average_statistics(self._modules().values())
         self.processes.share(self._modules().values())
         figures = self.choice.score(at.epoch + 1)
+        losses, logged = self.means.values()
         self.journal.epoch(
             {
                 "phase": label if len(self.phases) == 1 else f"{label}/{phase.name}",
@@ -195,7 +258,8 @@ class Trainer:
                 "seconds": round(at.epoch_seconds + time.perf_counter() - began, 3),
                 "images_per_s": round(self._images_per_s(), 1),
                 "lr": rate,
-                "losses": {name: value.item() / at.batch for name, value in self.sums.items()},
+                "losses": losses,
+                **({"logged": logged} if logged else {}),
                 "held_out": figures,
             }
         )
@@ -210,14 +274,16 @@ class Trainer:
         for network in (self.method.networks.student, *self.method.networks.peers):
             network.train_mode(True, freeze_bn=freeze)
         self.method.train()
-        if self.job.train.freeze_bn:
+        if freeze:
             for layer in self.method.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
 
     def _log_step(self, minimise: Minimiser, rate: float) -> None:
         losses = {name: value.item() for name, value in minimise.terms.items()}
-        self.journal.step({"phase": self.job.label, "step": self.at.step, "lr": rate, "losses": losses})
+        logged = {name: value.item() for name, value in minimise.logged.items()}
+        line = {"phase": self.job.label, "step": self.at.step, "lr": rate, "losses": losses}
+        self.journal.step({**line, **({"logged": logged} if logged else {})})
 
     def _done(self) -> bool:
         return self.at.step >= self.total_steps
@@ -237,6 +303,9 @@ class Trainer:
 
     def _save(self, minimise: Minimiser) -> None:
         self.processes.share(self._modules().values())
+        # Within an epoch each process has its own batch-norm statistics; a resume continues with them.
+        several = self.processes.world > 1
+        statistics = self.processes.gather([t.cpu() for t in self._statistics()]) if several else []
         random_states = self.processes.gather(_random_state(self.processes.device))
         if self.processes.first:
             state = {
@@ -244,9 +313,10 @@ class Trainer:
                 "modules": {name: module.state_dict() for name, module in self._modules().items()},
                 "optimisers": minimise.state_dict(),
                 "choice": self.choice.state_dict(),
-                "sums": self.sums,
+                "means": self.means.state_dict(),
                 "log_sizes": self.journal.sizes(),
                 "random_states": random_states,
+                "statistics": statistics,
             }
             checkpoint.save(self.path, state)
         self.processes.wait()
@@ -255,21 +325,26 @@ class Trainer:
         for name, module in self._modules().items():
             module.load_state_dict(state["modules"][name])
         self.at = Position(**state["position"])
-        self.sums = {name: value.to(self.processes.device) for name, value in state["sums"].items()}
+        self.means = Means.restored(state, self.at.batch, self.processes.device)
         self.choice.load_state_dict(state["choice"])
         if not self._done():  # else what stands behind it is of a later training
             self.journal.cut_back(state["log_sizes"])
         # With more processes than before, the new ones keep the seeds they were started with.
-        if self.processes.rank < len(state["random_states"]):
-            _set_random_state(state["random_states"][self.processes.rank], self.processes.device)
+        rank = self.processes.rank
+        if rank < len(state["random_states"]):
+            _set_random_state(state["random_states"][rank], self.processes.device)
+        self._own_statistics = dict(enumerate(state.get("statistics", []))).get(rank)
+
+    def _statistics(self) -> list[Tensor]:
+        return [t for module in self._modules().values() for t in batch_norm_statistics(module)]
 
 
 def phase_ends(phases: list[Phase], epochs: int) -> list[int]:
-    """The epoch at which each phase ends: its share of the epochs, but at least one.
+    """Returns the epoch at which each phase ends: its share of the epochs, but at least one.
 
     Args:
         phases: Their shares add up to 1.
-        epochs: Of all of them together.
+        epochs: Number of epochs of all of them together.
 
     Raises:
         UserError: There are fewer epochs than phases.

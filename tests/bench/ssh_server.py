@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
@@ -80,8 +81,19 @@ class Server:
         """The processes of those who are logged in, and what these have started."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def is_clean(self, seconds=20.0):
-        """Whether nothing is left there, or soon is."""
+    def kill(self, is_meant):
+        """Kills the processes of the sessions that a predicate picks.
+
+        One that has ended, because another was killed before it, needs no killing: on a busy machine that
+        happens between listing the processes and asking for their names.
+        """
+        for process in self.sessions():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if is_meant(process):
+                    process.kill()
+
+    def is_clean(self, seconds=60.0):
+        """Waits until nothing is left there; False if something still is after so long."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if not os.listdir(self.there) and not self._strays():
@@ -113,32 +125,38 @@ def start(folder):
     for name in ("host_key", "other_host_key", "user_key", "other_key"):
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / name]
         subprocess.run(keygen, check=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    if os.geteuid() == 0:
+        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # where a server of root's own keeps nothing
+    for _ in range(5):  # another program may take the free port before the server does
+        process, port = _listen(folder, there)
+        if port is not None:
+            break
+    else:
+        raise RuntimeError((folder / "sshd.log").read_text())
     for hosts, key in (("known_hosts", "host_key"), ("other_known_hosts", "other_host_key")):
         public = (folder / f"{key}.pub").read_text()
         (folder / hosts).write_text(f"[127.0.0.1]:{port} {public}")
-    if os.geteuid() == 0:
-        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # where a server of root's own keeps nothing
+    return Server(process, port, folder, there)
+
+
+def _listen(folder, there):
+    """Starts sshd on a free port and waits until it says that it listens; no port where it ended instead."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     (folder / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host_key\nPidFile {folder}/sshd.pid\n"
         f"AuthorizedKeysFile {folder}/user_key.pub\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-        "KbdInteractiveAuthentication no\nPermitRootLogin yes\nMaxStartups 100\n"
+        "KbdInteractiveAuthentication no\nPermitRootLogin yes\nMaxStartups 100\nLoginGraceTime 0\n"
         f"SetEnv TMPDIR={there} OMP_NUM_THREADS=1\n"
         # Who has shown a wrong key is kept out for a while, and the next test comes from the same place.
         + ("PerSourcePenalties no\n" if _version() >= (9, 8) else "")
     )
-    command = [SSHD, "-D", "-e", "-f", folder / "sshd_config"]
-    with (folder / "sshd.log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
-    until = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return Server(process, port, folder, there)
-        except OSError:
-            if time.monotonic() > until or process.poll() is not None:
-                process.kill()
-                process.wait()
-                raise RuntimeError((folder / "sshd.log").read_text()) from None
-            time.sleep(0.05)
+    command, log = [SSHD, "-D", "-e", "-f", folder / "sshd_config"], folder / "sshd.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)
+    # That something answers on the port would not show that it is this server.
+    while process.poll() is None:
+        if f"Server listening on 127.0.0.1 port {port}." in log.read_text():
+            return process, port
+        time.sleep(0.05)
+    return process, None

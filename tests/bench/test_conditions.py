@@ -50,6 +50,9 @@ def _held(text, *results, old=None):
         ("throughput < 51", ["teacher"]),
         ("p50_high - p50_low > 0.5ms", ["teacher"]),
         ("1 - 2 * 3 / 6 < p50 - 19ms", ["teacher"]),
+        ("1 - (2 - 3) == p50 - 2ms", ["student"]),
+        ("(p50 > 30 or p50 < 5) and rss > 1MB", ["student"]),
+        ("p50 > 30 or p50 < 5 and rss > 1MB", ["student"]),
     ],
 )
 def test_it_holds_for_these_results(text, artefacts):
@@ -135,11 +138,31 @@ def test_the_baseline_itself_and_a_new_result_are_not_what_a_condition_is_about(
         ("p50 > 1 and and", "expected a number or a metric"),
         ("p50 > __import__('os')", "unknown metric '__import__'"),
         ("p50.real > 1", "unknown metric 'real'"),
+        ("p50 > 5)", "expected 'and', 'or' or the end at ')'"),
+        ("1 < p50 < 5", "expected 'and', 'or' or the end at '<'"),
+        ("p50 > -5", "expected a number or a metric at '-'"),
+        ("p50 > ()", "expected a number or a metric at ')'"),
+        ("p50 ( 5 )", "expected 'and', 'or' or the end at '('"),
+        ("(p50 > 5) + 1 > 2", "expected a number or a metric, and not a comparison, in parentheses"),
+        ("not p50 > 5", "unknown metric 'not'"),
     ],
 )
 def test_what_makes_no_sense_is_said_in_a_sentence(text, why):
     with pytest.raises(UserError, match=re.escape(f"--fail-if {text!r}: {why}")):
         Condition(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 9999 + "p50 > 1", "p50 > 1" + " + 1" * 9999, "p50 > 1 or " * 99 + "p50 > 1"]
+)
+def test_a_condition_that_is_too_long_or_too_deep_is_refused(text):
+    with pytest.raises(UserError, match=r"--fail-if '.{40}\.\.\.': is longer than 200 words and signs"):
+        Condition(text)
+
+
+def test_the_longest_condition_is_read_and_checked():
+    assert len(_held("p50 > 5" + " - 0" * 98)) == 1
+    assert len(_held("p50 > " + "(" * 98 + "5" + ")" * 98)) == 1
 
 
 def test_an_artefact_that_is_not_measured_is_refused():

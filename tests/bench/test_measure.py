@@ -16,7 +16,8 @@ import pytest
 import torch
 from bench.mean_classifier import mean_classifier
 
-from kdcompress.bench import driver, target
+from kdcompress.bench import target
+from kdcompress.bench.device import scheduler
 from kdcompress.bench.measure import Artefact, Protocol, measure
 from kdcompress.cores import granted_cores
 from kdcompress.data.input_spec import InputSpec
@@ -105,8 +106,8 @@ def test_the_turns_of_a_round_are_shuffled_among_those_of_the_other_cells(script
         asked.append((cell.entry["artefact"], command))
         return ask(self, cell, command, **arguments)
 
-    ask = driver._Run.ask
-    monkeypatch.setattr(driver._Run, "ask", record)
+    ask = scheduler._Run.ask
+    monkeypatch.setattr(scheduler._Run, "ask", record)
     protocol = Protocol(block_s=0.01, turns=4, min_calls=8, warmup_s=0)
     document = measure([scripted("a", "calls 1"), scripted("b", "calls 1")], rounds=2, protocol=protocol)
     blocks = [name for name, command in asked if command == "block"][3:]  # after the warming up
@@ -257,8 +258,8 @@ def test_the_order_of_the_cells_is_shuffled_by_the_seed_alone(scripted, run, mon
         orders[-1].append(cell.entry["artefact"])
         return ask(self, cell, command, **arguments)
 
-    ask = driver._Run.ask
-    monkeypatch.setattr(driver._Run, "ask", record)
+    ask = scheduler._Run.ask
+    monkeypatch.setattr(scheduler._Run, "ask", record)
     for _ in range(2):
         orders.append([])
         run(scripted("a", "calls 1"), scripted("b", "calls 1"), scripted("c", "calls 1"), rounds=4)
@@ -299,7 +300,7 @@ def test_a_worker_dies_with_its_parent_even_in_a_hanging_call(tmp_path):
     script.write_text("hang 0")
     code = (
         "import sys\n"
-        "from kdcompress.bench.driver import Session\n"
+        "from kdcompress.bench.device.scheduler import Session\n"
         "session = Session(1)\n"
         "print(session.pid, flush=True)\n"
         f"session.ask('load', timeout_s=60, runtime={SCRIPTED!r}, file={str(script)!r}, batch=1, shape=None,"

@@ -10,12 +10,13 @@ import sys
 import zipfile
 
 import numpy as np
+import onnx
 import pytest
 from bench import ssh_server
 from bench.mean_classifier import mean_classifier
 from click.testing import CliRunner
 
-from kdcompress.bench import run
+from kdcompress.bench.device import main as run
 from kdcompress.bench.measure import Protocol
 from kdcompress.cli import main
 from kdcompress.tools import bench as timing
@@ -101,7 +102,7 @@ def test_what_is_damaged_or_foreign_or_newer_is_refused(result, tmp_path):
     text = result.read_text()
     told = json.loads(text)
     newer = told | {"schema": "kdcompress.bench-result/2"}
-    empty = run.sealed({"job": {}, "raw": {}})
+    empty = run.with_digest({"job": {}, "raw": {}})
     for content, message in (
         (text[: len(text) // 2], "is damaged, or no JSON"),
         (text.replace('"samples_ns": [', '"samples_ns": [1, ', 1), "its content is not what was written"),
@@ -144,6 +145,28 @@ def test_what_the_other_machine_lacks_is_said_there(packed, python, tmp_path):
     assert " here supports opset <= " in done.stderr
 
 
+PARENT_GONE = """
+import shutil, sys
+from kdcompress.bench.device import main
+main.HERE, remove, calls = sys.argv[1], shutil.rmtree, []
+def rmtree(path, ignore_errors):
+    calls.append(path)
+    if len(calls) == 3:
+        remove(path)
+shutil.rmtree = rmtree
+main._exit_when_parent_exits()
+"""
+
+
+def test_a_folder_that_is_still_written_to_is_removed_again_until_it_is_gone(tmp_path):
+    """Workers write until they die, and may fill the folder while it is being removed."""
+    (tmp_path / "pack").mkdir()
+    command = [sys.executable, "-c", PARENT_GONE, tmp_path / "pack"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert not (tmp_path / "pack").exists()
+
+
 def test_the_same_order_packs_to_the_same_bytes(tmp_path):
     file = mean_classifier(tmp_path / "a.onnx")
     packs = []
@@ -177,6 +200,42 @@ def test_a_runtime_that_cannot_travel_is_refused(tmp_path):
     assert done.exit_code == 2
     assert "a runtime of your own is not sent to a target" in done.stderr
     assert not list(tmp_path.glob("*.zip"))
+
+
+def _with_external_data(path, location):
+    """A model whose weight lies in a file of this name beside it."""
+    graph = onnx.load(mean_classifier(path))
+    onnx.save_model(graph, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    graph = onnx.load(path, load_external_data=False)
+    graph.graph.initializer[0].external_data[0].value = location
+    onnx.save_model(graph, path)
+    return path
+
+
+def test_a_link_to_a_file_outside_of_the_models_folder_is_not_followed(tmp_path):
+    """It would end in the zip, whatever it is."""
+    (tmp_path / "secret").write_bytes(b"a secret of this machine" * 9)
+    (tmp_path / "model").mkdir()
+    file = _with_external_data(tmp_path / "model/a.onnx", "stolen.bin")
+    (tmp_path / "model/stolen.bin").symlink_to(tmp_path / "secret")
+    done = kdcompress(file, "--target", f"pack:{tmp_path}")
+    assert done.exit_code == 2
+    assert (
+        "keeps tensors outside of its folder ('stolen.bin'); copy the file itself there (cp -L)"
+        in done.stderr
+    )
+    assert not list(tmp_path.glob("*.zip"))
+
+
+def test_a_link_that_the_user_names_is_followed(tmp_path):
+    (tmp_path / "model").mkdir()
+    _with_external_data(tmp_path / "model/a.onnx", "weights.bin")
+    (tmp_path / "link.onnx").symlink_to("model/a.onnx")
+    done = kdcompress(tmp_path / "link.onnx", "--target", f"pack:{tmp_path}")
+    assert done.exit_code == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / "kdcompress-bench.zip") as archive:
+        sent = archive.read("kdcompress-bench/files/0/weights.bin")
+    assert sent == (tmp_path / "model/weights.bin").read_bytes()
 
 
 def _carried_out(python, folder):

@@ -59,7 +59,7 @@ def test_openvino_computes_in_float32_unless_asked_for_bfloat16(student):
 
 def test_openvino_is_imported_without_its_telemetry():
     pytest.importorskip("openvino")
-    code = "import sys; from kdcompress.bench.worker import OpenVino; OpenVino().start()\n"
+    code = "import sys; from kdcompress.bench.device.worker import OpenVino; OpenVino().start()\n"
     code += "assert 'openvino' in sys.modules\n"
     code += "assert not any(name.startswith('openvino_telemetry.') for name in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,9 +19,9 @@ from bench import ssh_server
 from bench.mean_classifier import mean_classifier
 from click.testing import CliRunner
 
-from kdcompress.bench import ssh_link
+from kdcompress.bench import ssh_connection
 from kdcompress.bench.measure import Artefact, Protocol, measure
-from kdcompress.bench.target import parse_target
+from kdcompress.bench.targets import parse_target
 from kdcompress.cli import main
 from kdcompress.deploy.golden_file import Picker, write_golden
 from kdcompress.errors import TargetUnreachable, WorldError
@@ -193,7 +193,7 @@ def test_no_numpy_or_no_onnxruntime_there_is_2(kdcompress, file, tmp_path):
 def test_too_old_an_onnxruntime_there_is_2_and_told_before_anything_is_sent(kdcompress, file, monkeypatch):
     import onnxruntime
 
-    monkeypatch.setattr(ssh_link.Link, "put", _no_model(ssh_link.Link.put))
+    monkeypatch.setattr(ssh_connection.Connection, "put", _no_model(ssh_connection.Connection.put))
     mean_classifier(file, opset=60)
     done = kdcompress(file)
     assert done.exit_code == 2
@@ -241,13 +241,16 @@ def test_a_full_disk_there_is_5(kdcompress, file, python, tmp_path):
         assert os.listdir(disk) == []
         # And where it fills while files arrive.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("kdcompress.bench.ssh.ROOM_BYTES", -(10**9))
+            patch.setattr("kdcompress.bench.ssh_target.ROOM_BYTES", -(10**9))
             done = kdcompress(_grow(file), interpreter=there)
         assert done.exit_code == 5
         assert "board: the disk is full ([Errno 28] No space left on device); free some" in done.stderr
         assert os.listdir(disk) == []
     finally:
-        subprocess.run(["umount", disk], check=True)
+        # Whoever wrote there has said so and is about to end; until then the disk is in use.
+        _wait_until(
+            lambda: subprocess.run(["umount", disk], capture_output=True, check=False).returncode == 0
+        )
 
 
 def _grow(file):
@@ -271,9 +274,7 @@ def _measure(server, python, file, progress=None):
 def test_a_cut_connection_is_4_and_the_other_side_cleans_up(server, python, file):
     def cut(done, of, what):
         if what == "timing round 2 of 1000":
-            for process in server.sessions():
-                if process.name().startswith("sshd"):
-                    process.kill()
+            server.kill(lambda process: process.name().startswith("sshd"))
 
     with pytest.raises(TargetUnreachable, match="board: the connection was cut while measuring") as caught:
         _measure(server, python, file, cut)
@@ -283,16 +284,14 @@ def test_a_cut_connection_is_4_and_the_other_side_cleans_up(server, python, file
 def test_a_far_end_that_is_killed_leaves_nothing_either(server, python, file):
     def kill(done, of, what):
         if what == "timing round 2 of 1000":
-            for process in server.sessions():
-                if "-c" in process.cmdline() and process.name().startswith("python"):
-                    process.kill()
+            server.kill(lambda process: "-c" in process.cmdline() and process.name().startswith("python"))
 
     with pytest.raises(TargetUnreachable, match="the connection was cut while measuring"):
         _measure(server, python, file, kill)
 
 
 def test_one_that_does_not_answer_is_4(kdcompress, file, tmp_path, monkeypatch):
-    monkeypatch.setattr(ssh_link, "HELLO_S", 1)
+    monkeypatch.setattr(ssh_connection, "LOGIN_TIMEOUT_S", 1)
     done = kdcompress(file, interpreter=_script(tmp_path / "slow", "exec sleep 20"))
     assert done.exit_code == 4
     assert "board: no answer in time while logging in" in done.stderr
@@ -302,8 +301,8 @@ HANGING = "import sys, time\nprint('{}', flush=True)\ntime.sleep(600)\n"
 LINKED = """
 import sys
 from pathlib import Path
-from kdcompress.bench.ssh_link import Address, Link
-with Link(Address("board", python=sys.argv[1], config=Path(sys.argv[2]))) as link:
+from kdcompress.bench.ssh_connection import Address, Connection
+with Connection(Address("board", python=sys.argv[1], config=Path(sys.argv[2]))) as link:
     link.put("hanging.py", Path(sys.argv[3]))
     for line in link.run("hanging", "hanging.py"):
         print("hangs", flush=True)
@@ -318,35 +317,76 @@ def test_ctrl_c_and_a_kill_here_leave_nothing_there(server, python, tmp_path, nu
     assert process.stdout.readline() == b"hangs\n"
     assert os.listdir(server.there) != []
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=WAIT_S)
     if number == signal.SIGINT:  # it has waited until all is removed there
         assert os.listdir(server.there) == []
 
 
 def test_a_near_end_that_falls_silent_is_given_up(python, server, tmp_path, monkeypatch):
-    """A link that is dead without an end of file: no beat comes any more."""
-    source = tmp_path / "far_end.py"
-    real = Path(ssh_link.far_end.__file__).read_text()
-    source.write_text(real.replace("LAPSE_S = 90", "LAPSE_S = 1"))
-    monkeypatch.setattr(ssh_link.far_end, "__file__", str(source))
-    monkeypatch.setattr(ssh_link, "BEAT_S", 0.2)
+    """A link that is dead without an end of file: no beat comes any more.
+
+    The far end's clock is a file here, so that 90 seconds pass when the test says so.
+    """
+    clock, source = tmp_path / "clock", tmp_path / "agent.py"
+
+    def pass_time(to_s):
+        (tmp_path / "clock.part").write_text(str(to_s))
+        (tmp_path / "clock.part").replace(clock)
+
+    pass_time(0)
+    real = Path(ssh_connection.agent.__file__).read_text()
+    assert "HEARTBEAT_TIMEOUT_S = 90\n" in real
+    source.write_text(real.replace("import time\n", f"import time\n{FILE_CLOCK.format(str(clock))}\n", 1))
+    monkeypatch.setattr(ssh_connection.agent, "__file__", str(source))
+    monkeypatch.setattr(ssh_connection, "HEARTBEAT_S", 0.1)
     (tmp_path / "hanging.py").write_text(HANGING)
-    with ssh_link.Link(ssh_link.Address("board", python=str(python), config=server.config())) as link:
+    with ssh_connection.Connection(
+        ssh_connection.Address("board", python=str(python), config=server.config())
+    ) as link:
         link.put("hanging.py", tmp_path / "hanging.py")
         lines = link.run("hanging", "hanging.py")
         next(lines)
-        time.sleep(2)
-        assert os.listdir(server.there) != []  # beats keep it
-        link._over.set()
+        _wait_until(lambda: link._lines.qsize() >= 2)  # beats are sent and answered by themselves
+        for number, to_s in enumerate((60, 120, 180), 100):
+            pass_time(to_s)
+            _beat(link, number)  # and what was heard at this time keeps it for 90 seconds more
+        assert os.listdir(server.there) != []
+        link._closed.set()
+        link._heartbeat.join()
+        pass_time(1000)
         with pytest.raises(TargetUnreachable, match="the connection was cut while hanging"):
             next(lines)
-        assert server.is_clean(5)
+        assert server.is_clean()
+
+
+FILE_CLOCK = "time.monotonic = lambda: float(open({!r}).read())"
+
+
+def _beat(link, number):
+    """Sends a beat of this number and waits for its answer; other answers are thrown away."""
+    with link._writing:
+        link._write(b'{"beat": %d}\n' % number)
+    while json.loads(link._lines.get(timeout=WAIT_S)) != {"beat": number}:
+        pass
+
+
+WAIT_S = 120
+"""For what must happen some time; how soon depends on what else the machine does."""
+
+
+def _wait_until(is_so):
+    until = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < until, "it never came to be"
+        time.sleep(0.05)
 
 
 def test_files_stay_within_the_folder(python, server, tmp_path):
     (tmp_path / "out.txt").write_text("x")
     with (
-        ssh_link.Link(ssh_link.Address("board", python=str(python), config=server.config())) as link,
+        ssh_connection.Connection(
+            ssh_connection.Address("board", python=str(python), config=server.config())
+        ) as link,
         pytest.raises(WorldError, match="is outside of the folder"),
     ):
         _put_and_run(link, "../out.txt", tmp_path / "out.txt")

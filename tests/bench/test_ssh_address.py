@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdcompress.bench.target import parse_target
+from kdcompress.bench.targets import parse_target
 from kdcompress.errors import UserError
 
 

@@ -87,10 +87,6 @@ def test_a_five_per_cent_gain_is_found_in_21_rounds_that_share_their_noise():
     assert stats.verdict(stats.paired_ratio(base, own)[1]) == "faster"
 
 
-def test_the_central_value_is_the_median_over_rounds_not_over_calls():
-    assert stats.median_of_medians([[1, 1, 1, 1, 1, 1, 9], [2], [3]]) == 2
-
-
 def test_a_ratio_of_two_means_half_the_time():
     ratio, interval = stats.paired_ratio([4.0] * 6, [2.0] * 6)
     assert (ratio, *interval) == pytest.approx((2.0, 2.0, 2.0))

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from kdcompress.bench.plan import Artefact
-from kdcompress.bench.results import Block, Cell, Copy, document
-from kdcompress.tools.bench import PROTOCOL, Asked
+from kdcompress.bench.cell import Artefact, Block, Cell, CellRole
+from kdcompress.bench.results import document
+from kdcompress.tools.bench import PROTOCOL, BenchRequest
 
 DATA = Path(__file__).with_name("data")
-ROUNDS = Asked(("file",)).rounds
+ROUNDS = BenchRequest(("file",)).rounds
 LOADED = {"provider": "scripted", "shape": [3, 224, 224], "images": "real", "base_mb": 1.0}
 LOADED |= {"import_ms": 1.0, "load_ms": 1.0, "first_ms": 1.0}
 
@@ -31,7 +31,7 @@ def noise(request):
     return json.loads((DATA / f"noise-{request.param}.json").read_text())
 
 
-def _cell(name, medians_ms, copy=Copy.MEASURED):
+def _cell(name, medians_ms, copy=CellRole.MEASURED):
     cell = Cell(Artefact(name, Path(name), ("scripted",)), "scripted", 1, 1, copy, dict(LOADED))
     cell.blocks = [Block([median], 1.0, 1.0, 0, 0.0, 2.0) for median in medians_ms]
     return cell
@@ -49,7 +49,7 @@ def _verdicts(noise, slower, runs, seed):
             artefacts={},
             cells=[
                 _cell("base", base),
-                _cell("base", control, Copy.CONTROL),
+                _cell("base", control, CellRole.CONTROL),
                 _cell("own", [slower * median for median in own]),
             ],
             failures=[],

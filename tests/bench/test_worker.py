@@ -1,4 +1,4 @@
-"""Driver and worker can be copied to a board that has an old Python, numpy and a runtime, and no more."""
+"""Scheduler and worker can be copied to a board that has an old Python, numpy and a runtime, and no more."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcompress.bench import driver, far_end, parcel, worker
+from kdcompress.bench import bundle
+from kdcompress.bench.device import agent, scheduler, worker
 
-TRAVELLING = {**parcel.SCOUTS, **parcel.WORKMEN, "far_end.py": Path(far_end.__file__)}
+TRAVELLING = {**bundle.PREFLIGHT_FILES, **bundle.DRIVER_FILES, "agent.py": Path(agent.__file__)}
 SOURCES = {name: path.read_text(encoding="utf-8") for name, path in TRAVELLING.items()}
 SCRIPTED = Path(__file__).with_name("scripted_runtime.py")
 
@@ -37,13 +38,13 @@ def test_at_its_top_it_imports_the_standard_library_numpy_and_what_travels_with_
     for node in ast.parse(SOURCES[name]).body:
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "kdcompress.bench":
-            imported |= {f"kdcompress.bench.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "kdcompress.bench.device":
+            imported |= {f"kdcompress.bench.device.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module)
     ours = {path.removesuffix(".py").replace("/", ".") for path in TRAVELLING}
     others = {module for module in imported if module.split(".")[0] not in sys.stdlib_module_names}
-    needs_numpy = name.endswith(("driver.py", "worker.py"))
+    needs_numpy = name.endswith(("scheduler.py", "worker.py"))
     assert others - ours == ({"numpy"} if needs_numpy else set())
 
 
@@ -69,7 +70,7 @@ def _plan(**cells):
 
 
 def test_copied_elsewhere_they_carry_out_a_plan_alone(tmp_path):
-    for file in (driver.__file__, worker.__file__, SCRIPTED):
+    for file in (scheduler.__file__, worker.__file__, SCRIPTED):
         shutil.copy(file, tmp_path)
     np.save(tmp_path / "images.npy", np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 1, 2, 2))
     (tmp_path / "slow.script").write_text("calls 4")
@@ -81,7 +82,7 @@ def test_copied_elsewhere_they_carry_out_a_plan_alone(tmp_path):
     )
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     # -I: nothing of the folder that this test runs in, nor of its environment.
-    command = [sys.executable, "-I", tmp_path / "driver.py", tmp_path / "plan.json", tmp_path / "raw.json"]
+    command = [sys.executable, "-I", tmp_path / "scheduler.py", tmp_path / "plan.json", tmp_path / "raw.json"]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     raw = json.loads((tmp_path / "raw.json").read_text())
@@ -93,7 +94,7 @@ def test_copied_elsewhere_they_carry_out_a_plan_alone(tmp_path):
     assert slow["loaded"]["images"] == "real"
     assert [block["samples_ns"] for block in slow["blocks"]] == [[4_000_000] * 4] * 3  # 2 turns of 5 ms
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "bad.script", "driver.py", "images.npy", "plan.json", "raw.json", "scripted_runtime.py",
+        "bad.script", "images.npy", "plan.json", "raw.json", "scheduler.py", "scripted_runtime.py",
         "slow.script", "worker.py",
     ]  # fmt: skip
 
@@ -102,7 +103,7 @@ def _run(tmp_path, scripts, **fields):
     for name, script in scripts.items():
         (tmp_path / name).write_text(script)
     cells = {name: {"file": name} | fields for name in scripts}
-    return driver.run(_plan(**cells), str(tmp_path))
+    return scheduler.run(_plan(**cells), str(tmp_path))
 
 
 def test_a_wrong_answer_is_not_timed(tmp_path):
@@ -151,7 +152,7 @@ def test_dying_in_the_middle_leaves_nothing_half_measured(tmp_path):
 def test_what_a_runtime_leaves_behind_is_ended_with_it(tmp_path):
     (tmp_path / "a").write_text("forks")
     began = time.monotonic()
-    with driver.Session(1) as session:
+    with scheduler.Session(1) as session:
         arguments = {"file": str(tmp_path / "a"), "batch": 1, "shape": None, "images": None, "seed": 0}
         session.ask("load", 60, runtime=f"{SCRIPTED}:Scripted", **arguments)
         group = session.pid

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.transforms.v2 import functional
 
-from kdcompress.data.augment import PRESETS, augment, crop_box, resized, usual_pad
+from kdcompress.data.augment import augment, pipeline_of, resolve_preset
+from kdcompress.data.crop import crop_box, resize_images, usual_pad
 from kdcompress.errors import UserError
 
 
@@ -12,7 +14,19 @@ def images(count=16, channels=3, side=12):
     return torch.randint(1, 256, (count, channels, side, side), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+RESOLVED = (
+    "none",
+    "crop",
+    "crop_flip",
+    "resized_crop_flip",
+    "moco_v2",
+    "simsiam",
+    "crop+strong",
+    "none+strong",
+)
+
+
+@pytest.mark.parametrize("preset", RESOLVED)
 def test_a_view_is_replayed_whatever_the_batch(preset):
     stock, indices = images(), torch.arange(16)
     whole = augment(stock, indices, seed=5, view=3, preset=preset, pad=2)
@@ -22,7 +36,7 @@ def test_a_view_is_replayed_whatever_the_batch(preset):
     assert torch.equal(augment(stock[some], some, seed=5, view=3, preset=preset, pad=2), whole[some])
 
 
-@pytest.mark.parametrize("preset", ["crop", "crop_flip", "resized_crop_flip"])
+@pytest.mark.parametrize("preset", [preset for preset in RESOLVED if preset != "none"])
 def test_another_view_or_seed_is_another_augmentation(preset):
     stock, indices = images(), torch.arange(16)
     views = [
@@ -94,15 +108,66 @@ def test_an_image_too_narrow_for_any_box_gives_its_central_part():
 
 def test_resizing_to_the_same_size_copies_nothing():
     stock = images()
-    assert resized(stock, (12, 12)) is stock
+    assert resize_images(stock, (12, 12)) is stock
 
 
 def test_resizing_down_averages():
     board = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     board[..., ::2] = 200  # stripes: without antialiasing they would stay stripes, or vanish
-    assert (resized(board, (2, 2)).int() - 100).abs().max() <= 15
+    assert (resize_images(board, (2, 2)).int() - 100).abs().max() <= 15
 
 
 def test_an_unknown_preset_names_the_close_one():
     with pytest.raises(UserError, match="did you mean 'crop_flip'"):
         augment(images(), torch.arange(16), seed=0, view=0, preset="crop_flop", pad=2)
+
+
+def test_weak_and_strong_are_made_of_what_is_usual_for_the_data():
+    assert resolve_preset("weak", "crop") == "crop"
+    assert resolve_preset("strong", "crop") == resolve_preset("strong", "crop+strong") == "crop+strong"
+    assert resolve_preset("moco_v2", "crop") == "moco_v2"
+    weak, strong = pipeline_of("crop"), pipeline_of("crop+strong")
+    assert not strong.mirror  # digits are never mirrored
+    assert (strong.pad, strong.resized) == (weak.pad, weak.resized)
+    assert weak.colours is None
+    assert strong.colours.cutout
+    with pytest.raises(UserError, match="did you mean 'simsiam'"):
+        resolve_preset("simsiem")
+
+
+def test_strong_has_the_crop_of_weak_where_no_colour_changes():
+    stock, indices = images(64, 3, 16), torch.arange(64)
+    weak, strong = (
+        augment(stock, indices, seed=0, view=1, preset=preset, pad=2)
+        for preset in ("crop_flip", "crop_flip+strong")
+    )
+    same = (weak == strong).all(1).flatten(1).float().mean(1)
+    assert (
+        (same > 0.5) & (same < 1)
+    ).float().mean() > 0.1  # a fifth keep their colours outside of the square
+
+
+@pytest.mark.parametrize("preset", ["moco_v2", "simsiam"])
+def test_the_presets_of_contrastive_learning_keep_at_least_a_fifth_of_the_area(preset):
+    pipeline = pipeline_of(preset)
+    assert (pipeline.scale, pipeline.mirror, pipeline.resized) == ((0.2, 1.0), True, True)
+    colours = pipeline.colours
+    assert (colours.brightness, colours.contrast, colours.saturation, colours.hue) == (0.4, 0.4, 0.4, 0.1)
+    assert (colours.jitter_share, colours.grey_share, colours.blur_share) == (0.8, 0.2, 0.5)
+    shares = []
+    for index in range(2000):
+        (left, top, right, bottom), _ = crop_box(0, 0, index, 100, 100, pipeline.scale)
+        shares.append((right - left) * (bottom - top) / 10_000)
+    assert 0.19 < min(shares) < 0.22
+
+
+def test_a_resized_crop_is_torchvisions_of_the_same_box():
+    stock, indices = images(12, 3, 32), torch.arange(12)
+    made = augment(stock, indices, seed=2, view=0, preset="resized_crop_flip", pad=0)
+    for index in range(12):
+        (left, top, right, bottom), flip = crop_box(2, 0, index, 32, 32)
+        expected = functional.resized_crop(
+            stock[index], top, left, bottom - top, right - left, [32, 32], antialias=True
+        )
+        expected = functional.horizontal_flip(expected) if flip else expected
+        assert (made[index].int() - expected.int()).abs().max() <= 1

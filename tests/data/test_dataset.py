@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+from typing import ClassVar
+
 import pytest
 import torch
 
-from kdcompress.data.dataset import channel_statistics, open_data, scaled_class_weights
+from kdcompress.data import dataset
+from kdcompress.data.batch import DataInfo, no_labels
+from kdcompress.data.class_weights import scaled_class_weights
+from kdcompress.data.dataset import open_data
 from kdcompress.data.loader import EvaluationLoader, TrainingLoader
+from kdcompress.data.statistics import channel_statistics
 from kdcompress.errors import DataError, UserError
 from kdcompress.recipe import DataSection
 
@@ -52,6 +59,10 @@ def test_the_test_split_does_not_move_with_held_out():
 def test_a_named_augmentation_goes_before_the_usual_one():
     data = digits(augment="none")
     assert data.augment == data.train.preset == "none"
+    assert digits(augment="weak").augment == digits().augment == "crop"
+    strong = digits(augment="strong")
+    assert strong.augment == strong.train.preset == "crop+strong"  # no mirror image: these are digits
+    assert digits(augment="simsiam").augment == "simsiam"
 
 
 def test_the_information_for_methods_is_of_the_training_split():
@@ -59,10 +70,39 @@ def test_the_information_for_methods_is_of_the_training_split():
     info = data.info("balanced", 0.1)
     assert torch.equal(info.labels, data.train.labels)
     assert (info.num_classes, info.channels, info.image_size, info.label_smoothing) == (10, 1, (8, 8), 0.1)
-    assert isinstance(info.held_out, EvaluationLoader)
-    assert sum(len(batch) for batch in info.held_out) == 180
+    for _ in range(2):  # each call opens the batches anew
+        batches = list(info.held_out())
+        assert torch.equal(torch.cat([batch.labels for batch in batches]), data.held_out.labels)
     assert info.class_weights[info.labels].mean() == pytest.approx(1.0, abs=1e-5)
-    assert list(digits(held_out=0.0).info().held_out) == []
+    assert list(digits(held_out=0.0).info().held_out()) == []
+    assert list(DataInfo(2, no_labels(4), (8, 8), 1).held_out()) == []
+
+
+class WatchedLoader(EvaluationLoader):
+    events: ClassVar[list[str]] = []
+
+    def __init__(self, *args, **settings):
+        self.events.append("opened")
+        super().__init__(*args, **settings)
+
+    def close(self):
+        self.events.append("closed")
+        super().close()
+
+
+def test_held_out_batches_are_opened_when_they_are_read_and_closed_with_the_iteration(monkeypatch):
+    monkeypatch.setattr(dataset, "EvaluationLoader", WatchedLoader)
+    events = WatchedLoader.events
+    info = digits().info(batch_size=100)
+    batches = info.held_out()
+    assert events == []
+    assert len(next(batches)) == 100
+    assert events == ["opened"]
+    assert len(list(batches)) == 1
+    assert events == ["opened", "closed"]
+    with contextlib.closing(info.held_out()) as begun:
+        next(begun)
+    assert events == ["opened", "closed"] * 2
 
 
 def test_the_batch_that_methods_hear_of_is_the_loaders():
@@ -125,18 +165,18 @@ def test_a_number_of_labels_is_stratified_and_the_same_for_everybody():
 
 def test_who_learns_from_labels_alone_gets_the_labelled_images_others_get_pools():
     data = digits(labels=100)
-    alone = data.taught(labels=True, unlabelled=False)
+    alone = data.for_method(labels=True, unlabelled=False)
     assert len(alone.train) == 100
     assert alone.pools == ()
     assert (alone.train.labels >= 0).all()
-    both = data.taught(labels=True, unlabelled=True)
+    both = data.for_method(labels=True, unlabelled=True)
     assert len(both.train) == len(data.train)
     labelled, unlabelled = both.pools
     assert labelled.share == unlabelled.share == 0.5
     assert (labels_of(data)[labelled.indices] >= 0).all()
     assert (labels_of(data)[unlabelled.indices] == -1).all()
-    assert data.taught(labels=False, unlabelled=True).pools == ()
-    mostly = digits(labels=1000).taught(labels=True, unlabelled=True)
+    assert data.for_method(labels=False, unlabelled=True).pools == ()
+    mostly = digits(labels=1000).for_method(labels=True, unlabelled=True)
     assert mostly.pools[0].share == 1000 / len(data.train)
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcompress.data.decode import decoded, opened, pixels, problem_of, upright_size
+from kdcompress.data.decode import decode_image, open_image, pixels, problem_of, upright_size
 from kdcompress.errors import DataError
 
 
 def read(path, channels=3):
-    with opened(path) as image:
-        return pixels(decoded(image, channels))
+    with open_image(path) as image:
+        return pixels(decode_image(image, channels))
 
 
 def half_red(size=(8, 4)):
@@ -36,7 +36,7 @@ def test_an_image_stands_upright_whatever_the_exif_orientation(tmp_path, orienta
         stored.save(
             tmp_path / name, exif=exif, **({"quality": 100, "subsampling": 0} if "jpg" in name else {})
         )
-        with opened(tmp_path / name) as image:
+        with open_image(tmp_path / name) as image:
             assert upright_size(image) == (8, 4)
         difference = read(tmp_path / name).astype(int) - np.asarray(upright).transpose(2, 0, 1)
         assert abs(difference[:, :, [0, 1, 6, 7]]).max() < 12  # JPEG blurs the border of the colours

@@ -14,6 +14,7 @@ from kdcompress.data.dataset import open_data
 from kdcompress.data.extra import open_extra
 from kdcompress.data.joined import JoinedSource
 from kdcompress.data.loader import TrainingLoader
+from kdcompress.data.orders import batch_order
 from kdcompress.data.source import FolderSource, MemorySource
 from kdcompress.errors import DataError
 from kdcompress.recipe import DataSection, ExtraSection
@@ -230,13 +231,19 @@ def digits(tmp_path, labels=None, share=0.25, **more):
 
 def test_each_batch_holds_its_share_of_them_and_an_epoch_is_one_pass_through_the_real_images(tmp_path):
     data = digits(tmp_path, labels=[3] * 50)
-    taught = data.taught(labels=True, unlabelled=True)
+    taught = data.for_method(labels=True, unlabelled=True)
     real, count = len(data.train), len(data.train) + 50
     assert isinstance(taught.train, JoinedSource)
+    assert {part.preset for part in taught.train.parts} == {data.augment}
     assert len(taught.train) == count
     assert taught.extra is None
     loader = TrainingLoader(
-        taught.train, batch_size=64, seed=0, augment="none", device="cpu", pools=taught.pools
+        taught.train,
+        batch_size=64,
+        seed=0,
+        augment="none",
+        device="cpu",
+        order=batch_order("shuffled", taught.train.labels, batch_size=64, seed=0, pools=taught.pools),
     )
     assert loader.steps == real // 48
     pixels = all_of(taught.train).float() / 255
@@ -252,19 +259,19 @@ def test_each_batch_holds_its_share_of_them_and_an_epoch_is_one_pass_through_the
 
 def test_who_learns_from_labels_alone_is_given_those_that_have_one(tmp_path):
     data = digits(tmp_path, labels=[3, -1] * 25)
-    taught = data.taught(labels=True, unlabelled=False)
+    taught = data.for_method(labels=True, unlabelled=False)
     assert len(taught.train) == len(data.train) + 25
     assert (taught.train.labels >= 0).all()
-    everything = data.taught(labels=True, unlabelled=True)
+    everything = data.for_method(labels=True, unlabelled=True)
     assert int((everything.train.labels < 0).sum()) == 25
     with pytest.raises(DataError, match=r"no generated image has one; sort them .*data\.extra\.relabel"):
-        digits(tmp_path).taught(labels=True, unlabelled=False)
+        digits(tmp_path).for_method(labels=True, unlabelled=False)
 
 
 def test_they_stand_beside_unlabelled_real_images_as_a_third_kind(tmp_path):
     data = digits(tmp_path, share=0.2)
     data = replace(data, train=replace(data.train, labels=data.train.labels.where(data.train.labels > 4, -1)))
-    taught = data.taught(labels=True, unlabelled=True)
+    taught = data.for_method(labels=True, unlabelled=True)
     assert [pool.name for pool in taught.pools] == ["labelled", "unlabelled", "generated"]
     assert sum(pool.share for pool in taught.pools) == pytest.approx(1)
     assert taught.pools[2].share == 0.2
@@ -274,7 +281,7 @@ def test_they_stand_beside_unlabelled_real_images_as_a_third_kind(tmp_path):
 
 def test_nothing_else_of_the_data_changes(tmp_path):
     data, plain = digits(tmp_path, labels=[3] * 50), open_data(DataSection(dataset="digits"))
-    taught = data.taught(labels=True, unlabelled=True)
+    taught = data.for_method(labels=True, unlabelled=True)
     for key in ("mean", "std", "listing_sha256", "counts", "class_names", "channels", "image_size"):
         assert getattr(taught, key) == getattr(data, key) == getattr(plain, key)
     assert torch.equal(taught.test.images, plain.test.images)
@@ -284,7 +291,7 @@ def test_nothing_else_of_the_data_changes(tmp_path):
 
 
 def test_balanced_weights_count_how_often_a_class_is_met(tmp_path):
-    taught = digits(tmp_path, labels=[3] * 50, share=0.5).taught(labels=True, unlabelled=True)
+    taught = digits(tmp_path, labels=[3] * 50, share=0.5).for_method(labels=True, unlabelled=True)
     weights = taught.info("balanced").class_weights
     # Half of every batch are generated threes, the other half the real digits.
     real = open_data(DataSection(dataset="digits")).train.labels.bincount().double()

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from kdcompress.data import fetch as fetch_file
 from kdcompress.data.fetch import fetch
-from kdcompress.errors import DownloadError, KdcompressError
+from kdcompress.errors import DownloadError, KdcompressError, UserError
 
 CONTENT = b"images" * 1000
 MD5 = hashlib.md5(CONTENT).hexdigest()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    with HTTPServer(("127.0.0.1", 0), Handler) as running:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.released = threading.Event()
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -62,26 +64,83 @@ def test_the_next_place_is_tried(server, tmp_path):
 @pytest.mark.parametrize(
     ("path", "md5", "reason"),
     [
-        ("/absent", MD5, "HTTP 404"),
+        ("/absent", MD5, "the server answers 404 Not Found"),
         ("/file", "0" * 32, "not the published 0000"),
-        ("/short", MD5, "ended after 100 of 6000 bytes|100 bytes read"),
-        ("/stalled", MD5, "no answer for"),
+        ("/short", MD5, "broke after 100 of 6000 bytes|100 bytes read"),
+        ("/stalled", MD5, "nothing came for 0.3 seconds"),
     ],
 )
-def test_a_failure_leaves_nothing_and_says_what_else_can_be_done(
-    server, tmp_path, monkeypatch, path, md5, reason
-):
-    monkeypatch.setattr(fetch_file, "TIMEOUT_SECONDS", 0.3)
-    with pytest.raises(DownloadError, match=f"cannot download file .*({reason}).*pass --data DIR"):
-        fetch([server + path], tmp_path / "file", md5=md5, advice="pass --data DIR")
+def test_a_failure_leaves_nothing_and_says_what_else_can_be_done(server, tmp_path, path, md5, reason):
+    settings = {"md5": md5, "advice": "pass --data DIR", "timeout_s": 0.3}
+    with pytest.raises(DownloadError, match=f"^{server}{path}: .*({reason}).*; pass --data DIR$"):
+        fetch([server + path], tmp_path / "file", **settings)
+    with pytest.raises(DownloadError, match=f"^cannot download file .*404.*({reason}).*; pass --data DIR$"):
+        fetch([f"{server}/absent", server + path], tmp_path / "file", **settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_file_in_its_place_is_fetched_again_where_its_hash_is_known(server, tmp_path):
+    (tmp_path / "file").write_bytes(b"wrong")
+    fetch([f"{server}/file"], tmp_path / "file", sha256_prefix=SHA256[:8], advice="")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    fetch(["http://127.0.0.1:1/"], tmp_path / "file", sha256_prefix=SHA256[:8], advice="")
+
+
+def test_another_file_than_expected_is_not_kept(server, tmp_path):
+    with pytest.raises(DownloadError, match=rf"its SHA-256 begins with {SHA256[:12]}, not with 00000000\)"):
+        fetch([f"{server}/file"], tmp_path / "file", sha256_prefix="00000000", advice="")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "nothing came for 0.2 seconds|no connection within 0.2 seconds"),
+        (b"this is no HTTP\r\n\r\n", "broke"),
+    ],
+)
+def test_a_server_that_is_silent_or_talks_rubbish_is_given_up(tmp_path, answer, reason):
+    with answering(answer) as port, pytest.raises(DownloadError, match=f"({reason}).*; the way out"):
+        fetch([f"http://127.0.0.1:{port}/w"], tmp_path / "w", advice="the way out", timeout_s=0.2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextlib.contextmanager
+def answering(answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connections = []
+
+        def serve():
+            connection, _ = server.accept()
+            connections.append(connection)
+            connection.recv(4096)
+            connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join()
+        for connection in connections:
+            connection.close()
+
+
+def test_an_address_that_is_no_url_is_a_download_error(tmp_path):
+    with pytest.raises(DownloadError, match="unknown url type"):
+        fetch(["nowhere"], tmp_path / "file", advice="")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_must_not_be_written_is_the_users_matter(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="no permission"):
+        fetch(["http://127.0.0.1:1/w.pth"], tmp_path / "w.pth", advice="")
 
 
 def test_a_refused_connection_is_a_download_error(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/"
-    with pytest.raises(DownloadError, match="Connection refused"):
+    with pytest.raises(DownloadError, match=r"cannot be reached \(Connection refused\)"):
         fetch([url], tmp_path / "file", md5=MD5, advice="")
 
 

@@ -238,9 +238,9 @@ def test_images_alone_have_no_labels_and_nobody_says_their_classes(tmp_path):
     assert data.labelled == 0
     assert data.counts == {"train": 16, "held_out": 2, "test": 2, "broken": 0}
     assert (data.test.labels == -1).all()
-    assert data.taught(labels=True, unlabelled=True) is data
+    assert data.for_method(labels=True, unlabelled=True) is data
     with pytest.raises(DataError, match="needs labels, and no training image has one"):
-        data.taught(labels=True, unlabelled=False)
+        data.for_method(labels=True, unlabelled=False)
 
 
 def test_labels_none_takes_every_image_below_the_folder_or_below_its_splits(two_classes, tmp_path):

@@ -32,7 +32,7 @@ def photos(folder, count, colour=0):
 MIXED = torch.tensor([7, 0, 4, 3, 9, 4])
 
 
-@pytest.mark.parametrize("preset", ["none", "crop", "crop_flip", "resized_crop_flip"])
+@pytest.mark.parametrize("preset", ["none", "crop", "crop_flip", "resized_crop_flip", "strong", "simsiam"])
 def test_two_sets_in_memory_give_what_their_images_in_one_tensor_give(preset):
     one, other = memory(4), memory(6, seed=1, first_label=4)
     joined = JoinedSource((one, other)).with_augment(preset)

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from kdcompress.data.loader import EvaluationLoader, TrainingLoader, on_device
+from kdcompress.data.random_bits import permutation
 from kdcompress.data.source import FolderSource, MemorySource
 from kdcompress.errors import UserError
 
@@ -92,10 +93,53 @@ def test_a_set_smaller_than_a_batch_is_one_batch_of_all():
     assert sorted(batch.indices.tolist()) == [0, 1, 2, 3, 4]
 
 
-def test_a_method_may_bring_its_own_order():
-    order = torch.arange(22).flip(0)
-    batches = list(loader(order=lambda epoch: order.roll(epoch)).epoch(1))
+class Backwards:
+    """Three batches of four, from the last image on; one earlier in every epoch."""
+
+    steps = 3
+
+    def __call__(self, epoch):
+        return torch.arange(22).flip(0).roll(epoch)[:12]
+
+
+def test_an_order_says_which_images_a_batch_holds_and_how_many_batches_there_are():
+    training = loader(order=Backwards())
+    batches = list(training.epoch(1))
+    assert training.steps == len(batches) == 3
     assert batches[0].indices.tolist() == [0, 21, 20, 19]
+
+
+def test_an_order_for_another_batch_size_is_a_mistake():
+    with pytest.raises(AssertionError):
+        next(loader(order=Backwards(), batch_size=5).epoch(0))
+
+
+@pytest.mark.parametrize("in_files", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_view_may_have_an_augmentation_of_its_own(tmp_path, in_files, workers):
+    stock = source(6, 16).with_augment("crop")
+    if in_files:
+        for number in range(6):
+            Image.effect_noise((20, 24), 50 + number).save(tmp_path / f"{number}.png")
+        stock = FolderSource(tmp_path, tuple(f"{n}.png" for n in range(6)), torch.arange(6), side=16)
+    training = loader(stock, augment=("weak", "none", "moco_v2"), views=3, workers=workers)
+    batch = next(training.epoch(1))
+    training.close()
+    presets = (stock.preset, "none", "moco_v2")
+    for number, view, preset in zip((3, 4, 5), batch.views, presets, strict=True):
+        expected = stock.with_augment(preset).training_images(batch.indices, number, 0)
+        assert view.number == number
+        assert torch.equal(view.images, expected.float() / 255)
+
+
+def test_one_augmentation_for_all_views_or_one_for_each():
+    with pytest.raises(AssertionError):
+        loader(augment=("weak", "strong"), views=3)
+
+
+def test_without_an_order_the_images_are_shuffled_with_the_seed_and_the_epoch():
+    drawn = torch.cat([batch.indices for batch in loader(seed=3).epoch(2)])
+    assert torch.equal(drawn, permutation(3, 2, 22)[:20])
 
 
 def test_the_global_generator_is_untouched():

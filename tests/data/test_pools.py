@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdcompress.data.pools import Pool, PooledOrder, rows_of_pools
+from kdcompress.data.orders import PooledOrder
+from kdcompress.data.pools import Pool, rows_of_pools
 from kdcompress.errors import UserError
 
 FEW, MANY = Pool("labelled", torch.arange(10), 0.25), Pool("unlabelled", torch.arange(10, 50), 0.75)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from PIL import Image
 
 from kdcompress.data import source as source_file
+from kdcompress.data.augment import pipeline_of
+from kdcompress.data.colour import adjust_colours
 from kdcompress.data.source import FolderSource, MemorySource
 
 
@@ -74,13 +77,25 @@ def test_evaluation_sees_the_centre(photos):
     assert (images[:, :2].mean((2, 3)) - 127.5).abs().max() < 4
 
 
-@pytest.mark.parametrize("preset", ["resized_crop_flip", "crop_flip", "none"])
+@pytest.mark.parametrize(
+    "preset", ["resized_crop_flip", "crop_flip", "none", "moco_v2", "strong", "crop+strong"]
+)
 def test_a_view_of_a_file_is_replayed(photos, preset):
     source = photos.with_augment(preset)
     everything = source.training_images(torch.arange(4), 3, 9)
     assert torch.equal(source.training_images(torch.tensor([2, 0]), 3, 9), everything[[2, 0]])
     if preset != "none":
         assert not torch.equal(source.training_images(torch.arange(4), 4, 9), everything)
+
+
+def test_the_colours_of_a_file_are_those_of_its_crop_in_memory(photos):
+    everything, first = torch.arange(4), 10
+    source = dataclasses.replace(photos, first=first).with_augment("strong")
+    crops = dataclasses.replace(photos, first=first).training_images(everything, 3, 9)
+    colours = pipeline_of(source.preset).colours
+    expected = adjust_colours(crops, everything + first, colours, seed=9, view=3)
+    assert torch.equal(source.training_images(everything, 3, 9), expected)
+    assert not torch.equal(crops, expected)
 
 
 def test_a_jpeg_decoded_smaller_shows_the_same_part(tmp_path):

@@ -20,7 +20,7 @@ from small_training import Small, tapped
 
 from kdcompress import discovery
 from kdcompress.errors import NetworkError
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 
 OFFLINE = [name for name in discovery.names("method") if discovery.header("method", name).group == "offline"]
 BATCH = 4
@@ -90,7 +90,7 @@ def frozen(pair, precision=None):
     """The teacher of a pair, shared by whatever is trained beside it."""
     made = _teacher(pair.teacher, pair.side)
     made.precision = precision
-    return Teacher(made, size=None if pair.teacher_side is None else (pair.teacher_side,) * 2)
+    return FrozenTeacher(made, size=None if pair.teacher_side is None else (pair.teacher_side,) * 2)
 
 
 @functools.cache

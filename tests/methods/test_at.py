@@ -44,10 +44,10 @@ def test_a_dead_map_gives_no_nan():
 
 def test_pairs_are_added_up_and_weighed(tmp_path):
     at = Small(tmp_path, "at").method
-    maps = [torch.randn(2, 3, side, side) for side in (8, 4)]
-    others = [torch.randn(2, 5, side, side) for side in (8, 4)]
+    maps = [torch.randn(2, 3, side, side, dtype=torch.float64) for side in (8, 4)]
+    others = [torch.randn(2, 5, side, side, dtype=torch.float64) for side in (8, 4)]
     expected = sum(losses.attention_transfer(s, t).item() for s, t in zip(maps, others, strict=True))
-    assert at.attention(maps, others).item() == pytest.approx(1000 * expected, rel=1e-5)
+    assert at.attention(maps, others).item() == pytest.approx(1000 * expected, rel=1e-12)
 
 
 def test_a_student_that_is_its_teacher_has_no_attention_to_learn(tmp_path):

@@ -16,9 +16,10 @@ from kdcompress.methods import losses
 from kdcompress.methods.hierarchy import TeacherHeads, cuttable, joint_heads
 from kdcompress.methods.offline.hsakd import HSAKD
 from kdcompress.networks.build import build
+from kdcompress.networks.exits import exit_after
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.recipe import OptimSection, TrainSection
 from kdcompress.train.job import Job
 from kdcompress.train.journal import Journal
@@ -41,7 +42,7 @@ def network(model, side=32, classes=3, **taps):
 
 def beside(student, teacher, side=32, classes=3, **config):
     info = DataInfo(classes, no_labels(0), (side, side), 3)
-    return HSAKD(HSAKD.Config(**config), Networks(student, Teacher(teacher)), info)
+    return HSAKD(HSAKD.Config(**config), Networks(student, FrozenTeacher(teacher)), info)
 
 
 def test_a_joint_label_is_four_times_the_class_plus_the_quarter_turns():
@@ -72,10 +73,10 @@ def test_a_head_is_what_follows_the_stage_with_four_times_the_classes(model):
     maps = net.shapes().stages
     assert list(heads) == list(maps)
     for stage, head in heads.items():
-        logits = head(torch.rand(4, *maps[stage].shape[1:]))
+        logits = head(torch.rand(4, *maps[stage].shape[1:])).logits
         assert logits.shape == (4, 12)
         ours = [tuple(p.shape) for p in head.parameters()]
-        theirs = [tuple(p.shape) for p in net.tail(stage).parameters()]
+        theirs = [tuple(p.shape) for p in exit_after(net, stage).parameters()]
         assert ours[:-2] == theirs[:-2]
         assert ours[-2:] == [(12, theirs[-2][1]), (12,)]
     assert_same(before, net.network.state_dict())
@@ -86,7 +87,7 @@ def test_a_head_of_the_deepest_stage_is_its_average_and_a_linear_layer():
     linear = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
     map_BCHW = torch.rand(2, 64, 8, 8)
     assert len(linear) == 1
-    torch.testing.assert_close(head(map_BCHW), linear[0](map_BCHW.mean((2, 3))))
+    torch.testing.assert_close(head(map_BCHW).logits, linear[0](map_BCHW.mean((2, 3))))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ class Preparation:
 
     def __init__(self, folder, small, *, epochs=6, watcher=None, precision=None):
         folder.mkdir(parents=True, exist_ok=True)
-        asked = HSAKD.preparation(small.method.config)
+        (asked,) = HSAKD.preparations(small.method.config)
         torch.manual_seed(3)
         # As the pipeline does it: what stands in the student's place is the teacher's own network.
         self.method = asked.method(asked.config, Networks(small.teacher, small.frozen), small.method.data)
@@ -244,7 +245,7 @@ def test_the_preparation_teaches_the_heads_joint_classes_and_leaves_the_teacher_
     assert outcome.model == small.frozen.model
 
     drawn = {key: value.clone() for key, value in small.method.teacher_heads.state_dict().items()}
-    small.method.take_prepared(outcome.state)
+    small.method.take_prepared("preparation", outcome.state)
     taken = small.method.teacher_heads.state_dict()
     assert_same(outcome.state, taken)
     assert not torch.equal(taken["stage1.head.2.weight"], drawn["stage1.head.2.weight"])
@@ -252,7 +253,7 @@ def test_the_preparation_teaches_the_heads_joint_classes_and_leaves_the_teacher_
     turned = losses.four_rotations(batch.images)
     maps = small.frozen(turned, frozenset({"stages"})).stages
     for stage, joint in made.method.joint_logits(turned).items():
-        assert torch.equal(small.method.teacher_heads[stage](maps[stage]), joint)
+        assert torch.equal(small.method.teacher_heads[stage](maps[stage]).logits, joint)
 
 
 def test_heads_of_another_teacher_are_not_taken(tmp_path):
@@ -260,7 +261,7 @@ def test_heads_of_another_teacher_are_not_taken(tmp_path):
     state = dict(small.method.teacher_heads.state_dict())
     missing = state.popitem()[0]
     with pytest.raises(RuntimeError, match=missing):
-        small.method.take_prepared(state)
+        small.method.take_prepared("preparation", state)
 
 
 def test_a_stopped_and_resumed_preparation_equals_an_unbroken_one(tmp_path):
@@ -277,34 +278,36 @@ def test_the_preparation_computes_in_the_teachers_precision_and_its_losses_in_fl
     small = Small(tmp_path / "student", "hsakd", precision=torch.bfloat16)
     made = Preparation(tmp_path / "preparation", small, epochs=1)
     batch = next(small.loader.epoch(0))
-    assert {logits.dtype for logits in made.method.joint_logits(batch.images).values()} == {torch.bfloat16}
+    for logits in made.method.joint_logits(batch.images).values():
+        assert logits.dtype == torch.float32
+        assert torch.equal(logits, logits.bfloat16().float())
     assert {term.dtype for term in made.method.losses(batch).values()} == {torch.float32}
     made.trainer.run()
 
 
 def test_the_preparation_weighs_classes_and_smooths_labels_as_the_run_does():
-    teacher = Teacher(network("cifar/resnet8"))
+    teacher = FrozenTeacher(network("cifar/resnet8"))
     weights = torch.tensor([0.5, 1.0, 1.5])
     info = DataInfo(3, no_labels(0), (32, 32), 3, class_weights=weights, label_smoothing=0.1)
-    made = TeacherHeads(TeacherHeads.Config(), Networks(teacher.tapped, teacher), info)
-    joint, labels = rows(8, 12).float(), torch.tensor([2, 0])
+    made = TeacherHeads(TeacherHeads.Config(), Networks(teacher.tapped, teacher), info).double()
+    joint, labels = rows(8, 12), torch.tensor([2, 0])
     by_hand = 0.0
     for row, label in enumerate([8, 9, 10, 11, 0, 1, 2, 3]):
         log_p = joint[row].log_softmax(0)
         per_class = -weights.double().repeat_interleave(4) * log_p
         by_hand += (0.9 * per_class[label] + 0.1 * per_class.mean()).item() / 8
     got = made.terms({"stage1": joint}, labels)
-    assert got["joint_stage1"].item() == pytest.approx(by_hand, rel=1e-6)
+    assert got["joint_stage1"].item() == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_the_preparation_is_what_the_config_says():
-    asked = HSAKD.preparation(HSAKD.Config())
+    (asked,) = HSAKD.preparations(HSAKD.Config())
     assert (asked.method, asked.epochs, asked.lr, asked.milestones) == (
         TeacherHeads, 100, 0.05, (0.3, 0.6, 0.9),
     )  # fmt: skip
     needs = asked.method.needs(asked.config)
     assert (needs.teacher, needs.labels, needs.unlabelled) == (True, True, False)
-    asked = HSAKD.preparation(HSAKD.Config(head_epochs=7, head_lr=0.2, head_milestones=[0.5]))
+    (asked,) = HSAKD.preparations(HSAKD.Config(head_epochs=7, head_lr=0.2, head_milestones=[0.5]))
     assert (asked.epochs, asked.lr, asked.milestones) == (7, 0.2, (0.5,))
 
 
@@ -378,4 +381,4 @@ def test_images_that_are_not_square_are_refused_in_both_trainings(tmp_path):
     teacher = tapped("cifar/resnet8", 8)
     info = DataInfo(CLASSES, no_labels(0), (8, 12), 3)
     with pytest.raises(NetworkError, match=expected):
-        TeacherHeads(TeacherHeads.Config(), Networks(teacher, Teacher(teacher)), info)
+        TeacherHeads(TeacherHeads.Config(), Networks(teacher, FrozenTeacher(teacher)), info)

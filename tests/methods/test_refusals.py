@@ -18,7 +18,7 @@ from kdcompress.methods.base import find_method
 from kdcompress.networks.build import build
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 
 SIDE = 16
 MAPS = {"stages", "pre"}
@@ -63,7 +63,7 @@ def method(name, student, teacher, labels=(0, 1, 2, 3), **config):
     cls = find_method(name)
     config = cls.Config(**{**classifying(cls), **config})
     info = DataInfo(CLASSES, torch.tensor(labels), student.image_size, 3)
-    return cls(config, Networks(student, Teacher(teacher)), info)
+    return cls(config, Networks(student, FrozenTeacher(teacher)), info)
 
 
 def classifying(cls):

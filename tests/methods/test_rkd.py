@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from small_training import Small
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
@@ -84,6 +85,38 @@ def test_a_sub_batch_is_related_within_itself_and_a_smaller_rest_counts_by_its_r
     for name, weight, relation in zip(("distance", "angle"), (2, 3), RELATIONS, strict=True):
         first, rest = relation(student[:4], teacher[:4]), relation(student[4:], teacher[4:])
         assert terms[name].item() == pytest.approx(weight * (4 * first + 3 * rest).item() / 7)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("count", [64, 100, 512])
+def test_the_largest_tensor_does_not_grow_with_the_batch(count, tmp_path):
+    method = Small(tmp_path, "rkd").method
+    student = torch.randn(count, 16, requires_grad=True)
+    with LargestTensor() as largest:
+        sum(method.relations(student, torch.randn(count, 16)).values()).backward()
+    assert largest.elements == 64**3
+
+
+def test_a_batch_of_64_is_compared_as_a_whole_by_default(tmp_path):
+    student, teacher = rows(64, 3).float(), rows(64, 5, seed=1).float()
+    for sub_batch in ({}, {"sub_batch": None}):
+        terms = Small(tmp_path, "rkd", config=sub_batch).method.relations(student, teacher)
+        assert torch.equal(terms["distance"], 25 * losses.mutual_distances(student, teacher))
+        assert torch.equal(terms["angle"], 50 * losses.mutual_angles(student, teacher))
 
 
 def test_a_term_without_weight_is_not_computed(tmp_path):

@@ -9,32 +9,31 @@ from kdcompress.methods.offline.srrl import SRRL
 
 
 def test_the_gradient_passes_through_the_teachers_classifier_and_leaves_it_frozen(tmp_path):
-    small = Small(tmp_path, "srrl", config={"feature_weight": 0.0})
-    connected = torch.randn(6, 64, requires_grad=True)
-    terms = small.method.regressions(connected, torch.randn(6, 64), torch.randn(6, CLASSES))
-    terms["classifier"].backward()
-    assert connected.grad.abs().sum() > 0
+    small = Small(tmp_path, "srrl", config={"feature_weight": 0.0}, float64=True)
     classifier = small.frozen._frozen.classifier
-    assert all(p.grad is None and not p.requires_grad for p in classifier.parameters())
     # d/dx mean((W x + b - z)²) by hand.
     with torch.no_grad():
         weight, bias = classifier.weight, classifier.bias
     torch.manual_seed(0)
-    x, z = torch.randn(6, 64, requires_grad=True), torch.randn(6, CLASSES)
-    small.method.regressions(x, torch.randn(6, 64), z)["classifier"].backward()
+    x, z = (torch.randn(6, width, dtype=torch.float64) for width in (64, CLASSES))
+    x.requires_grad_()
+    small.method.regressions(x, torch.randn(6, 64, dtype=torch.float64), z)["classifier"].backward()
+    assert all(p.grad is None and not p.requires_grad for p in classifier.parameters())
     expected = 2 / (6 * CLASSES) * (x.detach() @ weight.T + bias - z) @ weight
     torch.testing.assert_close(x.grad, expected.detach())
 
 
 def test_features_that_are_the_teachers_leave_nothing_to_learn_and_weights_are_the_configs(tmp_path):
-    method = Small(tmp_path, "srrl", config={"feature_weight": 2.0, "classifier_weight": 3.0}).method
-    pooled = torch.randn(5, 64)
+    method = Small(
+        tmp_path, "srrl", config={"feature_weight": 2.0, "classifier_weight": 3.0}, float64=True
+    ).method
+    pooled = torch.randn(5, 64, dtype=torch.float64)
     logits = method.networks.teacher.classify(pooled)
     same = method.regressions(pooled, pooled, logits)
     assert [term.item() for term in same.values()] == [0, 0]
     terms = method.regressions(pooled + 1, pooled, method.networks.teacher.classify(pooled + 1) + 1)
-    assert terms["features"].item() == pytest.approx(2, rel=1e-5)
-    assert terms["classifier"].item() == pytest.approx(3, rel=1e-5)
+    assert terms["features"].item() == pytest.approx(2, rel=1e-12)
+    assert terms["classifier"].item() == pytest.approx(3, rel=1e-12)
 
 
 def test_the_connector_leads_from_the_students_last_map_to_what_the_teachers_classifier_reads(tmp_path):

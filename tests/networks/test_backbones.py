@@ -13,11 +13,12 @@ from kdcompress.errors import NetworkError, UserError, WeightsError
 from kdcompress.networks import weights
 from kdcompress.networks.activations import LOGITS, POOLED
 from kdcompress.networks.build import build, segments
-from kdcompress.networks.cut import fresh_network
 from kdcompress.networks.families._headless import without_classifier
 from kdcompress.networks.from_recipe import headless_teacher, start, teacher_needs_training
+from kdcompress.networks.read_checkpoint import read_state_dict
+from kdcompress.networks.split import fresh_network
 from kdcompress.networks.tapped import ALL, Tapped
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.networks.weights import load_into
 from kdcompress.recipe import NetworkSection, TeacherSection
 
@@ -215,7 +216,7 @@ def test_a_backbone_read_again_or_drawn_anew_is_a_backbone():
 @pytest.mark.parametrize("model", ["cifar/resnet8", "torchvision/mobilenet_v3_small"])
 def test_a_teacher_may_be_a_backbone(model):
     read = tapped(model, 32)
-    teacher = Teacher(read)
+    teacher = FrozenTeacher(read)
     assert teacher.backbone
     assert teacher.num_classes == 0
     assert teacher.folded > 0
@@ -232,7 +233,7 @@ def test_a_backbone_that_folding_would_change_is_left_unfolded(monkeypatch):
     monkeypatch.setattr(
         "kdcompress.networks.teacher.foldable", lambda _: [("layer1.0.conv1", "layer1.0.bn2")]
     )
-    assert Teacher(tapped()).folded == 0
+    assert FrozenTeacher(tapped()).folded == 0
 
 
 # ---------------------------------------------------------------- weights
@@ -340,11 +341,11 @@ def test_dinos_checkpoint_gives_its_teacher(tmp_path):
     content = {"student": prefixed("module.backbone.", student), "teacher": prefixed("backbone.", teacher)}
     torch.save({**content, "dino_loss": {"center": torch.zeros(1, 8)}, "epoch": 3}, tmp_path / "dino.pth")
     network = backbone()
-    state = weights.read_state_dict(tmp_path / "dino.pth")
+    state = read_state_dict(tmp_path / "dino.pth")
     load_into(network, state, source="w", allow_other_head=False, headless=True)
     assert torch.equal(network.conv1.weight, teacher["conv1.weight"])
     torch.save(content, tmp_path / "other.pth")  # whose student is what was distilled
-    state = weights.read_state_dict(tmp_path / "other.pth")
+    state = read_state_dict(tmp_path / "other.pth")
     load_into(network, state, source="w", allow_other_head=False, headless=True)
     assert torch.equal(network.conv1.weight, student["conv1.weight"])
 

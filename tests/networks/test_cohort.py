@@ -31,7 +31,7 @@ def test_branch_zero_is_the_student_and_the_others_are_fresh(model):
     cohort.eval()
     images = images_for(student)
     with torch.no_grad():
-        shared, branches = cohort(images)
+        shared, branches = cohort(images, frozenset({"logits", "pooled", "stages"}))
         alone = student(images, ALL)
     assert len(cohort) == len(branches) == 3
     torch.testing.assert_close(shared, alone.stages[CUTTABLE[model]])
@@ -39,6 +39,73 @@ def test_branch_zero_is_the_student_and_the_others_are_fresh(model):
     torch.testing.assert_close(branches[0].pooled, alone.pooled)
     assert not torch.allclose(branches[1].logits, branches[2].logits)
     assert branches[1].pooled.shape == alone.pooled.shape
+    last = list(alone.stages.values())[-1]
+    torch.testing.assert_close(branches[0].stages["map"], last)
+    assert branches[1].stages["map"].shape == last.shape
+    assert not torch.allclose(branches[1].stages["map"], last)
+
+
+def test_only_what_is_wanted_of_the_branches_is_given():
+    student = tapped("cifar/resnet8x4")
+    cohort = Cohort(student, 2, "stage2")
+    images = images_for(student)
+    _, (own, fresh) = cohort(images, frozenset({"logits"}))
+    for read in (own, fresh):
+        assert (read.logits.shape, read.pooled, read.stages) == ((3, 5), None, {})
+
+
+def test_each_branch_may_read_a_view_of_its_own():
+    student = tapped("cifar/resnet8x4")
+    cohort = Cohort(student, 3, "stage2")
+    student.train_mode(False)
+    cohort.eval()
+    images = images_for(student, 6)
+    with torch.no_grad():
+        shared, branches = cohort(images, views=2)
+        _, first = cohort(images[:3])
+        _, second = cohort(images[3:])
+    assert len(shared) == 6
+    for got, expected in zip(branches, [first[0], second[1], first[2]], strict=True):
+        torch.testing.assert_close(got.logits, expected.logits)
+
+
+def test_batch_norm_of_the_branches_can_be_frozen():
+    student = tapped("cifar/resnet8x4")
+    cohort = Cohort(student, 2, "stage2")
+    cohort.train_mode(True, freeze_bn=True)
+    before = {name: buffer.clone() for name, buffer in cohort.named_buffers()}
+    cohort(images_for(student))
+    assert cohort.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in cohort.named_buffers())
+    cohort.train_mode(True)
+    cohort(images_for(student))
+    assert not torch.equal(
+        cohort.tails[0].stage3[0].bn1.running_mean, before["tails.0.stage3.0.bn1.running_mean"]
+    )
+
+
+def test_the_state_of_a_branch_is_that_of_its_plain_network_and_builds_none(monkeypatch):
+    student = tapped("torchvision/mobilenet_v3_small")
+    cohort = Cohort(student, 2, "stage3")
+    expected = cohort.plain(1).state_dict()
+
+    def refused(*_):
+        raise AssertionError("a network was built")
+
+    monkeypatch.setattr("kdcompress.networks.build.build", refused)
+    state = cohort.plain_state(1)
+    assert list(state) == list(student.network.state_dict())
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    own = student.network.state_dict()
+    differs = {key for key in own if not torch.equal(own[key], state[key])}
+    assert differs
+    assert differs < set(own)
+    with torch.no_grad():
+        cohort.tails[0].head[-1][-1].bias.add_(1)  # the tensors themselves, as they are now
+    assert torch.equal(state["classifier.3.bias"], expected["classifier.3.bias"] + 1)
+    assert all(torch.equal(cohort.plain_state(0)[key], own[key]) for key in own)
+    with pytest.raises(IndexError):
+        cohort.plain_state(2)
 
 
 @pytest.mark.parametrize("model", CUTTABLE)

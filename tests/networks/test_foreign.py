@@ -16,9 +16,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from kdcompress.errors import WeightsError
 from kdcompress.networks.build import build
+from kdcompress.networks.expected_keys import Pattern
 from kdcompress.networks.foreign import find
-from kdcompress.networks.pattern import Pattern
-from kdcompress.networks.state import Unread, read_checkpoint, read_state_dict
+from kdcompress.networks.read_checkpoint import Unread, read_checkpoint, read_state_dict
 
 MODEL = "cifar/resnet8"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from itertools import pairwise
 
 import pytest
@@ -9,12 +10,13 @@ import torchvision
 from several_families import SMALL, images_for, tapped
 from torch import nn
 
-from kdcompress.errors import NetworkError, Uncuttable
+from kdcompress.data.input_spec import InputSpec
+from kdcompress.errors import NetworkError
 from kdcompress.networks.activations import LOGITS
-from kdcompress.networks.build import segments
-from kdcompress.networks.reading import reading
+from kdcompress.networks.build import NetworkSpec
+from kdcompress.networks.hooks import reading
+from kdcompress.networks.tap_points import Tap
 from kdcompress.networks.tapped import ALL, Tapped
-from kdcompress.networks.taps import Tap
 
 
 def plain(network: nn.Module, image_size: tuple[int, int] = (16, 16), **settings: object) -> Tapped:
@@ -289,6 +291,39 @@ def test_functional_runs_on_other_tensors_and_lets_the_gradient_through():
     assert network.network.fc.weight.grad is None
 
 
+def test_a_functional_pass_in_training_leaves_the_networks_own_buffers_alone():
+    network = tapped("cifar/resnet8x4")
+    network.train_mode(True)
+    images, buffers = images_for(network), dict(network.network.named_buffers())
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    given = {"bn1.running_mean": torch.zeros(32)}
+    got = network.functional(given, images, ALL)
+    for name, buffer in network.network.named_buffers():
+        assert buffer is buffers[name]
+        assert torch.equal(buffer, before[name]), name
+    assert not torch.equal(given["bn1.running_mean"], torch.zeros(32))
+    # Batch norm in training mode normalises with the batch, so the outputs are those of an ordinary pass.
+    own = network.functional({}, images, ALL, update_buffers=True)
+    torch.testing.assert_close(own.logits, got.logits)
+    assert not torch.equal(network.network.bn1.running_mean, before["bn1.running_mean"])
+
+
+def test_a_network_is_specified_and_its_input_too():
+    network = tapped("cifar/resnet8x4")
+    assert network.spec == NetworkSpec("cifar/resnet8x4", 5, 3, (32, 32), allow_code=True)
+    assert network.spec.build().state_dict().keys() == network.network.state_dict().keys()
+    assert network.input_spec == InputSpec(3, 32, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    spec = InputSpec(3, 40, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), resize=48, crop=40)
+    given = Tapped(network.network, "cifar/resnet8x4", input_spec=spec)
+    assert (given.input_spec, given.image_size, given.channels) == (spec, (40, 32), 3)
+    torch.testing.assert_close(given.mean, torch.tensor([0.1, 0.2, 0.3]))
+    torch.testing.assert_close(given.std, torch.tensor([0.4, 0.5, 0.6]))
+    assert given.at((64, 64)).input_spec == dataclasses.replace(spec, height=64, width=64)
+    assert given.with_network(copy.deepcopy(network.network)).input_spec == spec
+    grey = Tapped(Straight(), "x/y", image_size=(16, 16), channels=3, mean=(0.5,), std=(0.25,))
+    assert grey.input_spec == InputSpec(3, 16, 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
 def test_classify_lets_the_gradient_through_to_its_input():
     network = tapped("cifar/resnet8x4")
     pooled = torch.rand(2, 256, requires_grad=True)
@@ -362,83 +397,6 @@ def test_a_compiled_stand_in_serves_logits_alone():
     images = images_for(network)
     assert network(images).logits.shape == (3, 9)
     assert network(images, LOGITS | {"pooled"}).logits.shape == (3, 5)
-
-
-@pytest.mark.parametrize(
-    "model", ["cifar/resnet8x4", "cifar/vgg8", "cifar/wrn-16-1", "torchvision/mobilenet_v2"]
-)
-def test_a_tail_is_what_follows_the_stage_with_weights_of_its_own(model):
-    network = tapped(model)
-    for stage, map_ in network.shapes().stages.items():
-        tail = network.tail(stage)
-        own = {id(p) for p in network.network.parameters()}
-        assert not any(id(p) in own for p in tail.parameters())
-        tail.eval()
-        assert tail(torch.rand(map_.shape)).shape == (2, 5)
-        # With the network's own weights the tail continues the network.
-        chain = segments(model, network.network)
-        names = [name for name, _ in tail.named_children()]
-        if names == [name for name, _ in chain][-len(names) :]:
-            for name, segment in chain[-len(names) :]:
-                tail.get_submodule(name).load_state_dict(segment.state_dict())
-            network.train_mode(False)
-            got = network(images_for(network), ALL)
-            torch.testing.assert_close(tail(got.stages[stage]), got.logits)
-
-
-def test_tails_are_drawn_from_the_global_generator():
-    network = tapped("cifar/resnet8x4")
-    torch.manual_seed(1)
-    first, second = network.tail("stage2"), network.tail("stage2")
-    torch.manual_seed(1)
-    third = network.tail("stage2")
-    weights = [next(tail.parameters()) for tail in (first, second, third)]
-    assert torch.equal(weights[0], weights[2])
-    assert not torch.equal(weights[0], weights[1])
-
-
-def test_a_shortened_tail_keeps_the_first_blocks_of_each_later_stage():
-    network = tapped("cifar/resnet20")
-    full, short = network.tail("stage1"), network.tail("stage1", blocks=1)
-    assert [len(full.stage2), len(full.stage3)] == [3, 3]
-    assert [len(short.stage2), len(short.stage3)] == [1, 1]
-    assert short(torch.rand(network.shapes().stages["stage1"].shape)).shape == (2, 5)
-    with pytest.raises(NetworkError, match="at least 1 block"):
-        network.tail("stage1", blocks=0)
-
-
-def test_a_shortened_tail_keeps_blocks_that_change_the_width():
-    network = tapped("torchvision/mobilenet_v2")
-    short = network.tail("stage3", blocks=1)
-    assert sum(p.numel() for p in short.parameters()) < sum(
-        p.numel() for p in network.tail("stage3").parameters()
-    )
-    assert short(torch.rand(network.shapes().stages["stage3"].shape)).shape == (2, 5)
-
-
-def test_what_cannot_be_cut_says_so():
-    network = tapped("torchvision/resnet18")
-    with pytest.raises(NetworkError, match="no stage 'stage9'; did you mean"):
-        network.tail("stage9")
-    inside = tapped("torchvision/resnet18", stage1="layer1.0.conv1")
-    with pytest.raises(Uncuttable, match=r"cannot be cut behind stage1 \(layer1.0.conv1\)"):
-        inside.tail("stage1")
-
-
-def test_a_cut_is_found_though_blocks_that_start_as_the_identity_surround_it():
-    network = tapped("cifar/resnet20")
-    with torch.no_grad():
-        for path, module in network.network.named_modules():
-            if path.startswith("layer1.") and path.endswith("bn2"):
-                module.weight.zero_()
-                module.bias.zero_()
-    chain = dict(segments("cifar/resnet20", network.network))
-    assert len(network.tail("stage1")) == len(chain) - 2
-    inner = Tapped(
-        network.network, "cifar/resnet20", image_size=(32, 32), channels=3, mean=(0.5,), std=(0.2,),
-        taps={"stage1": "layer1.0"},
-    )  # fmt: skip
-    assert len(inner.tail("stage1").stage1) == 2
 
 
 class Moody(nn.Module):

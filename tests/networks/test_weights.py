@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.server
 import json
-import os
-import socket
 import threading
 from pathlib import Path
 
@@ -16,9 +13,11 @@ from torch import nn
 
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.errors import DownloadError, UserError, WeightsError
+from kdcompress.errors import DownloadError, WeightsError
 from kdcompress.networks.build import build
-from kdcompress.networks.weights import classifier_classes, fetch, load_into, read_state_dict, resolve
+from kdcompress.networks.families._pretrained import fetch_weights
+from kdcompress.networks.read_checkpoint import read_state_dict
+from kdcompress.networks.weights import classifier_classes, load_into, resolve
 
 MODEL = "cifar/resnet8"
 STATE = {"fc.weight": torch.ones(2, 3), "fc.bias": torch.zeros(2)}
@@ -195,6 +194,40 @@ def test_an_empty_folder_is_no_run_folder(tmp_path):
         resolve(str(tmp_path), MODEL)
 
 
+class Served:
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.files: dict[str, bytes] = {}
+        self.requests = 0
+
+
+@pytest.fixture
+def served():
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found.requests += 1
+            body = found.files.get(self.path)
+            if body is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body) + (50 if "short" in self.path else 0)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    found = Served(f"http://127.0.0.1:{server.server_port}")
+    yield found
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
 def test_torchvisions_weights_bring_names_normalisation_and_terms(tmp_path, monkeypatch, served):
     """With a small file in the place of the published one."""
     from torchvision import models
@@ -241,143 +274,12 @@ def test_timms_weights_are_found_by_tag(monkeypatch, served):
         resolve("nope", "timm/mobilenetv3_small_050")
 
 
-# ---------------------------------------------------------------- fetching
-
-
-class Served:
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.files: dict[str, bytes] = {}
-        self.requests = 0
-
-
-@pytest.fixture
-def served():
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found.requests += 1
-            body = found.files.get(self.path)
-            if body is None:
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body) + (50 if "short" in self.path else 0)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    found = Served(f"http://127.0.0.1:{server.server_port}")
-    yield found
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def assert_nothing_left(folder: Path) -> None:
-    assert list(folder.iterdir()) == []
-
-
-WAY_OUT = "teacher.weights=FILE"
-
-
-def test_a_file_is_fetched_once_and_checked(served, tmp_path):
-    served.files["/w.pth"] = b"weights" * 100_000
-    digits = hashlib.sha256(served.files["/w.pth"]).hexdigest()[:8]
-    for _ in range(2):
-        path = fetch(f"{served.url}/w.pth", tmp_path / "made", hash_prefix=digits)
-        assert path == tmp_path / "made" / "w.pth"
-        assert path.read_bytes() == served.files["/w.pth"]
-    assert served.requests == 1
-    assert [p.name for p in path.parent.iterdir()] == ["w.pth"]
-
-
-def test_a_broken_file_in_its_place_is_fetched_again(served, tmp_path):
-    served.files["/w.pth"] = b"right"
-    (tmp_path / "w.pth").write_bytes(b"wrong")
-    digits = hashlib.sha256(b"right").hexdigest()[:8]
-    assert fetch(f"{served.url}/w.pth", tmp_path, hash_prefix=digits).read_bytes() == b"right"
-
-
-def test_a_file_can_be_given_another_name(served, tmp_path):
-    served.files["/main/model.safetensors"] = b"x"
-    path = fetch(f"{served.url}/main/model.safetensors", tmp_path, file_name="a.safetensors")
-    assert path == tmp_path / "a.safetensors"
-
-
-def test_a_missing_page_says_so_and_the_way_out(served, tmp_path):
-    with pytest.raises(DownloadError, match=rf"/w.pth: the server answers 404 .*{WAY_OUT}"):
-        fetch(f"{served.url}/w.pth", tmp_path)
-    assert_nothing_left(tmp_path)
-
-
-def test_another_file_than_expected_is_not_kept(served, tmp_path):
-    served.files["/w.pth"] = b"tampered"
-    with pytest.raises(DownloadError, match=rf"not the file that was expected .* 00000000\); .*{WAY_OUT}"):
-        fetch(f"{served.url}/w.pth", tmp_path, hash_prefix="00000000")
-    assert_nothing_left(tmp_path)
-
-
-def test_half_a_file_is_not_kept(served, tmp_path):
-    served.files["/short.pth"] = b"half"
-    with pytest.raises(DownloadError, match=rf"broke after 4 of 54 bytes; .*{WAY_OUT}"):
-        fetch(f"{served.url}/short.pth", tmp_path)
-    assert_nothing_left(tmp_path)
-
-
-def test_a_refused_connection_says_so_and_the_way_out(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(DownloadError, match=rf"cannot be reached \(Connection refused\); .*{WAY_OUT}"):
-        fetch(f"http://127.0.0.1:{port}/w.pth", tmp_path)
-    assert_nothing_left(tmp_path)
-
-
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsome"])
-def test_a_server_that_stalls_is_given_up(tmp_path, answer):
-    message = rf"0.2 seconds; .*{WAY_OUT}"
-    with stalling_server(answer) as port, pytest.raises(DownloadError, match=message):
-        fetch(f"http://127.0.0.1:{port}/w.pth", tmp_path, timeout_s=0.2)
-    assert_nothing_left(tmp_path)
-
-
-@contextlib.contextmanager
-def stalling_server(answer: bytes):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        connections = []
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            connections.append(connection)
-            connection.recv(4096)
-            connection.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield server.getsockname()[1]
-        thread.join()
-        for connection in connections:
-            connection.close()
-
-
-def test_rubbish_instead_of_an_answer_is_said(tmp_path):
-    with stalling_server(b"this is no HTTP\r\n\r\n") as port, pytest.raises(DownloadError, match=WAY_OUT):
-        fetch(f"http://127.0.0.1:{port}/w.pth", tmp_path, timeout_s=0.2)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_must_not_be_written_is_the_users_matter(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="no permission"):
-        fetch("http://127.0.0.1:1/w.pth", tmp_path)
-
-
-def test_a_file_in_the_place_of_the_folder_is_said(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError):
-        fetch("http://127.0.0.1:1/w.pth", tmp_path / "file" / "below")
+def test_published_weights_are_kept_in_the_cache_and_a_failure_names_the_way_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    with pytest.raises(DownloadError, match=r"cannot be reached .*; .*--set teacher\.weights=FILE$"):
+        fetch_weights("http://127.0.0.1:1/main/a%20b.pth", progress=False)
+    (tmp_path / "weights" / "a b.pth").write_bytes(b"x")
+    (tmp_path / "weights" / "c.pth").write_bytes(b"x")
+    assert fetch_weights("http://127.0.0.1:1/a%20b.pth", progress=False) == tmp_path / "weights" / "a b.pth"
+    assert fetch_weights("http://127.0.0.1:1/x", progress=True, file_name="c.pth").name == "c.pth"

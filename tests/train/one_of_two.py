@@ -34,7 +34,7 @@ DROPS_OUT = {"method": "kd", "student": "torchvision/mobilenet_v3_small", "held_
 
 def frozen(name):
     arguments = {"held_out": 0, **FROZEN[name]}
-    return {**arguments, "train": {"freeze_bn": True, **arguments.get("train", {})}}
+    return {**arguments, "float64": True, "train": {"freeze_bn": True, **arguments.get("train", {})}}
 
 
 def main(folder, processes):

@@ -22,7 +22,7 @@ def saved(folder):
 def test_what_is_saved_is_read_back_with_its_strides(tmp_path):
     weight = torch.rand(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)
     checkpoint.save(tmp_path / "a.pt", {**STATE, "weight": weight})
-    state = checkpoint.load(tmp_path / "a.pt")
+    state = checkpoint.load(tmp_path / "a.pt").state
     assert state["schema"] == checkpoint.SCHEMA
     assert state["position"] == STATE["position"]
     assert torch.equal(state["modules"]["a"]["w"], STATE["modules"]["a"]["w"])
@@ -40,7 +40,6 @@ def test_a_checkpoint_is_the_old_one_until_it_is_the_new_one(tmp_path, monkeypat
 
     def fails(source, target):
         assert Path(source).stat().st_size > 0
-        assert Path(target).read_bytes() == before
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(atomic.os, "replace", fails)
@@ -69,7 +68,7 @@ def test_a_flipped_byte_anywhere_is_refused_or_harmless(tmp_path):
     for place in range(0, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
-            state = checkpoint.load(path)
+            state = checkpoint.load(path).state
         except RunFolderError:
             refused += 1
             continue
@@ -97,3 +96,47 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
     with pytest.raises(RunFolderError, match="damaged"):
         checkpoint.load(tmp_path / "student.pt")
     assert not (tmp_path / "owned").exists()
+
+
+def saved_twice(folder):
+    path = saved(folder)
+    checkpoint.save(path, {**STATE, "position": {"step": 9}})
+    return path
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path):
+    path = saved_twice(tmp_path)
+    assert checkpoint.load(path).state["position"] == {"step": 9}
+    assert checkpoint.load(path).warning is None
+    path.write_bytes(path.read_bytes()[:100])
+    loaded = checkpoint.load(path)
+    assert loaded.state["position"] == STATE["position"]
+    assert "student.pt: the checkpoint is damaged (" in loaded.warning
+    assert loaded.warning.endswith("continuing from the one before, at step 3")
+
+
+def test_where_both_are_damaged_one_sentence_says_so(tmp_path):
+    path = saved_twice(tmp_path)
+    for file in (path, checkpoint.previous(path)):
+        file.write_bytes(b"short")
+    with pytest.raises(RunFolderError, match=r"so is the one before, student\.previous\.pt .*--overwrite"):
+        checkpoint.load(path)
+
+
+def test_a_save_after_a_kill_between_the_two_renames_leaves_no_temporary_file(tmp_path):
+    path = saved_twice(tmp_path)
+    checkpoint.previous(path).unlink()
+    os.link(path, checkpoint.previous(path))
+    checkpoint.save(path, {**STATE, "position": {"step": 12}})
+    assert sorted(os.listdir(tmp_path)) == ["student.previous.pt", "student.pt"]
+    assert checkpoint.load(path).state["position"] == {"step": 12}
+
+
+def test_a_file_system_without_hard_links_gets_a_copy(tmp_path, monkeypatch):
+    def no_links(source, target):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(checkpoint.os, "link", no_links)
+    path = saved_twice(tmp_path)
+    path.write_bytes(b"short")
+    assert checkpoint.load(path).state["position"] == STATE["position"]

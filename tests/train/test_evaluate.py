@@ -9,7 +9,7 @@ from small_training import CLASSES, TEACHER, backbone, images, tapped
 
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.metrics.neighbours import knn_top1, overlap
-from kdcompress.networks.teacher import Teacher
+from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.train.evaluate import deciding, predict, predict_teacher, score
 
 
@@ -53,7 +53,7 @@ def test_predictions_are_float32_in_the_precision_of_the_training():
 def test_a_teacher_is_scored_by_what_it_teaches():
     network = tapped(TEACHER, 8)
     loader = EvaluationLoader(images(6, 8), device="cpu")
-    got, labels = predict_teacher(Teacher(network), loader)
+    got, labels = predict_teacher(FrozenTeacher(network), loader)
     expected, _ = predict(network.network, network, loader)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
     assert len(labels) == 6
@@ -61,21 +61,21 @@ def test_a_teacher_is_scored_by_what_it_teaches():
 
 def test_images_without_a_label_do_not_count_where_others_have_one():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    got = score(logits, torch.tensor([0, -1, -1]), taught=logits)
+    got = score(logits, torch.tensor([0, -1, -1]), teacher_outputs=logits)
     assert got == {"top1": 1.0, "loss": pytest.approx(math.log(1 + math.exp(-2)))}
 
 
 def test_without_labels_a_classifier_is_scored_by_its_agreement_with_its_teacher():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     taught = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 4.0]])
-    got = score(logits, torch.full((3,), -1), taught=taught)
+    got = score(logits, torch.full((3,), -1), teacher_outputs=taught)
     p, q = taught.softmax(1), logits.softmax(1)
     assert got == {
         "agreement": pytest.approx(2 / 3),
         "kl": pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-5),
     }
     assert deciding(got) == "agreement"
-    assert score(taught, torch.full((3,), -1), taught=taught)["kl"] == pytest.approx(0, abs=1e-7)
+    assert score(taught, torch.full((3,), -1), teacher_outputs=taught)["kl"] == pytest.approx(0, abs=1e-7)
     assert score(logits, torch.full((3,), -1)) == {}
     assert deciding({}) is None
 
@@ -83,10 +83,10 @@ def test_without_labels_a_classifier_is_scored_by_its_agreement_with_its_teacher
 def test_a_backbone_is_scored_by_its_neighbours_and_by_its_teachers():
     features = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(30) % 3
-    got = score(features, labels, backbone=True, taught=-features)
+    got = score(features, labels, backbone=True, teacher_outputs=-features)
     assert got == {"knn_top1": knn_top1(features, labels), "agreement": 1.0}
     assert deciding(got) == "knn_top1"
-    got = score(features, torch.full((30,), -1), backbone=True, taught=features[:, :3])
+    got = score(features, torch.full((30,), -1), backbone=True, teacher_outputs=features[:, :3])
     assert got == {"agreement": overlap(features, features[:, :3])}
     assert deciding(got) == "agreement"
     assert score(features, torch.full((30,), -1), backbone=True) == {}
@@ -95,10 +95,10 @@ def test_a_backbone_is_scored_by_its_neighbours_and_by_its_teachers():
 def test_a_teacher_of_a_backbone_is_read_before_its_classifier():
     network = tapped(TEACHER, 8)
     loader = EvaluationLoader(images(6, 8), device="cpu")
-    teacher = Teacher(network)
+    teacher = FrozenTeacher(network)
     got, _ = predict_teacher(teacher, loader, pooled=True)
     assert got.shape == (6, 64)
     torch.testing.assert_close(teacher.classify(got), predict_teacher(teacher, loader)[0])
     bare = backbone(TEACHER, 8)
-    got, _ = predict_teacher(Teacher(bare), loader)
+    got, _ = predict_teacher(FrozenTeacher(bare), loader)
     torch.testing.assert_close(got, predict(bare.network, bare, loader)[0], rtol=1e-3, atol=1e-4)

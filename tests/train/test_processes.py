@@ -1,49 +1,25 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from one_of_two import FROZEN, frozen
 from small_training import Small, assert_same
+from two_processes import TESTS, run_two
 
 from kdcompress.errors import UserError
 from kdcompress.train.processes import join
-
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """What each of two processes saw, and the folder they worked in."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "train")))
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": path}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "train" / "one_of_two.py"), str(folder)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = []
-    try:
-        said = [process.communicate(timeout=120)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
-    return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return folder, run_two(TESTS / "train" / "one_of_two.py", folder)
 
 
 @pytest.mark.parametrize("name", FROZEN)
@@ -57,7 +33,7 @@ def test_two_processes_train_what_one_trains_on_the_same_global_batches(two, nam
     moved = [key for key in expected if (expected[key] - before[key]).abs().max() > 1e-3]
     assert moved
     for key, tensor in first[name].items():
-        torch.testing.assert_close(tensor, expected[key], rtol=1e-4, atol=1e-4, msg=key)
+        torch.testing.assert_close(tensor, expected[key], rtol=1e-8, atol=1e-8, msg=key)
 
 
 def test_with_batch_norm_as_it_is_every_process_ends_with_the_same_weights_and_buffers(two):

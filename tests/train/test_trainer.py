@@ -6,10 +6,14 @@ import math
 import pytest
 import torch
 from small_training import CLASSES, Small, Watcher, assert_same, images
+from torch import nn
 
-from kdcompress.data.dataset import scaled_class_weights
+from kdcompress.data.class_weights import scaled_class_weights
 from kdcompress.errors import Interrupted, NonFiniteLoss
 from kdcompress.methods import losses
+from kdcompress.methods.base import ParameterSet, Phase
+from kdcompress.recipe import OptimSection
+from kdcompress.train import minimiser
 
 
 def lines(folder, name="log.jsonl"):
@@ -253,8 +257,6 @@ def test_seconds_and_speed_of_an_epoch_count_what_came_before_an_interruption(tm
 
 
 def test_two_sets_are_moved_each_by_its_own_loss_and_rate(tmp_path):
-    from kdcompress.methods.base import ParameterSet
-
     small = Small(
         tmp_path,
         "kd",
@@ -276,6 +278,154 @@ def test_two_sets_are_moved_each_by_its_own_loss_and_rate(tmp_path):
     torch.testing.assert_close(before[0] - head[0], torch.full_like(head[0], 0.02), rtol=1e-3, atol=1e-7)
     torch.testing.assert_close(before[1] - stem[0], torch.full_like(stem[0], 0.03), rtol=1e-3, atol=1e-7)
     assert set(lines(tmp_path)[0]["losses"]) == {"first", "second"}
+
+
+def in_two_sets(small, **of_head):
+    """Trains the classifier and the rest as two sets; options of the classifier's set are given."""
+    network, trainer = small.student.network, small.trainer
+    head = list(network.fc.parameters())
+    rest = [p for p in network.parameters() if all(p is not h for h in head)]
+    trainer.sets = {"head": ParameterSet(tuple(head), **of_head), "rest": ParameterSet(tuple(rest))}
+    trainer.phases = [Phase("main", 1.0, ("head", "rest"))]
+    return small
+
+
+def test_a_set_has_an_optimiser_and_a_schedule_of_its_own(tmp_path):
+    own = OptimSection(name="adamw", lr=0.003, schedule="constant", weight_decay=0.0)
+    small = in_two_sets(Small(tmp_path, train={"epochs": 2}), optim=own)
+    seen = {}
+    step = small.method.step
+
+    def listening(batch, minimise):
+        step(batch, minimise)
+        seen.update({name: (type(o), o.param_groups[0]["lr"]) for name, o in minimise.optimisers.items()})
+
+    small.method.step = listening
+    small.run()
+    assert seen["head"] == (torch.optim.AdamW, 0.003)
+    assert seen["rest"][0] is torch.optim.SGD
+    assert seen["rest"][1] < 0.02 * 0.05  # the end of a cosine
+    assert lines(tmp_path)[-1]["lr"] == seen["rest"][1]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_phase_keeps_or_renews_the_optimisers_and_so_does_a_resume_at_its_border(tmp_path, keep):
+    def two_phases(folder, watcher=None):
+        small = Small(folder, train={"epochs": 2}, held_out=0, watcher=watcher)
+        small.trainer.phases = [
+            Phase("one", 0.5, ("main",)), Phase("two", 0.5, ("main",), keep_optimiser=keep),
+        ]  # fmt: skip
+        return small
+
+    first_momentum, step_of = [], {}
+    small = two_phases(tmp_path / "whole")
+    step = small.method.step
+
+    def listening(batch, minimise):
+        state = minimise.optimisers["main"].state
+        if small.method.phase == "two" and "two" not in step_of:
+            step_of["two"] = True
+            first_momentum.append(bool(state))
+        step(batch, minimise)
+
+    small.method.step = listening
+    small.run()
+    assert first_momentum == [keep]
+    with pytest.raises(Interrupted):
+        two_phases(tmp_path / "stopped", Watcher(5)).run()
+    resumed = two_phases(tmp_path / "stopped")
+    resumed.run()
+    assert_same(small.tensors(), resumed.tensors())
+
+
+def test_a_phase_says_whether_it_is_resumed(tmp_path):
+    calls = []
+
+    def listening(folder, watcher=None):
+        small = Small(folder, watcher=watcher)
+        start = small.method.on_phase_start
+        small.method.on_phase_start = lambda name, resumed: (
+            calls.append((name, resumed)) or start(name, resumed)
+        )
+        return small
+
+    with pytest.raises(Interrupted):
+        listening(tmp_path, Watcher(3)).run()
+    listening(tmp_path).run()
+    assert calls == [("main", False), ("main", True)]
+
+
+def test_figures_that_are_not_minimised_are_logged_as_means_over_the_steps_that_have_them(tmp_path):
+    small = Small(tmp_path, train={"epochs": 1}, held_out=0)
+    step = small.method.step
+
+    def with_figures(batch, minimise):
+        step(batch, minimise)
+        if small.trainer.at.step % 2 == 0:
+            minimise.log({"meta_seconds": 0.5 + small.trainer.at.step, "share": torch.tensor(0.25)})
+
+    small.method.step = with_figures
+    small.run()
+    (line,) = lines(tmp_path)
+    assert line["logged"] == {"meta_seconds": pytest.approx(2.5), "share": 0.25}  # steps 0, 2 and 4
+    assert "meta_seconds" not in line["losses"]
+
+
+def test_a_frozen_phase_reaches_the_norms_of_the_method_itself(tmp_path):
+    small = Small(tmp_path, "fitnet")
+    norms = [m for m in small.method.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    small.trainer._train_mode(Phase("x", 1.0, ("main",), freeze_bn=True))
+    assert not any(norm.training for norm in norms)
+    small.trainer._train_mode(Phase("x", 1.0, ("main",)))
+    assert all(norm.training for norm in norms)
+
+
+def test_fp16_skips_a_step_whose_loss_overflows_and_goes_on(tmp_path):
+    small = Small(tmp_path, precision=torch.float16, train={"epochs": 1}, held_out=0)
+    losses_of, before = small.method.losses, {}
+
+    def overflows_once(batch):
+        terms = losses_of(batch)
+        if small.trainer.at.step == 2:
+            before.update({n: p.detach().clone() for n, p in small.student.network.named_parameters()})
+            return {name: term * float("inf") for name, term in terms.items()}
+        if small.trainer.at.step == 3:
+            assert_same(before, {n: p.detach() for n, p in small.student.network.named_parameters()})
+        return terms
+
+    small.method.losses = overflows_once
+    small.run()
+    assert before
+    (line,) = lines(tmp_path)
+    assert math.isfinite(line["losses"]["ce"])
+    assert small.trainer.at.step == 5
+
+
+def test_fp16_that_overflows_at_every_step_ends_with_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(minimiser, "FP16_SKIPS", 3)
+    small = Small(tmp_path, precision=torch.float16)
+    losses_of = small.method.losses
+    small.method.losses = lambda batch: {n: t * float("nan") for n, t in losses_of(batch).items()}
+    with pytest.raises(NonFiniteLoss, match=r"after 3 skipped steps the loss is not finite \(ce = nan"):
+        small.run()
+
+
+def test_a_damaged_checkpoint_continues_from_the_one_before_to_the_same_bits(tmp_path):
+    whole = Small(tmp_path / "whole", train={"epochs": 3})
+    whole.run()
+    with pytest.raises(Interrupted):
+        Small(tmp_path / "cut", train={"epochs": 3}, watcher=Watcher(12)).run()
+    newest = tmp_path / "cut" / "student.pt"
+    newest.write_bytes(newest.read_bytes()[:2000])
+    said = []
+    again = Small(tmp_path / "cut", train={"epochs": 3})
+    again.trainer.progress.warn = said.append
+    again.run()
+    assert len(said) == 1
+    assert "continuing from the one before, at step 10" in said[0]
+    assert_same(whole.tensors(), again.tensors())
+    assert [line["epoch"] for line in lines(tmp_path / "cut")] == [1, 2, 3]
 
 
 def test_every_fiftieth_step_is_sampled(tmp_path):

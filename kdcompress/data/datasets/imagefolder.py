@@ -19,6 +19,7 @@ import torch
 from kdcompress.data import image_files
 from kdcompress.data.batch import no_labels
 from kdcompress.data.image_check import ImageFile, broken_images, image_file
+from kdcompress.data.image_files import quote_names
 from kdcompress.data.raw import OnProgress, Raw
 from kdcompress.data.source import FolderSource
 from kdcompress.errors import DataError
@@ -43,7 +44,7 @@ class _Split:
 
 
 @dataclass(frozen=True, slots=True)
-class _Checked:
+class _FileCheck:
     files: list[ImageFile]
     broken: dict[str, str]
     """Name -> why it cannot be read."""
@@ -79,26 +80,22 @@ def read(section: DataSection, progress: OnProgress | None) -> Raw:
     for split in splits.values():
         if unknown := sorted(set(split.classes) - set(names)):
             raise DataError(
-                f"data.root: {_place(root, split)}: {image_files.listed(unknown)} not among the classes of "
+                f"data.root: {_place(root, split)}: {quote_names(unknown)} not among the classes of "
                 f"{_place(root, train)}"
             )
         if split.empty:
-            warnings.append(
-                f"{_place(root, split)}: no images in {image_files.listed(split.empty)}, left out"
-            )
+            warnings.append(f"{_place(root, split)}: no images in {quote_names(split.empty)}, left out")
         if absent := sorted(set(names) - set(split.classes)):
-            warnings.append(f"{_place(root, split)}: no images of the classes {image_files.listed(absent)}")
+            warnings.append(f"{_place(root, split)}: no images of the classes {quote_names(absent)}")
 
-    checked = _checked(root, splits, section, progress)
-    sources = {name: _source(root, split, names, checked.broken, section) for name, split in splits.items()}
+    check = _check_files(root, splits, section, progress)
+    sources = {name: _source(root, split, names, check.broken, section) for name, split in splits.items()}
     _none_empty(root, splits, sources)
     left = torch.bincount(sources["train"].labels, minlength=len(names))
     if unread := [name for name, count in zip(names, left.tolist(), strict=True) if count == 0]:
-        raise DataError(
-            f"data.root: {_place(root, train)}: no image of {image_files.listed(unread)} can be read"
-        )
+        raise DataError(f"data.root: {_place(root, train)}: no image of {quote_names(unread)} can be read")
 
-    return _raw(sources, names, checked, warnings)
+    return _raw(sources, names, check, warnings)
 
 
 def class_names(section: DataSection) -> tuple[str, ...]:
@@ -127,33 +124,33 @@ def _unlabelled(root: Path, section: DataSection, progress: OnProgress | None) -
         if not files:
             raise DataError(f"data.root: {root / folder}: no images")
         splits[name] = _Split(name, folder, {_NO_CLASS: files}, ())
-    checked = _checked(root, splits, section, progress)
+    check = _check_files(root, splits, section, progress)
     sources = {
-        name: _source(root, split, (_NO_CLASS,), checked.broken, section) for name, split in splits.items()
+        name: _source(root, split, (_NO_CLASS,), check.broken, section) for name, split in splits.items()
     }
     _none_empty(root, splits, sources)
     sources = {name: replace(source, labels=no_labels(len(source))) for name, source in sources.items()}
-    return _raw(sources, (), checked, warnings)
+    return _raw(sources, (), check, warnings)
 
 
 def _raw(
-    sources: dict[str, FolderSource], names: tuple[str, ...], checked: _Checked, warnings: Sequence[str]
+    sources: dict[str, FolderSource], names: tuple[str, ...], check: _FileCheck, warnings: Sequence[str]
 ) -> Raw:
     return Raw(
         train=sources["train"],
         test=sources.get("test"),
         held_out=sources.get("held_out"),
         class_names=names,
-        listing_sha256=image_files.listing_sha256(checked.files),
+        listing_sha256=image_files.listing_sha256(check.files),
         augment="resized_crop_flip",
-        broken=len(checked.broken),
-        warnings=(*warnings, *checked.warnings),
+        broken=len(check.broken),
+        warnings=(*warnings, *check.warnings),
     )
 
 
-def _checked(
+def _check_files(
     root: Path, splits: dict[str, _Split], section: DataSection, progress: OnProgress | None
-) -> _Checked:
+) -> _FileCheck:
     """All files of the splits, and which of them cannot be read."""
     files = [
         image_file(root, name)
@@ -163,7 +160,7 @@ def _checked(
     ]
     broken = broken_images(root, files, progress)
     warnings = [image_files.broken_sentence(root, broken, len(files), section.max_broken)] if broken else []
-    return _Checked(files, broken, warnings)
+    return _FileCheck(files, broken, warnings)
 
 
 def _none_empty(root: Path, splits: dict[str, _Split], sources: dict[str, FolderSource]) -> None:
@@ -190,35 +187,35 @@ def _splits(root: Path) -> tuple[dict[str, _Split], list[str]]:
         raise DataError(f"data.root: {root}: the folder is empty; a folder per class is expected")
     named = [name for name in folders if name in _SPLITS]
     if len(named) == len(folders) and "train" not in named:
-        raise DataError(f"data.root: {root}: {image_files.listed(named)} but no train/")
+        raise DataError(f"data.root: {root}: {quote_names(named)} but no train/")
     # `train` may also be a class (of vehicles): it is one if it stands beside folders of images that are no
     # splits.
     others = [name for name in folders if name not in _SPLITS]
     beside_classes = len(named) == 1 and any(any(image_files.images(root, Path(name))) for name in others)
     if "train" not in named or beside_classes:
         return {"train": _split(root, "train", "")}, []
-    found, warnings = _split_folders(root, named)
-    return {name: _split(root, name, folder) for name, folder in found.items()}, warnings
+    folder_of_split, warnings = _split_folders(root, named)
+    return {name: _split(root, name, folder) for name, folder in folder_of_split.items()}, warnings
 
 
 def _split_folders(root: Path, named: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Which folder is which split, train/ being there, and what to warn of."""
     vals = [name for name in named if name in _VAL]
     if len(vals) > 1:
-        raise DataError(f"data.root: {root}: {image_files.listed(vals)} mean the same split; keep one")
-    found = {"train": "train"}
+        raise DataError(f"data.root: {root}: {quote_names(vals)} mean the same split; keep one")
+    folder_of_split = {"train": "train"}
     if "test" in named:
-        found["test"] = "test"
+        folder_of_split["test"] = "test"
         if vals:
-            found["held_out"] = vals[0]
+            folder_of_split["held_out"] = vals[0]
     elif vals:
-        found["test"] = vals[0]
+        folder_of_split["test"] = vals[0]
     others = [name for name in image_files.folders(root) if name not in _SPLITS]
-    return found, [f"{root}: {image_files.listed(others)} beside train/ left out"] if others else []
+    return folder_of_split, [f"{root}: {quote_names(others)} beside train/ left out"] if others else []
 
 
 def _images_alone(root: Path) -> bool:
-    """Whether the folder holds images and no folders: then there can be no classes."""
+    """Tells a folder of images without folders in it, which has no classes."""
     return not image_files.folders(root) and any(
         image_files.is_image(name) for name in image_files.visible(root)
     )

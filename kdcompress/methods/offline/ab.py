@@ -1,8 +1,9 @@
-"""First the teacher's signs before each activation, then training as usual (Heo et al. 2019)."""
+"""Activation boundaries (Heo et al., AAAI 2019): first learns the signs of the teacher's pre-activations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -12,12 +13,13 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs, ParameterSet, Phase
-from kdcompress.methods.taught import ClassifierLearns, Taught
+from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet
+from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
 from kdcompress.networks.networks import Networks
-from kdcompress.networks.trace import undisturbed
+from kdcompress.networks.undisturbed import undisturbed
 
 
-class AB(Taught):
+class AB(SoftLabelMethod):
     """Phase "boundaries": weight · Σ_pairs boundary loss. Phase "labels": ce_weight · CE + kd_weight · KL.
 
     In the first phase what makes the student's paired maps (all but its classifier, as a rule) and the
@@ -32,7 +34,21 @@ class AB(Taught):
         the teacher in training mode, so that its batch-norm statistics drift; here it is frozen.
     """
 
-    class Config(ClassifierLearns):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "30 of the 270 epochs are the first phase; milestones count within a phase.",
+            epochs=270, initial_share=30 / 270, weight=0.003, margin=1.0, ce_weight=1.0, kd_weight=0.0,
+        ),
+        "imagenet": imagenet(
+            "No setting is published: the values are those of CIFAR-100.",
+            initial_share=30 / 270, weight=0.003, margin=1.0, ce_weight=1.0, kd_weight=0.0,
+        ),
+    }  # fmt: skip
+    FIGURES = crd_table(
+        CRD_TABLES, 72.50, 72.38, 69.47, 69.53, 70.98, 73.17, 70.94, 66.06, 67.20, 70.65, 73.55, 74.31, 73.34
+    )  # fmt: skip
+
+    class Config(ClassifierConfig):
         """The boundary loss is a sum over a map's elements and a mean over rows."""
 
         initial_share: float = Field(30 / 270, gt=0, lt=1)
@@ -141,8 +157,7 @@ class AB(Taught):
         taught = self.networks.teacher(batch.views[0], frozenset({"pre"})).pre
         for stage, connector in self.connectors.items():
             with student.autocast():
-                connected = connector(seen[stage])
-            seen[stage] = connected.float()
+                seen[stage] = connector(seen[stage])
         each = self.boundaries(
             [seen[pair.student] for pair in self.pairs], [taught[pair.teacher] for pair in self.pairs]
         )

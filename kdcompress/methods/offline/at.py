@@ -1,8 +1,9 @@
-"""Every stage looks where the teacher's looks: attention transfer (Zagoruyko & Komodakis 2017)."""
+"""Attention transfer (Zagoruyko & Komodakis, ICLR 2017): imitates where the teacher's maps are active."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -12,11 +13,12 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
-from kdcompress.methods.taught import ClassifierLearns, Taught
+from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet, resnet34_to_resnet18
+from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
 from kdcompress.networks.networks import Networks
 
 
-class AT(Taught):
+class AT(SoftLabelMethod):
     """ce_weight · CE(labels) + weight · Σ_pairs attention difference + kd_weight · KL.
 
     Stages are paired by resolution and the deepest with the deepest, where the code pairs them by order;
@@ -29,7 +31,22 @@ class AT(Taught):
         by orders of magnitude.
     """
 
-    class Config(ClassifierLearns):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(weight=1000.0, power=2.0, ce_weight=1.0, kd_weight=0.0),
+        "imagenet": imagenet(
+            "No setting is published for this form of the loss: the values are those of CIFAR-100.",
+            weight=1000.0, power=2.0, ce_weight=1.0, kd_weight=0.0,
+        ),
+    }  # fmt: skip
+    FIGURES = (
+        *crd_table(
+            CRD_TABLES,
+            74.08, 72.77, 70.55, 70.22, 72.31, 73.44, 71.43, 59.40, 58.58, 71.84, 71.73, 72.73, 73.32,
+        ),
+        resnet34_to_resnet18(70.90, "torchdistill, the paper's form of the loss, own settings", None),
+    )  # fmt: skip
+
+    class Config(ClassifierConfig):
         """A pair's difference is a mean over rows and positions; pairs are added up."""
 
         weight: float = Field(1000.0, gt=0)

@@ -1,8 +1,8 @@
-"""An image's embedding is told apart from those of other classes, across both networks (Tian et al. 2020)."""
+"""Contrastive representation distillation (Tian et al., ICLR 2020): tells images apart by embeddings."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +14,24 @@ from kdcompress.data.random_bits import uniform
 from kdcompress.errors import DataError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
+from kdcompress.methods.presets import (
+    CRD_TABLES,
+    Preset,
+    cifar100,
+    crd_table,
+    imagenet,
+    resnet34_to_resnet18,
+    resnet50_to_mobilenet_v1,
+)
 from kdcompress.methods.requirements import pooled_widths
-from kdcompress.methods.taught import ClassifierLearns, Taught
+from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
 from kdcompress.networks.networks import Networks
 
 COLUMNS_STREAM = -3
 """Views of images count from 0; the draws of columns have a stream of their own."""
 
 
-class CRD(Taught):
+class CRD(SoftLabelMethod):
     """ce_weight · CE(labels) + weight · (student's + teacher's contrastive loss) + kd_weight · KL.
 
     Each network's pooled vector goes through a linear map to a unit embedding. A bank per network remembers
@@ -36,7 +45,27 @@ class CRD(Taught):
         the checkpoint, which they are not there, and the same in every process.
     """
 
-    class Config(ClassifierLearns):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            weight=0.8, negatives=16384, contrast_temperature=0.07, momentum=0.5, width=128,
+            positive="exact", ce_weight=1.0, kd_weight=0.0,
+        ),
+        "imagenet": imagenet(
+            weight=0.8, negatives=16384, contrast_temperature=0.07, momentum=0.5, width=128,
+            positive="exact", ce_weight=1.0, kd_weight=0.0,
+        ),
+    }  # fmt: skip
+    FIGURES = (
+        *crd_table(
+            CRD_TABLES,
+            75.48, 74.14, 71.16, 71.46, 73.48, 75.51, 73.94, 69.73, 69.11, 74.30, 75.11, 75.65, 76.05,
+        ),
+        resnet34_to_resnet18(71.17, "CRD paper, ICLR 2020"),
+        resnet34_to_resnet18(70.93, "torchdistill, own settings", None),
+        resnet50_to_mobilenet_v1(71.37, "CRD paper, ICLR 2020"),
+    )  # fmt: skip
+
+    class Config(ClassifierConfig):
         """The contrastive loss sums over the negatives and is a mean over rows, like the other terms."""
 
         weight: float = Field(0.8, gt=0)

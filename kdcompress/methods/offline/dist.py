@@ -1,6 +1,8 @@
-"""Correlation with the teacher's predictions, per image and per class (Huang et al. 2022)."""
+"""DIST (Huang et al., NeurIPS 2022): correlates predictions with the teacher's, per image and per class."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -9,6 +11,7 @@ from kdcompress.config import Section
 from kdcompress.data.batch import Batch
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.presets import Preset, cifar100, imagenet
 
 
 class DIST(Method):
@@ -21,6 +24,15 @@ class DIST(Method):
         Huang, You, Wang, Qian & Xu, Knowledge Distillation from A Stronger Teacher, NeurIPS 2022. The
         authors' code multiplies both terms by T², the paper's listing does not: `squared_factor` chooses.
     """
+
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            temperature=4.0, ce_weight=1.0, inter_weight=2.0, intra_weight=2.0, squared_factor=True
+        ),
+        "imagenet": imagenet(
+            temperature=1.0, ce_weight=1.0, inter_weight=2.0, intra_weight=2.0, squared_factor=True
+        ),
+    }
 
     class Config(Section):
         """For CIFAR-100; on ImageNet T is 1. Neither was checked against the paper's own text."""

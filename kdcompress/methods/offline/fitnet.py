@@ -1,9 +1,9 @@
-"""A middle map of the student, through a regressor, imitates the teacher's (Romero et al. 2015)."""
+"""FitNets (Romero et al., ICLR 2015): a middle map imitates the teacher's through a trained regressor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,11 +13,12 @@ from kdcompress.errors import NetworkError, suggest
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
 from kdcompress.methods.losses import Pair
-from kdcompress.methods.taught import ClassifierLearns, Taught
+from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet
+from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
 from kdcompress.networks.networks import Networks
 
 
-class FitNet(Taught):
+class FitNet(SoftLabelMethod):
     """ce_weight · CE(labels) + weight · MSE(regressor(student map), teacher map) + kd_weight · KL.
 
     Trained jointly, as every re-implementation on torch does; the paper trains the student up to the guided
@@ -28,7 +29,21 @@ class FitNet(Taught):
         those of the RepDistiller code.
     """
 
-    class Config(ClassifierLearns):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "The published pairs of residual networks use stage2 of both networks.",
+            weight=100.0, ce_weight=1.0, kd_weight=0.0,
+        ),
+        "imagenet": imagenet(
+            "No setting is published: the values are those of CIFAR-100.",
+            weight=100.0, ce_weight=1.0, kd_weight=0.0,
+        ),
+    }  # fmt: skip
+    FIGURES = crd_table(
+        CRD_TABLES, 73.58, 72.24, 69.21, 68.99, 71.06, 73.50, 71.02, 64.14, 63.16, 70.69, 73.59, 73.54, 73.73
+    )  # fmt: skip
+
+    class Config(ClassifierConfig):
         """The hint is a mean over all elements of the map; the other terms are means over rows."""
 
         weight: float = Field(100.0, gt=0)
@@ -72,7 +87,7 @@ class FitNet(Taught):
         with student.autocast():
             regressed = self.regressor(seen.stages[self.pair.student])
         hint = (taught.pre if self.config.pre_activation else taught.stages)[self.pair.teacher]
-        terms = {"hint": self.config.weight * losses.mse(regressed.float(), hint)}
+        terms = {"hint": self.config.weight * losses.mse(regressed, hint)}
         return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def _chosen(self) -> Pair:

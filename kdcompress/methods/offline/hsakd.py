@@ -1,9 +1,9 @@
-"""Joint classes of object and rotation, taught behind every stage (Yang et al. 2021)."""
+"""Hierarchical self-supervised augmented KD (Yang et al., IJCAI 2021): joint class and rotation labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -13,13 +13,15 @@ from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs, Preparation
 from kdcompress.methods.hierarchy import TeacherHeads, cuttable, joint_heads
+from kdcompress.methods.presets import Preset, cifar100, crd_table, imagenet, resnet34_to_resnet18
 from kdcompress.methods.requirements import square_images
-from kdcompress.methods.taught import ClassifierLearns, Taught
+from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
 from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.teacher import teacher_network
 
 
-class HSAKD(Taught):
+class HSAKD(SoftLabelMethod):
     """ce_weight · CE + kd_weight · KL_T + joint_weight · Σ_stages KL_T(joint classes), of all four turns.
 
     Every image is turned by 0, 90, 180 and 270 degrees, so both networks see 4·B images a step. CE is of the
@@ -35,7 +37,26 @@ class HSAKD(Taught):
         is not offered: that would be a training of the teacher itself.
     """
 
-    class Config(ClassifierLearns):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "Not comparable with the CRD paper's tables: four rotations of every image, other baselines.",
+            optim={"nesterov": True}, ce_weight=1.0, kd_weight=1.0, joint_weight=1.0, temperature=3.0,
+            head_epochs=100, head_lr=0.05,
+        ),
+        "imagenet": imagenet(
+            optim={"nesterov": True}, ce_weight=1.0, kd_weight=1.0, joint_weight=1.0, temperature=3.0,
+            head_epochs=100, head_lr=0.05,
+        ),
+    }  # fmt: skip
+    FIGURES = (
+        *crd_table(
+            "HSAKD paper, IJCAI 2021, own teachers (79.63 for resnet32x4)",
+            77.20, 77.00, 72.58, None, None, 77.26, None, None, None, None, None, 79.93, 78.51,
+        ),
+        resnet34_to_resnet18(72.16, "HSAKD paper, IJCAI 2021"),
+    )  # fmt: skip
+
+    class Config(ClassifierConfig):
         """The code's values for CIFAR-100. CE is a mean over the upright images, the KLs over all turns."""
 
         kd_weight: float = Field(1.0, ge=0)
@@ -57,7 +78,7 @@ class HSAKD(Taught):
         super().__init__(config, networks, data)
         square_images("hsakd", data)
         assert networks.teacher is not None
-        student, teacher = networks.student, networks.teacher.tapped
+        student, teacher = networks.student, teacher_network(networks.teacher, "method hsakd")
         ours, theirs = cuttable(student, "student"), cuttable(teacher, "teacher")
         # Counted from the deepest, so that both classifiers of a pair are made of as many stages; where one
         # network has more of them than the other, its shallowest stay out.
@@ -86,17 +107,18 @@ class HSAKD(Taught):
         )
 
     @classmethod
-    def preparation(cls, config: Config) -> Preparation:
+    def preparations(cls, config: Config) -> tuple[Preparation, ...]:
         """The teacher's auxiliary classifiers."""
-        return Preparation(
+        heads = Preparation(
             TeacherHeads,
             TeacherHeads.Config(),
             epochs=config.head_epochs,
             lr=config.head_lr,
             milestones=tuple(config.head_milestones),
         )
+        return (heads,)
 
-    def take_prepared(self, state: dict[str, Tensor]) -> None:
+    def take_prepared(self, name: str, state: dict[str, Tensor]) -> None:
         """Takes over the weights of the teacher's auxiliary classifiers."""
         self.teacher_heads.load_state_dict(state, strict=True)
 
@@ -113,14 +135,13 @@ class HSAKD(Taught):
         images = losses.four_rotations(batch.images)
         student = self.networks.student(images, needs.student)
         teacher = self.networks.teacher(images, needs.read_of_teacher)
-        with self.networks.student.autocast():
-            joint = {
-                ours: (
-                    self.heads[ours](student.stages[ours]),
-                    self.teacher_heads[theirs](teacher.stages[theirs]),
-                )
-                for ours, theirs in self.stages.items()
-            }
+        joint = {
+            ours: (
+                self.heads[ours](student.stages[ours]).logits,
+                self.teacher_heads[theirs](teacher.stages[theirs]).logits,
+            )
+            for ours, theirs in self.stages.items()
+        }
         return self.terms(student.logits, teacher.logits, joint, batch.labels)
 
     def terms(

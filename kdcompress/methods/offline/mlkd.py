@@ -1,8 +1,8 @@
-"""Alignment, correlation and supervised contrast of pooled features of rotated images (Ding et al. 2020)."""
+"""Multi-level knowledge distillation (Ding et al., 2020): aligns, correlates and contrasts features."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -11,13 +11,14 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import DataError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
+from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.methods.requirements import pooled_widths, square_images
-from kdcompress.methods.taught import Taught
+from kdcompress.methods.soft_labels import SoftLabelMethod
 from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.networks import Networks
 
 
-class MLKD(Taught):
+class MLKD(SoftLabelMethod):
     """CE and KD of the upright images, and three terms between the pooled features of all four rotations.
 
     Each rotation is of an augmentation of its own. Alignment of each student feature with the teacher's;
@@ -32,7 +33,24 @@ class MLKD(Taught):
         authors' code. Where the paper's wording differs, `align` and `contrast` choose.
     """
 
-    class Config(Taught.Config):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "Both networks see four rotations of every image.",
+            ce_weight=1.0, corr_weight=50.0, sup_weight=1.0, align_weight=20.0,
+        ),
+        "imagenet": imagenet(
+            "Both networks see four rotations of every image. The paper has 100 epochs, its code 120.",
+            ce_weight=1.0, corr_weight=20.0, sup_weight=0.5, align_weight=10.0,
+        ),
+    }  # fmt: skip
+    FIGURES = (
+        PublishedFigure(
+            "cifar100", "cifar/resnet32x4", "cifar/shufflenet-v2", 79.54,
+            "MLKD paper as quoted by a reviewer, own teacher", "cifar100",
+        ),
+    )  # fmt: skip
+
+    class Config(SoftLabelMethod.Config):
         """The code's values for CIFAR-100; on ImageNet 20, 0.5 and 10 for corr, sup and align."""
 
         ce_weight: float = Field(1.0, ge=0)

@@ -1,9 +1,9 @@
-"""Deep maps of the student review its shallow ones before they imitate the teacher's (Chen et al. 2021)."""
+"""Knowledge review (Chen et al., CVPR 2021): fuses deep with shallow maps and imitates the teacher's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,15 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
-from kdcompress.methods.taught import ClassifierLearns, Taught
+from kdcompress.methods.presets import (
+    Preset,
+    cifar100,
+    crd_table,
+    imagenet,
+    resnet34_to_resnet18,
+    resnet50_to_mobilenet_v1,
+)
+from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
 from kdcompress.networks.activations import Activations
 from kdcompress.networks.networks import Networks
 
@@ -22,7 +30,7 @@ WIDEST = 512
 """Channels of the fused maps at most; the authors' value."""
 
 
-class ReviewKD(Taught):
+class ReviewKD(SoftLabelMethod):
     """ce_weight · CE(labels) + weight · ramp · Σ HCL(fused map, teacher map) + kd_weight · KL.
 
     Levels are the stages that both networks have at one resolution, and the pooled vector as a map of one
@@ -35,7 +43,30 @@ class ReviewKD(Taught):
         whose CIFAR script leaves the teacher's batch norm in training mode; here it is frozen.
     """
 
-    class Config(ClassifierLearns):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "Published with batches of 128, a learning rate of 0.1, Nesterov momentum and own teachers. "
+            "weight is 0.6 for resnet56 to resnet20, 1 for resnet110 to resnet32, 8 for resnet32x4 to "
+            "ShuffleNetV2.",
+            weight=5.0, warmup_epochs=20,
+        ),
+        "imagenet": imagenet("weight is 8 for resnet50 to MobileNetV1.", weight=1.0, warmup_epochs=20),
+    }  # fmt: skip
+    FIGURES = (
+        *crd_table(
+            "ReviewKD paper, CVPR 2021, own teachers",
+            76.12, 75.09, None, None, None, 75.63, None, None, None, None, 77.45, None, None,
+        ),
+        *crd_table(
+            "ReviewKD paper, CVPR 2021, own teachers, another or unknown weight",
+            None, None, 71.89, None, 73.89, None, 74.84, 70.37, 69.89, None, None, 77.78, None,
+            preset=None,
+        ),
+        resnet34_to_resnet18(71.61, "ReviewKD paper, CVPR 2021"),
+        resnet50_to_mobilenet_v1(72.56, "ReviewKD paper, CVPR 2021, with another weight", None),
+    )  # fmt: skip
+
+    class Config(ClassifierConfig):
         """Each level is a weighted mean of mean squared differences; the other terms are means over rows."""
 
         weight: float = Field(5.0, gt=0)
@@ -95,7 +126,7 @@ class ReviewKD(Taught):
         maps, targets = self.levels(seen, taught)
         with student.autocast():
             fused = self.fused(maps, targets)
-        terms = {"review": self.review([f.float() for f in fused], targets)}
+        terms = {"review": self.review(fused, targets)}
         return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def levels(self, seen: Activations, taught: Activations) -> tuple[list[Tensor], list[Tensor]]:

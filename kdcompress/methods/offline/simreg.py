@@ -1,20 +1,21 @@
-"""The student predicts the direction of the teacher's features (Navaneet et al. 2021)."""
+"""SimReg (Navaneet et al., BMVC 2021): regresses the direction of the teacher's pooled features."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from kdcompress.data.batch import DataInfo
 from kdcompress.methods import losses
-from kdcompress.methods.taught import BackboneLearns
+from kdcompress.methods.presets import Preset, PublishedFigure, cifar100
+from kdcompress.methods.soft_labels import BackboneMethod
 from kdcompress.networks.networks import Networks
 
 
-class SimReg(BackboneLearns):
+class SimReg(BackboneMethod):
     """weight · (2 − 2 · cosine of a prediction from the student's features and the teacher's features).
 
     Needs no labels; the teacher may be one that learnt without any. Both networks see the same view. The
@@ -26,7 +27,32 @@ class SimReg(BackboneLearns):
         Self-supervised Knowledge Distillation, BMVC 2021, and the authors' code.
     """
 
-    class Config(BackboneLearns.Config):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "No setting is published: a classifier learns beside.", weight=1.0, head_layers=4, ce_weight=1.0
+        ),
+        "imagenet": Preset(
+            {"weight": 1.0, "head_layers": 4},
+            {"epochs": 130},
+            {
+                "name": "sgd", "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4,
+                "schedule": "cosine", "warmup": 0.0, "lr": 0.05,
+            },
+            "lr is that of batches of 256.",
+        ),
+    }  # fmt: skip
+    FIGURES = (
+        PublishedFigure(
+            "imagenet", "torchvision/resnet50", "torchvision/mobilenet_v2", 69.1,
+            "SimReg paper, BMVC 2021, linear probe, MoCo-v2 teacher", "imagenet",
+        ),
+        PublishedFigure(
+            "imagenet", "torchvision/resnet50", "torchvision/resnet18", 65.1,
+            "SimReg paper, BMVC 2021, linear probe, MoCo-v2 teacher", "imagenet",
+        ),
+    )  # fmt: skip
+
+    class Config(BackboneMethod.Config):
         """The term is a mean over rows, in [0, 4]."""
 
         weight: float = Field(1.0, gt=0)

@@ -1,8 +1,8 @@
-"""Images that are alike to the teacher stay alike to the student (Tung & Mori 2019)."""
+"""Similarity-preserving distillation (Tung & Mori, ICCV 2019): imitates the similarities in a batch."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,11 +12,12 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
-from kdcompress.methods.taught import ClassifierLearns, Taught
+from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet
+from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
 from kdcompress.networks.networks import Networks
 
 
-class SP(Taught):
+class SP(SoftLabelMethod):
     """ce_weight · CE(labels) + weight · Σ_pairs difference of similarity matrices + kd_weight · KL.
 
     The matrices are over the whole batch, of all processes together: the loss depends on which images meet
@@ -27,7 +28,20 @@ class SP(Taught):
         deepest stage alone are those of the RepDistiller code.
     """
 
-    class Config(ClassifierLearns):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "weight belongs to batches of 64.", weight=3000.0, stages="deepest", ce_weight=1.0, kd_weight=0.0
+        ),
+        "imagenet": imagenet(
+            "No setting is published: the weight is that of CIFAR-100, at batches of 64.",
+            weight=3000.0, stages="deepest", ce_weight=1.0, kd_weight=0.0,
+        ),
+    }  # fmt: skip
+    FIGURES = crd_table(
+        CRD_TABLES, 73.83, 72.43, 69.67, 70.04, 72.69, 72.94, 72.68, 66.30, 68.08, 73.34, 73.48, 74.56, 74.52
+    )  # fmt: skip
+
+    class Config(ClassifierConfig):
         """A pair's difference is a sum over the matrix divided by B²; pairs are added up."""
 
         weight: float = Field(3000.0, gt=0)

@@ -1,6 +1,8 @@
-"""The teacher's own classifier reads the student's features (Yang et al. 2021)."""
+"""Softmax regression representation learning (Yang et al., ICLR 2021): uses the teacher's classifier."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -9,11 +11,19 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
-from kdcompress.methods.taught import ClassifierLearns, Taught
+from kdcompress.methods.presets import (
+    Preset,
+    cifar100,
+    imagenet,
+    resnet34_to_resnet18,
+    resnet50_to_mobilenet_v1,
+)
+from kdcompress.methods.soft_labels import ClassifierConfig, SoftLabelMethod
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.tapped import wide
 
 
-class SRRL(Taught):
+class SRRL(SoftLabelMethod):
     """ce_weight · CE + feature_weight · MSE(features) + classifier_weight · MSE(logits) + kd_weight · KL.
 
     A connector (1×1 convolution, batch norm, ReLU; thrown away) brings the student's last map to the width of
@@ -28,7 +38,22 @@ class SRRL(Taught):
         networks is the average of the last map.
     """
 
-    class Config(ClassifierLearns):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "No setting is published; the authors try weights of (1, 1), (1, 5) and (10, 1).",
+            ce_weight=1.0, feature_weight=1.0, classifier_weight=1.0, kd_weight=0.0,
+        ),
+        "imagenet": imagenet(
+            "Published with batches of 512 at a learning rate of 0.2.",
+            ce_weight=1.0, feature_weight=1.0, classifier_weight=1.0, kd_weight=0.0,
+        ),
+    }  # fmt: skip
+    FIGURES = (
+        resnet34_to_resnet18(71.73, "SRRL paper, ICLR 2021"),
+        resnet50_to_mobilenet_v1(72.49, "SRRL paper, ICLR 2021"),
+    )  # fmt: skip
+
+    class Config(ClassifierConfig):
         """Both squared differences are means over all elements; the other terms are means over rows."""
 
         feature_weight: float = Field(1.0, ge=0)
@@ -80,7 +105,7 @@ class SRRL(Taught):
         assert taught.pooled is not None
         with student.autocast():
             connected_BDHW = self.connector(seen.stages[self.stage])
-        terms = self.regressions(connected_BDHW.float().mean((2, 3)), taught.pooled, taught.logits)
+        terms = self.regressions(wide(connected_BDHW).mean((2, 3)), taught.pooled, taught.logits)
         return terms | self.label_terms(seen.logits, taught.logits, batch.labels)
 
     def regressions(self, connected_BD: Tensor, pooled_BD: Tensor, logits_BK: Tensor) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""Which upright image a turned one is, told as the teacher tells it, beside soft labels (Xu et al. 2020)."""
+"""Self-supervision KD (Xu et al., ECCV 2020): imitates similarities of rotated and upright images."""
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
 from kdcompress.methods.base import Candidate, Method, Needs, ParameterSet, Preparation
+from kdcompress.methods.presets import Preset, cifar100, crd_table, imagenet, resnet34_to_resnet18
 from kdcompress.methods.requirements import pooled_width, pooled_widths, square_images
-from kdcompress.methods.taught import Taught
+from kdcompress.methods.soft_labels import SoftLabelMethod
 from kdcompress.networks.activations import POOLED
 from kdcompress.networks.networks import Networks
 
@@ -21,7 +22,7 @@ VIEWS = 4
 READS = "projects the pooled features of images"
 
 
-class SSKD(Taught):
+class SSKD(SoftLabelMethod):
     """CE and soft labels of the upright images, soft labels and similarities of the turned ones.
 
     Each network's pooled features go through a projection head. The cosines between the projections of
@@ -36,7 +37,26 @@ class SSKD(Taught):
         the code leaves open. With several processes, the images of all of them are told apart.
     """
 
-    class Config(Taught.Config):
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "Both networks see four rotations of every image; not comparable with the CRD paper's tables.",
+            ce_weight=0.1, kd_weight=0.9, tf_weight=2.7, ss_weight=10.0, head_epochs=60, head_lr=0.05,
+        ),
+        "imagenet": imagenet(
+            "No setting is published: the values are those of CIFAR-100.",
+            ce_weight=0.1, kd_weight=0.9, tf_weight=2.7, ss_weight=10.0, head_epochs=60, head_lr=0.05,
+        ),
+    }  # fmt: skip
+    FIGURES = (
+        *crd_table(
+            "SSKD paper, ECCV 2020, own teachers (79.63 for resnet32x4)",
+            76.04, 76.13, 71.49, None, None, 76.20, 75.33, 71.53, 72.57, 75.76, 78.44, 78.61, 77.40,
+        ),
+        resnet34_to_resnet18(71.62, "derived from the HSAKD paper, IJCAI 2021", None),
+        resnet34_to_resnet18(70.09, "torchdistill, own settings", None),
+    )  # fmt: skip
+
+    class Config(SoftLabelMethod.Config):
         """Every term is a mean over rows; ss and the soft labels carry the factor of their T²."""
 
         ce_weight: float = Field(0.1, ge=0)
@@ -95,12 +115,13 @@ class SSKD(Taught):
         )
 
     @classmethod
-    def preparation(cls, config: Config) -> Preparation:
+    def preparations(cls, config: Config) -> tuple[Preparation, ...]:
         """The training of the teacher's projection head."""
         milestones = tuple(config.head_milestones)
-        return Preparation(cls.Pretext, cls.Pretext.Config(), config.head_epochs, config.head_lr, milestones)
+        c = config
+        return (Preparation(cls.Pretext, cls.Pretext.Config(), c.head_epochs, c.head_lr, milestones),)
 
-    def take_prepared(self, state: dict[str, Tensor]) -> None:
+    def take_prepared(self, name: str, state: dict[str, Tensor]) -> None:
         """Takes over the teacher's projection head."""
         self.head_teacher.load_state_dict(state, strict=True)
 
@@ -191,7 +212,7 @@ class SSKD(Taught):
         def candidates(self) -> dict[str, Candidate]:
             """The head, which `SSKD.take_prepared` takes."""
             assert self.networks.teacher is not None
-            return {"head": Candidate(self.head, self.networks.teacher.model)}
+            return {"head": Candidate(self.networks.student, self.head.state_dict, self.head)}
 
         def losses(self, batch: Batch) -> dict[str, Tensor]:
             """Term pretext."""

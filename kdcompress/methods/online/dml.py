@@ -1,8 +1,8 @@
-"""Deep mutual learning: networks trained together imitate each other (Zhang et al. 2018)."""
+"""Deep mutual learning (Zhang et al., CVPR 2018): networks trained together imitate each other."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from kdcompress.config import Section
 from kdcompress.data.batch import Batch
 from kdcompress.methods import losses
 from kdcompress.methods.base import Candidate, Method, Needs
+from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 
 
 class DML(Method):
@@ -24,6 +25,22 @@ class DML(Method):
         Zhang, Xiang, Hospedales & Lu, Deep Mutual Learning, CVPR 2018. The code sums over the other networks,
         the paper divides by their number; they agree for two networks, and `over_peers` chooses.
     """
+
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "The authors published no code for it: the schedule is that of the CRD set-up.",
+            weight=1.0, temperature=1.0, over_peers="sum", target="each",
+        ),
+        "imagenet": imagenet(
+            "No setting is published.", weight=1.0, temperature=1.0, over_peers="sum", target="each"
+        ),
+    }  # fmt: skip
+    FIGURES = (
+        PublishedFigure("cifar100", "", "cifar/resnet32", 73.68, "PCL paper's table, two networks", None),
+        PublishedFigure("cifar100", "", "cifar/resnet110", 77.86, "PCL paper's table, two networks", None),
+        PublishedFigure("imagenet", "", "torchvision/resnet18", 70.19, "AFD paper's table", None),
+        PublishedFigure("imagenet", "", "torchvision/resnet34", 73.57, "AFD paper's table", None),
+    )  # fmt: skip
 
     class Config(Section):
         """The switches on which versions of this loss differ; the defaults are the authors' code's."""
@@ -96,11 +113,16 @@ class DML(Method):
         """The student and every peer of its class: trained alike, so the best on held-out data ships."""
         student = self.networks.student
         same = {
-            name: Candidate(network.network, network.model)
+            name: Candidate.of(network)
             for name, network in zip(self.network_names(), (student, *self.networks.peers), strict=True)
             if network.model == student.model
         }
         return same
+
+    def members(self) -> dict[str, Candidate]:
+        """Names all networks, those of other classes than the student's included."""
+        networks = (self.networks.student, *self.networks.peers)
+        return {name: Candidate.of(n) for name, n in zip(self.network_names(), networks, strict=True)}
 
 
 def _present(logits: Tensor | None) -> Tensor:

@@ -1,9 +1,10 @@
-"""Be your own teacher: the deepest classifier teaches heads on shallower stages (Zhang et al. 2019)."""
+"""Be your own teacher (Zhang et al., ICCV 2019): heads on shallow stages learn from the deepest one."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -14,7 +15,9 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.tapped import wide
 
 
 class BYOT(Method):
@@ -31,6 +34,22 @@ class BYOT(Method):
         (conference version ICCV 2019). The heads end in an average over whatever map is left, where the code
         wants 4×4.
     """
+
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "Published with batches of 128, AutoAugment and Cutout.",
+            epochs=250, optim={"lr": 0.1, "milestones": [83, 166, 240]},
+            temperature=3.0, alpha=0.3, hint_weight=0.03,
+        ),
+        "imagenet": imagenet(
+            "No setting is published: the values are those of CIFAR-100.",
+            temperature=3.0, alpha=0.3, hint_weight=0.03,
+        ),
+    }  # fmt: skip
+    FIGURES = (
+        PublishedFigure("cifar100", "", "cifar/resnet18", 78.64, "BYOT paper, ICCV 2019", None),
+        PublishedFigure("cifar100", "", "cifar/resnet50", 80.56, "BYOT paper, ICCV 2019", None),
+    )  # fmt: skip
 
     class Config(Section):
         """The journal code's values."""
@@ -80,8 +99,8 @@ class BYOT(Method):
         for stage, head in zip(self.stages, self.heads, strict=True):
             with student.autocast():
                 feature_BD, logits_BK = head(seen.stages[stage])
-            logits.append(logits_BK.float())
-            features.append(feature_BD.float())
+            logits.append(wide(logits_BK))
+            features.append(wide(feature_BD))
         return self.terms(logits, features, list(self.adapters), batch.labels)
 
     def terms(

@@ -1,6 +1,8 @@
-"""Plain training on the labels: the baseline, and how a teacher is trained."""
+"""Plain training on the labels, without distillation: the baseline, and how a teacher is trained."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from kdcompress.config import Section
 from kdcompress.data.batch import Batch
 from kdcompress.methods.base import Method, Needs, ParameterSet, Phase
+from kdcompress.methods.presets import CRD_TABLES, Preset, PublishedFigure, cifar100, imagenet
 
 
 class Plain(Method):
@@ -16,6 +19,32 @@ class Plain(Method):
     While only the classifier moves, the batch-norm statistics stay as the weights brought them: features that
     nobody corrects must not drift.
     """
+
+    PRESETS: ClassVar[dict[str, Preset]] = {"cifar100": cifar100(), "imagenet": imagenet()}  # fmt: skip
+    FIGURES = (
+        *(
+            PublishedFigure("cifar100", "", student, top1, CRD_TABLES, "cifar100")
+            for student, top1 in (
+                ("cifar/wrn-16-2", 73.26),
+                ("cifar/wrn-40-1", 71.98),
+                ("cifar/wrn-40-2", 75.61),
+                ("cifar/resnet20", 69.06),
+                ("cifar/resnet32", 71.14),
+                ("cifar/resnet56", 72.34),
+                ("cifar/resnet110", 74.31),
+                ("cifar/resnet8x4", 72.50),
+                ("cifar/resnet32x4", 79.42),
+                ("cifar/resnet50", 79.34),
+                ("cifar/vgg8", 70.36),
+                ("cifar/vgg13", 74.64),
+                ("cifar/mobilenet-v2", 64.60),
+                ("cifar/shufflenet-v1", 70.50),
+                ("cifar/shufflenet-v2", 71.82),
+            )
+        ),
+        PublishedFigure("imagenet", "", "torchvision/resnet18", 69.75, "CRD paper, ICLR 2020", "imagenet"),
+        PublishedFigure("imagenet", "", "torchvision/resnet34", 73.31, "CRD paper, ICLR 2020", "imagenet"),
+    )  # fmt: skip
 
     class Config(Section):
         """Whether to fine-tune in two steps."""

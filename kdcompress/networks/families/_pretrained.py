@@ -1,10 +1,40 @@
-"""What a family hands over with published weights."""
+"""Published weights of a network: how a family downloads them, and what it knows of them."""
 
 from __future__ import annotations
 
+import urllib.parse
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
+
+from kdcompress.data.cache import cache_folder
+from kdcompress.data.fetch import fetch
+from kdcompress.progress import Progress
+
+WITHOUT_NETWORK = "fetch the file elsewhere and pass it, for instance with --set teacher.weights=FILE"
+
+
+def fetch_weights(
+    url: str, *, progress: bool, file_name: str | None = None, sha256_prefix: str | None = None
+) -> Path:
+    """Downloads a file of weights into the cache, unless it is there already.
+
+    Args:
+        url: http or https.
+        progress: True: shows the download on stderr if that is a terminal.
+        file_name: Name in the cache; None: the last part of the URL.
+        sha256_prefix: First hexadecimal digits of its SHA-256; None: not known.
+
+    Raises:
+        DownloadError: It cannot be downloaded, or is not the expected file.
+    """
+    name = file_name or Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+    with Progress(quiet=not progress).counter() as report:
+        return fetch(
+            [url], cache_folder() / "weights" / name,
+            advice=WITHOUT_NETWORK, sha256_prefix=sha256_prefix, progress=report,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

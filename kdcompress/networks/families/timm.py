@@ -10,12 +10,10 @@ from typing import Any
 from torch import nn
 
 from kdcompress.atomic import sha256_of
-from kdcompress.data.cache import cache_folder
 from kdcompress.errors import NetworkError, Uncuttable, UserError, WeightsError, suggest
-from kdcompress.networks.download import fetch
 from kdcompress.networks.families._chain import Chain, by_stride, chain, flat
-from kdcompress.networks.families._pretrained import Pretrained
-from kdcompress.networks.state import read_state_dict
+from kdcompress.networks.families._pretrained import Pretrained, fetch_weights
+from kdcompress.networks.read_checkpoint import read_state_dict
 
 CHANNELS = (1, 3)
 
@@ -59,14 +57,13 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
         raise WeightsError(
             f"timm/{name}: the weights {enum_name!r} are not published as plain tensors; pass a file instead"
         )
-    folder = cache_folder() / "weights"
     if config.hf_hub_id:
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
         file = config.hf_hub_filename or "model.safetensors"
         url = f"{hub}/{config.hf_hub_id}/resolve/main/{file}"
-        path = fetch(url, folder, file_name=f"timm-{name}.{enum_name}-{file}", progress=progress)
+        path = fetch_weights(url, file_name=f"timm-{name}.{enum_name}-{file}", progress=progress)
     else:
-        path = fetch(config.url, folder, progress=progress)
+        path = fetch_weights(config.url, progress=progress)
     return Pretrained(
         state_dict=read_state_dict(path),
         mean=tuple(config.mean),

@@ -21,13 +21,11 @@ from torchvision.models import (
 )
 
 from kdcompress.atomic import sha256_of
-from kdcompress.data.cache import cache_folder
 from kdcompress.errors import NetworkError, Uncuttable, WeightsError, suggest
-from kdcompress.networks.download import fetch
 from kdcompress.networks.families._chain import Chain, by_stride, chain, flat, head
 from kdcompress.networks.families._headless import without_classifier
-from kdcompress.networks.families._pretrained import Pretrained
-from kdcompress.networks.state import read_state_dict
+from kdcompress.networks.families._pretrained import Pretrained, fetch_weights
+from kdcompress.networks.read_checkpoint import read_state_dict
 
 CHANNELS = (3,)
 NAMES = {
@@ -134,7 +132,7 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
     # Who has used torchvision before may have them already.
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if digits is None or not path.is_file() or not sha256_of(path).startswith(digits):
-        path = fetch(weights.url, cache_folder() / "weights", hash_prefix=digits, progress=progress)
+        path = fetch_weights(weights.url, sha256_prefix=digits, progress=progress)
     expected = weights.transforms()
     note = "Trained on ImageNet-1K, whose terms allow non-commercial research and education."
     if "license" in weights.meta:
@@ -208,10 +206,12 @@ def segments(name: str, network: nn.Module) -> Chain:
 def _densenet(network: DenseNet) -> Chain:
     parts = dict(network.features.named_children())
     stem = nn.Sequential(parts["conv0"], parts["norm0"], parts["relu0"], parts["pool0"])
-    last = nn.Sequential(parts["transition3"], parts["denseblock4"], parts["norm5"], nn.ReLU())
+    last = nn.Sequential(parts["transition3"], parts["denseblock4"], parts["norm5"])
     middle = [nn.Sequential(parts[f"transition{i}"], parts[f"denseblock{i + 1}"]) for i in (1, 2)]
     stages = [nn.Sequential(parts["denseblock1"]), *middle, last]
-    return chain(stem, stages, head(nn.AdaptiveAvgPool2d(1), network.classifier))
+    # The last map is what `features` gives; the network applies the activation behind it.
+    pool = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    return chain(stem, stages, head(pool, network.classifier))
 
 
 def _vgg(network: VGG) -> Chain:

@@ -1,0 +1,36 @@
+"""The recipe: its schema (`schema`), and how it is read, changed by options and checked (`load`)."""
+
+from kdcompress.recipe.checks import model_problem
+from kdcompress.recipe.load import ResolvedRecipe, load_recipe, resolve_recipe, write_notice
+from kdcompress.recipe.schema import (
+    BenchSection,
+    DataSection,
+    ExportSection,
+    ExtraSection,
+    InputSection,
+    Int8Section,
+    NetworkSection,
+    OptimSection,
+    Recipe,
+    TeacherSection,
+    TrainSection,
+)
+
+__all__ = [
+    "BenchSection",
+    "DataSection",
+    "ExportSection",
+    "ExtraSection",
+    "InputSection",
+    "Int8Section",
+    "NetworkSection",
+    "OptimSection",
+    "Recipe",
+    "ResolvedRecipe",
+    "TeacherSection",
+    "TrainSection",
+    "load_recipe",
+    "model_problem",
+    "resolve_recipe",
+    "write_notice",
+]

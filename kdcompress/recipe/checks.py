@@ -1,0 +1,190 @@
+"""Checks of a recipe against what it names: plugins, networks, and the needs of its method."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from kdcompress import discovery
+from kdcompress.errors import suggest
+from kdcompress.problems import describe, keys
+from kdcompress.recipe.schema import Recipe
+
+
+def plugin_problems(document: dict[str, Any], allow_code: bool) -> list[str]:
+    """Checks the names of data set, formats and networks against the plugin files."""
+    problems = []
+    data = document.get("data")
+    if isinstance(data, dict) and isinstance(data.get("dataset"), str):
+        known = discovery.names("dataset")
+        if data["dataset"] not in known:
+            problems.append(
+                f"data.dataset: unknown data set {data['dataset']!r}{suggest(data['dataset'], known)}"
+            )
+    export = document.get("export")
+    formats = export.get("formats") if isinstance(export, dict) else None
+    for place, name in enumerate(formats if isinstance(formats, list) else []):
+        known = discovery.names("format")
+        if isinstance(name, str) and name not in known:
+            choices = ", ".join(map(repr, known))
+            problems.append(f"export.formats.{place}: expected one of {choices}, got {name!r}")
+    peers = document.get("peers") if isinstance(document.get("peers"), list) else []
+    sections = {"teacher": document.get("teacher"), "student": document.get("student")}
+    sections.update({f"peers.{i}": peer for i, peer in enumerate(peers or [])})
+    for path, section in sections.items():
+        model = section.get("model") if isinstance(section, dict) else section if "peers" in path else None
+        if isinstance(model, str) and (problem := model_problem(model, allow_code)):
+            problems.append(f"{path}.model: {problem}")
+    return problems
+
+
+def onnx_problems(document: dict[str, Any]) -> list[str]:
+    """Lists the files derived from student.onnx that are requested without it."""
+    export = document.get("export")
+    if not isinstance(export, dict):
+        return []
+    formats = export.get("formats")
+    if not isinstance(formats, list) or not formats or "onnx" in formats:
+        return []
+    derived = [key for key in ("int8", "fp16") if export.get(key) not in (None, False)]
+    if export.get("embed_preprocess") == "resize":
+        derived.append("embed_preprocess")
+    return [f"export.{key}: is made from student.onnx; add onnx to export.formats" for key in derived]
+
+
+def model_problem(model: str, allow_code: bool) -> str | None:
+    """Checks a `FAMILY/NAME`; returns what is wrong with it, or None.
+
+    Args:
+        model: The name in the recipe.
+        allow_code: Allow `python:` networks.
+    """
+    if model.startswith("python:"):
+        if model.count(":") != 2:
+            return f"expected python:package.module:function, got {model!r}"
+        return None if allow_code else f"{model!r} runs code of yours; pass --allow-code to let it"
+    family, slash, name = model.partition("/")
+    families = [known for known in discovery.names("family") if known != "python"]
+    if not slash:
+        return f"expected FAMILY/NAME, got {model!r}; families: {', '.join(families)}"
+    if family not in families:
+        return f"unknown family {family!r}{suggest(family, families)}"
+    constants = discovery.header("family", family).constants
+    known, pattern = constants.get("NAMES"), constants.get("PATTERN")
+    if known is None or name in known or (pattern is not None and re.fullmatch(pattern, name)):
+        return None  # a family without NAMES (timm) is asked when it is built
+    return f"unknown network {name!r} of family {family!r}{suggest(name, known)}"
+
+
+def method_name(document: dict[str, Any]) -> str | None:
+    """Returns the name of the document's method, or None if there is no such method."""
+    section = document.get("method")
+    name = section.get("name") if isinstance(section, dict) else None
+    return name if isinstance(name, str) and name in discovery.names("method") else None
+
+
+def method_class(name: str) -> type[Any]:
+    """Imports the class of a method: a plugin, so the recipe stays below the methods."""
+    return discovery.load_class("method", name, "parameter_sets")
+
+
+def method_needs(document: dict[str, Any]) -> Any:
+    """Returns the needs of the document's method with its settings.
+
+    Raises:
+        ValidationError: The settings are not valid.
+    """
+    section = document["method"]
+    cls = method_class(section["name"])
+    return cls.needs(cls.Config.model_validate(_without_name(section)))
+
+
+def check_method(document: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Completes the method's section with its defaults and checks it against the rest of the recipe.
+
+    Args:
+        document: The whole recipe.
+        overrides: All overrides, to name the ones that do not fit the method.
+
+    Returns:
+        The section ({} if it is not valid), and the problems.
+    """
+    section = document.get("method")
+    if not isinstance(section, dict):
+        return {}, []  # the schema says so itself
+    name = section.get("name")
+    known = discovery.names("method")
+    if name is None:
+        return {}, [f"method.name: required; choices: {', '.join(known)}"]
+    if name not in known:
+        return {}, [f"method.name: unknown method {name!r}{suggest(str(name), known)}"]
+    cls = method_class(name)
+    try:
+        config = cls.Config.model_validate(_without_name(section))
+    except ValidationError as error:
+        return {}, describe(error, cls.Config, prefix="method", other_keys=keys(Recipe))
+    complete = {"name": name, **config.model_dump(mode="json")}
+    return complete, _misfits(document, name, cls.needs(config), overrides)
+
+
+def config_keys(document: dict[str, Any]) -> list[str]:
+    """Returns the keys of the document's method, if it names one."""
+    name = method_name(document)
+    return [] if name is None else list(method_class(name).Config.model_fields)
+
+
+def settings_of(section: str, overrides: Sequence[str]) -> list[str]:
+    """Returns the overrides that set a section or keys of it."""
+    return [item for item in overrides if item.partition("=")[0].split(".")[0] == section]
+
+
+def _without_name(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != "name"}
+
+
+def _has_qat(document: dict[str, Any]) -> bool:
+    """Returns True if quantisation-aware epochs are set; the schema checks the type of the value."""
+    export = document.get("export")
+    int8 = export.get("int8") if isinstance(export, dict) else None
+    epochs = int8.get("qat_epochs") if isinstance(int8, dict) else None
+    return isinstance(epochs, int) and epochs > 0
+
+
+def _misfits(document: dict[str, Any], name: str, needs: Any, overrides: Sequence[str]) -> list[str]:
+    """Lists where the method's needs and the rest of the recipe do not fit."""
+    has_teacher = document.get("teacher") is not None
+    peers = document.get("peers") or []
+    train = document.get("train")
+    problems = []
+    if needs.teacher and not has_teacher:
+        problems.append(f"teacher: required by the method {name!r}")
+    if not needs.teacher and has_teacher:
+        settings = " ".join(f"--set {item}" for item in settings_of("teacher", overrides))
+        remedy = f"leave out {settings}" if settings else "take it out (--set teacher=null)"
+        problems.append(f"teacher: the method {name!r} has no use for one; {remedy}")
+    if not needs.teacher and _has_qat(document):
+        problems.append(
+            f"export.int8.qat_epochs: learns from the teacher, and the method {name!r} has none; choose a "
+            "method with one, or take it out (--set export.int8.qat_epochs=0)"
+        )
+    if isinstance(peers, list):  # else the schema says so
+        if needs.peers is not None and len(peers) < needs.peers:
+            problems.append(f"peers: the method {name!r} needs at least {needs.peers}, got {len(peers)}")
+        if needs.peers is None and peers:
+            problems.append(f"peers: the method {name!r} has no use for them; take them out (--set peers=[])")
+    if isinstance(train, dict) and train.get("compile") is True and needs.student_maps:
+        problems.append(
+            f"train.compile: the method {name!r} reads more than logits; compile works with logits alone"
+        )
+    data = document.get("data")
+    extra = data.get("extra") if isinstance(data, dict) else None
+    if isinstance(extra, dict) and not has_teacher and not needs.teacher:
+        problems += [
+            f"data.extra.{key}: asks a teacher, and there is none; leave it out, or choose a method with one"
+            for key, without in (("keep", 1), ("relabel", False))
+            if extra.get(key, without) != without
+        ]
+    return problems

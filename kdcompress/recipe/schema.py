@@ -1,0 +1,294 @@
+"""The recipe's schema: its sections, their keys, defaults and bounds.
+
+The string under a field documents the key. A checked recipe is frozen and complete: `to_yaml` writes every
+value that a run depends on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from kdcompress.config import CANDIDATE_NAME, RECIPE_NAME, Section
+from kdcompress.cores import MAX_THREADS
+from kdcompress.strict_yaml import to_yaml
+
+
+class ExtraSection(Section):
+    """`data.extra:` generated images beside the real ones, for the student's training alone."""
+
+    root: str
+    """A folder (a folder per class, or images alone, without labels), or an .npz file with `images` (uint8)
+    and optionally `labels`. A bare text in place of the section means this key."""
+    share: float = Field(0.5, gt=0, lt=1)
+    """Share of each batch. An epoch stays one pass through the real images, so it takes 1 / (1 - share) times
+    the steps; a baseline gets correspondingly more epochs."""
+    keep: float = Field(1.0, gt=0, le=1)
+    """Share of each class to keep: the images with the lowest cross-entropy under the teacher, without
+    augmentation. An image without a label counts in the class that the teacher predicts."""
+    relabel: bool = False
+    """Replace the labels by the teacher's predictions, after the worst images are left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return {"root": value} if isinstance(value, str) else value
+
+
+class DataSection(Section):
+    """`data:` the images, their splits and batches."""
+
+    dataset: str = "imagefolder"
+    """One of `kdcompress datasets`."""
+    root: str | None = None
+    """Folder of the data; `--data` overrides it. None: the default locations of the data set (bundled, cache,
+    system)."""
+    image_size: int | None = Field(None, ge=8, le=4096)
+    """Side of the training images in pixels. None: the default of the data set (224 for an image folder)."""
+    batch_size: int = Field(64, ge=2)
+    """Global batch size, summed over all processes."""
+    held_out: float = Field(0.1, ge=0)
+    """Share (below 1) or number (1 and above) of the training images held out for model selection. 0: train
+    on all images and ship the last epoch."""
+    labels: Literal["all", "none"] | Annotated[int, Field(ge=1)] = "all"
+    """all: use the labels of the data. none: ignore them. A number: that many training images keep their
+    label, stratified by class; the selection does not depend on the seed of the run."""
+    labelled_share: float = Field(0.5, gt=0, lt=1)
+    """Minimum share of labelled images per batch, if only some images have labels and the method uses
+    both."""
+    workers: int | None = Field(None, ge=0)
+    """Worker processes that decode images; None: one per available core. Small data sets are held in memory
+    and use none."""
+    augment: Literal["auto", "none", "crop", "crop_flip", "resized_crop_flip"] = "auto"
+    """Augmentation of the training images; auto: the usual one for the data set."""
+    max_broken: float = Field(0.01, ge=0, le=1)
+    """Share of unreadable image files above which the run stops; they are listed and counted."""
+    extra: ExtraSection | None = None
+    """Generated images, added to the student's training images."""
+
+    @field_validator("held_out")
+    @classmethod
+    def _check_held_out(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("expected a share below 1 or a whole number of images")
+        return value
+
+
+class InputSection(Section):
+    """`teacher.input:` the normalisation and size that a teacher's weights expect."""
+
+    mean: list[float] | None = Field(None, min_length=1)
+    """Mean per channel, for images in [0, 1]. None: from the weights, otherwise from the data set."""
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1)
+    """Standard deviation per channel, like the mean."""
+    size: int | None = Field(None, ge=8, le=4096)
+    """Side in pixels that the images are resized to for this network. None: from the weights."""
+
+
+class NetworkSection(Section):
+    """`student:` and each of `peers:` a network and its initial weights."""
+
+    model: str
+    """`FAMILY/NAME`, or `python:package.module:function` with --allow-code."""
+    weights: str | None = None
+    """An enum name of the family (IMAGENET1K_V2), a .safetensors/.pt/.pth file, or a run folder. None:
+    random."""
+    taps: dict[str, str] | None = None
+    """{stage1: module.path, ..., classifier: module.path}. None: detected by a dry run."""
+
+
+class TeacherSection(NetworkSection):
+    """`teacher:` the frozen network whose outputs the student learns from."""
+
+    train: Literal["auto", "always", "never"] = "auto"
+    """auto: train it if it has no weights, fine-tune it if its classes differ from those of the data. never:
+    use the weights unchanged; other classes are an error."""
+    epochs: int = Field(10, ge=1)
+    """Epochs of its training or fine-tuning, if any."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of its training. Separate from the run's, so that `--seeds` keeps one teacher for all students."""
+    lr: float | None = Field(None, gt=0)
+    """Learning rate of its training. None: `optim.lr`, or a tenth of it for fine-tuning."""
+    min_top1: float | None = Field(None, ge=0, le=1)
+    """Minimum held-out top-1 (0 to 1) below which the run stops. None: three times chance, at most halfway
+    between chance and 1."""
+    input: InputSection = InputSection()
+
+
+class TrainSection(Section):
+    """`train:` the training loop."""
+
+    epochs: int = Field(ge=1)
+    """Epochs of the student's training."""
+    max_steps: int | None = Field(None, ge=1)
+    """Maximum optimiser steps of every training in the run, the teacher's included; for trial runs."""
+    threads: int | None = Field(None, ge=1, le=MAX_THREADS)
+    """CPU threads per process. None: the available cores. Results depend on it in the last bits."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 if the device supports it natively, fp16 on older GPUs, otherwise fp32."""
+    compile: bool = False
+    """Apply torch.compile to student and teacher; only for methods that read logits alone."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay per step of an exponential moving average of the student's weights, added as a candidate to
+    ship."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Maximum global gradient norm. None: no clipping."""
+    accumulate: int = Field(1, ge=1)
+    """Batches per optimiser step (gradient accumulation)."""
+    freeze_bn: bool = False
+    """Keep the batch-norm statistics of the initial weights."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] | list[float] = "none"
+    """Weights of the cross-entropy. balanced: inverse class frequency; a list: one per class. Scaled to a
+    mean of 1 over the images."""
+    ship: str = Field("best", pattern=CANDIDATE_NAME)
+    """Candidate to ship. best: the epoch and candidate with the best held-out top-1; last: the student of the
+    last epoch; ensemble: the best member, and `ensemble.onnx` with all members; or the NAME of a candidate
+    that the method offers, such as student, ema, leader or peer1."""
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    """Minutes between two checkpoints within an epoch."""
+    tensorboard: bool = False
+    """Also write the log as TensorBoard events to `tensorboard/` (needs the extra `tensorboard`)."""
+
+
+class OptimSection(Section):
+    """`optim:` the optimiser and the learning-rate schedule."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(gt=0)
+    """Base learning rate."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["constant", "cosine", "multistep", "one_cycle"] = "cosine"
+    milestones: list[Annotated[float, Field(ge=0)]] = Field([0.625, 0.75, 0.875])
+    """For multistep: fractions of the run (below 1) or epochs (1 and above) at which the rate is divided by
+    ten."""
+    warmup: float = Field(0.0, ge=0)
+    """Linear warm-up from zero: a fraction of the run (below 1) or epochs (1 and above)."""
+
+
+class Int8Section(Section):
+    """`export.int8:` quantisation to `student.int8.onnx`; `int8: true` means the defaults."""
+
+    images: int = Field(128, ge=1)
+    """Calibration images: from the training split, without augmentation, balanced over the classes."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the selection of calibration images."""
+    target: Literal["auto", "x86", "x86-novnni", "arm"] = "auto"
+    """Processor whose int8 kernels the file is made for; auto: this machine."""
+    ranges: Literal["minmax", "percentile"] = "minmax"
+    """Ranges of the activations: minimum to maximum, or clipped at the 99.999th percentile."""
+    rescue: int = Field(0, ge=0)
+    """Number of layers that stay in float: those with the largest quantisation error."""
+    max_drop: float = Field(3.0, ge=0, le=100)
+    """Largest allowed loss of test top-1 against fp32, in points; beyond it the run fails."""
+    qat_epochs: int = Field(0, ge=0)
+    """Epochs of quantisation-aware training after the student's training, with the same teacher and method.
+    The int8 file uses these weights unless they score lower on held-out images; the other files keep the
+    student unchanged. 0: none."""
+    qat_lr: float = Field(0.01, gt=0, le=1)
+    """Learning rate of these epochs as a share of optim.lr, decayed to zero along a half cosine. Batch-norm
+    statistics are fixed, so larger steps can diverge: 0.05 did for ResNet-8 after 100 steps, with and without
+    rounding."""
+
+    @model_validator(mode="after")
+    def _check_qat_ranges(self) -> Self:
+        if self.qat_epochs and self.ranges != "minmax":
+            raise ValueError(f"qat_epochs tunes for ranges: minmax, and not for {self.ranges}; leave one out")
+        return self
+
+
+def expand_int8(export: Any) -> Any:
+    """Expands `int8: true` to a section with the defaults, and `int8: false` to None."""
+    if not isinstance(export, dict) or not isinstance(export.get("int8"), bool):
+        return export
+    return {**export, "int8": {} if export["int8"] else None}
+
+
+class ExportSection(Section):
+    """`export:` the files that ship."""
+
+    formats: list[str] = Field(["onnx", "safetensors"], min_length=1)
+    """Names of `kdcompress/deploy/formats`."""
+    int8: Int8Section | None = None
+    """Also write `student.int8.onnx`, with a verdict on its speed and accuracy on this machine."""
+    fp16: bool = False
+    """Also write `student.fp16.onnx`, half the size."""
+    embed_preprocess: Literal["normalize", "resize"] = "normalize"
+    """Preprocessing inside the graph. normalize: `student.onnx` takes resized images in [0, 1]; resize: also
+    write `student.image.onnx`, which takes decoded images of any size."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return expand_int8(value)
+
+
+class BenchSection(Section):
+    """`bench:` the latency measurement at the end of the run."""
+
+    threads: list[Annotated[int, Field(ge=1)] | Literal["all"]] = Field([1], min_length=1)
+    """CPU threads, one measurement each."""
+    batch: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
+    """Images per call, one measurement each."""
+    rounds: int = Field(21, ge=1)
+    """Interleaved rounds in shuffled order. Below 6 there is no 95 % interval; about 21 detect a difference
+    of 5 %."""
+
+
+class Recipe(Section):
+    """A checked recipe: every value that a run depends on."""
+
+    name: str = Field(pattern=RECIPE_NAME)
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataSection = DataSection()
+    teacher: TeacherSection | None = None
+    student: NetworkSection
+    peers: list[NetworkSection] = Field([])
+    method: dict[str, Any]
+    train: TrainSection
+    optim: OptimSection
+    export: ExportSection = ExportSection()
+    bench: BenchSection = BenchSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, document: Any) -> Any:
+        return expand_shorthand(document) if isinstance(document, dict) else document
+
+    def to_yaml(self) -> str:
+        """Writes the recipe as YAML that `load_recipe` reads back to an equal recipe."""
+        return to_yaml(self.model_dump(mode="json"))
+
+    def replace(self, **sections: Any) -> Self:
+        """Returns a copy with whole sections replaced."""
+        return self.model_copy(update=sections)
+
+    def lengthened(self, times: float) -> Self:
+        """Returns a copy with the epochs, and milestones and warm-up counted in epochs, multiplied."""
+        if times == 1:
+            return self
+        epochs = max(1, round(self.train.epochs * times))
+        times = epochs / self.train.epochs
+        optim, milestones = self.optim, [m if m < 1 else m * times for m in self.optim.milestones]
+        warmup = optim.warmup if optim.warmup < 1 else optim.warmup * times
+        return self.replace(
+            train=self.train.model_copy(update={"epochs": epochs}),
+            optim=optim.model_copy(update={"milestones": milestones, "warmup": warmup}),
+        )
+
+
+def expand_shorthand(document: dict[str, Any]) -> dict[str, Any]:
+    """Returns the document with a section wherever a bare text stands for one, so that `--set` reaches it."""
+    # `peers: [cifar/resnet8]`: a bare name is a network without weights.
+    if isinstance(document.get("peers"), list):
+        peers = [{"model": peer} if isinstance(peer, str) else peer for peer in document["peers"]]
+        document = {**document, "peers": peers}
+    data = document.get("data")
+    if isinstance(data, dict) and isinstance(data.get("extra"), str):
+        document = {**document, "data": {**data, "extra": {"root": data["extra"]}}}
+    if "export" in document:
+        document = {**document, "export": expand_int8(document["export"])}
+    return document

@@ -1,0 +1,182 @@
+"""Results of finished trainings and selections, stored in the run folder and in the user cache.
+
+A result is a set of tensors with a note. It is stored under a key, a hash of everything it depends on: a
+later run with the same inputs finds it in the cache, and a resumed run finds it in its own folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from kdcompress.atomic import write_bytes, write_json
+from kdcompress.data.cache import cache_folder
+from kdcompress.errors import RunFolderError
+from kdcompress.recipe import Recipe
+from kdcompress.train.processes import Processes
+
+SCHEMA = "kdcompress.teacher/1"
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """A result as it is stored.
+
+    Args:
+        state: Its tensors by name, such as a state dictionary.
+        note: Facts about it: how it was made and what it scored.
+        key: Hash of everything it depends on.
+        sha256: Of its file; goes into the keys of the results that build on this one.
+    """
+
+    state: dict[str, Tensor]
+    note: dict[str, Any]
+    key: str
+    sha256: str
+
+
+def result(
+    folder: Path,
+    stem: str,
+    key: str,
+    processes: Processes,
+    make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]],
+) -> StoredResult:
+    """Returns the stored result of a key, or makes and stores it; the same in all processes.
+
+    Args:
+        folder: The run's `checkpoints/`.
+        stem: Name of the files, without suffix.
+        key: From `key_of`.
+        processes: The first of them reads and writes.
+        make: Returns the tensors and the note; called in all processes, and in none if the result is stored.
+    """
+    stored = find(folder, key, stem) if processes.first else None
+    if processes.agree(stored is not None):
+        if stored is not None:
+            _write(folder, stem, stored)
+        return _shared_by(processes, stored)
+    state, note = make()
+    if processes.first:
+        stored = keep(folder, key, state, note, stem)
+    return _shared_by(processes, stored)
+
+
+def key_of(*parts: Any) -> str:
+    """Returns a hash of everything that a result depends on.
+
+    Args:
+        parts: JSON values.
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def teacher_key(
+    recipe: Recipe, *, listing_sha256: str, weights_sha256: str | None, environment: dict[str, Any]
+) -> str:
+    """Returns the key of a trained or fine-tuned teacher.
+
+    Args:
+        recipe: Its teacher, data, optim and train sections count; the student and the method do not.
+        listing_sha256: Hash of the data.
+        weights_sha256: Hash of the weights that it starts from.
+        environment: Versions, device, precision, processes.
+    """
+    assert recipe.teacher is not None
+    teacher = recipe.teacher.model_dump(mode="json", exclude={"min_top1", "weights"})
+    return key_of(teacher, *recipe_parts(recipe), listing_sha256, weights_sha256, environment)
+
+
+def recipe_parts(recipe: Recipe) -> list[dict[str, Any]]:
+    """Returns the parts of the recipe that trainings before the student's depend on."""
+    # Only the student's batches mix pools.
+    data = recipe.data.model_dump(mode="json", exclude={"root", "workers", "labelled_share", "extra"})
+    # How the student is chosen and logged has no part in the teacher.
+    train = recipe.train.model_dump(
+        mode="json", exclude={"epochs", "ema", "ship", "compile", "checkpoint_minutes", "tensorboard"}
+    )
+    return [data, train, recipe.optim.model_dump(mode="json")]
+
+
+def find(folder: Path, key: str, stem: str = TEACHER) -> StoredResult | None:
+    """Reads a result from the run folder or the user cache; None: there is no whole one of this key."""
+    for place in (folder, _in_cache(key)):
+        stored = _read(place, key, stem)
+        if stored is not None:
+            return stored
+    return None
+
+
+def keep(
+    folder: Path, key: str, state: dict[str, Tensor], note: dict[str, Any], stem: str = TEACHER
+) -> StoredResult:
+    """Writes a result to the run folder and to the user cache."""
+    content = _content(state)
+    stored = StoredResult(state, note, key, hashlib.sha256(content).hexdigest())
+    for place in (folder, _in_cache(key)):
+        _write(place, stem, stored)
+    return stored
+
+
+def fill(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Loads a stored teacher into its network, strictly.
+
+    Raises:
+        RunFolderError: It does not fit its own network: the file was changed.
+    """
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).split("\n", 1)[0]
+        raise RunFolderError(
+            f"the kept teacher does not fit its network ({reason}); use --overwrite"
+        ) from None
+
+
+def _shared_by(processes: Processes, stored: StoredResult | None) -> StoredResult:
+    shared = processes.agree(stored)
+    assert isinstance(shared, StoredResult)
+    return shared
+
+
+def _in_cache(key: str) -> Path:
+    return cache_folder() / "teachers" / key
+
+
+def _content(state: dict[str, Tensor]) -> bytes:
+    return safetensors.torch.save({k: v.contiguous() for k, v in state.items()}, {"format": "pt"})
+
+
+def _write(folder: Path, stem: str, stored: StoredResult) -> None:
+    """Writes the tensors, then the note beside them, which holds their hash."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / f"{stem}.safetensors", _content(stored.state))
+    note = {"schema": SCHEMA, "key": stored.key, "sha256": stored.sha256, **stored.note}
+    write_json(folder / f"{stem}.json", note)
+
+
+def _read(folder: Path, key: str, stem: str) -> StoredResult | None:
+    note_file, file = folder / f"{stem}.json", folder / f"{stem}.safetensors"
+    if not note_file.exists() or not file.exists():
+        return None
+    # A damaged note, one of another key, or a file that was cut short counts as none.
+    try:
+        note = json.loads(note_file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if not isinstance(note, dict) or note.get("schema") != SCHEMA or note.get("key") != key:
+        return None
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != note.get("sha256"):
+        return None
+    own = {name: value for name, value in note.items() if name not in ("schema", "key", "sha256")}
+    return StoredResult(safetensors.torch.load(content), own, key, digest)

@@ -1,0 +1,76 @@
+"""Every recipe name of commit e33f4e2 still works and gives the values of its former file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from kdcompress.cli import main
+from kdcompress.errors import RecipeError
+from kdcompress.listing import shipped_recipes
+from kdcompress.recipe import load_recipe, resolve_recipe
+from kdcompress.recipe.old_names import OLD_NAMES
+from kdcompress.strict_yaml import read_yaml
+
+FORMER = read_yaml(Path(__file__).parent / "old_recipes.yaml")
+# Values that differ from the former file, each with its reason.
+DIFFERENCES: dict[str, dict[str, object]] = {}
+
+
+def flat(recipe):
+    def walk(value, path):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(inner, f"{path}.{key}" if path else key)
+        else:
+            yield path, value
+
+    return dict(walk(recipe.model_dump(mode="json"), ""))
+
+
+def test_the_table_holds_exactly_the_names_without_a_file():
+    assert len(FORMER) == 45
+    assert set(FORMER) == (set(FORMER) & set(shipped_recipes())) | set(OLD_NAMES)
+    assert not set(OLD_NAMES) & set(shipped_recipes())
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_former_name_gives_the_values_of_its_former_file(tmp_path, name):
+    (tmp_path / "former.yaml").write_text(yaml.safe_dump(FORMER[name]))
+    former, present = load_recipe(str(tmp_path / "former.yaml")), resolve_recipe(name).recipe
+    before, now = flat(former), flat(present)
+    changed = {key: now.get(key) for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    assert changed == DIFFERENCES.get(name, {})
+
+
+@pytest.mark.parametrize(("name", "old"), OLD_NAMES.items())
+def test_a_former_name_means_its_options_and_says_so_in_one_line(name, old):
+    resolved = resolve_recipe(name)
+    same = resolve_recipe(old.recipe, old.overrides, method=old.method, preset=old.preset)
+    assert resolved.recipe.replace(name=old.recipe) == same.recipe
+    assert resolved.recipe.name == name  # the run folder keeps its name
+    assert resolved.notices[0] == f"the recipe {name!r} is now: {old.options()}"
+    assert resolved.notices[1:] == same.notices
+
+
+def test_the_options_of_a_former_name_are_accepted_by_the_command():
+    old = OLD_NAMES["resnet34-to-resnet18-dkd"]
+    assert old.options() == (
+        "--recipe resnet34-to-resnet18 --method dkd --preset imagenet --set data.batch_size=512 "
+        "--set optim.lr=0.2"
+    )
+    main.commands["distill"].make_context("distill", old.options().split())
+    done = CliRunner().invoke(main, ["show", "quickstart-dml"])
+    assert done.exit_code == 0
+    assert "Note: the recipe 'quickstart-dml' is now: --recipe quickstart --method dml\n" in done.stderr
+
+
+def test_options_go_before_those_of_a_former_name():
+    assert load_recipe("quickstart-dml", ["optim.lr=0.5"], notify=print).optim.lr == 0.5
+    other = load_recipe("resnet34-to-resnet18-dkd", method="kd", notify=lambda notice: None)
+    assert (other.method["name"], other.data.batch_size) == ("kd", 256)
+    with pytest.raises(RecipeError, match="--preset tiny: the method 'dml' has no such preset"):
+        resolve_recipe("quickstart-dml", preset="tiny")

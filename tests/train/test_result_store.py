@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kdcompress.data.cache import cache_folder
+from kdcompress.errors import RunFolderError
+from kdcompress.recipe import load_recipe
+from kdcompress.train import result_store
+from kdcompress.train.processes import Processes
+
+STATE = {"weight": torch.arange(6.0).reshape(3, 2), "bias": torch.zeros(3)}
+ENVIRONMENT = {"torch": "1", "device": "cpu", "precision": "fp32", "processes": 1}
+
+
+def key(*overrides, data="d", weights=None, **environment):
+    recipe = load_recipe("quickstart", overrides)
+    around = {**ENVIRONMENT, **environment}
+    return result_store.teacher_key(recipe, listing_sha256=data, weights_sha256=weights, environment=around)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=3", "name=other", "student.model=cifar/resnet20", "method.temperature=2", "train.epochs=5",
+        "train.ema=0.9", "train.ship=last", "teacher.min_top1=0", "bench.rounds=1", "data.workers=2",
+        "export.formats=[onnx]",
+    ],
+)  # fmt: skip
+def test_what_has_no_part_in_the_teacher_finds_the_same_teacher(override):
+    assert key(override) == key()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "teacher.model=cifar/wrn-16-1", "teacher.epochs=3", "teacher.seed=1", "teacher.lr=0.01",
+        "data.batch_size=32", "data.held_out=0", "data.augment=none", "optim.lr=0.2",
+        "optim.schedule=constant",
+        "train.threads=2", "train.label_smoothing=0.1", "train.max_steps=3", "train.accumulate=2",
+        "train.freeze_bn=true", "train.clip_norm=1",
+    ],
+)  # fmt: skip
+def test_what_the_teacher_depends_on_asks_for_another_one(override):
+    assert key(override) != key()
+
+
+def test_so_do_its_data_its_weights_and_what_it_is_computed_on():
+    others = [
+        key(data="e"),
+        key(weights="w"),
+        key(precision="bf16"),
+        key(processes=2),
+        key(device="cuda"),
+        key(channels=3),
+    ]
+    assert len({key(), *others}) == 7
+
+
+def test_a_kept_teacher_is_found_by_this_run_and_by_every_other(tmp_path):
+    result_store.keep(tmp_path / "run", "k", STATE, {"epoch": 3})
+    for folder in (tmp_path / "run", tmp_path / "other"):
+        kept = result_store.find(folder, "k")
+        assert kept.note["epoch"] == 3
+        assert all(torch.equal(kept.state[name], STATE[name]) for name in STATE)
+    assert result_store.find(tmp_path / "run", "another") is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "teacher.safetensors").write_bytes(b"short"),
+        lambda folder: (folder / "teacher.safetensors").unlink(),
+        lambda folder: (folder / "teacher.json").unlink(),
+        lambda folder: (folder / "teacher.json").write_text('{"schema": "kdcompress.teacher/9", "key": "k"}'),
+        lambda folder: (folder / "teacher.json").write_text('{"schema": "kdco'),
+        lambda folder: (folder / "teacher.json").write_bytes(b"\xff\xfe"),
+        lambda folder: (folder / "teacher.json").write_text("[]"),
+        lambda folder: (folder / "teacher.json").write_text('{"schema": "kdcompress.teacher/1", "key": "k"}'),
+    ],
+    ids=["cut", "no_file", "no_note", "newer", "half_a_note", "no_text", "no_object", "no_hash"],
+)
+def test_a_damaged_teacher_is_as_good_as_none(tmp_path, damage):
+    result_store.keep(tmp_path, "k", STATE, {})
+    damage(tmp_path)
+    damage(cache_folder() / "teachers" / "k")
+    assert result_store.find(tmp_path, "k") is None
+
+
+def test_a_damaged_teacher_of_the_run_is_replaced_by_the_shared_one(tmp_path):
+    result_store.keep(tmp_path, "k", STATE, {})
+    (tmp_path / "teacher.safetensors").write_bytes(b"short")
+    assert result_store.find(tmp_path, "k") is not None
+
+
+def test_a_teacher_fills_its_own_network_and_no_other():
+    network = nn.Linear(2, 3)
+    result_store.fill(network, STATE)
+    assert torch.equal(network.weight, STATE["weight"])
+    with pytest.raises(RunFolderError, match=r"does not fit its network .*--overwrite"):
+        result_store.fill(nn.Linear(2, 4), STATE)
+
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def test_a_result_is_made_once_and_found_by_the_next_run(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return STATE, {"epoch": 3}
+
+    first = result_store.result(tmp_path / "one", "heads", "k", ALONE, make)
+    again = result_store.result(tmp_path / "one", "heads", "k", ALONE, make)
+    other = result_store.result(tmp_path / "other", "heads", "k", ALONE, make)
+    assert len(calls) == 1
+    assert first.note == again.note == other.note == {"epoch": 3}
+    assert first.sha256 == other.sha256
+    assert (tmp_path / "other" / "heads.safetensors").is_file()
+    result_store.result(tmp_path / "one", "heads", "another", ALONE, make)
+    assert len(calls) == 2
+
+
+def test_a_key_chains_what_it_builds_on():
+    first = result_store.key_of("heads", 1)
+    assert result_store.key_of("labels", first) != result_store.key_of(
+        "labels", result_store.key_of("heads", 2)
+    )
