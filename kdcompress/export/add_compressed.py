@@ -19,11 +19,12 @@ from kdcompress.deploy.tuned_int8 import TunedStudent
 from kdcompress.deploy.variants import NAMES
 from kdcompress.errors import UserError
 from kdcompress.export.compressed import Made, Wanted, judged, tried
+from kdcompress.export.int8_inputs import load_qat_student
 from kdcompress.export.reexport import EXPORT_SCHEMA, check_single, data_of, images_of
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, Int8Section, Recipe
-from kdcompress.run.delivery import PAGES, read_json, write_pages
-from kdcompress.run.qat import tuned_student
+from kdcompress.report.documents import read_json
+from kdcompress.report.pages import PAGES, write_pages
 from kdcompress.run_folder import RunFolder, check_writable
 
 _LATER = "timed after the run, in rounds of their own"
@@ -102,7 +103,7 @@ def add_to_run(
             results["student"],
             progress,
             workers=workers,
-            tuned=tuned_student(source, source, data.held_out, workers=workers, allow_code=allow_code),
+            tuned=load_qat_student(source, source, data.held_out, workers=workers, allow_code=allow_code),
         ) as (made, bench):
             names = {NAMES[variant.precision] for variant in made.variants}
             # Written one by one: whoever is killed in between leaves a run that can be asked again.
@@ -206,7 +207,7 @@ def _tuned_elsewhere(run: Path | None, folder: Path, workers: int, allow_code: b
     known = read_json(results).get("variants", {}).get("int8", {}).get("qat")
     if known is not None and not known["kept"]:
         return None
-    return tuned_student(run, folder, None, workers=workers, allow_code=allow_code)
+    return load_qat_student(run, folder, None, workers=workers, allow_code=allow_code)
 
 
 def _opened(source: Path, allow_code: bool) -> tuple[RunFolder, Recipe]:

@@ -28,10 +28,10 @@ from kdcompress.deploy.tuned_int8 import TunedStudent, better_int8
 from kdcompress.deploy.variants import NAMES, Exact, Variant, to_fp16, to_int8
 from kdcompress.deploy.worth import worst_layers, worth
 from kdcompress.errors import NetworkError
+from kdcompress.export.int8_inputs import calibration_images, int8_target
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, ExportSection, Int8Section
 from kdcompress.report import verdict
-from kdcompress.run.qat import calibrated, target_of
 
 Test = Callable[[], Batches]
 """Opens the test split."""
@@ -219,11 +219,11 @@ def _made(
     exact = Exact(folder / GRAPH, test)
     tell("smaller files", 1, steps)
     section = wanted.int8 or Int8Section()
-    images = calibrated(section, train, workers=workers)
+    images = calibration_images(section, train, workers=workers)
     variants = []
     if wanted.int8 is not None:
         settings = {key: getattr(section, key) for key in ("ranges", "rescue", "max_drop")}
-        settings["target"] = target_of(section)
+        settings["target"] = int8_target(section)
         make_it = functools.partial(to_int8, exact, images, staging, **settings)
         if tuned is not None:
             make_it = functools.partial(better_int8, exact, images, staging, tuned, **settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,17 @@ from kdcompress.deploy.ship import Shipped, ship
 from kdcompress.export import image_file as image_input
 from kdcompress.export.compressed import Made, Wanted, artefacts, judged, make
 from kdcompress.export.image_file import ImageFile
+from kdcompress.export.int8_inputs import load_qat_student
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import Start
 from kdcompress.report import documents, verdict
-from kdcompress.report.card import write_card
-from kdcompress.report.page import write_report
+from kdcompress.report.documents import read_json as read_json
+from kdcompress.report.pages import write_pages
 from kdcompress.run.context import Run, TestSplit
-from kdcompress.run.qat import tuned_student
 from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged_gate
 from kdcompress.tasks.classification import Predictions
 from kdcompress.train.job import Outcome
 
-PAGES = ("report.html", "README.md")
 PREDICTIONS = "test_predictions.safetensors"
 """Classes that the exported file gave on the test split, kept to compare runs image by image."""
 
@@ -85,7 +83,7 @@ def deliver(
     made, wanted = None, Wanted.of(run.recipe.export)
     if wanted:
         folder, held_out = run.folder.path, run.data.held_out
-        tuned = tuned_student(folder, folder, held_out, workers=run.workers, allow_code=run.allow_code)
+        tuned = load_qat_student(folder, folder, held_out, workers=run.workers, allow_code=run.allow_code)
         made = make(folder, wanted, run.data.train, test, run.progress, workers=run.workers, tuned=tuned)
     image = None
     if run.recipe.export.embed_preprocess == "resize":
@@ -197,17 +195,6 @@ def report(
     return {**read_json(folder / "results.json"), "folder": str(folder.path)}
 
 
-def write_pages(folder: Path) -> list[str]:
-    """Writes the report and the model card of a run.
-
-    Returns:
-        Their names in the run folder.
-    """
-    write_report(folder)
-    write_card(folder)
-    return list(PAGES)
-
-
 def _right(checkpoints: Path) -> Tensor:
     """Which test images a run's exported file got right."""
     tensors = safetensors.torch.load_file(checkpoints / PREDICTIONS)
@@ -216,9 +203,3 @@ def _right(checkpoints: Path) -> Tensor:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A document that this project wrote."""
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document

@@ -23,7 +23,7 @@ from kdcompress.deploy.config import DeployedConfig
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS, spec_of
 from kdcompress.errors import DataError, UserError
-from kdcompress.export.reexport import EVALUATION_SCHEMA, artefact, data_of, images_of
+from kdcompress.export.reexport import artefact, data_of, images_of
 from kdcompress.metrics.neighbours import NEIGHBOURS
 from kdcompress.networks.from_recipe import teacher_needs_training
 from kdcompress.networks.tapped import Tapped
@@ -42,6 +42,7 @@ from kdcompress.run.networks import load_networks, tapped
 from kdcompress.run.teacher import own_size
 from kdcompress.run_folder import RunFolder, check_writable
 from kdcompress.tasks.classification import accuracy
+from kdcompress.tools.evaluate import EVALUATION_SCHEMA
 from kdcompress.train import result_store
 from kdcompress.train.processes import Processes
 

@@ -18,7 +18,6 @@ from kdcompress.deploy.formats import safetensors as safetensors_format
 from kdcompress.deploy.ship import ship
 from kdcompress.deploy.verify import PARITY_LIMIT, parity_gates, split_gates
 from kdcompress.errors import GateFailed, NetworkError, UserError
-from kdcompress.export import reexport as afterwards
 from kdcompress.metrics.neighbours import knn_top1, overlap
 from kdcompress.networks.build import build
 from kdcompress.networks.weights import resolve
@@ -26,6 +25,7 @@ from kdcompress.progress import Progress
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 from kdcompress.tasks.classification import Predictions
 from kdcompress.tasks.embedding import Embeddings
+from kdcompress.tools.evaluate import evaluate
 
 FORMATS = ["onnx", "safetensors"]
 WIDTH = 64
@@ -148,7 +148,7 @@ def test_its_run_is_a_source_of_weights_without_classes(shipped):
 @pytest.mark.parametrize("name", ["", "student.safetensors"])
 def test_evaluating_it_says_what_to_do_instead(shipped, name):
     with pytest.raises(UserError, match=r"is a backbone, which gives features .* with --probe"):
-        afterwards.evaluate(
+        evaluate(
             shipped[0] / name, Progress(quiet=True), recipe="x", data=None, overrides=(), split="test",
             allow_code=False,
         )  # fmt: skip
