@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,23 @@ from torch import Tensor
 from kdcompress import __version__
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench.measure import Artefact, measure
-from kdcompress.deploy.accuracy import Predictions
+from kdcompress.deploy.derived import failure
+from kdcompress.deploy.files import formats
 from kdcompress.deploy.ship import Shipped, ship
 from kdcompress.export import image_file as image_input
-from kdcompress.export.compressed import Made, Wanted, artefacts, failure, judged, make
+from kdcompress.export.compressed import Made, Wanted, artefacts, judged, make
 from kdcompress.export.image_file import ImageFile
+from kdcompress.export.int8_inputs import load_qat_student
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.report import documents, verdict
-from kdcompress.report.card import write_card
-from kdcompress.report.page import write_report
+from kdcompress.report.documents import read_json as read_json
+from kdcompress.report.pages import write_pages
 from kdcompress.run.context import Run, TestSplit
-from kdcompress.run.qat import tuned_student
 from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged_gate
+from kdcompress.tasks.classification import Predictions
 from kdcompress.train.job import Outcome
 
-PAGES = ("report.html", "README.md")
 PREDICTIONS = "test_predictions.safetensors"
 """Classes that the exported file gave on the test split, kept to compare runs image by image."""
 
@@ -79,7 +79,7 @@ def deliver(
         metadata=documents.file_metadata(run.recipe, manifest_entry(run, teaching)),
         allow_code=run.allow_code,
         extra_gates=gates,
-        taught=beside,
+        teacher_outputs=beside,
     )
     found = shipped.predictions
     if isinstance(found, Predictions):
@@ -88,7 +88,7 @@ def deliver(
     made, wanted = None, Wanted.of(run.recipe.export)
     if wanted:
         folder, held_out = run.folder.path, run.data.held_out
-        tuned = tuned_student(folder, folder, held_out, workers=run.workers, allow_code=run.allow_code)
+        tuned = load_qat_student(folder, folder, held_out, workers=run.workers, allow_code=run.allow_code)
         made = make(folder, wanted, run.data.train, test, run.progress, workers=run.workers, tuned=tuned)
     image = None
     if run.recipe.export.embed_preprocess == "resize":
@@ -107,16 +107,11 @@ def _bench(
     if teacher is not None:
         known = {key: teacher[key] for key in ("params", "macs")}
         timed.append(Artefact("teacher", teacher_file, ("onnxruntime",), **known))
-    if "onnx" in recipe.export.formats:
-        file = folder / "student.onnx"
-        timed.append(Artefact("student", file, ("onnxruntime",), network="student", **facts))
-    if "safetensors" in recipe.export.formats and not recipe.student.model.startswith("python:"):
-        file = folder / "student.safetensors"
-        timed.append(Artefact("student (PyTorch)", file, ("torch",), network="student", **facts))
-    for name, suffix, shown in (("openvino", ".xml", "OpenVINO"), ("executorch", ".pte", "ExecuTorch")):
-        if name in recipe.export.formats:
-            file = folder / f"student{suffix}"
-            timed.append(Artefact(f"student ({shown})", file, (name,), network="student", **facts))
+    for kind in formats():
+        own_code = kind.name == "safetensors" and recipe.student.model.startswith("python:")
+        if kind.name in recipe.export.formats and not own_code:
+            file = folder / f"student{kind.suffix}"
+            timed.append(Artefact(kind.artefact, file, (kind.runtime,), network="student", **facts))
     if delivery.made is not None:
         timed += artefacts(delivery.made, student)
     image = delivery.image
@@ -168,13 +163,10 @@ def report(
         "teacher_held_out": teaching and teaching.held_out,
     }
     results = documents.results(shipped.student, teacher, baseline, gain, training)
-    failed, smaller = None, delivery.made
+    smaller, image = delivery.made, delivery.image
     if smaller is not None:
         results["variants"] = judged(smaller, bench)
-        failed = failure(smaller)
-    image = delivery.image
-    if image is not None:
-        failed = failed or image.failure()
+    failed = failure([*(smaller.variants if smaller else ()), *([image] if image else ())])
     write_json(folder / "results.json", results)
     manifest = {
         "kdcompress": __version__,
@@ -208,17 +200,6 @@ def report(
     return {**read_json(folder / "results.json"), "folder": str(folder.path)}
 
 
-def write_pages(folder: Path) -> list[str]:
-    """Writes the report and the model card of a run.
-
-    Returns:
-        Their names in the run folder.
-    """
-    write_report(folder)
-    write_card(folder)
-    return list(PAGES)
-
-
 def _right(checkpoints: Path) -> Tensor:
     """Which test images a run's exported file got right."""
     tensors = safetensors.torch.load_file(checkpoints / PREDICTIONS)
@@ -227,9 +208,3 @@ def _right(checkpoints: Path) -> Tensor:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A document that this project wrote."""
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document

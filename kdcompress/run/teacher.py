@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdcompress import discovery
 from kdcompress.atomic import sha256_of
-from kdcompress.deploy.accuracy import Embeddings, accuracy, spread
+from kdcompress.deploy.accuracy import scored, spread
 from kdcompress.deploy.gate import Gate, relative
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import WeakTeacher
@@ -27,6 +27,7 @@ from kdcompress.report import documents
 from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.networks import info, tapped
 from kdcompress.run.training import Training, for_method, stored_training
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 from kdcompress.train import result_store
 from kdcompress.train.evaluate import deciding, predict_teacher, score
 
@@ -202,9 +203,11 @@ class OnTest:
 
     def figures(self, num_classes: int) -> dict[str, Any]:
         """Returns the figures in the form of the student's in `results.json`."""
-        of_classifier = {} if self.logits is None else accuracy(self.logits, self.labels, num_classes)
-        of_backbone = {} if self.pooled is None else Embeddings(self.pooled, self.labels).score(0)
-        return {**of_backbone, **of_classifier}
+        found: dict[str, Any] = {}
+        for task, outputs in ((EMBEDDING, self.pooled), (CLASSIFICATION, self.logits)):
+            if outputs is not None:
+                found |= scored(task, outputs, self.labels, num_classes).result()
+        return found
 
 
 def read_test_split(run: Run, teaching: Teaching, test: TestSplit, *, pooled: bool) -> OnTest:
@@ -240,7 +243,8 @@ def figures(run: Run, teaching: Teaching, file: Path, on_test: OnTest) -> dict[s
         height=height, width=width,
     )  # fmt: skip
     plugin = discovery.load("format", "onnx")
-    plugin.write(network.cpu(), spec, file, metadata={}, backbone=teacher.backbone)
+    task = EMBEDDING if teacher.backbone else CLASSIFICATION
+    plugin.write(network.cpu(), spec, file, metadata={}, task=task)
     return {
         **on_test.figures(len(run.data.class_names)),
         "params": count_parameters(network),

@@ -26,6 +26,7 @@ from kdcompress.bench.targets import parse_target
 from kdcompress.cli import main
 from kdcompress.deploy.golden_file import Picker, write_golden
 from kdcompress.errors import TargetUnreachable, UserError, WorldError
+from kdcompress.tasks import CLASSIFICATION
 from kdcompress.tools import bench as timing
 
 LACKING = ssh_server.lacking()
@@ -67,7 +68,7 @@ def file(tmp_path):
     picker = Picker()
     for _ in picker.through([(images, torch.full((5,), -1))]):
         pass
-    write_golden(tmp_path / "golden.npz", picker, outputs, limit=5e-3, backbone=False)
+    write_golden(tmp_path / "golden.npz", picker, outputs, limit=5e-3, task=CLASSIFICATION)
     return path
 
 
