@@ -152,7 +152,7 @@ def _check_baseline(recipe: Recipe, data: Data) -> None:
     """
     if data.labelled == 0:
         raise UserError("--baseline: trains on labels, and no training image has one")
-    if needs_of(recipe).backbone:
+    if not needs_of(recipe).task.has_classes:
         raise UserError(
             f"--baseline: labels train a classifier, and {recipe.method['name']} as set trains a backbone"
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +36,7 @@ from kdcompress.deploy.strip import fresh_student, load_strictly
 from kdcompress.deploy.verify import first_images, parity_gates, split_gates
 from kdcompress.errors import NetworkError, UserError
 from kdcompress.tasks import CLASSIFICATION
+from kdcompress.tasks.classification import mean_prediction
 
 NAME = "ensemble.onnx"
 PREFIX = "ensemble_"
@@ -101,8 +101,7 @@ class Ensemble(nn.Module):
         Args:
             images: `[B, C, H, W]` in [0, 1], not normalised.
         """
-        log_probabilities = torch.stack([member(images).log_softmax(1) for member in self.members])
-        return log_probabilities.logsumexp(0) - math.log(len(self.members))
+        return mean_prediction([member(images) for member in self.members])
 
 
 def write_ensemble(

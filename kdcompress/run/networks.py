@@ -33,10 +33,12 @@ def load_networks(run: Run) -> dict[str, LoadedNetwork]:
     sections.update({f"peer{i + 1}": peer for i, peer in enumerate(recipe.peers)})
     if recipe.teacher is not None:
         sections["teacher"] = recipe.teacher
-    headless: dict[str, Headless] = {name: "always" if needs.backbone else "never" for name in sections}
+    headless: dict[str, Headless] = {
+        name: "never" if needs.task.has_classes else "always" for name in sections
+    }
     if recipe.teacher is not None:
         headless["teacher"] = headless_teacher(
-            recipe.teacher, logits_read="logits" in needs.read_of_teacher, backbone=needs.backbone
+            recipe.teacher, logits_read="logits" in needs.read_of_teacher, task=needs.task
         )
     found = {}
     for name, section in sections.items():
@@ -99,7 +101,7 @@ def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool
             f"{where}no training image has a label, and the method {name} needs them as it is set; sort the "
             f"images into a folder per class, or {without}"
         )
-    if data.class_names or needs.backbone:
+    if data.class_names or not needs.task.has_classes:
         return data
     if recipe.teacher is None or recipe.teacher.weights is None:
         raise DataError(
@@ -130,9 +132,7 @@ def _without_labels(recipe: Recipe) -> str:
 def tapped(run: Run, section: NetworkSection, start: LoadedNetwork) -> Tapped:
     """Taps a network, with the normalisation of its weights, or of the data if its weights have none."""
     spec = input_spec(run, section, start)
-    network = Tapped(
-        start.network, section.model, input_spec=spec, taps=section.taps, backbone=start.backbone
-    )
+    network = Tapped(start.network, section.model, input_spec=spec, taps=section.taps, task=start.task)
     network.to(run.device)
     network.precision = precision.dtype(run.precision)
     return network

@@ -23,7 +23,6 @@ from kdcompress.networks.undisturbed import undisturbed
 from kdcompress.run.context import Run
 from kdcompress.run.networks import input_spec
 from kdcompress.run.training import Training, run_training
-from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 from kdcompress.train.job import Outcome
 from kdcompress.train.qat_method import QuantizationAwareTraining
 
@@ -47,7 +46,7 @@ def check_int8_training(run: Run, method: Method, start: LoadedNetwork) -> None:
         with tempfile.TemporaryDirectory(prefix="kdcompress-") as folder:
             path = Path(folder) / "student.onnx"
             spec = input_spec(run, run.recipe.student, start)
-            task = EMBEDDING if start.backbone else CLASSIFICATION
+            task = start.task
             onnx_format.write(student.network, spec, path, metadata={}, task=task)
             rounded = _layers(prepared(path))
     except NetworkError as error:

@@ -18,7 +18,7 @@ from kdcompress.deploy.gate import Gate, relative
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import WeakTeacher
 from kdcompress.methods.base import find_method
-from kdcompress.networks.activations import LOGITS, POOLED, Want
+from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import FrozenTeacher, Teacher, teacher_network
@@ -28,8 +28,9 @@ from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.networks import info, tapped
 from kdcompress.run.training import Training, for_method, stored_training
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
+from kdcompress.tasks.figures import deciding
 from kdcompress.train import result_store
-from kdcompress.train.evaluate import deciding, predict_teacher, score
+from kdcompress.train.evaluate import predict_teacher
 
 CLASSIFIER_FIRST = 0.2
 """Share of a fine-tuning in which only the new classifier is trained: its random start spoils features."""
@@ -131,7 +132,7 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
     if run.processes.first:
         with run.evaluation(images) as batches:
             outputs, labels = predict_teacher(teacher, batches)
-        figures = {**score(outputs, labels, backbone=teacher.backbone), "variation": _variation(outputs)}
+        figures = {**teacher.task.score(outputs, labels), "variation": _variation(outputs)}
     figures = run.processes.agree(figures)
     count = len(images)
     on = f"on {count:,} {where} images, before training"
@@ -221,7 +222,7 @@ def read_test_split(run: Run, teaching: Teaching, test: TestSplit, *, pooled: bo
     """
     teacher = teaching.teacher
     teacher.precision = None
-    want: Want = (frozenset() if teacher.backbone else LOGITS) | (POOLED if pooled else frozenset())
+    want: Want = frozenset({teacher.task.activation}) | (POOLED if pooled else frozenset())
     logits, features, labels = [], [], []
     for images_BCHW, labels_B in test():
         read = teacher(images_BCHW.to(run.device), want)
@@ -243,8 +244,7 @@ def figures(run: Run, teaching: Teaching, file: Path, on_test: OnTest) -> dict[s
         height=height, width=width,
     )  # fmt: skip
     plugin = discovery.load("format", "onnx")
-    task = EMBEDDING if teacher.backbone else CLASSIFICATION
-    plugin.write(network.cpu(), spec, file, metadata={}, task=task)
+    plugin.write(network.cpu(), spec, file, metadata={}, task=teacher.task)
     return {
         **on_test.figures(len(run.data.class_names)),
         "params": count_parameters(network),

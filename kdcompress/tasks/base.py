@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -93,7 +93,7 @@ class Task(ABC):
     name: ClassVar[str]
     output: ClassVar[str]
     """Name of the output in exported files and in golden.npz."""
-    activation: ClassVar[str]
+    activation: ClassVar[Literal["logits", "pooled"]]
     """Field of `Activations` that is the output."""
     deciding: ClassVar[tuple[str, ...]]
     """Figures that a checkpoint is selected by, the first that is known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -191,3 +192,17 @@ def described(outputs: object) -> str:
 def _finite(figure: Tensor) -> float | None:
     value = figure.item()
     return value if math.isfinite(value) else None
+
+
+def mean_prediction(outputs: Sequence[Tensor]) -> Tensor:
+    """Averages the predictions of an ensemble's members.
+
+    Args:
+        outputs: `[N, K]` logits of each member.
+
+    Returns:
+        `[N, K]` log of the mean of the members' softmax probabilities, which are logits again: their softmax
+        is that mean.
+    """
+    stacked = torch.stack([logits.log_softmax(1) for logits in outputs])
+    return stacked.logsumexp(0) - math.log(len(outputs))

@@ -41,6 +41,7 @@ from kdcompress.run.context import Run
 from kdcompress.run.networks import load_networks, tapped
 from kdcompress.run.teacher import own_size
 from kdcompress.run_folder import RunFolder, check_writable
+from kdcompress.tasks import task_of
 from kdcompress.tasks.classification import accuracy
 from kdcompress.tools.evaluate import EVALUATION_SCHEMA
 from kdcompress.train import result_store
@@ -325,7 +326,7 @@ def _student(file: Path, recipe: Recipe, *, allow_code: bool) -> tuple[Read, Dep
     taps = recipe.student.taps if recipe.student.model == config.model else None
     made = Tapped(
         network, config.model, image_size=(spec.height, spec.width), channels=spec.channels,
-        mean=spec.mean, std=spec.std, taps=taps, backbone=config.num_classes == 0,
+        mean=spec.mean, std=spec.std, taps=taps, task=task_of(config.num_classes),
     )  # fmt: skip
     return pooled(made), config
 

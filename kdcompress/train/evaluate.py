@@ -1,22 +1,16 @@
-"""How well a network does on images it was not trained on, with labels or without."""
+"""Computing the outputs of candidates and teachers on held-out images."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch
-from kdcompress.networks.activations import LOGITS, POOLED
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import Teacher
-from kdcompress.tasks import task_of
-from kdcompress.tasks.figures import DECIDING, deciding
-
-__all__ = ["DECIDING", "deciding", "mean_prediction", "predict", "predict_teacher", "score"]
+from kdcompress.tasks import Task
 
 
 @torch.no_grad()
@@ -41,49 +35,20 @@ def predict(module: nn.Module, like: Tapped, batches: Iterable[Batch]) -> tuple[
 
 
 def predict_teacher(
-    teacher: Teacher, batches: Iterable[Batch], *, pooled: bool = False
+    teacher: Teacher, batches: Iterable[Batch], task: Task | None = None
 ) -> tuple[Tensor, Tensor]:
     """Computes a teacher's outputs, in the form of `predict`.
 
     Args:
         teacher: Frozen.
         batches: Un-augmented images with their labels.
-        pooled: True reads its pooled features; those of a backbone are always read.
+        task: The student's: for one without classes, the teacher's pooled features are read; None: the
+            teacher's own.
     """
-    pooled = pooled or teacher.backbone
+    if task is None or not teacher.task.has_classes:
+        task = teacher.task
     outputs, labels = [], []
     for batch in batches:
-        read = teacher(batch.images, POOLED if pooled else LOGITS)
-        output = read.pooled if pooled else read.logits
-        assert output is not None
-        outputs.append(output.cpu())
+        outputs.append(teacher(batch.images, frozenset({task.activation})).output(task).cpu())
         labels.append(batch.labels.cpu())
     return torch.cat(outputs), torch.cat(labels)
-
-
-def mean_prediction(outputs: Sequence[Tensor]) -> Tensor:
-    """Averages the predictions of an ensemble's members.
-
-    Args:
-        outputs: `[N, K]` logits of each member.
-
-    Returns:
-        `[N, K]` log of the mean of the members' softmax probabilities, which are logits again: their softmax
-        is that mean.
-    """
-    stacked = torch.stack([logits.log_softmax(1) for logits in outputs])
-    return stacked.logsumexp(0) - math.log(len(outputs))
-
-
-def score(
-    outputs: Tensor, labels_N: Tensor, *, backbone: bool = False, teacher_outputs: Tensor | None = None
-) -> dict[str, Any]:
-    """Computes a network's figures, as its task does (`Task.score`).
-
-    Args:
-        outputs: `[N, K]` logits, or `[N, D]` features of a backbone.
-        labels_N: -1 = none.
-        backbone: Whether the outputs are features.
-        teacher_outputs: The teacher's outputs of the same images; None: there is no teacher.
-    """
-    return task_of(0 if backbone else outputs.shape[1]).score(outputs, labels_N, teacher_outputs)

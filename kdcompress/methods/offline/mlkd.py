@@ -16,6 +16,7 @@ from kdcompress.methods.requirements import pooled_widths, square_images
 from kdcompress.methods.soft_labels import SoftLabelMethod
 from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.networks import Networks
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 
 
 class MLKD(SoftLabelMethod):
@@ -99,7 +100,7 @@ class MLKD(SoftLabelMethod):
             unlabelled=True,
             student=both if classifier else POOLED,
             read_of_teacher=both if config.kd_weight > 0 else POOLED,
-            backbone=not classifier,
+            task=CLASSIFICATION if classifier else EMBEDDING,
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
