@@ -37,7 +37,6 @@ LAYERS = [
     {"networks"},
     {"methods"},
     {"train", "deploy", "bench", "report", "probe"},
-    {"summary"},
     {"export"},
     {"run"},
     {"tools"},

@@ -1,4 +1,4 @@
-"""What `distill` prints when it is done: the few lines a person wants first."""
+"""The result table that `distill` prints at its end."""
 
 from __future__ import annotations
 
@@ -43,17 +43,25 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
                 latency.get(name, ""),
                 file,
             )
-    for precision, entry in summary.get("variants", {}).items():
-        name, same = f"student ({precision})", summary["student"]
+    same = summary["student"]
+    others = {f"student ({key})": {**same, **entry} for key, entry in summary.get("variants", {}).items()}
+    if "ensemble" in summary:
+        others["ensemble"] = summary["ensemble"]
+    for name, row in others.items():
         table.add_row(
             name,
-            *(_percent(entry.get(key)) for key in scored),
-            f"{same['params']:,}",
-            f"{same['macs']:,}",
+            *(_percent(row.get(key)) for key in scored),
+            f"{row['params']:,}",
+            f"{row['macs']:,}",
             latency.get(name, ""),
-            entry["file"],
+            row["file"],
         )
     console.print(table)
+    chosen = summary.get("training", {}).get("candidate", "student")
+    if chosen != "student":
+        console.print(f"The student is the network {chosen}.")
+    if "ensemble" in summary:
+        console.print(summary["ensemble"]["sentence"])
     if summary["gain"] is not None:
         gain = summary["gain"]
         low, high = gain["ci95"]
@@ -93,7 +101,7 @@ def _print_seeds(summary: dict[str, Any], console: Console) -> None:
 
 
 def _latencies(folder: Path) -> dict[str, str]:
-    """Median latency of the ONNX files at batch 1 on the first thread count timed."""
+    """Reads the median latency of the ONNX files at batch 1 on the first thread count timed."""
     file = folder / "bench.json"
     if not file.exists():
         return {}
