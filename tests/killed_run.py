@@ -1,4 +1,4 @@
-"""A command line whose training of one label dies like the power: between an epoch's log line and its checkpoint.
+"""A command line that dies like the power in one training: between an epoch's log line and its checkpoint.
 
     python tests/killed_run.py LABEL EPOCH ARGUMENTS...
 

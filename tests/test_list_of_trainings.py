@@ -1,4 +1,4 @@
-"""A run is a list of trainings: killed in each of them, it goes on there and repeats none that had finished."""
+"""A run is a list of trainings: killed in each, it goes on there and repeats none that had finished."""
 
 from __future__ import annotations
 
