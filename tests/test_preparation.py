@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from kdcompress import pipeline
 from kdcompress.cli import main
+from kdcompress.methods.base import find_method
 from kdcompress.train.trainer import Trainer
 
 TINY = (
@@ -81,3 +83,48 @@ def test_a_run_stopped_within_it_goes_on_to_the_same_bits(tmp_path, monkeypatch)
     phases, resumed = prepared(tmp_path / "run", method, *longer, "--resume")
     assert phases[-3:] == ["preparation"] * 3
     assert all(torch.equal(heads[key], resumed[key]) for key in heads)
+
+
+def two_preparations(monkeypatch, **first):
+    """Gives hsakd a second preparation; the first one's fields can be changed."""
+    cls = find_method("hsakd")
+    own, take = cls.preparations, cls.take_prepared
+
+    def preparations(cls, config):
+        heads = dataclasses.replace(own(config)[0], epochs=1)
+        return dataclasses.replace(heads, **first), dataclasses.replace(heads, name="again")
+
+    def take_prepared(self, name, state):
+        self.taken = [*getattr(self, "taken", []), name]
+        take(self, name, state)
+
+    monkeypatch.setattr(cls, "preparations", classmethod(preparations))
+    monkeypatch.setattr(cls, "take_prepared", take_prepared)
+
+
+def stored_key(out, stem):
+    return json.loads((out / "checkpoints" / f"{stem}.json").read_text())["key"]
+
+
+def test_of_two_preparations_the_second_depends_on_the_first(tmp_path, monkeypatch):
+    method = "{name: hsakd, head_epochs: 1}"
+    methods = []
+
+    def stop(run, training):
+        methods.append(training.method)
+        raise Prepared
+
+    monkeypatch.setattr(pipeline, "run_training", stop)
+    with monkeypatch.context() as patch:
+        two_preparations(patch)
+        phases, _ = prepared(tmp_path / "first", method)
+        assert phases == ["teacher", "preparation", "again"]
+        phases, _ = prepared(tmp_path / "second", method)
+        assert phases == []
+    assert [m.taken for m in methods] == [["preparation", "again"]] * 2
+    with monkeypatch.context() as patch:
+        two_preparations(patch, lr=0.02)
+        phases, _ = prepared(tmp_path / "third", method)
+    assert phases == ["preparation", "again"]
+    keys = [stored_key(tmp_path / run, "teacher_again") for run in ("first", "second", "third")]
+    assert keys[0] == keys[1] != keys[2]

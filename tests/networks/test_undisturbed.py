@@ -107,3 +107,25 @@ def test_a_buffer_that_is_replaced_comes_back(trained):
         read.network.bn1.running_mean = torch.ones(32)
     assert read.network.bn1.running_mean is buffer
     assert read.network.training
+
+
+def test_a_second_order_meta_step_through_functional_in_train_mode_leaves_no_trace(trained):
+    read, optimiser = trained
+    read.train_mode(True)  # a pass moves the statistics that it is given
+    images = images_for(read)
+    before = hashes(read.network, optimiser)
+    scale = torch.tensor(0.5, requires_grad=True)
+    with frozen_state([read.network], [optimiser], parameters=False):
+        own = dict(read.network.named_parameters())
+        loss = scale * read.functional(own, images).logits.square().mean() + torch.rand(())
+        gradients = torch.autograd.grad(loss, list(own.values()), create_graph=True)
+        moved = {name: p - 0.1 * g for (name, p), g in zip(own.items(), gradients, strict=True)}
+        outer = read.functional(moved, images).logits.square().mean()
+        (slope,) = torch.autograd.grad(outer, scale)
+    assert slope.abs() > 1e-6
+    assert hashes(read.network, optimiser) == before
+    with frozen_state([read.network], [optimiser]), torch.no_grad():
+        read.functional({}, images, update_buffers=True)
+        inside = hashes(read.network, optimiser)
+    assert inside["state bn1.running_mean"] != before["state bn1.running_mean"]
+    assert hashes(read.network, optimiser) == before
