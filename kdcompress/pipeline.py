@@ -89,9 +89,8 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         write_notice(notice)
     try:
         folder = RunFolder(request.out or Path("runs") / recipe.name)
-        recipe = processes.agree(
-            _complete_recipe(recipe, request, processes, folder) if processes.first else None
-        )
+        complete = _complete_recipe(recipe, request, processes, folder) if processes.first else None
+        recipe = processes.agree(complete)
         torch.set_num_threads(recipe.train.threads)
         if recipe.data.batch_size % processes.world:
             raise UserError(
