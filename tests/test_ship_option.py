@@ -112,3 +112,15 @@ def test_a_name_that_the_method_does_not_offer_is_exit_2_with_the_list_and_write
         "best, last, student, peer1, ensemble"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_peer_that_starts_as_a_copy_of_the_student_is_refused(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(network().state_dict(), weights)
+    done = kdcompress(
+        *TINY, "--out", tmp_path / "run", "--set", f"student.weights={weights}",
+        "--set", f"peers=[{{model: {MODEL}, weights: {weights}}}]",
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "peers.0: starts with the same weights as the student, so the two would stay equal" in done.output
+    assert not (tmp_path / "run").exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
+import torch
 from pydantic import ValidationError
 
 from kdcompress.data.batch import DataInfo
@@ -54,6 +56,7 @@ def load_networks(run: Run) -> dict[str, LoadedNetwork]:
             headless=headless[name],
             progress=run.progress.visible and run.processes.first,
         )
+    check_peers_differ(found)
     if recipe.teacher is not None:
         trained = teacher_needs_training(recipe.teacher, found["teacher"])
         if trained and data.labelled == 0:
@@ -67,6 +70,25 @@ def load_networks(run: Run) -> dict[str, LoadedNetwork]:
                 f"the images as they are, {data.image_size[0]} pixels; set data.image_size"
             )
     return found
+
+
+def check_peers_differ(networks: Mapping[str, LoadedNetwork]) -> None:
+    """Refuses a peer that starts as a copy of the student: trained alike, the two would stay equal.
+
+    Args:
+        networks: From `load_networks`.
+
+    Raises:
+        UserError: Two networks are bit for bit equal.
+    """
+    student = networks["student"].network.state_dict()
+    for name, peer in networks.items():
+        other = peer.network.state_dict() if name.startswith("peer") else {}
+        if other.keys() == student.keys() and all(torch.equal(other[key], student[key]) for key in student):
+            raise UserError(
+                f"peers.{int(name.removeprefix('peer')) - 1}: starts with the same weights as the student, so "
+                "the two would stay equal; give it other weights (none: random ones), or another network"
+            )
 
 
 def needs_of(recipe: Recipe) -> Needs:
