@@ -122,5 +122,5 @@ def test_a_peer_that_starts_as_a_copy_of_the_student_is_refused(tmp_path):
         "--set", f"peers=[{{model: {MODEL}, weights: {weights}}}]",
     )  # fmt: skip
     assert done.exit_code == 2
-    assert "peers.0: starts with the same weights as the student, so the two would stay equal" in done.output
+    assert "peers.0: starts with the student's weights, so the two would stay equal" in done.output
     assert not (tmp_path / "run").exists()

@@ -86,7 +86,7 @@ def check_peers_differ(networks: Mapping[str, LoadedNetwork]) -> None:
         other = peer.network.state_dict() if name.startswith("peer") else {}
         if other.keys() == student.keys() and all(torch.equal(other[key], student[key]) for key in student):
             raise UserError(
-                f"peers.{int(name.removeprefix('peer')) - 1}: starts with the same weights as the student, so "
+                f"peers.{int(name.removeprefix('peer')) - 1}: starts with the student's weights, so "
                 "the two would stay equal; give it other weights (none: random ones), or another network"
             )
 
