@@ -91,7 +91,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
-        except (PermissionError, FileExistsError, NotADirectoryError):  # since it was checked, or a dead link
+        except (PermissionError, FileExistsError, FileNotFoundError, NotADirectoryError):
+            # It changed after the check, a link is dead, or the file system takes no folders (/proc).
             raise UserError(f"{self.path}: cannot be written to; choose another folder with --out") from None
         with lock:
             try:
