@@ -156,7 +156,7 @@ def first_terms(small):
     """The terms of the first batch, in the mode of the first phase."""
     phase = small.method.phases()[0]
     small.trainer._train_mode(phase)
-    small.method.on_phase_start(phase.name)
+    small.method.on_phase_start(phase.name, resumed=False)
     small.method.on_epoch_start(0, 2)
     return small.method.losses(next(small.loader.epoch(0)))
 

@@ -114,7 +114,7 @@ def run_steps(small):
             product = torch.empty(2, 2, device="cuda") @ torch.empty(2, 2, device="cuda")
         assert product.dtype == (small.student.precision or torch.float32)
         for phase in phases:
-            method.on_phase_start(phase.name)
+            method.on_phase_start(phase.name, resumed=False)
             for _ in range(2):
                 batch = fake_batch(views)
                 terms = method.losses(batch)
