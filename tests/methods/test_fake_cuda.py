@@ -47,8 +47,7 @@ def autocast_as_on_a_gpu(monkeypatch):
 def test_steps_stay_on_the_device_and_read_no_value(name, config, precision, tmp_path):
     small = build(tmp_path, name, config, precision)
     run_steps(small)
-    preparation = small.method.preparation(small.method.config)
-    if preparation is not None:
+    for preparation in small.method.preparations(small.method.config):
         small = build(tmp_path, name, config, precision)
         data, networks = small.method.data, small.method.networks
         small.method = preparation.method(preparation.config, networks, data)
