@@ -1,10 +1,14 @@
 # Two targets do everything on a fresh machine: `make quickstart` and `make test`. Both set up .venv first.
+# `make quick` is for the inner loop, `make test-all` adds larger networks; CONTRIBUTING.md says which tests are where.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
 
-.PHONY: setup quickstart test lint types check clean
+# One process per granted core. A file's tests stay in one process, so that a module's fixtures are made once.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadscope
+
+.PHONY: setup quickstart quick test test-all lint types reference check clean
 
 setup: $(VENV)/.installed
 
@@ -27,8 +31,17 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+quick: lint
+	$(PYTEST) -m "not slow and not exhaustive"
+
 test: lint types
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not exhaustive"
+
+test-all: lint types
+	$(PYTEST)
+
+reference: setup
+	$(BIN)/python docs/generate_reference.py
 
 check: test
 

@@ -45,6 +45,7 @@ from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.recipe import OptimSection, TrainSection
+from kdcompress.tasks import CLASSIFICATION
 from kdcompress.train import precision
 from kdcompress.train.job import Job
 from kdcompress.train.journal import Journal
@@ -112,7 +113,7 @@ def train(name, steps):
     torch.manual_seed(0)
     peers = tuple(tapped(STUDENT) for _ in range(needs.peers or 0))
     networks = Networks(
-        tapped(STUDENT, backbone=needs.backbone),
+        tapped(STUDENT, needs.task),
         FrozenTeacher(tapped(TEACHER)) if needs.teacher else None,
         peers,
     )
@@ -131,10 +132,10 @@ def train(name, steps):
         trainer.run()
 
 
-def tapped(model, backbone=False):
-    classes = 0 if backbone else CLASSES
+def tapped(model, task=CLASSIFICATION):
+    classes = CLASSES if task.has_classes else 0
     network = build(model, num_classes=classes, channels=3, image_size=(SIDE, SIDE))
-    made = Tapped(network, model, image_size=(SIDE, SIDE), channels=3, mean=MEAN, std=STD, backbone=backbone)
+    made = Tapped(network, model, image_size=(SIDE, SIDE), channels=3, mean=MEAN, std=STD, task=task)
     made.precision = precision.dtype(precision.resolve("auto", CPU))
     return made
 

@@ -35,7 +35,7 @@ class Commands(click.Group):
                 raise
             hint = "`kdcompress recipes` lists the shipped ones; a YAML file is fine too."
             raise click.MissingParameter(hint, error.ctx, error.param) from None
-        except (KdcompressError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
+        except (KdcompressError, KeyboardInterrupt, MemoryError, OSError, RuntimeError, ValueError) as error:
             known = _translate_error(error, resumable=ctx.invoked_subcommand == "distill")
             if known is None:
                 raise
@@ -71,6 +71,8 @@ def _translate_error(error: BaseException, *, resumable: bool) -> KdcompressErro
             return UserError(f"{place}{error.strerror}; choose another folder with --out")
         if error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
             return UserError(f"{place}{error.strerror}")
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return UserError("a path has a NUL character in it; choose another")
     if "can't allocate memory" in str(error):
         return _translate_error(MemoryError(), resumable=resumable)
     return None

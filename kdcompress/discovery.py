@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,8 @@ from kdcompress.errors import UserError, suggest
 Kind = Literal["method", "family", "dataset", "format"]
 
 _PACKAGE = Path(__file__).parent
+_PARSING = threading.Lock()
+"""Python 3.11 raises a SystemError when two threads parse at once (CPython issue 106905)."""
 _FOLDERS: dict[str, dict[str, str]] = {
     # kind -> {folder below the package: what the listing calls it}
     "method": {"methods/offline": "offline", "methods/online": "online", "methods/selfkd": "self"},
@@ -56,7 +59,8 @@ def header(kind: Kind, name: str) -> Header:
         UserError: No such plugin; the message suggests or lists the choices.
     """
     path, group = _find(kind, name)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    with _PARSING:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
     summary = (ast.get_docstring(tree) or "").split("\n", 1)[0].rstrip(".")
     constants: dict[str, Any] = {}
     for node in tree.body:

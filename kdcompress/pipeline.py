@@ -89,7 +89,8 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         write_notice(notice)
     try:
         folder = RunFolder(request.out or Path("runs") / recipe.name)
-        recipe = processes.agree(_resolved(recipe, request, processes, folder) if processes.first else None)
+        complete = _complete_recipe(recipe, request, processes, folder) if processes.first else None
+        recipe = processes.agree(complete)
         torch.set_num_threads(recipe.train.threads)
         if recipe.data.batch_size % processes.world:
             raise UserError(
@@ -108,21 +109,21 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         if recipe.export.embed_preprocess == "resize":
             check_spec(data.input_spec(), KEY)
         run = Run(recipe, folder, data, processes, progress, request.allow_code, request.command)
-        # Every network can be built and filled, or the user hears of it before anything is written.
+        # Whatever does not fit is reported before anything is written.
         with processes.in_turn():
-            _rehearse(run)
+            _check_buildable(run)
         for warning in data.warnings if processes.first else ():
             progress.warn(warning)
         with folder.held() if processes.first else contextlib.nullcontext():
             if processes.first and request.overwrite:
                 folder.clear()
             processes.wait()
-            return _seeds(run, request) if request.seeds else _one(run, baseline=request.baseline)
+            return _run_seeds(run, request) if request.seeds else _run_to_end(run, baseline=request.baseline)
     finally:
         leave()
 
 
-def _resolved(recipe: Recipe, request: Request, processes: Processes, folder: RunFolder) -> Recipe:
+def _complete_recipe(recipe: Recipe, request: Request, processes: Processes, folder: RunFolder) -> Recipe:
     """Adds the command line's options and the threads to the recipe, and checks it against the folder's."""
     folder.check(request.resume, request.overwrite, seeds=request.seeds is not None)
     recorded = folder.recorded_recipe(request.allow_code) if request.resume else None
@@ -152,7 +153,7 @@ def _check_baseline(recipe: Recipe, data: Data) -> None:
     """
     if data.labelled == 0:
         raise UserError("--baseline: trains on labels, and no training image has one")
-    if needs_of(recipe).backbone:
+    if not needs_of(recipe).task.has_classes:
         raise UserError(
             f"--baseline: labels train a classifier, and {recipe.method['name']} as set trains a backbone"
         )
@@ -168,7 +169,7 @@ def _open_data(recipe: Recipe, progress: Progress) -> Data:
         return open_data(recipe.data, channels=channels, progress=tell)
 
 
-def _seeds(run: Run, request: Request) -> dict[str, Any] | None:
+def _run_seeds(run: Run, request: Request) -> dict[str, Any] | None:
     """Repeats the run with several seeds, each in a run folder, and writes one document about all of them."""
     assert request.seeds is not None
     if run.processes.first:
@@ -178,7 +179,7 @@ def _seeds(run: Run, request: Request) -> dict[str, Any] | None:
         recipe = run.recipe.replace(seed=run.recipe.seed + number)
         folder = RunFolder(run.folder / "seeds" / str(number))
         results.append(
-            _one(dataclasses.replace(run, recipe=recipe, folder=folder), baseline=request.baseline)
+            _run_to_end(dataclasses.replace(run, recipe=recipe, folder=folder), baseline=request.baseline)
         )
     if not run.processes.first:
         return None
@@ -187,7 +188,7 @@ def _seeds(run: Run, request: Request) -> dict[str, Any] | None:
     return {**document, "folder": str(run.folder.path)}
 
 
-def _one(run: Run, *, baseline: bool) -> dict[str, Any] | None:
+def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
     """Runs to the end, starting with the first step that is not yet done."""
     folder, first = run.folder, run.processes.first
     if run.processes.agree(folder.finished() is not None if first else None):
@@ -199,23 +200,23 @@ def _one(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         folder.begin(run.recipe)
     run.processes.wait()
 
-    found = load_networks(run)
+    networks = load_networks(run)
     # Generated images are the student's alone: no teacher is trained, tested or prepared with them.
     real = without_extra(run)
-    teaching = load_teacher(real, found)
+    teaching = load_teacher(real, networks)
     teacher = teaching.teacher if teaching else None
     run = select_extra_images(run, teacher)
-    method = build_method(run, found, teacher)
+    method = build_method(run, networks, teacher)
     prepare(real, method, teacher)
     outcome = run_training(run, student_training(run, method))
     if run.recipe.export.int8 is not None and run.recipe.export.int8.qat_epochs:
         train_for_int8(run, method, outcome)
     if baseline:
-        _one(_baseline_of(run), baseline=False)
+        _run_to_end(_baseline_of(run), baseline=False)
     if not first:
         return None
     with run.test_split() as test:
-        delivery = deliver(run, found["student"], method, outcome, teaching, test)
+        delivery = deliver(run, networks["student"], method, outcome, teaching, test)
         return report(run, outcome, delivery, teaching, test)
 
 
@@ -225,30 +226,33 @@ def _baseline_of(run: Run) -> Run:
     Where the student also learns from other images, its epochs take more steps. The baseline then gets as
     many more epochs, so that a gain is not one of longer training.
     """
+    train = run.recipe.train
     recipe = run.recipe.replace(
         name=f"{run.recipe.name}-baseline",
         data=run.recipe.data.model_copy(update={"extra": None}),
         teacher=None,
         peers=[],
         method={"name": "none", "classifier_first": 0.0},
+        # A peer or an ensemble that ships in the run itself does not exist here.
+        train=train.model_copy(update={"ship": train.ship if train.ship in ("last", "ema") else "best"}),
         export=run.recipe.export.model_copy(update={"int8": None, "fp16": False}),
     )
     alone = dataclasses.replace(without_extra(run), recipe=recipe, folder=RunFolder(run.folder / "baseline"))
     return dataclasses.replace(alone, recipe=recipe.lengthened(steps_per_epoch(run) / steps_per_epoch(alone)))
 
 
-def _rehearse(run: Run) -> None:
+def _check_buildable(run: Run) -> None:
     """Builds everything once, so that whatever does not fit is reported before anything is written."""
     if run.recipe.train.tensorboard:
         require_tensorboard()
-    found = load_networks(run)
+    networks = load_networks(run)
     teacher = None
     if run.recipe.teacher is not None:
-        teacher = FrozenTeacher(tapped(run, run.recipe.teacher, found["teacher"]), fold=False)
+        teacher = FrozenTeacher(tapped(run, run.recipe.teacher, networks["teacher"]), fold=False)
     run = check_extra_images(run, teacher)
-    method = build_method(run, found, teacher)
+    method = build_method(run, networks, teacher)
     phase_ends(method.phases(), run.recipe.train.epochs)
-    check_int8_training(run, method, found["student"])
+    check_int8_training(run, method, networks["student"])
     check_ship(method, run.recipe.train.ship, ema=run.recipe.train.ema is not None)
     for preparation in method.preparations(method.config):
         assert teacher is not None, "held by the recipe's checks"

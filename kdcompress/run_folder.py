@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -11,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdcompress.atomic import sha256_of, write_json, write_text
-from kdcompress.errors import RunFolderError, UserError
+from kdcompress.atomic import sha256_of, translated, write_json, write_text
+from kdcompress.errors import KdcompressError, RunFolderError, UserError
 from kdcompress.recipe import Recipe, load_recipe
 
 MANIFEST_SCHEMA = "kdcompress.manifest/1"
@@ -88,12 +89,9 @@ class RunFolder:
             RunFolderError: Another process holds it.
             UserError: It cannot be created.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
+        create_folder(self.path)
+        with translated(self.path / ".lock"):
             lock = (self.path / ".lock").open("w")
-        except (PermissionError, FileExistsError, FileNotFoundError, NotADirectoryError):
-            # It changed after the check, a link is dead, or the file system takes no folders (/proc).
-            raise UserError(f"{self.path}: cannot be written to; choose another folder with --out") from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,18 +118,18 @@ class RunFolder:
             {"schema": MANIFEST_SCHEMA, "finished": done, **manifest, "files": hashes},
         )
 
-    def vouch_again(self, files: list[str], gone: Collection[str] = ()) -> None:
+    def update_manifest_hashes(self, written: list[str], removed: Collection[str] = ()) -> None:
         """Puts the hashes of files that were written again into the manifest, if there is one.
 
         Args:
-            files: Names in the folder.
-            gone: Names of files that are there no more.
+            written: Names in the folder.
+            removed: Names of files that no longer exist.
         """
         file = self.path / "manifest.json"
         if file.exists():
             manifest = _manifest(file)
-            kept = {name: entry for name, entry in manifest["files"].items() if name not in gone}
-            write_json(file, {**manifest, "files": {**kept, **self._hashes(files)}})
+            kept = {name: entry for name, entry in manifest["files"].items() if name not in removed}
+            write_json(file, {**manifest, "files": {**kept, **self._hashes(written)}})
 
     def finished(self) -> dict[str, Any] | None:
         """The manifest of a finished run whose files are as they were written, or None if it is not finished.
@@ -168,20 +166,46 @@ def check_writable(path: Path) -> None:
     Raises:
         UserError: It cannot.
     """
-    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    try:
+        nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+        longest = os.pathconf(nearest if nearest.is_dir() else nearest.parent, "PC_NAME_MAX")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be a folder ({error.strerror}); choose another with --out") from None
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r}: has a NUL character in it; choose another folder with --out")
+    if any(len(os.fsencode(part)) > longest for part in path.parts):
+        raise UserError(f"{path}: cannot be a folder (File name too long); choose another with --out")
     if not nearest.is_dir():
         raise UserError(f"{path}: cannot be a folder, since {nearest} is a file; choose another with --out")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{path}: cannot be written to; choose another folder with --out")
 
 
-def same_recipe(recorded: Recipe, asked: Recipe, path: Path) -> None:
+def create_folder(path: Path) -> None:
+    """Creates a folder and its parents, if they are not there.
+
+    Raises:
+        UserError: No folder can be made there.
+        WorldError: The disk is full.
+    """
+    try:
+        with translated(path):
+            path.mkdir(parents=True, exist_ok=True)
+    except KdcompressError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        why = f" ({cause.strerror})" if isinstance(cause, OSError) else ""
+        raise UserError(f"{path}: cannot be written to{why}; choose another folder with --out") from None
+
+
+def same_recipe(recorded: Recipe, requested: Recipe, path: Path) -> None:
     """Checks that a resume goes on with the recipe that the run began with.
 
     Raises:
         RunFolderError: It differs; the message lists where.
     """
-    before, now = _flat(recorded.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    before, now = _flat(recorded.model_dump(mode="json")), _flat(requested.model_dump(mode="json"))
     differing = [
         f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

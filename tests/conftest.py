@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the processes that tests start
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the tests that import onnxruntime themselves
@@ -10,17 +11,92 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the tests that import onnxrunti
 import pytest
 import torch
 
+from kdcompress.cores import granted_cores
+
 torch.set_num_threads(1)
+
+HERE = Path(__file__).parent
+MOST_PROCESSES = 8
+"""A process takes one to two gigabytes."""
+
+SLOW_FILES = {
+    "bench": {"measure", "pack", "runtimes", "ssh", "truth", "worker"},
+    "data": {"joined", "workers"},
+    "deploy": {
+        "backbone_files",
+        "executorch_format",
+        "graph_size",
+        "half",
+        "image_graph",
+        "load",
+        "onnx_format",
+        "openvino_format",
+        "quantize",
+        "ship",
+        "variants",
+        "verify",
+        "worth",
+    },
+    "methods": {
+        "ab",
+        "backbone_learns",
+        "contract",
+        "ctkd",
+        "fitnet",
+        "hsakd",
+        "mlkd",
+        "pairs",
+        "seed",
+        "sskd",
+    },
+    "networks": {"backbones", "cohort", "families", "rounding", "teacher"},
+    "probe": {"knowledge", "steps"},
+    "report": {"card"},
+    "train": {"choice", "processes", "stop_and_resume", "trainer"},
+    "": {
+        "bad_input",
+        "bench_command",
+        "cli",
+        "foreign_checkpoints",
+        "generated_images",
+        "imports",
+        "more_formats",
+        "preparation",
+        "smaller_files",
+        "suggest",
+        "suggest_candidates",
+        "tuned_for_int8",
+        "unlabelled",
+    },
+}
+"""Test files by folder that train, export or start programs for more than a few seconds."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Gives the number of processes for `-n auto`: one per granted core, also inside a container."""
+    return min(granted_cores(), MOST_PROCESSES)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_cache_of_shared_fixtures(tmp_path_factory):
+    """Gives the fixtures of modules and sessions a cache that is not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDCOMPRESS_CACHE", str(tmp_path_factory.mktemp("shared_cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's cache."""
+    """Gives every test an empty cache, so that none reads or writes the user's."""
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if "cuda" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        folder = "" if item.path.parent == HERE else item.path.parent.name
+        if item.path.stem.removeprefix("test_") in SLOW_FILES.get(folder, ()):
+            item.add_marker(pytest.mark.slow)
+        if "cuda" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -17,6 +17,7 @@ from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.recipe import OptimSection, TrainSection
+from kdcompress.tasks import task_of
 from kdcompress.train.job import Job
 from kdcompress.train.journal import Journal
 from kdcompress.train.processes import Processes
@@ -41,7 +42,7 @@ def tapped(model, side, device="cpu", precision=None, classes=CLASSES):
     network = build(model, num_classes=classes, channels=3, image_size=(side, side))
     made = Tapped(
         network, model, image_size=(side, side), channels=3, mean=(0.4,) * 3, std=(0.2,) * 3,
-        backbone=classes == 0,
+        task=task_of(classes),
     )  # fmt: skip
     made.precision = precision
     return made.to(device)
@@ -96,7 +97,7 @@ class Small:
         config = cls.Config(**(config or {}))
         needs = cls.needs(config)
         torch.manual_seed(1)
-        self.student = (backbone if needs.backbone else tapped)(student, side, device, precision)
+        self.student = (tapped if needs.task.has_classes else backbone)(student, side, device, precision)
         self.teacher = self.frozen = None
         if needs.teacher and frozen is not None:
             self.frozen = frozen  # a Teacher that several trainings share

@@ -17,13 +17,13 @@ from PIL import Image
 from kdcompress import __version__, atomic, pipeline
 from kdcompress.cli import main
 from kdcompress.errors import WorldError
-from kdcompress.export import reexport as afterwards
 from kdcompress.networks import from_recipe, weights
 from kdcompress.probe.knowledge import Search
 from kdcompress.progress import Progress
 from kdcompress.recipe import NetworkSection, load_recipe
 from kdcompress.run_folder import RunFolder
 from kdcompress.tools import probe as probing
+from kdcompress.tools import report as report_tool
 from kdcompress.train import checkpoint
 
 TINY = (
@@ -120,7 +120,7 @@ def test_a_command_without_resume_does_not_advise_it(monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(afterwards, "report", interrupt)
+    monkeypatch.setattr(report_tool, "report", interrupt)
     done = kdcompress("report", "runs/x")
     assert done.exit_code == 130
     assert done.stderr == "Error: interrupted; nothing was finished\n"

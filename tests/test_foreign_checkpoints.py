@@ -19,7 +19,7 @@ from kdcompress.atomic import sha256_of
 from kdcompress.cli import main
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.golden_file import read_golden
-from kdcompress.export import reexport as afterwards
+from kdcompress.export import reexport
 from kdcompress.networks.build import build
 
 MODEL = "cifar/resnet8"
@@ -257,7 +257,7 @@ def test_an_untrained_network_is_warned_of(checkpoint, tmp_path):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Images of three classes, as the names of their folders tell; decoded without other processes."""
-    monkeypatch.setattr(afterwards, "granted_cores", lambda: 0)
+    monkeypatch.setattr(reexport, "granted_cores", lambda: 0)
     for shade, name in enumerate(("ant", "bee", "cow")):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(10):

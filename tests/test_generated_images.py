@@ -266,7 +266,7 @@ def test_a_resume_keeps_the_choice_that_was_made(finished, tmp_path, monkeypatch
 
     monkeypatch.setattr(step, "_select", again)
     given = stopped_at("build_method", monkeypatch, tmp_path / "empty cache")
-    monkeypatch.setattr(pipeline, "_rehearse", lambda run: None)
+    monkeypatch.setattr(pipeline, "_check_buildable", lambda run: None)
     done = kdcompress("distill", "--recipe", run / "recipe.yaml", "--out", run, "--resume")
     assert isinstance(done.exception, Enough), done.stderr
     extra = given[0].data.extra

@@ -6,12 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from kdcompress.cli import main
 from kdcompress.errors import RunFolderError, UserError
 from kdcompress.recipe import load_recipe
-from kdcompress.run_folder import RunFolder, check_writable, same_recipe
+from kdcompress.run_folder import RunFolder, check_writable, create_folder, same_recipe
+
+FINISHED = Path(__file__).parent / "fixtures" / "e33f4e2" / "finished"
 
 
 @pytest.fixture
@@ -96,6 +101,59 @@ def test_a_folder_that_the_system_refuses_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="cannot be written to; choose another folder with --out"):
         check_writable(tmp_path / "run")
+
+
+UNUSABLE = {
+    "a_file": "recipe.txt/run",
+    "too_long": "x" * 300,
+    "too_long_in_a_new_folder": "new/" + "x" * 300 + "/run",
+    "nul": "a\0b",
+    "loop": "loop/run",
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE.values(), ids=UNUSABLE)
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_created(tmp_path, name):
+    (tmp_path / "recipe.txt").write_text("a file")
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(tmp_path.iterdir())
+
+    def prepare(folder):
+        check_writable(folder)
+        create_folder(folder)
+
+    with pytest.raises(UserError) as caught:
+        prepare(tmp_path / name)
+    assert caught.value.exit_code == 2
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_where_the_system_makes_none_is_one_message():
+    with pytest.raises(UserError, match=r"^/proc/run: cannot be written to \(.*; choose another folder"):
+        create_folder(Path("/proc/run"))
+    with pytest.raises(UserError, match="cannot be written to"), RunFolder(Path("/proc/run")).held():
+        pass
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("distill", "--recipe", "quickstart", "--out"),
+        ("export", FINISHED, "--out"),
+        ("report",),
+        ("report", FINISHED, FINISHED, "--out"),
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("place", [*UNUSABLE.values(), "/proc/run"], ids=[*UNUSABLE, "proc"])
+def test_a_command_whose_folder_cannot_be_made_says_so_in_one_message(tmp_path, command, place):
+    (tmp_path / "recipe.txt").write_text("a file")
+    (tmp_path / "loop").symlink_to("loop")
+    done = CliRunner().invoke(main, [*map(str, command), str(tmp_path / place), "-q"])
+    assert done.exit_code == 2, done.output
+    assert isinstance(done.exception, SystemExit)  # no traceback
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_two_processes_cannot_hold_it(tmp_path):

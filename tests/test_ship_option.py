@@ -170,3 +170,15 @@ def test_training_for_int8_reads_images_as_the_chosen_network_does(peer, tmp_pat
     assert tuned_mean == pytest.approx(list(OWN.mean))
     assert after.mean != OWN.mean
     assert after_mean == pytest.approx(list(after.mean))
+
+
+def test_a_peer_that_starts_as_a_copy_of_the_student_is_refused(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(network().state_dict(), weights)
+    done = kdcompress(
+        *TINY, "--out", tmp_path / "run", "--set", f"student.weights={weights}",
+        "--set", f"peers=[{{model: {MODEL}, weights: {weights}}}]",
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "peers.0: starts with the student's weights, so the two would stay equal" in done.output
+    assert not (tmp_path / "run").exists()

@@ -336,6 +336,7 @@ def test_no_answer_writes_no_recipe(tmp_path, scripted):
         (["--budget", "5ms", "--target", "pack:there"], "only `bench` packs"),
         (["--budget", "5ms", "--out", "a.yaml"], "--out: is a copy of a --recipe"),
         (["--budget", "5ms", "--set", "seed=1"], "--set: belongs to a --recipe"),
+        (["--budget", "5ms", "--method", "dml"], "--method: belongs to a --recipe"),
         (["--budget", "5ms", "--recipe", "quickstart", "--out", "a.json"], "ends in .yaml"),
         (["--budget", "5ms", "--recipe", "quickstart", "--out", "-a.yaml"], "its name becomes the recipe's"),
         (["--budget", "5ms", "--recipe", "quickstart", "--out", "no/a.yaml"], "there is no folder no"),

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from kdcompress.commands.summary import print_summary
 from kdcompress.report import documents
-from kdcompress.summary import print_summary
 
 SIZES = {"params": 1_000, "macs": 20_000, "bytes": 4_000}
 LABELLED = {"top1": 0.9, "balanced_top1": 0.89, "agreement": 0.93}

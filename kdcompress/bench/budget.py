@@ -13,9 +13,8 @@ from kdcompress.errors import UserError
 Verdict = Literal["fits", "does not fit", "undecided"]
 
 CONFIDENCE = 0.95
-LOOKS = 2
-"""Most verdicts on a student: one after its rounds, one after more rounds. Either end of a 95 % interval is
-wrong in at most 2.5 % of the verdicts, so stopping at the first clear one of two is still right in 95 %."""
+"""A student gets at most two verdicts: one after its rounds, one after more rounds. Either end of a 95 %
+interval is wrong in at most 2.5 % of the verdicts, so stopping at the first clear one is right in 95 %."""
 
 _MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 _MB = {"kb": 1e-3, "mb": 1.0, "gb": 1e3, "kib": 1024 / 1e6, "mib": 1024**2 / 1e6, "gib": 1024**3 / 1e6}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 from kdcompress.bench import stats
-from kdcompress.bench.results import SCHEMA
+from kdcompress.bench.results import SCHEMA, control_margin, rounded
 from kdcompress.errors import UserError
 
 Key = tuple[str, str, str, int, int]
@@ -88,7 +87,7 @@ def compare(new: dict[str, Any], old: dict[str, Any], name: str) -> dict[str, An
     before = {key_of(result): result for result in old["results"]}
     after = {key_of(result): result for result in new["results"]}
     pairs = [(result, before[key]) for key, result in after.items() if key in before]
-    least = max(_margin(new), _margin(old))
+    least = max(control_margin(document.get("aa")) for document in (new, old))
     differences = _differences(new, old)
     rows = [_row(now, then, new, old, least) for now, then in pairs]
     return {
@@ -121,9 +120,9 @@ def _row(
         **dict(zip(keys, key_of(now), strict=True)),
         "old_ms": then["latency_ms"]["p50"],
         "new_ms": now["latency_ms"]["p50"],
-        "ratio": _rounded(ratio),
-        "ci95": ends and [_rounded(end) for end in ends],
-        "margin": _rounded(least),
+        "ratio": rounded(ratio),
+        "ci95": ends and [rounded(end) for end in ends],
+        "margin": rounded(least),
         "by": by,
         "verdict": stats.verdict(ends, least),
     }
@@ -196,15 +195,3 @@ def _unpaired(rows: list[dict[str, Any]], new: dict[str, Any], old: dict[str, An
             "same --baseline in both the ratios to it are"
         ]
     return []
-
-
-def _margin(document: dict[str, Any]) -> float:
-    control = document.get("aa")
-    if control is None:
-        return stats.LEAST_DIFFERENCE
-    ends = control["ci95"]
-    return stats.margin(control["ratio"], None if ends is None else (ends[0], ends[1]))
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.4g}") if math.isfinite(number) else number

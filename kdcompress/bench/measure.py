@@ -222,9 +222,10 @@ def _with_runtimes(artefact: Artefact, target: RuntimeChecker) -> Artefact:
         raise UserError(f"{artefact.file}: no such file")
     suffix = artefact.file.suffix
     if not artefact.runtimes:
-        if suffix not in runtimes.DEFAULT:
+        runtime = runtimes.default_runtime(suffix)
+        if runtime is None:
             raise UserError(f"{artefact.file}: expected {runtimes.EXPECTED}")
-        artefact = dataclasses.replace(artefact, runtimes=(runtimes.DEFAULT[suffix],))
+        artefact = dataclasses.replace(artefact, runtimes=(runtime,))
     for runtime in artefact.runtimes:
         target.check_runtime(runtime)
         if not runtimes.takes(runtime, suffix):

@@ -61,8 +61,8 @@ def document(
     """
     measured = [cell for cell in cells if not cell.is_control]
     controls = [control for cell in cells if cell.is_control if (control := _control(cell, measured))]
-    widest = max(controls, key=_margin, default=None)
-    margins = {(control["threads"], control["batch"]): _margin(control) for control in controls}
+    widest = max(controls, key=control_margin, default=None)
+    margins = {(control["threads"], control["batch"]): control_margin(control) for control in controls}
     disturbed = [block.is_disturbed(cell.threads) for cell in cells for block in cell.blocks]
     is_noisy = sum(disturbed) > NOISY_SHARE * len(disturbed)
     results = [_result(cell, _baseline_of(cell, measured, baseline), margins, is_noisy) for cell in measured]
@@ -108,19 +108,19 @@ def _result(
         "input": [cell.batch, *cell.loaded["shape"]],
         "images": cell.loaded["images"],
         "parity": _parity(cell),
-        "import_ms": _rounded(cell.loaded["import_ms"]),
-        "load_ms": _rounded(cell.loaded["load_ms"]),
-        "first_ms": _rounded(cell.loaded["first_ms"]),
+        "import_ms": rounded(cell.loaded["import_ms"]),
+        "load_ms": rounded(cell.loaded["load_ms"]),
+        "first_ms": rounded(cell.loaded["first_ms"]),
         "latency_ms": {
-            "p50": _rounded(statistics.median(cell.medians_ms)),
-            "ci95": interval and [_rounded(end) for end in interval],
-            "p90": _rounded(stats.percentile(calls, 90)),
-            "p99": _rounded(stats.percentile(calls, 99)),
-            "min": _rounded(min(calls)),
+            "p50": rounded(statistics.median(cell.medians_ms)),
+            "ci95": interval and [rounded(end) for end in interval],
+            "p90": rounded(stats.percentile(calls, 90)),
+            "p99": rounded(stats.percentile(calls, 99)),
+            "min": rounded(min(calls)),
             "n": len(calls),
         },
-        "throughput_img_s": _rounded(1e3 * cell.batch / statistics.median(cell.medians_ms)),
-        "round_medians_ms": [_rounded(median) for median in cell.medians_ms],
+        "throughput_img_s": rounded(1e3 * cell.batch / statistics.median(cell.medians_ms)),
+        "round_medians_ms": [rounded(median) for median in cell.medians_ms],
         "vs_baseline": base and _comparison(cell, base, margins.get((cell.threads, cell.batch))),
         "rss_mb": {
             "base": round(cell.loaded["base_mb"], 1),
@@ -138,9 +138,9 @@ def _comparison(cell: Cell, base: Cell, least: float | None) -> dict[str, Any]:
         "name": base.artefact.name,
         "runtime": base.runtime_title,
         "precision": base.precision,
-        "ratio": _rounded(ratio),
-        "ci95": interval and [_rounded(end) for end in interval],
-        "margin": _rounded(least),
+        "ratio": rounded(ratio),
+        "ci95": interval and [rounded(end) for end in interval],
+        "margin": rounded(least),
         "verdict": stats.verdict(interval, least),
     }
 
@@ -175,8 +175,8 @@ def _control(control: Cell, measured: Sequence[Cell]) -> dict[str, Any] | None:
         "artefact": control.artefact.name,
         "threads": control.threads,
         "batch": control.batch,
-        "ratio": _rounded(ratio),
-        "ci95": interval and [_rounded(end) for end in interval],
+        "ratio": rounded(ratio),
+        "ci95": interval and [rounded(end) for end in interval],
     }
 
 
@@ -239,7 +239,10 @@ def _verification(cell: Cell) -> list[str]:
     return ["unverified: there are no golden images to compare its outputs on the target with"]
 
 
-def _margin(control: dict[str, Any]) -> float:
+def control_margin(control: dict[str, Any] | None) -> float:
+    """Computes the least difference from an entry of an A/A control; None: there is no control."""
+    if control is None:
+        return stats.LEAST_DIFFERENCE
     ends = control["ci95"]
     return stats.margin(control["ratio"], None if ends is None else (ends[0], ends[1]))
 
@@ -248,6 +251,6 @@ def _share(flags: list[bool]) -> str:
     return f"{100 * sum(flags) / len(flags):.0f} %"
 
 
-def _rounded(number: float | None) -> float | None:
+def rounded(number: float | None) -> float | None:
     """Rounds to four significant digits: more would be noise."""
     return None if number is None else float(f"{number:.4g}")

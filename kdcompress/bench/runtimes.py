@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
+from kdcompress.deploy.files import formats
 from kdcompress.errors import UserError, suggest
 
 
@@ -40,10 +41,13 @@ RUNTIMES = {
     "openvino-bf16": Runtime("openvino", ".onnx", "bf16", "openvino", (".xml",)),
     "executorch": Runtime("executorch", ".pte", None, "executorch"),
 }
-DEFAULT = {".onnx": "onnxruntime", ".safetensors": "torch", ".xml": "openvino", ".pte": "executorch"}
-"""The default runtime of each suffix."""
 EXPECTED = "an .onnx or a .safetensors file, the .xml of OpenVINO or the .pte of ExecuTorch"
 """For the message about a file with another suffix."""
+
+
+def default_runtime(suffix: str) -> str | None:
+    """Returns the runtime that files of this suffix are timed in, or None if no format has it."""
+    return next((known.runtime for known in formats() if known.suffix == suffix), None)
 
 
 def check_runtime(name: str) -> None:
@@ -86,7 +90,7 @@ def check_remote_runtime(name: str, target: str) -> None:
 
 def takes(name: str, suffix: str) -> bool:
     """Tells if a runtime takes files of this suffix; a runtime of the user's own takes all."""
-    return name not in RUNTIMES or suffix in RUNTIMES[name].suffixes
+    return name not in RUNTIMES or suffix in RUNTIMES[name].suffixes or default_runtime(suffix) == name
 
 
 def title(name: str) -> str:

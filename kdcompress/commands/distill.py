@@ -56,9 +56,9 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
     epochs = options.pop("qat_epochs")
     if epochs is not None:
         options["overrides"] = (*options["overrides"], f"export.int8.qat_epochs={epochs}")
+    from kdcompress.commands.summary import print_summary
     from kdcompress.pipeline import Request, distill
     from kdcompress.progress import Progress
-    from kdcompress.summary import print_summary
 
     command = shlex.join(["kdcompress", *sys.argv[1:]])
     summary = distill(Request(command=command, **options), Progress(quiet))

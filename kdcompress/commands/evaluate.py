@@ -62,7 +62,7 @@ def evaluate(
         result = probing.probe(Path(source), Progress(quiet), kind=probe, **options)
         print_result(result, as_json, lambda: _print_probe(result))
         return
-    from kdcompress.export.reexport import evaluate
+    from kdcompress.tools.evaluate import evaluate
 
     result = evaluate(Path(source), Progress(quiet), **options)
     print_result(result, as_json, lambda: _print_evaluation(result))

@@ -154,7 +154,12 @@ def export(
         raise click.UsageError(f"--{first.replace('_', '-')}: belongs to --int8")
     if rounds is not None and not (int8 or fp16):
         raise click.UsageError("--rounds: belongs to --int8 and --fp16, which are timed")
-    smaller: Callable[..., dict[str, Any]] | None = None
+    additions: list[Callable[..., dict[str, Any]]] = []
+    if embed == "resize":
+        from kdcompress.export import image_file
+
+        image_file.check_run(source, names)
+        additions.append(lambda document, train, test, bench: image_file.add(document, test, progress))
     if int8 or fp16:
         from kdcompress.export import add_compressed as adding
 
@@ -167,14 +172,9 @@ def export(
             formats=names,
             allow_code=allow_code,
         )
-        smaller = functools.partial(
-            adding.add_beside, wanted=wanted, progress=progress, allow_code=allow_code
+        additions.append(
+            functools.partial(adding.add_beside, wanted=wanted, progress=progress, allow_code=allow_code)
         )
-    if embed == "resize":
-        from kdcompress.export import image_file as image_input
-
-        image_input.check_run(source, names)
-        smaller = image_input.adder(progress, smaller)
     if source.is_file():
         from kdcompress.export import foreign as foreign_export
         from kdcompress.tools.strip import StripRequest
@@ -182,7 +182,9 @@ def export(
         which = {"side": "input_size", "student": "student", "at": "at", "drop": "drop"}
         asked = StripRequest(**{k: others.pop(v) for k, v in which.items()}, allow_code=allow_code)
         on = foreign_export.OnData(root=root, **others)
-        summary = foreign_export.export(source, out, names, progress, asked, on, opset=opset, smaller=smaller)
+        summary = foreign_export.export(
+            source, out, names, progress, asked, on, opset=opset, additions=additions
+        )
     else:
         from kdcompress.export.reexport import export
 
@@ -192,13 +194,18 @@ def export(
                 raise click.UsageError(f"--{option}: belongs to a checkpoint; a run knows it by itself")
         given = click.get_current_context().get_parameter_source
         default = click.core.ParameterSource.DEFAULT
-        if smaller is not None and all(
-            given(name) is default for name in ("out", "formats", "opset", "embed")
-        ):
+        if (int8 or fp16) and all(given(name) is default for name in ("out", "formats", "opset", "embed")):
             summary = adding.add_to_run(source, wanted, progress, root=root, allow_code=allow_code)
         else:
             summary = export(
-                source, out, names, progress, root=root, opset=opset, smaller=smaller, allow_code=allow_code
+                source,
+                out,
+                names,
+                progress,
+                root=root,
+                opset=opset,
+                additions=additions,
+                allow_code=allow_code,
             )
     print_result(summary, as_json, lambda: _print_files(summary))
 

@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from kdcompress import discovery, methods
 from kdcompress.methods.base import Method, Needs, find_method
 from kdcompress.strict_yaml import to_yaml
+from kdcompress.tasks import EMBEDDING
 
 _READS = {
     "logits": "the logits",
@@ -41,7 +42,7 @@ def describe_method(name: str) -> dict[str, Any]:
     cls = find_method(name)
     config = cls.Config()
     needs = {
-        field.name: sorted(value) if isinstance(value, frozenset) else value
+        field.name: sorted(value) if isinstance(value, frozenset) else getattr(value, "name", value)
         for field in dataclasses.fields(Needs)
         for value in [getattr(cls.needs(config), field.name)]
     }
@@ -121,7 +122,7 @@ def _needs_lines(document: dict[str, Any]) -> Iterator[tuple[int, str]]:
             2,
             f"{needs['views']} views of each image: both networks see that many times the images.",
         )
-    if needs["backbone"]:
+    if needs["task"] == EMBEDDING.name:
         yield 2, "Trains a backbone without a classifier."
     if document["preparation_epochs"] is not None:
         yield 2, f"First trains modules on the teacher for {document['preparation_epochs']} epochs."

@@ -33,7 +33,7 @@ def report(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool)
         return
     if out is not None:
         raise click.UsageError("--out: belongs to the comparison of several runs; a run's report is in it")
-    from kdcompress.export.reexport import report
+    from kdcompress.tools.report import report
 
     written = report(runs[0])
     lines = "\n".join(str(runs[0] / name) for name in written["files"])

@@ -1,88 +1,24 @@
-"""How good a deployed file is on the test split, and how near it is to the network it was made from."""
+"""Scores of a deployed file on the test split, and its distance from the network it was made from."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcompress.errors import UserError
-from kdcompress.metrics.neighbours import knn_top1, overlap
+from kdcompress.tasks import CLASSIFICATION, Task
+from kdcompress.tasks.base import Deviation, Scorer
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-"""Of the test split: images `[B, C, H, W]` float32 in [0, 1] and labels `[B]` int64 (-1 = none)."""
+"""Batches of the test split: images `[B, C, H, W]` float32 in [0, 1] and labels `[B]` int64 (-1 = none)."""
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Images in [0, 1] to logits, or a backbone's features, as a format's `open_` gives it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """One pass over the test split.
-
-    Args:
-        classes: `[N]` int64, the class of the largest logit.
-        losses: `[N]` float64, cross-entropy; 0 where there is no label.
-        labels: `[N]` int64; -1 = none.
-    """
-
-    classes: Tensor
-    losses: Tensor
-    labels: Tensor
-
-    def score(self, num_classes: int) -> dict[str, Any]:
-        """`accuracy` of these predictions."""
-        return accuracy(self.classes, self.labels, num_classes, losses=self.losses)
-
-    def agreement(self, taught: Tensor) -> float:
-        """The share of images whose class is that of the teacher's largest logit.
-
-        Args:
-            taught: `[N, K]`, the teacher's logits on the same images.
-        """
-        return float((self.classes == taught.argmax(1)).double().mean())
-
-
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """What a backbone gives on the test split.
-
-    Args:
-        features: `[N, D]` float32.
-        labels: `[N]` int64; -1 = none.
-    """
-
-    features: Tensor
-    labels: Tensor
-
-    def score(self, num_classes: int) -> dict[str, Any]:
-        """The keys of `accuracy`, empty, and `knn_top1`, None without labels.
-
-        Args:
-            num_classes: 0.
-        """
-        labelled = int((self.labels >= 0).sum())
-        figures = accuracy(torch.zeros(0, dtype=torch.int64), self.labels[:0], num_classes)
-        return {**figures, "knn_top1": knn_top1(self.features, self.labels), "n": labelled}
-
-    def agreement(self, taught: Tensor) -> float | None:
-        """The share of nearest neighbours that are also the teacher's; None of a single image.
-
-        Args:
-            taught: `[N, D']`, the teacher's pooled features of the same images.
-        """
-        return overlap(self.features, taught)
-
-
-Found = Predictions | Embeddings
-"""What a network gives on the test split."""
+"""Computes outputs of images in [0, 1], as a format's `open_` returns it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,71 +26,33 @@ class Comparison:
     """One pass of an exported file and of its PyTorch network over the same images.
 
     Args:
-        reference: PyTorch's predictions or embeddings.
+        reference: PyTorch's figures.
         exported: The file's.
         errors: `[N]` float64, largest absolute difference of an image's outputs.
-        margins: `[N]` float64, PyTorch's largest output less its second.
-        turns: `[N]` float64, 1 − cosine of an image's outputs by PyTorch and by the file.
-        spread: Of the file's outputs, as `spread` gives it.
+        deviation: Classes or directions that differ.
+        spread: Standard deviation of the file's outputs, as `spread` gives it.
         mean_output: Mean absolute output of the file.
     """
 
-    reference: Found
-    exported: Found
+    reference: Scorer
+    exported: Scorer
     errors: Tensor
-    margins: Tensor
-    turns: Tensor
+    deviation: Deviation
     spread: float
     mean_output: float
 
 
-def accuracy(
-    predictions: Tensor, labels: Tensor, num_classes: int, *, losses: Tensor | None = None
-) -> dict[str, Any]:
-    """The figures of a classifier on a labelled split.
+def score_split(run: Run, batches: Batches, scorer: Scorer) -> Scorer:
+    """Runs a deployed file over the test split and gives its outputs to the scorer.
 
     Args:
-        predictions: `[N]` int64 classes, or `[N, K]` logits with K > 0.
-        labels: `[N]` int64; rows of -1 do not count.
-        num_classes: K.
-        losses: `[N]`, cross-entropy of each image. None: computed from logits, unknown for classes.
-
-    Returns:
-        `top1` and `balanced_top1` (mean over the classes that occur) in [0, 1], `per_class` (top-1 by class
-        number, None where a class does not occur), `loss` (mean, in nats, None if unknown or not finite)
-        and `n`. Without any labelled row everything but `n` = 0 is None.
+        run: The file.
+        batches: The test split.
+        scorer: Empty, of the file's task.
     """
-    if predictions.ndim == 2:
-        if losses is None:
-            losses = _losses(predictions, labels)
-        predictions = predictions.argmax(1)
-    known = labels >= 0
-    count = int(known.sum())
-    if count == 0:
-        return {"top1": None, "balanced_top1": None, "per_class": [None] * num_classes, "loss": None, "n": 0}
-    labels, right = labels[known], (predictions == labels)[known]
-    of_class = torch.bincount(labels, minlength=num_classes).tolist()
-    right_of_class = torch.bincount(labels[right], minlength=num_classes).tolist()
-    per_class = [r / n if n else None for r, n in zip(right_of_class, of_class, strict=True)]
-    present = [share for share in per_class if share is not None]
-    loss = None if losses is None else float(losses[known].double().mean())
-    return {
-        "top1": int(right.sum()) / count,
-        "balanced_top1": sum(present) / len(present),
-        "per_class": per_class,
-        "loss": loss if loss is not None and math.isfinite(loss) else None,
-        "n": count,
-    }
-
-
-def predict(run: Run, batches: Batches) -> Predictions:
-    """Runs a deployed file over the test split."""
-    parts = []
     for images, labels in batches:
-        logits = torch.from_numpy(run(as_input(images)))
-        parts.append((logits.argmax(1), _losses(logits, labels.cpu()), labels.cpu()))
-    classes, losses, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Predictions(classes, losses, labels)
+        scorer.update(torch.from_numpy(run(as_input(images))), labels)
+    return scorer
 
 
 def outputs_of(run: Run, batches: Batches) -> tuple[Tensor, Tensor]:
@@ -164,28 +62,38 @@ def outputs_of(run: Run, batches: Batches) -> tuple[Tensor, Tensor]:
     return torch.cat(outputs), torch.cat(labels)
 
 
-def found_in(outputs_NK: Tensor, labels_N: Tensor, *, backbone: bool) -> Found:
-    """What a network's outputs say: classes and losses, or embeddings as they are."""
-    if backbone:
-        return Embeddings(outputs_NK, labels_N)
-    return Predictions(outputs_NK.argmax(1), _losses(outputs_NK, labels_N), labels_N)
+def scored(task: Task, outputs_NK: Tensor, labels_N: Tensor, num_classes: int | None = None) -> Scorer:
+    """Gives the outputs of a whole split to a scorer of the task.
+
+    Args:
+        task: What the outputs are.
+        outputs_NK: All of them.
+        labels_N: -1 = none.
+        num_classes: K; None: the width of the outputs.
+    """
+    scorer = task.scorer(outputs_NK.shape[1] if num_classes is None else num_classes)
+    scorer.update(outputs_NK, labels_N)
+    return scorer
 
 
-def compare(reference_NK: Tensor, exported: Run, batches: Batches, *, backbone: bool = False) -> Comparison:
+def compare(
+    reference_NK: Tensor, exported: Run, batches: Batches, *, task: Task = CLASSIFICATION, limit: float
+) -> Comparison:
     """Runs an exported file over images whose outputs by PyTorch are known.
 
     Args:
         reference_NK: PyTorch's outputs, in the split's order.
         exported: The file.
         batches: The test split; not empty.
-        backbone: Whether the outputs are features and no logits.
+        task: What the outputs are.
+        limit: Largest error of an output that counts as equal, over the spread.
 
     Raises:
         UserError: The file does not take these images, or gives another number of outputs.
     """
-    ours: list[Found] = []
-    theirs: list[Found] = []
-    apart: list[tuple[Tensor, ...]] = []
+    ours, theirs = (task.scorer(reference_NK.shape[1]) for _ in range(2))
+    deviation = task.deviation(limit, spread(reference_NK))
+    errors: list[Tensor] = []
     moments = _Moments()
     rows = 0
     for images, labels in batches:
@@ -196,22 +104,13 @@ def compare(reference_NK: Tensor, exported: Run, batches: Batches, *, backbone: 
             raise UserError(
                 f"the file gives outputs of {list(got.shape)}, its network {list(expected.shape)}"
             )
-        ours.append(found_in(expected, labels.cpu(), backbone=backbone))
-        theirs.append(found_in(got, labels.cpu(), backbone=backbone))
-        exact, near = expected.double(), got.double()
-        apart.append((_largest(exact - near), _margins(exact), _turns(exact, near)))
-        moments.add(near)
+        ours.update(expected, labels)
+        theirs.update(got, labels)
+        deviation.update(expected, got)
+        errors.append((expected.double() - got.double()).abs().amax(1))
+        moments.add(got.double())
     assert 0 < rows == len(reference_NK), f"{rows} test images, outputs of {len(reference_NK)}"
-    errors, margins, turns = _columns(apart)
-    return Comparison(
-        _joined(ours),
-        _joined(theirs),
-        errors,
-        margins,
-        turns,
-        moments.spread(),
-        moments.mean_absolute(),
-    )
+    return Comparison(ours, theirs, torch.cat(errors), deviation, moments.spread(), moments.mean_absolute())
 
 
 def as_input(images: Tensor) -> NDArray[np.float32]:
@@ -255,32 +154,3 @@ class _Moments:
 
     def mean_absolute(self) -> float:
         return self.absolute_sum / self.count
-
-
-def _losses(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    return F.cross_entropy(logits_BK.double(), labels_B, ignore_index=-1, reduction="none")
-
-
-def _margins(logits_BK: Tensor) -> Tensor:
-    if logits_BK.shape[1] < 2:
-        return torch.full((len(logits_BK),), math.inf, dtype=torch.float64)
-    best_B2 = logits_BK.topk(2, dim=1).values
-    return best_B2[:, 0] - best_B2[:, 1]
-
-
-def _largest(difference_BK: Tensor) -> Tensor:
-    return difference_BK.abs().amax(1)
-
-
-def _turns(one_BD: Tensor, other_BD: Tensor) -> Tensor:
-    # Half the squared distance of the unit vectors: exact where 1 − cosine cancels, 0 for two that are zero.
-    return (F.normalize(one_BD, dim=1) - F.normalize(other_BD, dim=1)).square().sum(1) / 2
-
-
-def _joined(parts: list[Found]) -> Found:
-    columns = [tuple(getattr(part, field.name) for field in fields(part)) for part in parts]
-    return type(parts[0])(*_columns(columns))
-
-
-def _columns(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))

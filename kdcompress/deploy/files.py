@@ -1,45 +1,86 @@
-"""Which files a format consists of, and whether it can be written here; read off the formats' headers."""
+"""The export formats, as their files' headers describe them: suffixes, titles, runtimes, packages."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kdcompress import discovery
 from kdcompress.errors import UserError
 
 
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The constants in the header of an export format's file.
+
+    Args:
+        name: Its name, as in `export.formats`.
+        suffix: Suffix of its files (`SUFFIX`).
+        title: Its name in tables (`TITLE`).
+        runtime: Runtime that `bench` times its files in (`RUNTIME`).
+        beside: Suffixes of files that belong to one of its files (`BESIDE`).
+        package: Package that it needs beside those of kdcompress (`PACKAGE`).
+    """
+
+    name: str
+    suffix: str
+    title: str
+    runtime: str
+    beside: tuple[str, ...] = ()
+    package: str | None = None
+
+    @property
+    def artefact(self) -> str:
+        """Name of a student's file of this format in a benchmark."""
+        return "student" if self.name == "onnx" else f"student ({self.title})"
+
+
+def formats() -> list[Format]:
+    """Lists the export formats: ONNX, safetensors, then the others by name."""
+    names = sorted(discovery.names("format"), key=lambda name: (name != "onnx", name != "safetensors", name))
+    found = []
+    for name in names:
+        constants = discovery.header("format", name).constants
+        found.append(
+            Format(
+                name,
+                constants["SUFFIX"],
+                constants["TITLE"],
+                constants["RUNTIME"],
+                tuple(constants.get("BESIDE", ())),
+                constants.get("PACKAGE"),
+            )
+        )
+    return found
+
+
 def parts_of(file: Path) -> list[Path]:
     """A format's file and those that belong to it, as the weights beside a graph; the file itself last."""
-    for name in discovery.names("format"):
-        constants = _constants(name)
-        if constants["SUFFIX"] == file.suffix:
-            return [*(file.with_suffix(suffix) for suffix in constants.get("BESIDE", ())), file]
+    for known in formats():
+        if known.suffix == file.suffix:
+            return [*(file.with_suffix(suffix) for suffix in known.beside), file]
     return [file]
 
 
 def format_of(file: Path) -> str | None:
     """The format whose files have this one's suffix."""
-    return next((n for n in discovery.names("format") if _constants(n)["SUFFIX"] == file.suffix), None)
+    return next((known.name for known in formats() if known.suffix == file.suffix), None)
 
 
-def check_installed(formats: Iterable[str], key: str) -> None:
+def check_installed(names: Iterable[str], key: str) -> None:
     """Refuses formats that need a package which is not here.
 
     Args:
-        formats: Of `discovery.names("format")`.
-        key: What asked for them, as the user has it.
+        names: Names of formats.
+        key: The option or recipe key that names them, for the message.
 
     Raises:
         UserError: One does.
     """
-    for name in formats:
-        package = _constants(name).get("PACKAGE")
+    packages = {known.name: known.package for known in formats()}
+    for name in names:
+        package = packages[name]
         if package is not None and importlib.util.find_spec(package) is None:
             raise UserError(f"{key}: {name} needs {package}: pip install 'kdcompress[{name}]'")
-
-
-def _constants(name: str) -> dict[str, Any]:
-    return discovery.header("format", name).constants

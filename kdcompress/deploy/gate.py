@@ -1,13 +1,18 @@
-"""What a ship gate says: a figure, the limit it is held against, and whether it passed."""
+"""Ship gates: a figure, its limit, and whether it passed; and the file `gates.json` that lists them."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from kdcompress.atomic import write_json
+
 SCHEMA = "kdcompress.gates/1"
+GATES = "gates.json"
 
 Figure = float | int | str | None
 
@@ -56,6 +61,20 @@ def relative(figure: float, scale: float) -> float:
 def document(gates: Sequence[Gate]) -> dict[str, Any]:
     """The content of `gates.json`."""
     return {"schema": SCHEMA, "gates": [gate.to_json() for gate in gates]}
+
+
+def merge(folder: Path, prefix: str, gates: Sequence[Gate]) -> None:
+    """Puts gates into a folder's `gates.json`, in place of the earlier ones with the same prefix.
+
+    Args:
+        folder: Holds a `gates.json`.
+        prefix: Beginning of the names of the gates that are replaced.
+        gates: The new ones.
+    """
+    file = folder / GATES
+    known = [Gate(**gate) for gate in json.loads(file.read_text(encoding="utf-8"))["gates"]]
+    others = [gate for gate in known if not gate.gate.startswith(prefix)]
+    write_json(file, document([*others, *gates]))
 
 
 def _json(value: Any) -> Any:

@@ -35,11 +35,11 @@ from torch import Tensor
 from kdcompress.atomic import write_bytes
 from kdcompress.deploy.accuracy import Batches, spread
 from kdcompress.errors import UserError
+from kdcompress.tasks import CLASSIFICATION, TASKS, Task
 
 NAME = "golden.npz"
 SCHEMA = "kdcompress.golden/1"
 IMAGES = 16
-_LOGITS, _EMBEDDING = "logits", "embedding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Golden:
         labels: `[N]` int64; -1 = none.
         spread: S, of the outputs between images.
         tolerance: The largest error of an output of a float32 file.
-        backbone: Whether the outputs are features and no logits.
+        task: What the outputs are.
     """
 
     images: NDArray[np.float32]
@@ -60,7 +60,7 @@ class Golden:
     labels: NDArray[np.int64]
     spread: float
     tolerance: float
-    backbone: bool
+    task: Task
 
     def error(self, run: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> float:
         """The largest error of what a file makes of the images; infinite if it gives another shape."""
@@ -109,7 +109,7 @@ class Picker:
         return list(positions), torch.stack(images), torch.tensor(labels)
 
 
-def write_golden(path: Path, picker: Picker, outputs_NK: Tensor, *, limit: float, backbone: bool) -> None:
+def write_golden(path: Path, picker: Picker, outputs_NK: Tensor, *, limit: float, task: Task) -> None:
     """Writes the images that were picked; equal images and outputs give equal bytes.
 
     Args:
@@ -117,7 +117,7 @@ def write_golden(path: Path, picker: Picker, outputs_NK: Tensor, *, limit: float
         picker: Through which the split has gone.
         outputs_NK: Of the plain network, on the whole split.
         limit: Of an output's error, in parts of the spread S.
-        backbone: Whether the outputs are features and no logits.
+        task: What the outputs are.
 
     Raises:
         WorldError: The disk is full or fails.
@@ -127,7 +127,7 @@ def write_golden(path: Path, picker: Picker, outputs_NK: Tensor, *, limit: float
     arrays: dict[str, Any] = {
         "schema": np.array(SCHEMA),
         "images": _compact(images).numpy(),
-        _EMBEDDING if backbone else _LOGITS: outputs_NK[positions].to(torch.float32).numpy(),
+        task.output: outputs_NK[positions].to(torch.float32).numpy(),
         "labels": labels.numpy(),
         "spread": np.array(signal),
         "tolerance": np.array(limit * signal),
@@ -157,16 +157,16 @@ def read_golden(path: Path) -> Golden:
     schema = str(arrays.get("schema"))
     if schema != SCHEMA:
         raise UserError(f"{path}: schema {schema!r}, this version of kdcompress reads {SCHEMA!r}")
-    backbone = _EMBEDDING in arrays
+    task = next((task for task in TASKS if task.output in arrays), CLASSIFICATION)
     try:
         images = arrays["images"]
         return Golden(
             images=images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images,
-            outputs=arrays[_EMBEDDING if backbone else _LOGITS],
+            outputs=arrays[task.output],
             labels=arrays["labels"],
             spread=float(arrays["spread"]),
             tolerance=float(arrays["tolerance"]),
-            backbone=backbone,
+            task=task,
         )
     except KeyError as error:
         raise UserError(f"{path}: lacks the array {error}") from None

@@ -119,19 +119,12 @@ def _outputs(
     worst = float(np.abs(got.astype(np.float64) - expected).max())
     after = f"over the spread between images, to student.onnx after the evaluation's transform, {on}"
     gates = [at_most("image_outputs", relative(worst, spread), OUTPUT_LIMIT, f"largest difference {after}")]
-    if not base.backbone:
-        gates.append(_same_classes(got, expected, spread, on))
+    if base.task.has_classes:
+        deviation = base.task.deviation(OUTPUT_LIMIT, spread)
+        deviation.update(torch.from_numpy(expected), torch.from_numpy(got))
+        detail = deviation.detail("equal", on)
+        gates.append(Gate("image_top1", deviation.passed, deviation.figure, deviation.limit, detail))
     return gates
-
-
-def _same_classes(got: NDArray[np.float32], expected: NDArray[np.float32], spread: float, on: str) -> Gate:
-    differ = got.argmax(1) != expected.argmax(1)
-    best = np.sort(expected, axis=1)
-    margins = best[:, -1] - best[:, -2] if expected.shape[1] > 1 else np.full(len(best), np.inf)
-    ties = differ & (margins <= OUTPUT_LIMIT * spread)
-    agreement = 1 - int((differ & ~ties).sum()) / len(differ)
-    detail = f"share of equal classes {on}, {int(ties.sum())} ties aside"
-    return Gate("image_top1", agreement == 1.0, agreement, 1.0, detail)
 
 
 def _alone(file: OnnxModel, images: Sequence[Checked], spread: float) -> Gate:

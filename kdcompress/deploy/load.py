@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdcompress import discovery
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.deploy.files import format_of
-from kdcompress.deploy.formats import executorch, onnx, openvino, safetensors
+from kdcompress.deploy.files import format_of, formats
+from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.image_graph import contract_of
 from kdcompress.errors import UserError
+from kdcompress.tasks import Task
 
 WEIGHTS = "student.safetensors"
 GRAPH = "student.onnx"
@@ -48,12 +52,23 @@ def load(
     return plain, config.spec
 
 
-Graph = onnx.OnnxModel | openvino.OpenVinoModel | executorch.ExecuTorchModel
-"""A file with the normalisation in it."""
+class Graph(Protocol):
+    """An opened file with the normalisation in it, as a format's `open_` returns it."""
+
+    path: Path
+    task: Task
+    input_shape: tuple[int | str | None, ...]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Entries under `kdcompress.*`."""
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Outputs of images `[B, C, H, W]` in [0, 1]."""
 
 
 def open_graph(path: Path, threads: int = 1) -> Graph:
-    """A `.onnx`, `.xml` or `.pte` file in its runtime.
+    """Opens a file of any format but safetensors in its runtime.
 
     Args:
         path: The file.
@@ -62,11 +77,8 @@ def open_graph(path: Path, threads: int = 1) -> Graph:
     Raises:
         UserError: It cannot be loaded, is no image classifier, or its runtime is not installed.
     """
-    if path.suffix == openvino.SUFFIX:
-        return openvino.open_(path, threads)
-    if path.suffix == executorch.SUFFIX:
-        return executorch.open_(path, threads)
-    return onnx.open_(path, threads)
+    opened: Graph = discovery.load("format", format_of(path) or "onnx").open_(path, threads)
+    return opened
 
 
 class GraphNetwork(nn.Module):
@@ -124,7 +136,8 @@ def _artefact(path: Path) -> Path:
                 return path / name
         raise UserError(f"{path}: holds neither {WEIGHTS} nor {GRAPH}, so it is no finished run")
     if format_of(path) is None:
-        raise UserError(f"{path}: expected a run folder, a .safetensors or a .onnx file, a .xml or a .pte")
+        suffixes = ", ".join(known.suffix for known in formats())
+        raise UserError(f"{path}: expected a run folder, or a file that ends in one of {suffixes}")
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder")
     return path

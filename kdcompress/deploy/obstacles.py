@@ -1,4 +1,4 @@
-"""Why int8 is not faster: facts of this processor, and of what onnxruntime makes of the file on it."""
+"""Causes that keep int8 from being faster: facts of the processor, and of the graph that onnxruntime runs."""
 
 from __future__ import annotations
 
@@ -141,9 +141,7 @@ def _of_the_layers(layers: Sequence[Layer]) -> list[str]:
         )
     macs = sum(layer.macs for layer in layers)
     if macs < LITTLE_MACS:
-        found.append(
-            f"a network of {macs:,} multiply-accumulates is too small: fixed costs decide, and int8 adds some"
-        )
+        found.append(f"the network is so small ({macs / 1e6:.2g} M MACs) that fixed overhead dominates")
     return found
 
 

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from kdcompress import __version__, discovery
 from kdcompress.atomic import sha256_of, staging_folder, sync_folder, translated, write_bytes, write_json
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.deploy.accuracy import Batches, Found, found_in, outputs_of
+from kdcompress.deploy.accuracy import Batches, outputs_of, scored
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import write_config
+from kdcompress.deploy.derived import FAILED
 from kdcompress.deploy.files import parts_of
-from kdcompress.deploy.gate import Gate, document
+from kdcompress.deploy.gate import GATES, Gate, document
 from kdcompress.deploy.golden_file import NAME as GOLDEN
 from kdcompress.deploy.golden_file import Picker, write_golden
 from kdcompress.deploy.macs import count_macs, count_parameters
@@ -30,10 +31,10 @@ from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.strip import fresh_student, load_strictly
 from kdcompress.deploy.verify import PARITY_LIMIT, prove, scored_format
 from kdcompress.errors import GateFailed, NetworkError
+from kdcompress.tasks import Task, task_of
+from kdcompress.tasks.base import Scorer
 
-GATES = "gates.json"
 LABELS = "labels.json"
-FAILED = "failed"
 
 _STAGING = ".staging"
 
@@ -46,13 +47,13 @@ class Shipped:
         files: `{name: {sha256, bytes}}` of every file that got its final name.
         gates: All passed.
         student: The `student` object of `results.json`; its accuracy is that of the exported file.
-        predictions: The exported file's predictions or embeddings, on the test split in its order.
+        predictions: The exported file's outputs on the test split, in its order.
     """
 
     files: dict[str, dict[str, Any]]
     gates: list[Gate]
     student: dict[str, Any]
-    predictions: Found
+    predictions: Scorer
 
 
 def ship(
@@ -68,7 +69,7 @@ def ship(
     allow_code: bool = False,
     extra_gates: Sequence[Gate] = (),
     opset: int | None = None,
-    taught: Tensor | None = None,
+    teacher_outputs: Tensor | None = None,
 ) -> Shipped:
     """Exports a trained student, proves the files, and gives them their final names in `folder`.
 
@@ -76,7 +77,7 @@ def ship(
         trained: The candidate that ships; takes normalised images. Neither changed nor moved.
         model: The `FAMILY/NAME` whose plain class it is.
         spec: Its input.
-        class_names: K names, by class number; none: it is a backbone, and its features ship.
+        class_names: K names, by class number; none: it has no classifier, and its features ship.
         test_batches: Opens the test split, which is not empty; called several times, for the same images.
         folder: The run folder; exists. Nobody else ships into it meanwhile.
         formats: Of `discovery.names("format")`, at least one.
@@ -85,8 +86,8 @@ def ship(
         allow_code: Whether a `python:` network may be built.
         extra_gates: Proved elsewhere (the teacher is unchanged, …); they join the others.
         opset: Of the ONNX file; None: the exporter's choice.
-        taught: The teacher's logits `[N, K]` on the test split, for a backbone its pooled features `[N, D']`;
-            None: there is no teacher to agree with.
+        teacher_outputs: The teacher's logits `[N, K]` on the test split, for an embedding its pooled
+            features `[N, D']`; None: there is no teacher to agree with.
 
     Returns:
         Names, hashes and figures. `gates.json` is written as well.
@@ -113,16 +114,16 @@ def ship(
             raise _failed(folder, staging, [loaded, *extra_gates])
         load_strictly(plain, trained.state_dict(), model)
         plain.eval()
-        backbone = not class_names
+        task = task_of(len(class_names))
         picker = Picker()
         reference_NK, score = _score(
-            plain, spec, lambda: picker.through(test_batches()), len(class_names), taught
+            plain, spec, lambda: picker.through(test_batches()), task, len(class_names), teacher_outputs
         )
-        write_golden(staging / GOLDEN, picker, reference_NK, limit=PARITY_LIMIT, backbone=backbone)
+        write_golden(staging / GOLDEN, picker, reference_NK, limit=PARITY_LIMIT, task=task)
         described = _describe(metadata, model, spec, class_names, score)
-        features = reference_NK.shape[1] if backbone else _features(plain, len(class_names))
+        features = _features(plain, len(class_names)) if task.has_classes else reference_NK.shape[1]
         _write_config(staging, model, spec, class_names, features)
-        files, gates = _write_formats(plain, spec, staging, formats, described, opset, backbone)
+        files, gates = _write_formats(plain, spec, staging, formats, described, opset, task)
         proof = prove(
             trained=trained,
             plain=plain,
@@ -133,14 +134,14 @@ def ship(
             reference_NK=reference_NK,
             opset=opset,
             allow_code=allow_code,
-            backbone=backbone,
+            task=task,
         )
         gates = [*gates, *proof.gates, *extra_gates]
         if proof.exported is None or not all(gate.passed for gate in gates):
             raise _failed(folder, staging, gates)
         scored = files[scored_format(files)]
         student = {
-            **_figures(proof.exported, len(class_names), taught),
+            **_figures(proof.exported, teacher_outputs),
             "params": count_parameters(plain),
             "macs": count_macs(plain, spec.channels, spec.height, spec.width),
             "bytes": sum(part.stat().st_size for part in parts_of(scored)),
@@ -156,20 +157,20 @@ def _score(
     plain: nn.Module,
     spec: InputSpec,
     batches: Callable[[], Batches],
+    task: Task,
     num_classes: int,
-    taught: Tensor | None,
+    teacher_outputs: Tensor | None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """PyTorch's outputs on the test split, and how good they are."""
     deployed = Deployed(plain, spec)
     deployed.eval()
     outputs_NK, labels_N = outputs_of(deployed.run, batches())
-    found = found_in(outputs_NK, labels_N, backbone=num_classes == 0)
-    return outputs_NK, _figures(found, num_classes, taught)
+    return outputs_NK, _figures(scored(task, outputs_NK, labels_N, num_classes), teacher_outputs)
 
 
-def _figures(found: Found, num_classes: int, taught: Tensor | None) -> dict[str, Any]:
-    agreement = {} if taught is None else {"agreement": found.agreement(taught)}
-    return {**found.score(num_classes), **agreement}
+def _figures(scorer: Scorer, teacher_outputs: Tensor | None) -> dict[str, Any]:
+    agreement = {} if teacher_outputs is None else {"agreement": scorer.agreement(teacher_outputs)}
+    return {**scorer.result(), **agreement}
 
 
 def _describe(
@@ -223,7 +224,7 @@ def _write_formats(
     formats: Sequence[str],
     metadata: dict[str, str],
     opset: int | None,
-    backbone: bool,
+    task: Task,
 ) -> tuple[dict[str, Path], list[Gate]]:
     """The files by format; a format that cannot take this network fails its gate and the others go on."""
     files: dict[str, Path] = {}
@@ -232,7 +233,7 @@ def _write_formats(
         plugin = discovery.load("format", name)
         path = staging / f"student{plugin.SUFFIX}"
         try:
-            plugin.write(plain, spec, path, metadata=metadata, opset=opset, backbone=backbone)
+            plugin.write(plain, spec, path, metadata=metadata, opset=opset, task=task)
         except NetworkError as error:
             gates.append(Gate(f"{name}_written", False, None, None, str(error)))
             continue

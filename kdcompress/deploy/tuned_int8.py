@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.deploy.accuracy import Batches, found_in, outputs_of
+from kdcompress.deploy.accuracy import Batches, outputs_of, scored
 from kdcompress.deploy.calibration import Calibration
 from kdcompress.deploy.float_graph import Ranges
 from kdcompress.deploy.formats.onnx import PREFIX, open_, write
@@ -77,7 +77,7 @@ def better_int8(
             told = {key.removeprefix(PREFIX): value for key, value in exact.file.metadata.items()}
             write(
                 tuned.network, tuned.spec, source,
-                metadata=told, opset=exact.file.opset, backbone=exact.backbone,
+                metadata=told, opset=exact.file.opset, task=exact.task,
             )  # fmt: skip
         made[name] = to_int8(
             exact, images, folder / name, **settings, source=source, qat=tuned.facts if source else None
@@ -146,14 +146,12 @@ def _deciding(
 ) -> tuple[str, float, float | None]:
     """(name, figure, that of the float32 file): accuracy, or where no labels tell it, likeness to float32."""
     if bool((labels_N >= 0).any()):
-        key = "knn_top1" if exact.backbone else "top1"
-        classes = 0 if exact.backbone else outputs_NK.shape[1]
+        key = exact.task.deciding[0]
         ours, theirs = (
-            found_in(seen, labels_N, backbone=exact.backbone).score(classes)[key]
-            for seen in (outputs_NK, exact_NK)
+            scored(exact.task, outputs, labels_N).result()[key] for outputs in (outputs_NK, exact_NK)
         )
         return key, ours, theirs
-    if exact.backbone:
+    if not exact.task.has_classes:
         return "snr_db", snr_db(exact_NK.numpy(), outputs_NK.numpy()), None
     same = outputs_NK.argmax(1) == exact_NK.argmax(1)
     return "agreement_fp32", float(same.double().mean()), 1.0

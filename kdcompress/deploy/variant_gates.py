@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdcompress.deploy import half
@@ -25,11 +24,10 @@ from kdcompress.deploy.verify import (
     largest_difference,
 )
 from kdcompress.errors import UserError
+from kdcompress.tasks import Task
 
 FP16_PARITY = 5e-2
 """Largest error of an output over S, the spread of the outputs between images."""
-FP16_TURN = FP16_PARITY**2 / 2
-"""Of 1 − cosine, by the same measure."""
 FP16_AGREEMENT = 0.995
 """Least share of fp32's classes, ties aside."""
 FP16_SNR_DB = 40.0
@@ -132,14 +130,14 @@ def range_gate(largest: float, count: int) -> Gate:
     return at_most("fp16_range", largest, FP16_RANGE, detail)
 
 
-def rounding_gates(exact_NK: Tensor, near_NK: Tensor, snr_db: float, *, backbone: bool) -> list[Gate]:
+def rounding_gates(exact_NK: Tensor, near_NK: Tensor, snr_db: float, *, task: Task) -> list[Gate]:
     """fp16 against fp32 on the whole test split.
 
     Args:
         exact_NK: What the float32 file gives there.
         near_NK: What this file gives.
         snr_db: Signal to noise of it.
-        backbone: Whether the outputs are features and no logits.
+        task: What the outputs are.
     """
     exact, near = exact_NK.double(), near_NK.double()
     signal, on = spread(exact_NK), f"on the {len(exact):,} test images"
@@ -154,16 +152,11 @@ def rounding_gates(exact_NK: Tensor, near_NK: Tensor, snr_db: float, *, backbone
             f"signal to noise of the outputs in dB {on}; the limit is the least",
         ),
     ]
-    if backbone:
-        turns_N = (F.normalize(exact, dim=1) - F.normalize(near, dim=1)).square().sum(1) / 2
-        detail = f"largest 1 - cosine between fp32's and the file's embedding {on}"
-        return [*gates, at_most("fp16_embedding", float(turns_N.max()), FP16_TURN, detail)]
-    best = exact.topk(min(2, exact.shape[1]), dim=1).values
-    ties = best[:, 0] - best[:, -1] <= FP16_PARITY * signal
-    differ = exact.argmax(1) != near.argmax(1)
-    agreement = 1 - int((differ & ~ties).sum()) / len(differ)
-    detail = f"share of fp32's classes {on}, {int((differ & ties).sum())} ties aside; the limit is the least"
-    return [*gates, Gate("fp16_top1", agreement >= FP16_AGREEMENT, agreement, FP16_AGREEMENT, detail)]
+    deviation = task.deviation(FP16_PARITY, signal, FP16_AGREEMENT)
+    deviation.update(exact, near)
+    detail = deviation.detail("fp32's", on) + ("; the limit is the least" if task.has_classes else "")
+    last = Gate(f"fp16_{deviation.name}", deviation.passed, deviation.figure, deviation.limit, detail)
+    return [*gates, last]
 
 
 def _tensor_bytes(path: Path) -> int:

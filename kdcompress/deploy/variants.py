@@ -17,8 +17,9 @@ from torch import Tensor
 
 from kdcompress.atomic import write_bytes
 from kdcompress.deploy import half
-from kdcompress.deploy.accuracy import Batches, found_in, outputs_of
+from kdcompress.deploy.accuracy import Batches, outputs_of, scored
 from kdcompress.deploy.calibration import Calibration
+from kdcompress.deploy.derived import DerivedFile
 from kdcompress.deploy.float_graph import Ranges, layers_of
 from kdcompress.deploy.formats.onnx import PREFIX, OnnxModel, open_
 from kdcompress.deploy.gate import Gate, equal
@@ -35,7 +36,9 @@ from kdcompress.deploy.variant_gates import (
     vary_gate,
 )
 from kdcompress.deploy.verify import first_images
+from kdcompress.deploy.worth import worst_layers
 from kdcompress.errors import UserError
+from kdcompress.tasks import Task
 
 NAMES = {"int8": "student.int8.onnx", "fp16": "student.fp16.onnx"}
 
@@ -63,9 +66,9 @@ class Exact:
         self.images = first_images(batches())
 
     @property
-    def backbone(self) -> bool:
-        """Whether it gives features and no logits."""
-        return bool(self.file.backbone)
+    def task(self) -> Task:
+        """The task of its outputs."""
+        return self.file.task
 
     @cached_property
     def score(self) -> dict[str, Any]:
@@ -74,19 +77,18 @@ class Exact:
 
     def score_of(self, outputs_NK: Tensor) -> dict[str, Any]:
         """The figures of outputs on the same images."""
-        found = found_in(outputs_NK, self.labels_N, backbone=self.backbone)
-        return found.score(0 if self.backbone else outputs_NK.shape[1])
+        return scored(self.task, outputs_NK, self.labels_N).result()
 
     def right(self, outputs_NK: Tensor) -> Tensor | None:
         """`[N]` whether each labelled image is classified rightly; None where that cannot be said."""
         known = self.labels_N >= 0
-        if self.backbone or not bool(known.any()):
+        if not self.task.has_classes or not bool(known.any()):
             return None
         return (outputs_NK.argmax(1) == self.labels_N)[known]
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+@dataclass(frozen=True)
+class Variant(DerivedFile):
     """A file made from the float32 one, and what was found out about it.
 
     Args:
@@ -112,9 +114,23 @@ class Variant:
     tuning: dict[str, Any] | None = None
 
     @property
-    def passed(self) -> bool:
-        """Whether every gate passed."""
-        return all(gate.passed for gate in self.gates)
+    def prefix(self) -> str:
+        """See the base."""
+        return f"{self.precision}_"
+
+    @property
+    def title(self) -> str:
+        """See the base."""
+        return f"the {self.precision} file"
+
+    def advice(self) -> Iterator[str]:
+        """See the base."""
+        if all(gate.passed for gate in self.gates if gate.gate == "int8_drop"):
+            return
+        yield worst_layers(self.losses)
+        more = len(self.making["in_float"]) + 3
+        others = "" if self.making["ranges"] == "percentile" else ", --int8-ranges percentile"
+        yield f"try --int8-rescue {more}{others}, or accept the loss with --max-drop"
 
 
 def to_int8(
@@ -190,7 +206,7 @@ def to_fp16(exact: Exact, images: Calibration, folder: Path) -> Variant:
     path, gates, score, outputs_NK = _proved(model, "fp16", making, folder, exact)
     if outputs_NK is not None:
         noise = snr_db(exact.outputs_NK.numpy(), outputs_NK.numpy())
-        gates += rounding_gates(exact.outputs_NK, outputs_NK, noise, backbone=exact.backbone)
+        gates += rounding_gates(exact.outputs_NK, outputs_NK, noise, task=exact.task)
     return Variant("fp16", path, [*made, *gates], making, score, outputs_NK)
 
 
@@ -224,19 +240,19 @@ def _proved(
 
 
 def _score(exact: Exact, outputs_NK: Tensor) -> dict[str, Any]:
-    figure = "knn_top1" if exact.backbone else "top1"
+    figure = exact.task.deciding[0]
     score, before = exact.score_of(outputs_NK), exact.score[figure]
     noise = snr_db(exact.outputs_NK.numpy(), outputs_NK.numpy())
     score["drop"] = None if before is None else 100 * (before - score[figure])
     score["snr_db"] = noise if math.isfinite(noise) else None
-    if not exact.backbone:
+    if exact.task.has_classes:
         same = outputs_NK.argmax(1) == exact.outputs_NK.argmax(1)
         score["agreement_fp32"] = float(same.double().mean())
     return score
 
 
 def _accuracy(exact: Exact, score: dict[str, Any]) -> dict[str, Any]:
-    figure = "knn_top1" if exact.backbone else "top1"
+    figure = exact.task.deciding[0]
     before = {f"{figure}_fp32": exact.score[figure]}
     return {"split": "test", figure: score[figure], **before, "n": score["n"]}
 

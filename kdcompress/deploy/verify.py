@@ -23,10 +23,7 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.accuracy import (
     Batches,
     Comparison,
-    Found,
-    Predictions,
     Run,
-    accuracy,
     as_input,
     compare,
     outputs_of,
@@ -39,11 +36,12 @@ from kdcompress.deploy.network_gates import network_gates
 from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.strip import misfits, told
 from kdcompress.errors import UserError
+from kdcompress.tasks import CLASSIFICATION, Task
+from kdcompress.tasks.base import Scorer
 
 __all__ = [
     "Gate",
     "Proof",
-    "accuracy",
     "first_images",
     "in_batches",
     "largest_difference",
@@ -55,8 +53,6 @@ __all__ = [
 
 PARITY_LIMIT = 5e-3
 """Of S, the spread of the outputs between images. Deep networks were seen at 2e-3, shallow ones at 1e-5."""
-TURN_LIMIT = PARITY_LIMIT**2 / 2
-"""Of 1 − cosine: an embedding S long in every feature is turned so far by errors of the parity limit."""
 VARY_LIMIT = 1e-4
 """Least spread over the mean output: below it the outputs do not depend on the image, and parity is empty."""
 INVARIANCE_LIMIT = 1e-4
@@ -69,9 +65,8 @@ PARITY_IMAGES = 24
 """A multiple of each of `PARITY_BATCHES`."""
 
 
-def _parity(backbone: bool) -> str:
-    what, all_of_it = ("a feature", "the features") if backbone else ("a logit", "the logits")
-    return f"largest error of {what} over the spread of {all_of_it} between images"
+def _parity(task: Task) -> str:
+    return f"largest error of {task.one_output} over the spread of the {task.outputs} between images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +75,14 @@ class Proof:
 
     Args:
         gates: Every gate, passed or not.
-        exported: The exported file's predictions or embeddings on the test split; None if it could not be
+        exported: The exported file's outputs on the test split; None if it could not be
             run there.
         reference: PyTorch's, likewise.
     """
 
     gates: list[Gate]
-    exported: Found | None
-    reference: Found | None
+    exported: Scorer | None
+    reference: Scorer | None
 
     @property
     def passed(self) -> bool:
@@ -106,7 +101,7 @@ def prove(
     reference_NK: Tensor | None = None,
     opset: int | None = None,
     allow_code: bool = False,
-    backbone: bool = False,
+    task: Task = CLASSIFICATION,
 ) -> Proof:
     """Runs every gate that applies to the files there are.
 
@@ -120,7 +115,7 @@ def prove(
         reference_NK: The plain network's outputs on the test split (`outputs_of`), if they are known already.
         opset: What was asked for; None: any.
         allow_code: Whether a `python:` network may be built.
-        backbone: Whether it gives features and no logits.
+        task: What its outputs are.
     """
     images = first_images(batches())
     deployed = Deployed(plain, spec)
@@ -143,8 +138,8 @@ def prove(
     for name, run in runs.items():
         if name == "safetensors" and name != scored:
             continue  # it has given the same outputs already, to the last bit
-        comparison, more = split_gates(reference_NK, run, batches(), backbone=backbone)
-        more += parity_gates(deployed.run, run, images, reference_NK, backbone=backbone)
+        comparison, more = split_gates(reference_NK, run, batches(), task=task)
+        more += parity_gates(deployed.run, run, images, reference_NK, task=task)
         if name == scored:
             found = comparison
             gates += more
@@ -165,7 +160,7 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def split_gates(
-    reference_NK: Tensor, exported: Run, batches: Batches, *, backbone: bool = False
+    reference_NK: Tensor, exported: Run, batches: Batches, *, task: Task = CLASSIFICATION
 ) -> tuple[Comparison | None, list[Gate]]:
     """What the exported file does on the whole test split, beside PyTorch.
 
@@ -176,37 +171,43 @@ def split_gates(
         reference_NK: The outputs of the PyTorch network with its normalisation, in the split's order.
         exported: The file.
         batches: The test split.
-        backbone: Whether the outputs are features and no logits.
+        task: What the outputs are.
 
     Returns:
         The comparison (None if the file cannot be run on it) and the gates `outputs_vary`,
         `parity_test_split` and `top1_exported`, of a backbone `embedding_exported`.
     """
-    last = "embedding_exported" if backbone else "top1_exported"
+    signal = spread(reference_NK)
     try:
-        found = compare(reference_NK, exported, batches, backbone=backbone)
+        found = compare(reference_NK, exported, batches, task=task, limit=PARITY_LIMIT)
     except UserError as error:
-        return None, [Gate(last, False, None, TURN_LIMIT if backbone else 1.0, str(error))]
-    count, signal = len(found.errors), spread(reference_NK)
+        expected = task.deviation(PARITY_LIMIT, signal)
+        return None, [Gate(f"{expected.name}_exported", False, None, expected.limit, str(error))]
+    count, deviation = len(found.errors), found.deviation
     on = f"on the {count:,} test images"
     vary = relative(found.spread, found.mean_output)
     worst = relative(float(found.errors.max()), signal)
     varies = bool(found.spread > 0 and vary >= VARY_LIMIT)
-    outputs = "features" if backbone else "logits"
-    varied = f"spread of the {outputs} between images over their mean size {on}; the limit is the least"
+    varied = f"spread of the {task.outputs} between images over their mean size {on}; the limit is the least"
     if not varies:
         varied += (
             ". The outputs do not depend on the image: the weights look untrained, so nothing can be verified"
         )
     return found, [
         Gate("outputs_vary", varies, vary, VARY_LIMIT, varied),
-        at_most("parity_test_split", worst, PARITY_LIMIT, f"{_parity(backbone)}, {on}"),
-        _same_classes(found, signal, on) if not backbone else _same_directions(found, on),
+        at_most("parity_test_split", worst, PARITY_LIMIT, f"{_parity(task)}, {on}"),
+        Gate(
+            f"{deviation.name}_exported",
+            deviation.passed,
+            deviation.figure,
+            deviation.limit,
+            deviation.detail("PyTorch's", on) + (_top1s(found) if task.has_classes else ""),
+        ),
     ]
 
 
 def parity_gates(
-    reference: Run, exported: Run, images: Tensor, reference_NK: Tensor, *, backbone: bool = False
+    reference: Run, exported: Run, images: Tensor, reference_NK: Tensor, *, task: Task = CLASSIFICATION
 ) -> list[Gate]:
     """The exported file against PyTorch at batch 1, 2 and 3, and against itself between them.
 
@@ -215,7 +216,7 @@ def parity_gates(
         exported: The file.
         images: `[PARITY_IMAGES, C, H, W]` real images in [0, 1].
         reference_NK: PyTorch's outputs on the test split, whose spread S is the measure.
-        backbone: Whether the outputs are features and no logits.
+        task: What the outputs are.
     """
     signal, largest_output = spread(reference_NK), float(reference_NK.abs().max())
     array = as_input(images)
@@ -231,7 +232,7 @@ def parity_gates(
             gates.append(Gate(name, False, None, PARITY_LIMIT, detail))
             continue
         apart = relative(largest_difference(rows[size], expected), signal)
-        detail = f"{_parity(backbone)}, on {len(array)} real images"
+        detail = f"{_parity(task)}, on {len(array)} real images"
         gates.append(at_most(name, apart, PARITY_LIMIT, detail))
     if 1 in rows and 3 in rows:
         moved = relative(largest_difference(rows[1], rows[3]), signal)
@@ -275,37 +276,9 @@ def _round_trip(path: Path, plain: nn.Module, deployed: Deployed, file: Run | No
     return at_most(name, difference, 0.0, "reloaded strictly: equal tensors, largest difference of an output")
 
 
-def _same_classes(found: Comparison, signal: float, on: str) -> Gate:
-    ours, theirs = found.exported, found.reference
-    assert isinstance(ours, Predictions)
-    assert isinstance(theirs, Predictions)
-    differ = ours.classes != theirs.classes
-    ties = differ & (found.margins <= PARITY_LIMIT * signal)
-    agreement = 1 - int((differ & ~ties).sum()) / len(differ)
-    detail = f"share of PyTorch's classes {on}, {int(ties.sum())} ties aside{_top1s(ours, theirs)}"
-    return Gate("top1_exported", agreement == 1.0, agreement, 1.0, detail)
-
-
-def _same_directions(found: Comparison, on: str) -> Gate:
-    # The maximum of tensors is NaN where any of them is, and NaN passes nothing.
-    worst = float(found.turns.max())
-    return at_most(
-        "embedding_exported",
-        worst,
-        TURN_LIMIT,
-        f"largest 1 - cosine between PyTorch's and the file's embedding {on}",
-    )
-
-
-def _top1s(exported: Predictions, reference: Predictions) -> str:
-    known = exported.labels >= 0
-    if not bool(known.any()):
-        return ""
-    ours, theirs = (
-        float((predictions.classes == predictions.labels)[known].double().mean())
-        for predictions in (exported, reference)
-    )
-    return f": top-1 {ours:.4f} of the file, {theirs:.4f} of PyTorch"
+def _top1s(found: Comparison) -> str:
+    ours, theirs = (scorer.result()["top1"] for scorer in (found.exported, found.reference))
+    return "" if ours is None else f": top-1 {ours:.4f} of the file, {theirs:.4f} of PyTorch"
 
 
 def first_images(batches: Batches) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether a smaller file is worth having on this machine: keep, or don't, because."""
+"""Verdicts on int8 and fp16 files: recommended on this machine or not, and why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def worth(
     ci95: Sequence[float] | None = None,
     elsewhere: str | None = None,
 ) -> dict[str, Any]:
-    """The verdict on a file that passed its gates.
+    """Judges a file that passed its gates.
 
     Args:
         precision: int8 or fp16.
@@ -34,10 +34,10 @@ def worth(
         size: Bytes of the file over those of the float32 one.
         timings: Against the float32 file on this machine, the one that counts first, as `paired` gives them;
             empty if it could not be timed.
-        because: What keeps it from being faster.
+        because: Causes that keep it from being faster, half a sentence each.
         losses: The layers that lose most, the worst first.
         ci95: Interval of the points won (negative: lost), or None.
-        elsewhere: What it was made for, if this machine is of another kind.
+        elsewhere: The kind of machine it was made for, if this one is of another kind.
 
     Returns:
         `{keep: true, false, or null where nothing can be said here, sentence, because, timings, points, ci95,
@@ -51,22 +51,25 @@ def worth(
     cost = f"{_accuracy(score, ci95)}, {size:.2f} of the size"
     if elsewhere is not None:
         keep = None
-        said = f"made for {elsewhere}, which this machine is not: time it there"
+        said = f"no verdict on this machine: made for {elsewhere}; time it there"
     elif timing is None:
-        said = "don't, because it could not be timed here"
+        said = "not recommended: it could not be timed on this machine"
     elif timing["ci95"] is None:
         keep = None
-        said = f"undecided: {timing['ratio']:.2f}x here, in too few rounds to tell (bench.rounds: 6 at least)"
+        said = (
+            f"undecided. {timing['ratio']:.2f}x the speed of fp32 in too few rounds to tell "
+            "(bench.rounds: 6 at least)"
+        )
     elif timing["verdict"] == "no difference" and timing["ci95"][1] > UNDECIDED and not dear:
         keep = None
-        said = f"undecided: {_ratio(timing)} here, too unsteady to tell (more rounds, or a quieter machine)"
+        said = f"undecided. {_ratio(timing)}, too unsteady to tell (more rounds, or a quieter machine)"
     elif faster and dear:
-        said = f"don't, because it loses more than {WARN_DROP:g} point, though it is {_speed(timing)}"
+        said = f"not recommended. It loses more than {WARN_DROP:g} point of top-1 at {_ratio(timing)}"
     elif faster:
-        said = f"keep: {_speed(timing)}"
+        said = f"keep. {_ratio(timing)}"
     else:
         reason = "; ".join(because) or "no cause was found in the processor's flags or in the graph"
-        said = f"don't, because it is {_speed(timing)}: {reason}"
+        said = f"not recommended on this machine. {_ratio(timing)}: {reason}"
     said = f"{said}. {cost}"
     return {
         "keep": keep,
@@ -91,18 +94,9 @@ def worst_layers(losses: Sequence[Loss]) -> str:
     return f"worst layers by signal to noise: {named}"
 
 
-def _speed(timing: dict[str, Any]) -> str:
-    told = _ratio(timing)
-    return {
-        "faster": f"faster than fp32 here, {told}",
-        "slower": f"slower than fp32 here, {told}",
-        "no difference": f"not faster than fp32 here, {told}",
-    }[timing["verdict"]]
-
-
 def _ratio(timing: dict[str, Any]) -> str:
     ends = timing["ci95"]
-    return f"{timing['ratio']:.2f}x ({ends[0]:.2f} to {ends[1]:.2f})"
+    return f"{timing['ratio']:.2f}x the speed of fp32 (95 % CI {ends[0]:.2f} to {ends[1]:.2f})"
 
 
 def _accuracy(score: dict[str, Any], ci95: Sequence[float] | None) -> str:

@@ -6,23 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcompress.atomic import sha256_of, write_json
+from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
 from kdcompress.data.source import Source
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import read_config
+from kdcompress.deploy.derived import failure
+from kdcompress.deploy.gate import GATES
 from kdcompress.deploy.load import GRAPH
 from kdcompress.deploy.quantize import check_rescue
-from kdcompress.deploy.ship import GATES
 from kdcompress.deploy.tuned_int8 import TunedStudent
 from kdcompress.deploy.variants import NAMES
 from kdcompress.errors import UserError
-from kdcompress.export.compressed import Made, Wanted, failure, judged, place, tried
+from kdcompress.export.compressed import Made, Wanted, judged, tried
+from kdcompress.export.int8_inputs import load_qat_student
 from kdcompress.export.reexport import EXPORT_SCHEMA, check_single, data_of, images_of
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, Int8Section, Recipe
-from kdcompress.run.delivery import PAGES, read_json, write_pages
-from kdcompress.run.qat import tuned_student
+from kdcompress.report.documents import read_json
+from kdcompress.report.pages import PAGES, write_pages
 from kdcompress.run_folder import RunFolder, check_writable
 
 _LATER = "timed after the run, in rounds of their own"
@@ -101,22 +103,22 @@ def add_to_run(
             results["student"],
             progress,
             workers=workers,
-            tuned=tuned_student(source, source, data.held_out, workers=workers, allow_code=allow_code),
+            tuned=load_qat_student(source, source, data.held_out, workers=workers, allow_code=allow_code),
         ) as (made, bench):
             names = {NAMES[variant.precision] for variant in made.variants}
             # Written one by one: whoever is killed in between leaves a run that can be asked again.
-            run.vouch_again([], {GATES, "bench.json", "results.json", *PAGES, *names})
-            made = place(made, source)
+            run.update_manifest_hashes([], {GATES, "bench.json", "results.json", *PAGES, *names})
+            made = made.placed(source)
             entries = judged(made, bench)
         new = {variant.precision for variant in made.variants}
         others = {name: entry for name, entry in results.get("variants", {}).items() if name not in new}
         write_json(source / "results.json", {**results, "variants": {**others, **entries}})
         write_json(source / "bench.json", _joined(source / "bench.json", bench, new))
         files = [variant.path.name for variant in made.passed]
-        run.vouch_again([GATES, "bench.json", "results.json", *files])
+        run.update_manifest_hashes([GATES, "bench.json", "results.json", *files])
         # The pages read the manifest, and it vouches for them: it comes before and after.
-        run.vouch_again(write_pages(source))
-    failed = failure(made)
+        run.update_manifest_hashes(write_pages(source))
+    failed = failure(made.variants)
     if failed is not None:
         raise failed
     return told(source, made, entries, results["student"])
@@ -161,10 +163,10 @@ def add_beside(
         workers=workers,
         tuned=_tuned_elsewhere(wanted.tuned_in, folder, workers, allow_code),
     ) as (made, timed):
-        made = place(made, folder)
+        made = made.placed(folder)
         entries = judged(made, timed)
     write_json(folder / "bench.json", timed)
-    failed = failure(made)
+    failed = failure(made.variants)
     if failed is not None:
         raise failed
     more = told(folder, made, entries, document["student"])
@@ -190,10 +192,7 @@ def told(
     return {
         "schema": EXPORT_SCHEMA,
         "folder": str(folder),
-        "files": {
-            variant.path.name: {"sha256": sha256_of(variant.path), "bytes": variant.path.stat().st_size}
-            for variant in made.passed
-        },
+        "files": {variant.path.name: variant.entry() for variant in made.passed},
         "gates": [gate.to_json() for variant in made.variants for gate in variant.gates],
         "student": student,
         "variants": entries,
@@ -208,7 +207,7 @@ def _tuned_elsewhere(run: Path | None, folder: Path, workers: int, allow_code: b
     known = read_json(results).get("variants", {}).get("int8", {}).get("qat")
     if known is not None and not known["kept"]:
         return None
-    return tuned_student(run, folder, None, workers=workers, allow_code=allow_code)
+    return load_qat_student(run, folder, None, workers=workers, allow_code=allow_code)
 
 
 def _opened(source: Path, allow_code: bool) -> tuple[RunFolder, Recipe]:

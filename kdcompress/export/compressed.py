@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +14,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompress.atomic import sha256_of, staging_folder, translated, write_json
+from kdcompress.atomic import staging_folder
 from kdcompress.bench.environment import environment
 from kdcompress.bench.measure import Artefact, measure
 from kdcompress.bench.paired import paired
 from kdcompress.data.source import Source
 from kdcompress.deploy.accuracy import Batches, as_input
-from kdcompress.deploy.gate import Gate, document
+from kdcompress.deploy.derived import place
+from kdcompress.deploy.gate import Gate
 from kdcompress.deploy.load import GRAPH
 from kdcompress.deploy.obstacles import obstacles, usual_target
-from kdcompress.deploy.ship import FAILED, GATES
 from kdcompress.deploy.tuned_int8 import TunedStudent, better_int8
 from kdcompress.deploy.variants import NAMES, Exact, Variant, to_fp16, to_int8
 from kdcompress.deploy.worth import worst_layers, worth
-from kdcompress.errors import GateFailed, NetworkError
+from kdcompress.errors import NetworkError
+from kdcompress.export.int8_inputs import calibration_images, int8_target
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, ExportSection, Int8Section
 from kdcompress.report import verdict
-from kdcompress.run.qat import calibrated, target_of
 
 Test = Callable[[], Batches]
 """Opens the test split."""
@@ -84,10 +82,9 @@ class Made:
         """Those that have their final names."""
         return [variant for variant in self.variants if variant.passed]
 
-    @property
-    def failed(self) -> list[Variant]:
-        """Those that are under `failed/`."""
-        return [variant for variant in self.variants if not variant.passed]
+    def placed(self, folder: Path) -> Made:
+        """Moves the files to their places in a folder and adds their gates to the others."""
+        return dataclasses.replace(self, variants=tuple(place(self.variants, folder)))
 
 
 def make(
@@ -117,19 +114,7 @@ def make(
     with staging_folder(folder / _STAGING) as staging:
         with progress.counter() as tell:
             made = _made(folder, staging, wanted, train, test, tell, workers, tuned)
-        return place(made, folder)
-
-
-def place(made: Made, folder: Path) -> Made:
-    """Gives the files their final names, or their places under `failed/`, and adds their gates to the others.
-
-    Args:
-        made: Still where they were made.
-        folder: Holds the float32 file.
-    """
-    variants = tuple(_placed(variant, folder) for variant in made.variants)
-    _add_gates(folder, variants)
-    return dataclasses.replace(made, variants=variants)
+        return made.placed(folder)
 
 
 def artefacts(made: Made, student: dict[str, Any]) -> list[Artefact]:
@@ -154,22 +139,6 @@ def judged(made: Made, bench: dict[str, Any]) -> dict[str, dict[str, Any]]:
         bench: A benchmark of them and the student, of the document's schema.
     """
     return {variant.precision: _entry(variant, made.exact, bench) for variant in made.passed}
-
-
-def failure(made: Made) -> GateFailed | None:
-    """What to raise once all else is written; None: every gate passed."""
-    if not made.failed:
-        return None
-    lines = []
-    for variant in made.failed:
-        lost = [gate for gate in variant.gates if not gate.passed]
-        count = f"{len(lost)} gate{'s' if len(lost) != 1 else ''} failed"
-        where = f"it is {variant.path}" if variant.path.exists() else "it was not made"
-        lines.append(f"the {variant.precision} file does not ship: {count}; {where}")
-        lines += [f"  {gate}" for gate in lost]
-        if any(gate.gate == "int8_drop" for gate in lost):
-            lines += [f"  {told}" for told in _advice(variant)]
-    return GateFailed("\n".join(lines))
 
 
 @contextmanager
@@ -250,11 +219,11 @@ def _made(
     exact = Exact(folder / GRAPH, test)
     tell("smaller files", 1, steps)
     section = wanted.int8 or Int8Section()
-    images = calibrated(section, train, workers=workers)
+    images = calibration_images(section, train, workers=workers)
     variants = []
     if wanted.int8 is not None:
         settings = {key: getattr(section, key) for key in ("ranges", "rescue", "max_drop")}
-        settings["target"] = target_of(section)
+        settings["target"] = int8_target(section)
         make_it = functools.partial(to_int8, exact, images, staging, **settings)
         if tuned is not None:
             make_it = functools.partial(better_int8, exact, images, staging, tuned, **settings)
@@ -273,29 +242,6 @@ def _attempted(precision: str, staging: Path, make_it: Callable[[], Variant]) ->
     except NetworkError as error:
         gate = Gate(f"{precision}_made", False, None, None, str(error))
         return Variant(precision, staging / NAMES[precision], [gate], {})
-
-
-def _placed(variant: Variant, folder: Path) -> Variant:
-    """The file under its final name if it passed; else under `failed/`, and no older one has the name."""
-    name = NAMES[variant.precision]
-    final, failed = folder / name, folder / FAILED / name
-    target = final if variant.passed else failed
-    with translated(target):
-        # Of an earlier export: neither is what was asked for now.
-        final.unlink(missing_ok=True)
-        failed.unlink(missing_ok=True)
-        if variant.path.exists():
-            target.parent.mkdir(exist_ok=True)
-            os.replace(variant.path, target)
-    return dataclasses.replace(variant, path=target)
-
-
-def _add_gates(folder: Path, variants: Sequence[Variant]) -> None:
-    """Puts their gates into `gates.json`, in place of those of an earlier export."""
-    prefixes = tuple(f"{variant.precision}_" for variant in variants)
-    known = [Gate(**gate) for gate in json.loads((folder / GATES).read_text(encoding="utf-8"))["gates"]]
-    kept = [gate for gate in known if not gate.gate.startswith(prefixes)]
-    write_json(folder / GATES, document([*kept, *(gate for v in variants for gate in v.gates)]))
 
 
 def _entry(variant: Variant, exact: Exact, bench: dict[str, Any]) -> dict[str, Any]:
@@ -319,8 +265,7 @@ def _entry(variant: Variant, exact: Exact, bench: dict[str, Any]) -> dict[str, A
     )
     return {
         "file": variant.path.name,
-        "sha256": sha256_of(variant.path),
-        "bytes": bytes_,
+        **variant.entry(),
         **variant.score,
         "making": variant.making,
         "verdict": {**said, "told": worst_layers(losses)},
@@ -344,19 +289,9 @@ def _elsewhere(variant: Variant) -> str | None:
     return str(target) if (target == "arm") != (here == "arm") else None
 
 
-def _advice(variant: Variant) -> Iterator[str]:
-    yield worst_layers(variant.losses)
-    more = len(variant.making["in_float"]) + 3
-    others = "" if variant.making["ranges"] == "percentile" else ", --int8-ranges percentile"
-    yield f"try --int8-rescue {more}{others}, or accept the loss with --max-drop"
-
-
 def _called(precision: str) -> str:
     return f"student ({precision})"
 
 
 def _images(test: Test) -> NDArray[np.float32]:
     return as_input(next(iter(test()))[0])
-
-
-__all__ = ["Made", "Wanted", "artefacts", "failure", "judged", "lines", "make", "place", "tried"]

@@ -22,7 +22,7 @@ from kdcompress.deploy.load import WEIGHTS
 from kdcompress.deploy.macs import evaluating
 from kdcompress.errors import DataError, NetworkError, UserError
 from kdcompress.export.reexport import (
-    Smaller,
+    Addition,
     Subject,
     check_folder,
     check_formats,
@@ -68,7 +68,7 @@ def export(
     on: OnData,
     *,
     opset: int | None = None,
-    smaller: Smaller | None = None,
+    additions: Sequence[Addition] = (),
 ) -> dict[str, Any]:
     """Writes the files of a checkpoint's student and proves them, in a folder of their own.
 
@@ -83,7 +83,7 @@ def export(
         asked: Which network is meant.
         on: The images it is proved on, and how it takes them.
         opset: Of the ONNX file; None: the exporter's choice.
-        smaller: Makes smaller files of the ONNX file; None: none is wanted.
+        additions: Make more files of the ONNX file, in this order.
 
     Raises:
         UserError: Something is missing or does not fit.
@@ -119,8 +119,8 @@ def export(
             f"those of its training, were its images {spec.height}×{spec.width} (--input-size), and are the "
             "classes in the order of its logits (--labels)?"
         )
-    if smaller is not None:
-        document = smaller(document, data.train, test, BenchSection())
+    for add in additions:
+        document = add(document, data.train, test, BenchSection())
     return {**document, "stripped": strip_document(found, model, network, source)}
 
 

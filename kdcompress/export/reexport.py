@@ -1,9 +1,9 @@
-"""What can be done with a run once it is over: write its files again, and score a file on data."""
+"""`export` of a finished run: writes the files of its student again and proves them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,30 +18,24 @@ from kdcompress.data.dataset import Data, open_data
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.source import Source
-from kdcompress.deploy.accuracy import predict
 from kdcompress.deploy.files import check_installed
-from kdcompress.deploy.formats import executorch, onnx, openvino, safetensors
+from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.image_graph import NAME as IMAGE_GRAPH
-from kdcompress.deploy.load import GRAPH, WEIGHTS, Graph, open_graph, spec_of
+from kdcompress.deploy.load import GRAPH, WEIGHTS
 from kdcompress.deploy.ship import ship
 from kdcompress.deploy.variants import NAMES
-from kdcompress.errors import DataError, UserError, suggest
+from kdcompress.errors import UserError, suggest
 from kdcompress.progress import Progress
-from kdcompress.recipe import BenchSection, DataSection, Recipe, load_recipe
+from kdcompress.recipe import BenchSection, DataSection, Recipe
 from kdcompress.report import documents
-from kdcompress.run.delivery import read_json, write_pages
-from kdcompress.run_folder import RunFolder, check_writable
+from kdcompress.report.documents import read_json
+from kdcompress.run_folder import RunFolder, check_writable, create_folder
 
-EVALUATION_SCHEMA = "kdcompress.evaluation/1"
-FILES_SCHEMA = "kdcompress.files/1"
 EXPORT_SCHEMA = "kdcompress.export/1"
 
-_MORE = frozenset({openvino.SUFFIX, executorch.SUFFIX})
-"""Of files that `evaluate` scores beside those that every run has."""
-
-Smaller = Callable[[dict[str, Any], Source, Source, BenchSection], dict[str, Any]]
-"""Adds smaller files to what was exported: the document of the export, the training and the test images, and
-how files are timed; gives the document with them in it."""
+Addition = Callable[[dict[str, Any], Source, Source, BenchSection], dict[str, Any]]
+"""Adds files to an export: takes its document, the training and the test images, and how files are timed;
+returns the document with the files in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +67,7 @@ def export(
     *,
     root: str | None = None,
     opset: int | None = None,
-    smaller: Smaller | None = None,
+    additions: Sequence[Addition] = (),
     allow_code: bool,
 ) -> dict[str, Any]:
     """Writes a run's student again and proves the files, in a folder of their own.
@@ -85,7 +79,7 @@ def export(
         progress: What a watcher sees.
         root: Folder of the data; None: the recipe's.
         opset: Of the ONNX file; None: the exporter's choice.
-        smaller: Makes smaller files of the ONNX file; None: none is wanted.
+        additions: Make more files of the ONNX file, in this order.
         allow_code: Whether a `python:` network may be built.
 
     Raises:
@@ -97,7 +91,8 @@ def export(
         raise UserError(f"{source}: no such run folder or checkpoint")
     check_single(source)
     folder = out or source / "export"
-    if folder.resolve() == source.resolve():
+    check_writable(folder)
+    if folder.exists() and folder.samefile(source):
         raise UserError(f"--out {out}: is the run itself, whose files stay as its manifest says they are")
     check_folder(folder)
     recipe = RunFolder(source).recorded_recipe(allow_code)
@@ -111,7 +106,9 @@ def export(
     metadata = documents.file_metadata(recipe, _teacher_of(source))
     subject = Subject(network, config.model, config.spec, config.class_names, data.test, metadata)
     document = write_files(subject, folder, formats, opset=opset, allow_code=allow_code)
-    return document if smaller is None else smaller(document, data.train, data.test, recipe.bench)
+    for add in additions:
+        document = add(document, data.train, data.test, recipe.bench)
+    return document
 
 
 def check_folder(folder: Path) -> None:
@@ -161,8 +158,7 @@ def write_files(
         GateFailed: A gate failed.
     """
     made = not folder.exists()
-    with translated(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     # One loader, since the images are read several times and its processes take a while to start.
     loader = EvaluationLoader(subject.test, device=torch.device("cpu"), workers=granted_cores())
     try:
@@ -202,74 +198,6 @@ def _drop_stale(folder: Path, shipped: Container[str]) -> None:
     for path in (*stale, folder / "bench.json") if stale else ():
         with translated(path):
             path.unlink(missing_ok=True)
-
-
-def evaluate(
-    source: Path,
-    progress: Progress,
-    *,
-    recipe: str,
-    data: str | None,
-    overrides: tuple[str, ...],
-    split: str,
-    allow_code: bool,
-) -> dict[str, Any]:
-    """Scores a `.onnx` or `.safetensors` file, or one of another format, on the data of a recipe.
-
-    Args:
-        source: The file, or a run folder: its ONNX file, else its safetensors.
-        progress: What a watcher sees.
-        recipe: Whose `data:` section says which images, cut how.
-        data: Folder of the data; goes before the recipe's.
-        overrides: As for `distill`.
-        split: test or held_out.
-        allow_code: Whether a `python:` network may be built.
-
-    Raises:
-        UserError: Nothing to evaluate, or it does not fit the data.
-    """
-    file = source if source.suffix in _MORE and source.is_file() else artefact(source)
-    run: Graph | safetensors.SafetensorsModel
-    threads = torch.get_num_threads()
-    if file.suffix != safetensors.SUFFIX:
-        graph = open_graph(file, threads)
-        run, spec = graph, spec_of(graph)
-    else:
-        network = safetensors.open_(file, threads, allow_code=allow_code)
-        run, spec = network, network.config.spec
-    if run.backbone:
-        raise UserError(
-            f"{file}: is a backbone, which gives features and tells no classes apart; see what they are "
-            "worth with --probe"
-        )
-    resolved = load_recipe(recipe, overrides, allow_code=allow_code)
-    opened = data_of(resolved, data, (spec.height, spec.width), spec.channels, progress)
-    images = opened.test if split == "test" else opened.held_out
-    if images is None:
-        raise DataError("--split held_out: the recipe holds nothing out (data.held_out: 0)")
-    if not bool((images.labels >= 0).any()):
-        raise DataError(f"--split {split}: none of its images has a label to score by")
-    one_image = images.subset(torch.tensor([0]))
-    outputs = run(next(images_of(one_image, workers=0))[0].numpy()).shape[1]
-    if outputs != opened.num_classes:
-        raise UserError(f"{file}: tells {outputs} classes apart, the data has {opened.num_classes}")
-    score = predict(run, images_of(images, workers=granted_cores())).score(opened.num_classes)
-    return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": split, **score}
-
-
-def report(source: Path) -> dict[str, Any]:
-    """Writes the pages of a run again; its manifest then vouches for the new ones.
-
-    Args:
-        source: A run folder that has come to results.
-
-    Raises:
-        UserError: It is none.
-    """
-    check_single(source)
-    names = write_pages(source)
-    RunFolder(source).vouch_again(names)
-    return {"schema": FILES_SCHEMA, "folder": str(source), "files": names}
 
 
 def _teacher_of(run: Path) -> dict[str, Any] | None:

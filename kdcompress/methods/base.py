@@ -24,6 +24,7 @@ from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
 from kdcompress.recipe import OptimSection
+from kdcompress.tasks import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class Needs:
         read_of_teacher: Outputs read from the teacher.
         cut: True if the student must be a network that can be split at its stages (heads or branches are
             copies of the later ones).
-        backbone: True if no classifier is trained: the student is built without one, and its output is its
-            pooled features.
+        task: Task of the student. Embedding if no classifier is trained: the student is built without one,
+            and its output is its pooled features.
     """
 
     teacher: bool = False
@@ -56,7 +57,7 @@ class Needs:
     student: Want = LOGITS
     read_of_teacher: Want = LOGITS
     cut: bool = False
-    backbone: bool = False
+    task: Task = CLASSIFICATION
 
     @property
     def student_maps(self) -> bool:

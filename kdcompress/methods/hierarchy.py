@@ -1,4 +1,4 @@
-"""Classifiers behind the stages of a network, and their training beside a frozen teacher."""
+"""Auxiliary classifiers behind the stages of a network, and their training on a frozen teacher."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class TeacherHeads(Method):
         return {stage: head(maps[stage]).logits for stage, head in self.heads.items()}
 
     @torch.no_grad()
-    def class_scores(self, images: Tensor) -> dict[str, Tensor]:
-        """How each classifier scores the classes of images as they stand, for a report of what it knows.
+    def class_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns the class logits of each classifier for upright images, to measure its accuracy.
 
         Args:
             images: `[B, C, H, W]` in [0, 1].
@@ -92,7 +92,9 @@ class TeacherHeads(Method):
         Returns:
             `[B, K]` by stage.
         """
-        return {stage: losses.class_scores(joint) for stage, joint in self.joint_logits(images).items()}
+        return {
+            stage: losses.joint_to_class_logits(joint) for stage, joint in self.joint_logits(images).items()
+        }
 
 
 def joint_heads(tapped: Tapped, stages: Iterable[str]) -> nn.ModuleDict:

@@ -1,4 +1,4 @@
-"""What several methods ask of networks and images before any training, each refusal with its reason."""
+"""Checks of networks and images that several methods make before training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from kdcompress.networks.teacher import Teacher
 
 
 def pooled_widths(method: str, reads: str, networks: Networks) -> tuple[int, int]:
-    """The widths of the student's and the teacher's pooled features.
+    """Returns the widths of the student's and the teacher's pooled features.
 
     Args:
-        method: Its name.
-        reads: What it does with them, such as "embeds the pooled vectors of images".
-        networks: With a teacher.
+        method: Name of the method.
+        reads: Its use of the features, such as "embeds the pooled vectors of images".
+        networks: Student and teacher.
 
     Raises:
         NetworkError: One of them has none.
@@ -28,7 +28,7 @@ def pooled_widths(method: str, reads: str, networks: Networks) -> tuple[int, int
 
 
 def pooled_width(method: str, reads: str, role: str, network: Tapped | Teacher) -> int:
-    """The width of one network's pooled features, as `pooled_widths`.
+    """Returns the width of one network's pooled features; arguments as in `pooled_widths`.
 
     Raises:
         NetworkError: It has none.
@@ -43,7 +43,7 @@ def pooled_width(method: str, reads: str, role: str, network: Tapped | Teacher) 
 
 
 def square_images(method: str, data: DataInfo) -> None:
-    """Quarter turns of a batch fit together only if its images are square.
+    """Refuses images that are not square, since rotated images of a batch must have one shape.
 
     Raises:
         NetworkError: They are not.

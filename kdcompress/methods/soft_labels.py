@@ -15,6 +15,7 @@ from kdcompress.methods.base import Method, Needs
 from kdcompress.methods.requirements import pooled_widths
 from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.networks import Networks
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 
 
 class SoftLabelMethod(Method):
@@ -52,8 +53,8 @@ class SoftLabelMethod(Method):
             terms["ce"] = c.ce_weight * self.cross_entropy(student_BK, labels_B)
         if c.kd_weight:
             assert teacher_BK is not None
-            compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
-            terms["kd"] = c.kd_weight * losses.kl(*compared, c.temperature)
+            logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
+            terms["kd"] = c.kd_weight * losses.kl(*logits, c.temperature)
         return terms
 
 
@@ -108,7 +109,7 @@ class BackboneMethod(SoftLabelMethod):
             unlabelled=True,
             student=both if classifier else POOLED,
             read_of_teacher=both if config.kd_weight > 0 else POOLED,
-            backbone=not classifier,
+            task=CLASSIFICATION if classifier else EMBEDDING,
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -120,7 +121,9 @@ class BackboneMethod(SoftLabelMethod):
         assert ours.pooled is not None
         assert theirs.pooled is not None
         terms = self.feature_terms(ours.pooled, theirs.pooled)
-        return terms if needs.backbone else terms | self.label_terms(ours.logits, theirs.logits, batch.labels)
+        if not needs.task.has_classes:
+            return terms
+        return terms | self.label_terms(ours.logits, theirs.logits, batch.labels)
 
     def feature_terms(self, student_BD: Tensor, teacher_BE: Tensor) -> dict[str, Tensor]:
         """Returns the weighted terms of the method itself.

@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from kdcompress.tasks import Task
+
 Want = frozenset[Literal["logits", "pooled", "stages", "pre"]]
 """Fields of `Activations` that a caller reads; the rest stays empty and costs nothing."""
 
@@ -29,3 +31,9 @@ class Activations:
     pooled: Tensor | None = None
     stages: dict[str, Tensor] = field(default_factory=dict)
     pre: dict[str, Tensor] = field(default_factory=dict)
+
+    def output(self, task: Task) -> Tensor:
+        """Returns the reading that is the output of a task."""
+        output: Tensor | None = getattr(self, task.activation)
+        assert output is not None, f"{task.activation} were not read"
+        return output

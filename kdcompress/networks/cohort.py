@@ -36,7 +36,7 @@ class Cohort(nn.Module):
         super().__init__()
         if branches < 2:
             raise NetworkError(f"{student.model}: a cohort has at least 2 branches, got {branches}")
-        if not student.backbone:
+        if student.task.has_classes:
             _ = student.classifier  # else it has no pooled features, and says so
         parts, own = own_exit(student, stage)
         # A tuple keeps nn.Module from registering what is the student's.

@@ -34,7 +34,7 @@ class Exit(nn.Sequential):
         self, tapped: Tapped, rest: nn.Sequential, classifier: str | None, sample_BCHW: Tensor
     ) -> None:
         super().__init__(OrderedDict(rest.named_children()))
-        self._backbone = tapped.backbone
+        self._has_classes = tapped.task.has_classes
         self._pooled = None if classifier is None else Tap(classifier, 0, "input", clone=False)
         # A function, since deepcopy takes those over as they are, and not the network with them.
         self._autocast: Callable[[], torch.autocast] = lambda: tapped.autocast()
@@ -62,7 +62,7 @@ class Exit(nn.Sequential):
         with self._autocast(), reading(self, taps) as read:
             last_BCHW = self._last_map(map_BCHW.clone() if self._copies_input else map_BCHW)
             output = self[-1](last_BCHW.clone() if self._copies_last_map else last_BCHW)
-        logits, pooled = (None, output) if self._backbone else (output, None)
+        logits, pooled = (output, None) if self._has_classes else (None, output)
         if self._pooled is not None:
             pooled = read[self._pooled]
         return Activations(

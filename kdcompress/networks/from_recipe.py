@@ -13,6 +13,7 @@ from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks import weights
 from kdcompress.networks.build import NetworkSpec, build
 from kdcompress.recipe import NetworkSection, TeacherSection
+from kdcompress.tasks import Task, task_of
 
 Headless = Literal["never", "if_weights_are", "unless_classes_fit", "always"]
 """When a network is built as a backbone, without a classifier: where its weights have none, also where they
@@ -38,9 +39,9 @@ class LoadedNetwork:
     dropped: tuple[str, ...] = ()
 
     @property
-    def backbone(self) -> bool:
-        """True if it has no classifier."""
-        return self.num_classes == 0
+    def task(self) -> Task:
+        """Classification, or embedding for a network without a classifier."""
+        return task_of(self.num_classes)
 
 
 def seeded(seed: int, purpose: str) -> None:
@@ -114,20 +115,20 @@ def load_network(
     return LoadedNetwork(network, found, loaded.head_replaced, num_classes, loaded.dropped)
 
 
-def headless_teacher(section: TeacherSection, *, logits_read: bool, backbone: bool) -> Headless:
+def headless_teacher(section: TeacherSection, *, logits_read: bool, task: Task) -> Headless:
     """Decides when the teacher is built without a classifier.
 
     Args:
         section: The teacher's section of the recipe.
         logits_read: True: the method reads its logits.
-        backbone: True: the method trains a backbone, which does not use the teacher's classes.
+        task: The student's; one without classes does not use the teacher's.
 
     Returns:
         "never" where somebody reads its logits, or where the recipe wants it trained on labels in any case.
     """
     if logits_read or section.train == "always":
         return "never"
-    return "unless_classes_fit" if backbone else "if_weights_are"
+    return "if_weights_are" if task.has_classes else "unless_classes_fit"
 
 
 def class_names_of_weights(
@@ -172,6 +173,6 @@ def teacher_needs_training(section: TeacherSection, start: LoadedNetwork) -> boo
         if start.weights is None:
             raise UserError("teacher.weights: required with teacher.train: never")
         return False
-    if start.backbone and start.weights is not None:
+    if not start.task.has_classes and start.weights is not None:
         return False  # without a classifier there is nothing that labels could teach it
     return section.train == "always" or start.weights is None or start.head_replaced

@@ -15,6 +15,7 @@ from torch import nn
 
 from kdcompress.errors import NetworkError, suggest
 from kdcompress.networks.trace import Call, Trace
+from kdcompress.tasks import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def find_taps(
     model: str,
     named: Mapping[str, str] | None = None,
     *,
-    backbone: bool = False,
+    task: Task = CLASSIFICATION,
 ) -> Taps:
     """Finds the taps of a network.
 
@@ -66,17 +67,17 @@ def find_taps(
         model: Named in errors.
         named: `{"stage1": module path, ..., "classifier": module path}`. Stages named here replace all
             found ones. Of a module that is called several times the last call is read.
-        backbone: True if it has no classifier, whatever its last layer is.
+        task: If it has no classes, no layer counts as a classifier, whatever the last one is.
 
     Raises:
         NetworkError: A named tap does not exist or is no map.
     """
     named = dict(named or {})
-    if backbone and "classifier" in named:
+    if not task.has_classes and "classifier" in named:
         raise NetworkError(f"{model}: taps.classifier: is a backbone here, built without its classifier")
     _check_names(named, network, model)
     classifier = _named_call(trace, named.pop("classifier"), model) if "classifier" in named else None
-    classifier = classifier or (None if backbone else _classifier(trace))
+    classifier = classifier or (_classifier(trace) if task.has_classes else None)
     if named:
         calls = {name: _named_call(trace, named[name], model) for name in sorted(named, key=_stage_number)}
         for name, call in calls.items():

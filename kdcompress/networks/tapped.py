@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.errors import NetworkError
 from kdcompress.networks import tap_points
-from kdcompress.networks.activations import LOGITS, POOLED, Activations, Want
+from kdcompress.networks.activations import LOGITS, Activations, Want
 from kdcompress.networks.build import NetworkSpec
 from kdcompress.networks.hooks import reading
 from kdcompress.networks.tap_points import Tap, Taps
 from kdcompress.networks.trace import record, run_once
 from kdcompress.networks.undisturbed import undisturbed
+from kdcompress.tasks import CLASSIFICATION, Task
 
 ALL: Want = frozenset({"logits", "pooled", "stages", "pre"})
 
@@ -39,16 +40,17 @@ class Tapped:
         std: Per channel, positive.
         input_spec: Replaces the four arguments before it; they are given or this is.
         taps: Module paths that replace the found ones (`{"stage1": ..., "classifier": ...}`).
-        backbone: True if it was built without a classifier; its logits must not be read then.
+        task: Classification, or embedding for a network that was built without a classifier: its logits must
+            not be read then.
 
     Attributes:
         network: The network itself.
         model: As given.
         image_size: As given.
         channels: As given.
-        backbone: As given.
+        task: As given.
         input_spec: The way from an image to its input.
-        num_classes: K, from a dry run; 0 for a backbone.
+        num_classes: K, from a dry run; 0 for a task without classes.
         taps: The modules that are read.
         mean: `[C]` float32.
         std: `[C]` float32.
@@ -73,7 +75,7 @@ class Tapped:
         std: tuple[float, ...] = (),
         input_spec: InputSpec | None = None,
         taps: Mapping[str, str] | Taps | None = None,
-        backbone: bool = False,
+        task: Task = CLASSIFICATION,
     ) -> None:
         if input_spec is None:
             assert image_size is not None
@@ -85,7 +87,7 @@ class Tapped:
         self.model = model
         self.image_size = (input_spec.height, input_spec.width)
         self.channels = input_spec.channels
-        self.backbone = backbone
+        self.task = task
         self.precision: torch.dtype | None = None
         self.compiled: Callable[[Tensor], Any] | None = None
         self.forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -94,11 +96,11 @@ class Tapped:
         self._shapes: dict[tuple[int, int], Activations] = {}
         trace = record(network, self.sample(), model)
         width = trace.nodes[trace.output].shape[1]
-        self.num_classes = 0 if backbone else trace.nodes[trace.output].shape[1]
+        self.num_classes = trace.nodes[trace.output].shape[1] if task.has_classes else 0
         if isinstance(taps, Taps):
             self.taps = tap_points.retarget(trace, taps)
         else:
-            self.taps = tap_points.find_taps(trace, network, model, taps, backbone=backbone)
+            self.taps = tap_points.find_taps(trace, network, model, taps, task=task)
 
     @property
     def spec(self) -> NetworkSpec:
@@ -143,7 +145,7 @@ class Tapped:
         Raises:
             NetworkError: "pooled" was asked for and the network has neither a linear classifier nor none.
         """
-        if want == (POOLED if self.backbone else LOGITS):
+        if want == frozenset({self.task.activation}):
             run = self.network if self.compiled is None else self.compiled
             with self.autocast(), self.forward_context():
                 return self._collect(run(self.normalise(images)), {}, want)
@@ -228,7 +230,7 @@ class Tapped:
         size = self.image_size if image_size is None else (int(image_size[0]), int(image_size[1]))
         if size not in self._shapes:
             want = ALL if self.taps.classifier is not None else ALL - {"pooled"}
-            want = ALL - LOGITS if self.backbone else want
+            want = want if self.task.has_classes else ALL - LOGITS
             self._shapes[size] = _without_data(self.dry_run(want, size))
         return self._shapes[size]
 
@@ -278,7 +280,7 @@ class Tapped:
     ) -> Tapped:
         height, width = (int(side) for side in image_size)
         spec = dataclasses.replace(self.input_spec, height=height, width=width)
-        other = Tapped(network, self.model, input_spec=spec, taps=taps, backbone=self.backbone)
+        other = Tapped(network, self.model, input_spec=spec, taps=taps, task=self.task)
         other.precision = self.precision
         return other
 
@@ -297,7 +299,7 @@ class Tapped:
         self._shift = (-self.mean / self.std).reshape(1, -1, 1, 1)
 
     def _classifier_tap(self) -> Tap:
-        if self.backbone:
+        if not self.task.has_classes:
             raise NetworkError(f"{self.model}: is a backbone here, built without its classifier")
         if self.taps.classifier is None:
             raise NetworkError(
@@ -307,8 +309,8 @@ class Tapped:
         return self.taps.classifier
 
     def _requested_taps(self, want: Want) -> dict[Tap, None]:
-        assert not (self.backbone and "logits" in want), f"{self.model} is a backbone: it has no logits"
-        wanted = [] if self.backbone or "pooled" not in want else [self._classifier_tap()]
+        assert self.task.has_classes or "logits" not in want, f"{self.model} is a backbone: it has no logits"
+        wanted = [self._classifier_tap()] if self.task.has_classes and "pooled" in want else []
         if "stages" in want:
             wanted += self.taps.stages.values()
         if "pre" in want:
@@ -330,7 +332,7 @@ class Tapped:
         widened = {tap: wide(tensor) for tap, tensor in readings.items()}
         pooled = None
         if "pooled" in want:
-            pooled = wide(output) if self.backbone else widened[self._classifier_tap()]
+            pooled = widened[self._classifier_tap()] if self.task.has_classes else wide(output)
         if pooled is not None and pooled.ndim != 2:
             raise NetworkError(
                 f"{self.model}: the classifier reads shape {list(pooled.shape)}, expected [batch, features]"

@@ -16,6 +16,7 @@ from kdcompress.errors import NetworkError
 from kdcompress.networks.activations import LOGITS, Activations, Want
 from kdcompress.networks.fold import fold_batch_norm, foldable, overwritable, overwrite
 from kdcompress.networks.tapped import Tapped
+from kdcompress.tasks import Task
 
 FOLD_TOLERANCE = 1e-6
 """Largest difference of a folded reading in float64, relative to the largest value of that reading."""
@@ -33,8 +34,8 @@ class Teacher(Protocol):
         """K; 0 for a backbone."""
 
     @property
-    def backbone(self) -> bool:
-        """True if it has pooled features and no logits."""
+    def task(self) -> Task:
+        """Classification, or embedding for a teacher without a classifier."""
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -146,9 +147,9 @@ class FrozenTeacher:
         return self.tapped.num_classes
 
     @property
-    def backbone(self) -> bool:
-        """True if it has no classifier, so that only pooled features can be read."""
-        return self.tapped.backbone
+    def task(self) -> Task:
+        """Classification, or embedding for a teacher without a classifier."""
+        return self.tapped.task
 
     @property
     def input_spec(self) -> InputSpec:
@@ -276,12 +277,12 @@ class FrozenTeacher:
 def _same_readings(folded: Tapped, plain: Tapped) -> bool:
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(4, plain.channels, *plain.image_size, generator=generator, dtype=torch.float64)
-    want: Want = frozenset({"pooled" if plain.backbone else "logits", "stages"})
+    want: Want = frozenset({plain.task.activation, "stages"})
     with torch.no_grad():
         for tapped in (folded, plain):
             tapped.precision = None
         got, expected = folded(images, want), plain(images, want)
-    outputs = [read.pooled if plain.backbone else read.logits for read in (got, expected)]
+    outputs = [read.output(plain.task) for read in (got, expected)]
     assert outputs[0] is not None
     assert outputs[1] is not None
     pairs = [(outputs[0], outputs[1])]

@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
+from kdcompress import discovery
 from kdcompress.atomic import write_text
 from kdcompress.report import numbers, words
 from kdcompress.report.page import networks
@@ -18,7 +19,6 @@ NAME = "README.md"
 MOST_CLASSES = 20
 """Named in the card; `labels.json` has all."""
 
-_FILES = ("student.onnx", "student.int8.onnx", "student.fp16.onnx", "student.safetensors")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|])")
 
 
@@ -59,14 +59,15 @@ def card(record: Record) -> str:
         "gates": record.gates,
         "failed": record.failed_gates,
         "student": record.student,
-        "is_backbone": record.is_backbone,
+        "has_classes": record.task.has_classes,
         "num_features": record.config.get("num_features"),
         "num_classes": record.config.get("num_classes")
         or len(record.results["student"].get("per_class") or []),
         "class_names": ", ".join(names[:MOST_CLASSES]) + (", …" if len(names) > MOST_CLASSES else ""),
-        "files": [name for name in _FILES if record.has(name)],
+        "files": [name for name in _file_names() if record.has(name)],
         "networks_caption": words.split_sentence(record),
         "gain_sentence": words.gain_sentence(record),
+        "ensemble_sentence": words.ensemble_sentence(record),
         "latency": _latency(record),
         "snippets": snippets(record),
         "spec": spec,
@@ -81,6 +82,14 @@ def card(record: Record) -> str:
     return environment.get_template("card.md.j2").render(context)
 
 
+def _file_names() -> list[str]:
+    """Names of the files that a run may ship, those of new formats included."""
+    suffixes = [discovery.header("format", name).constants["SUFFIX"] for name in discovery.names("format")]
+    of_onnx = ["student.onnx", *(f"student.{kind}.onnx" for kind in ("int8", "fp16", "image"))]
+    others = sorted(suffix for suffix in suffixes if suffix not in {".onnx", ".safetensors"})
+    return [*of_onnx, "ensemble.onnx", "student.safetensors", *(f"student{suffix}" for suffix in others)]
+
+
 def escaped(text: object) -> str:
     """Text that Markdown shows as it is, on one line."""
     return _MARKUP.sub(r"\\\1", str(text).replace("\n", " "))
@@ -88,7 +97,7 @@ def escaped(text: object) -> str:
 
 def _front_matter(record: Record) -> str:
     data = record.manifest.get("data") or {}
-    task = "image-feature-extraction" if record.is_backbone else "image-classification"
+    task = "image-classification" if record.task.has_classes else "image-feature-extraction"
     head: dict[str, object] = {
         # Nobody but its maker can say under which terms a network may be used; the hubs' word for that is
         # "unknown".

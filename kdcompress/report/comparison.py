@@ -18,6 +18,7 @@ from kdcompress.report import numbers, words
 from kdcompress.report.charts import Chart, Line, Row, line_chart
 from kdcompress.report.charts import dot_chart as draw_dots
 from kdcompress.report.record import Record
+from kdcompress.tasks.figures import comparable
 
 SCHEMA = "kdcompress.comparison/1"
 COLOURS = 6
@@ -64,10 +65,10 @@ def figure_of(rows: Sequence[Compared]) -> tuple[str, str]:
     Raises:
         ValueError: They have no figure in common.
     """
-    known = [words.scored(row.first.results["student"]) for row in rows]
-    for heading, key in known[0]:
-        if all(key in {other for _, other in scored} for scored in known):
-            return heading, key
+    known = [comparable(row.first.results["student"]) for row in rows]
+    for figure in known[0]:
+        if all(figure in others for others in known):
+            return figure.title, figure.key
     raise ValueError("the runs have no figure in common")
 
 

@@ -8,13 +8,8 @@ from typing import Any
 
 from kdcompress.report.charts import Chart, Line, line_chart
 from kdcompress.report.record import Record
+from kdcompress.tasks.figures import FIGURES
 
-_FIGURES = {
-    "top1": ("Accuracy", "top-1 on held-out images, %"),
-    "knn_top1": ("Nearest neighbours", "top-1 by nearest neighbours on held-out images, %"),
-    "agreement": ("Agreement with the teacher", "agreement on held-out images, %"),
-}
-"""Those of the held-out ones that are drawn: the chart's title, what its axis says."""
 _ROLES = {"student": 0, "teacher": 1, "baseline": 2}
 
 
@@ -25,14 +20,18 @@ def charts(record: Record) -> list[Chart]:
         by_role.setdefault(line["phase"].split("/")[0], []).append(line)
     drawn = []
     ordered = sorted(by_role, key=lambda role: _ROLES.get(role, 9))
-    for key, (title, unit) in _FIGURES.items():
+    for figure in (figure for figure in FIGURES.values() if figure.chart):
         lines = [
-            _line(role, _held_out(by_role[role], key), _ROLES.get(role, 3), role != "student")
+            _line(role, _held_out(by_role[role], figure.key), _ROLES.get(role, 3), role != "student")
             for role in ordered
         ]
         lines = [line for line in lines if line.points]
         if lines:
-            drawn.append(line_chart(lines, key=key, title=title, x_label="epochs trained", y_label=unit))
+            drawn.append(
+                line_chart(
+                    lines, key=figure.key, title=figure.chart, x_label="epochs trained", y_label=figure.axis
+                )
+            )
     for role in ordered:
         for phase in dict.fromkeys(line["phase"] for line in by_role[role]):
             chart = _losses(phase, [line for line in by_role[role] if line["phase"] == phase])

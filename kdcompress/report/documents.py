@@ -13,12 +13,17 @@ from typing import Any
 from kdcompress import __version__
 from kdcompress.networks.weights import ResolvedWeights
 from kdcompress.recipe import Recipe
+from kdcompress.tasks.figures import deciding
 
 RESULTS_SCHEMA = "kdcompress.results/1"
 SEEDS_SCHEMA = "kdcompress.seeds/1"
-_FIGURES = ("top1", "knn_top1", "agreement")
-"""Of which the first that is known stands for a run."""
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON document that this project wrote."""
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
 
 
 def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, str]:
@@ -103,7 +108,8 @@ def seeds(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
         per_seed: `results.json` of each seed, in order.
     """
     first = per_seed[0]["student"]
-    figure = next(name for name in _FIGURES if first.get(name) is not None)
+    figure = deciding(first)
+    assert figure is not None, "a run has at least one figure"
     document: dict[str, Any] = {"schema": SEEDS_SCHEMA, "seeds": len(per_seed), "figure": figure}
     for who in ("student", "baseline"):
         known = [result[who].get(figure) for result in per_seed if result[who] is not None]

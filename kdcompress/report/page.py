@@ -15,6 +15,7 @@ from kdcompress.report.charts import Chart, Row, Style, dot_chart
 from kdcompress.report.latency import latency_charts
 from kdcompress.report.record import Record, read_run
 from kdcompress.report.usage import preprocessing, snippets
+from kdcompress.tasks.figures import comparable
 
 NAME = "report.html"
 MOST_CLASSES = 12
@@ -75,8 +76,8 @@ def page(record: Record) -> str:
 def networks(record: Record) -> dict[str, Any]:
     """The table of networks: `network_columns`, and `networks` with (column, cell) pairs."""
     results, bench = record.results, record.bench
-    scored = words.scored(results["student"])
-    columns = [heading for heading, _ in scored] + ["parameters", "MACs", "file"]
+    compared = comparable(results["student"])
+    columns = [figure.title for figure in compared] + ["parameters", "MACs", "file"]
     timed = (
         {} if bench is None else {r["artefact"]: r["latency_ms"]["p50"] for r in reversed(bench["results"])}
     )
@@ -88,7 +89,7 @@ def networks(record: Record) -> dict[str, Any]:
         scores = results.get(role)
         if not scores:
             continue
-        cells = [numbers.percent(scores.get(key)) for _, key in scored]
+        cells = [numbers.percent(scores.get(figure.key)) for figure in compared]
         cells += [numbers.count(scores.get("params")), numbers.count(scores.get("macs"))]
         cells.append(numbers.megabytes(scores.get("bytes")))
         if timed:
@@ -110,7 +111,7 @@ def _bench(record: Record) -> dict[str, Any] | None:
         "charts": latency_charts(bench["results"]),
         "rows": rows,
         "columns": [name for name, _ in rows[0]["cells"]] if rows else [],
-        "notes": [*words.smaller_files(record), *words.bench_notes(bench)],
+        "notes": [*words.other_files(record), *words.bench_notes(bench)],
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.errors import UserError
 from kdcompress.strict_yaml import read_yaml
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING, Task
 
 READS = 1
 """The newest version of each schema that is understood here."""
@@ -58,9 +59,9 @@ class Record:
         return [str(name) for name in self.config.get("label_names", [])]
 
     @property
-    def is_backbone(self) -> bool:
-        """Whether what shipped gives features and tells no classes apart."""
-        return self.config.get("num_classes") == 0
+    def task(self) -> Task:
+        """The task of the network that shipped."""
+        return EMBEDDING if self.config.get("num_classes") == 0 else CLASSIFICATION
 
     @property
     def input_spec(self) -> InputSpec | None:

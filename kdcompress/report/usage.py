@@ -69,7 +69,7 @@ def _images(spec: InputSpec) -> str:
 
 def _onnxruntime(record: Record, spec: InputSpec) -> str:
     session = 'session = onnxruntime.InferenceSession("student.onnx")  # the normalisation is in the graph'
-    if record.is_backbone:
+    if not record.task.has_classes:
         return f"""import numpy as np
 import onnxruntime
 from PIL import Image
@@ -129,7 +129,7 @@ std = torch.tensor([{std}]).view(1, -1, 1, 1)
 def _called(record: Record) -> str:
     """Code that runs `network` on `images`, normalised by `mean` and `std`."""
     name, shown = "logits", "logits.softmax(1)"
-    if record.is_backbone:
+    if not record.task.has_classes:
         name, shown = "embedding", "torch.nn.functional.normalize(embedding)"
     return f"""with torch.inference_mode():
     {name} = network((torch.from_numpy(images) - mean) / std)
@@ -140,7 +140,7 @@ def _construction(record: Record, spec: InputSpec) -> tuple[str, str]:
     """(import, expression and what follows it) of a fresh network of the student's class."""
     family, _, name = record.student.partition("/")
     classes = record.config["num_classes"]
-    if family == "torchvision" and record.is_backbone:
+    if family == "torchvision" and not record.task.has_classes:
         return "from torchvision.models import get_model", (
             f'get_model("{name}", num_classes=1)\n'
             "# A backbone: its last linear layer, the classifier, is left out.\n"

@@ -30,20 +30,6 @@ class Tile:
     detail: str
 
 
-def scored(student: dict[str, Any]) -> list[tuple[str, str]]:
-    """By which figures a run's networks are compared: (heading, key in `results.json`).
-
-    Args:
-        student: Its figures; what is known of it decides.
-    """
-    if student["top1"] is not None:
-        return [("top-1", "top1"), ("balanced top-1", "balanced_top1")]
-    found = [("kNN top-1", "knn_top1")] if student.get("knn_top1") is not None else []
-    if student.get("agreement") is not None:
-        found.append(("agreement with the teacher", "agreement"))
-    return found
-
-
 def sentence(record: Record) -> str:
     """What was made from what, in one sentence."""
     method, data = record.recipe["method"]["name"], record.recipe["data"]["dataset"]
@@ -75,7 +61,7 @@ def _accuracy_tile(record: Record) -> Tile:
         what = "of nearest neighbours are also the teacher's"
         return Tile(
             numbers.percent(student.get("agreement")),
-            what if record.is_backbone else "agreement with the teacher",
+            "agreement with the teacher" if record.task.has_classes else what,
             "the data has no labels",
         )
     detail = "of the exported file, on the test split"
@@ -123,9 +109,9 @@ def headline_result(record: Record) -> dict[str, Any] | None:
     return next((result for result in results if result["artefact"] == "student"), None)
 
 
-def smaller_files(record: Record) -> list[str]:
-    """Whether int8 and fp16 are worth having where they were timed; empty if the run has none."""
-    told = []
+def other_files(record: Record) -> list[str]:
+    """Describes the ensemble and the int8 and fp16 files, with their verdicts; empty if the run has none."""
+    told = list(filter(None, [ensemble_sentence(record)]))
     for entry in (record.results.get("variants") or {}).values():
         told.append(f"{entry['verdict']['sentence']}.")
         if "qat" in entry:
@@ -133,6 +119,12 @@ def smaller_files(record: Record) -> list[str]:
         if entry["verdict"]["told"]:
             told.append(f"{entry['file']}: {entry['verdict']['told']}.")
     return told
+
+
+def ensemble_sentence(record: Record) -> str:
+    """Describes the ensemble's file in one sentence; empty if the run shipped none."""
+    ensemble = record.results.get("ensemble")
+    return f"{ensemble['sentence']}." if ensemble else ""
 
 
 def bench_notes(bench: dict[str, Any]) -> list[str]:
@@ -186,7 +178,7 @@ def split_sentence(record: Record) -> str:
     )
     on = f"{numbers.figure(count)} images of the test split" if count else "the test split"
     measured = f"Measured on {on}; the student's and the baseline's on their exported files."
-    return measured + (f" {_OF_NEIGHBOURS}" if record.is_backbone else "")
+    return measured + ("" if record.task.has_classes else f" {_OF_NEIGHBOURS}")
 
 
 def asked(record: Record) -> list[tuple[str, str]]:

@@ -1,10 +1,9 @@
-"""The end of a run: strip, prove, write, time, compare, and make the pages."""
+"""The end of a run: strip, prove, write and time the files, compare, and write the pages."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,41 +15,51 @@ from torch import Tensor
 from kdcompress import __version__
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench.measure import Artefact, measure
-from kdcompress.deploy.accuracy import Predictions
+from kdcompress.deploy.derived import DerivedFile, failure
+from kdcompress.deploy.ensemble import EnsembleFile, Member, write_ensemble
+from kdcompress.deploy.files import formats
 from kdcompress.deploy.ship import Shipped, ship
 from kdcompress.export import image_file as image_input
-from kdcompress.export.compressed import Made, Wanted, artefacts, failure, judged, make
+from kdcompress.export.compressed import Made, Wanted, artefacts, judged, make
 from kdcompress.export.image_file import ImageFile
+from kdcompress.export.int8_inputs import load_qat_student
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.report import documents, verdict
-from kdcompress.report.card import write_card
-from kdcompress.report.page import write_report
+from kdcompress.report.documents import read_json as read_json
+from kdcompress.report.pages import write_pages
 from kdcompress.run.context import Run, TestSplit
-from kdcompress.run.qat import tuned_student
 from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged_gate
+from kdcompress.tasks.classification import Predictions
 from kdcompress.train.job import Outcome
 
-PAGES = ("report.html", "README.md")
 PREDICTIONS = "test_predictions.safetensors"
-"""Classes that the exported file gave on the test split, kept to compare runs image by image."""
+"""Predicted classes of the exported file on the test split, to compare runs image by image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What a run shipped, and what its teacher gives on the same images.
+    """The files that a run shipped, and the teacher's outputs on the same images.
 
     Args:
         shipped: The student.
-        taught: None: there is no teacher.
-        made: Of the smaller files; None: none was asked for.
-        image: The file that takes images as they are decoded; None: it was not asked for.
+        teacher_outputs: None: there is no teacher.
+        compressed: The smaller files; None: the recipe names none.
+        image: The file that takes images as they are decoded; None: the recipe does not name it.
+        ensemble: The mean prediction of several networks as a file; None: the recipe does not name it.
     """
 
     shipped: Shipped
-    taught: OnTest | None
-    made: Made | None
+    teacher_outputs: OnTest | None
+    compressed: Made | None
     image: ImageFile | None = None
+    ensemble: EnsembleFile | None = None
+
+    @property
+    def derived(self) -> list[DerivedFile]:
+        """The files beside the student's own formats, those that failed a gate among them."""
+        compressed = self.compressed.variants if self.compressed is not None else ()
+        return [*compressed, *(file for file in (self.image, self.ensemble) if file is not None)]
 
 
 def deliver(
@@ -61,45 +70,74 @@ def deliver(
     teaching: Teaching | None,
     test: TestSplit,
 ) -> Delivery:
-    """Strips the chosen candidate, writes it in every format and proves the files."""
+    """Strips the chosen candidate, writes it in every format and proves the files.
+
+    Args:
+        run: The run.
+        start: The student before its training.
+        method: Names the members of an ensemble.
+        outcome: Result of the training.
+        teaching: The teacher; None: there is none.
+        test: Opens the test split.
+    """
     # Before the teacher is read in float32, which takes a fresh copy of it.
     gates = [] if teaching is None else [teaching.gate, unchanged_gate(teaching.teacher)]
     trained = copy.deepcopy(outcome.like.network)
     trained.load_state_dict(outcome.state)
-    taught = None if teaching is None else read_test_split(run, teaching, test, pooled=start.backbone)
-    beside = None if taught is None else (taught.pooled if start.backbone else taught.logits)
+    on_test = outputs = None
+    if teaching is not None:
+        on_test = read_test_split(run, teaching, test, pooled=not start.task.has_classes)
+        outputs = on_test.logits if start.task.has_classes else on_test.pooled
     shipped = ship(
         trained.cpu(),
         outcome.model,
         outcome.like.input_spec,
-        () if start.backbone else run.data.class_names,
+        start.task.class_names(run.data.class_names),
         test,
         run.folder.path,
         formats=run.recipe.export.formats,
         metadata=documents.file_metadata(run.recipe, manifest_entry(run, teaching)),
         allow_code=run.allow_code,
         extra_gates=gates,
-        taught=beside,
+        teacher_outputs=outputs,
     )
-    found = shipped.predictions
-    if isinstance(found, Predictions):
-        predictions = {"classes": found.classes, "labels": found.labels}
+    if isinstance(shipped.predictions, Predictions):
+        predictions = {"classes": shipped.predictions.classes, "labels": shipped.predictions.labels}
         write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
     made, wanted = None, Wanted.of(run.recipe.export)
     if wanted:
         folder, held_out = run.folder.path, run.data.held_out
-        tuned = tuned_student(folder, folder, held_out, workers=run.workers, allow_code=run.allow_code)
+        tuned = load_qat_student(folder, folder, held_out, workers=run.workers, allow_code=run.allow_code)
         made = make(folder, wanted, run.data.train, test, run.progress, workers=run.workers, tuned=tuned)
     image = None
     if run.recipe.export.embed_preprocess == "resize":
         image = image_input.make(run.folder.path, run.data.test, run.progress, image_input.KEY)
-    return Delivery(shipped, taught, made, image)
+    ensemble = _ensemble(run, method, outcome, shipped, test) if outcome.ensemble else None
+    return Delivery(shipped, on_test, made, image, ensemble)
+
+
+def _ensemble(run: Run, method: Method, outcome: Outcome, shipped: Shipped, test: TestSplit) -> EnsembleFile:
+    """Writes and proves `ensemble.onnx` of the chosen states of all members."""
+    members = []
+    for name, member in method.members().items():
+        network = copy.deepcopy(member.like.network)
+        network.load_state_dict(outcome.ensemble[name])
+        members.append(Member(name, member.model, network.cpu(), member.like.input_spec))
+    return write_ensemble(
+        members,
+        run.folder.path,
+        class_names=run.data.class_names,
+        test_batches=test,
+        metadata=documents.file_metadata(run.recipe, None),
+        student_macs=shipped.student["macs"],
+        allow_code=run.allow_code,
+    )
 
 
 def _bench(
     run: Run, delivery: Delivery, teacher: dict[str, Any] | None, teacher_file: Path, test: TestSplit
 ) -> dict[str, Any]:
-    """Times the student against its teacher on this machine, on real images."""
+    """Times the student's files against the teacher on this machine, on real images."""
     student = delivery.shipped.student
     recipe, folder = run.recipe, run.folder
     facts = {key: student[key] for key in ("params", "macs")}
@@ -107,22 +145,21 @@ def _bench(
     if teacher is not None:
         known = {key: teacher[key] for key in ("params", "macs")}
         timed.append(Artefact("teacher", teacher_file, ("onnxruntime",), **known))
-    if "onnx" in recipe.export.formats:
-        file = folder / "student.onnx"
-        timed.append(Artefact("student", file, ("onnxruntime",), network="student", **facts))
-    if "safetensors" in recipe.export.formats and not recipe.student.model.startswith("python:"):
-        file = folder / "student.safetensors"
-        timed.append(Artefact("student (PyTorch)", file, ("torch",), network="student", **facts))
-    for name, suffix, shown in (("openvino", ".xml", "OpenVINO"), ("executorch", ".pte", "ExecuTorch")):
-        if name in recipe.export.formats:
-            file = folder / f"student{suffix}"
-            timed.append(Artefact(f"student ({shown})", file, (name,), network="student", **facts))
-    if delivery.made is not None:
-        timed += artefacts(delivery.made, student)
+    for kind in formats():
+        own_code = kind.name == "safetensors" and recipe.student.model.startswith("python:")
+        if kind.name in recipe.export.formats and not own_code:
+            file = folder / f"student{kind.suffix}"
+            timed.append(Artefact(kind.artefact, file, (kind.runtime,), network="student", **facts))
+    if delivery.compressed is not None:
+        timed += artefacts(delivery.compressed, student)
     image = delivery.image
     if image is not None and image.passed:
         called = "student (image)"
         timed.append(Artefact(called, image.path, ("onnxruntime",), shape=image.shape, pixels=True, **facts))
+    ensemble = delivery.ensemble
+    if ensemble is not None and ensemble.passed:
+        known = {key: ensemble.facts[key] for key in ("params", "macs")}
+        timed.append(Artefact("ensemble", ensemble.path, ("onnxruntime",), **known))
     with contextlib.closing(test()) as batches:
         images = next(batches)[0].numpy()
     with run.progress.counter() as tell:
@@ -142,19 +179,19 @@ def _bench(
 def report(
     run: Run, outcome: Outcome, delivery: Delivery, teaching: Teaching | None, test: TestSplit
 ) -> dict[str, Any]:
-    """Compares, times, and writes what a person looks at."""
+    """Compares with teacher and baseline, times the files, and writes the documents and pages."""
     folder, shipped = run.folder, delivery.shipped
     teacher = None
     teacher_file = folder.checkpoints / "teacher.onnx"
     if teaching is not None:
-        assert delivery.taught is not None
-        teacher = figures(run, teaching, teacher_file, delivery.taught)
+        assert delivery.teacher_outputs is not None
+        teacher = figures(run, teaching, teacher_file, delivery.teacher_outputs)
     bench = _bench(run, delivery, teacher, teacher_file, test)
     teacher_file.unlink(missing_ok=True)
     baseline = gain = None
     if (folder / "baseline" / "manifest.json").exists():
         baseline = read_json(folder / "baseline" / "results.json")["student"]
-        # A backbone has no classes to be right about, and without labels nobody knows what is right.
+        # There is no top-1 for a backbone or without labels.
         if shipped.student["top1"] is not None:
             gain = verdict.gain(
                 *(_right(path) for path in (folder.checkpoints, folder / "baseline" / "checkpoints"))
@@ -168,13 +205,11 @@ def report(
         "teacher_held_out": teaching and teaching.held_out,
     }
     results = documents.results(shipped.student, teacher, baseline, gain, training)
-    failed, smaller = None, delivery.made
-    if smaller is not None:
-        results["variants"] = judged(smaller, bench)
-        failed = failure(smaller)
-    image = delivery.image
-    if image is not None:
-        failed = failed or image.failure()
+    if delivery.compressed is not None:
+        results["variants"] = judged(delivery.compressed, bench)
+    if delivery.ensemble is not None and delivery.ensemble.passed:
+        results["ensemble"] = delivery.ensemble.facts
+    failed = failure(delivery.derived)
     write_json(folder / "results.json", results)
     manifest = {
         "kdcompress": __version__,
@@ -195,10 +230,8 @@ def report(
         },
         "command": run.command,
     }
-    # The pages read the manifest, and the manifest vouches for the pages: it comes before and after them.
-    files = {*shipped.files, *(variant.path.name for variant in (smaller.passed if smaller else ()))}
-    if image is not None and image.passed:
-        files.add(image.path.name)
+    # The pages read the manifest, and the manifest holds the hashes of the pages: it is written twice.
+    files = {*shipped.files, *(file.path.name for file in delivery.derived if file.passed)}
     folder.finish(manifest, sorted(files), done=False)
     pages = write_pages(folder.path)
     named = ["recipe.yaml", "gates.json", "bench.json", "results.json", *pages]
@@ -208,28 +241,11 @@ def report(
     return {**read_json(folder / "results.json"), "folder": str(folder.path)}
 
 
-def write_pages(folder: Path) -> list[str]:
-    """Writes the report and the model card of a run.
-
-    Returns:
-        Their names in the run folder.
-    """
-    write_report(folder)
-    write_card(folder)
-    return list(PAGES)
-
-
 def _right(checkpoints: Path) -> Tensor:
-    """Which test images a run's exported file got right."""
+    """Reads which test images a run's exported file classified correctly."""
     tensors = safetensors.torch.load_file(checkpoints / PREDICTIONS)
     return tensors["classes"] == tensors["labels"]
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A document that this project wrote."""
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document

@@ -77,7 +77,7 @@ def check_extra_images(run: Run, teacher: Teacher | None) -> Run:
     if section is None or extra is None or not _asks_teacher(section):
         return run
     assert teacher is not None, "held by the recipe's checks"
-    if teacher.backbone:
+    if not teacher.task.has_classes:
         raise UserError(
             f"data.extra: keep and relabel go by the teacher's classes, and {teacher.model} has no "
             "classifier here; leave both out"

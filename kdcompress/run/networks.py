@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
+import torch
 from pydantic import ValidationError
 
 from kdcompress.data.batch import DataInfo
@@ -33,10 +35,12 @@ def load_networks(run: Run) -> dict[str, LoadedNetwork]:
     sections.update({f"peer{i + 1}": peer for i, peer in enumerate(recipe.peers)})
     if recipe.teacher is not None:
         sections["teacher"] = recipe.teacher
-    headless: dict[str, Headless] = {name: "always" if needs.backbone else "never" for name in sections}
+    headless: dict[str, Headless] = {
+        name: "never" if needs.task.has_classes else "always" for name in sections
+    }
     if recipe.teacher is not None:
         headless["teacher"] = headless_teacher(
-            recipe.teacher, logits_read="logits" in needs.read_of_teacher, backbone=needs.backbone
+            recipe.teacher, logits_read="logits" in needs.read_of_teacher, task=needs.task
         )
     found = {}
     for name, section in sections.items():
@@ -52,6 +56,7 @@ def load_networks(run: Run) -> dict[str, LoadedNetwork]:
             headless=headless[name],
             progress=run.progress.visible and run.processes.first,
         )
+    check_peers_differ(found)
     if recipe.teacher is not None:
         trained = teacher_needs_training(recipe.teacher, found["teacher"])
         if trained and data.labelled == 0:
@@ -65,6 +70,25 @@ def load_networks(run: Run) -> dict[str, LoadedNetwork]:
                 f"the images as they are, {data.image_size[0]} pixels; set data.image_size"
             )
     return found
+
+
+def check_peers_differ(networks: Mapping[str, LoadedNetwork]) -> None:
+    """Refuses a peer that starts as a copy of the student: trained alike, the two would stay equal.
+
+    Args:
+        networks: From `load_networks`.
+
+    Raises:
+        UserError: Two networks are bit for bit equal.
+    """
+    student = networks["student"].network.state_dict()
+    for name, peer in networks.items():
+        other = peer.network.state_dict() if name.startswith("peer") else {}
+        if other.keys() == student.keys() and all(torch.equal(other[key], student[key]) for key in student):
+            raise UserError(
+                f"peers.{int(name.removeprefix('peer')) - 1}: starts with the student's weights, so "
+                "the two would stay equal; give it other weights (none: random ones), or another network"
+            )
 
 
 def needs_of(recipe: Recipe) -> Needs:
@@ -99,7 +123,7 @@ def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool
             f"{where}no training image has a label, and the method {name} needs them as it is set; sort the "
             f"images into a folder per class, or {without}"
         )
-    if data.class_names or needs.backbone:
+    if data.class_names or not needs.task.has_classes:
         return data
     if recipe.teacher is None or recipe.teacher.weights is None:
         raise DataError(
@@ -130,9 +154,7 @@ def _without_labels(recipe: Recipe) -> str:
 def tapped(run: Run, section: NetworkSection, start: LoadedNetwork) -> Tapped:
     """Taps a network, with the normalisation of its weights, or of the data if its weights have none."""
     spec = input_spec(run, section, start)
-    network = Tapped(
-        start.network, section.model, input_spec=spec, taps=section.taps, backbone=start.backbone
-    )
+    network = Tapped(start.network, section.model, input_spec=spec, taps=section.taps, task=start.task)
     network.to(run.device)
     network.precision = precision.dtype(run.precision)
     return network

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import platform
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from kdcompress.atomic import write_bytes, write_json
-from kdcompress.bench.environment import environment
-from kdcompress.data.loader import EvaluationLoader
-from kdcompress.data.source import Source
-from kdcompress.deploy.calibration import Calibration, calibration
-from kdcompress.deploy.config import NAME as CONFIG
-from kdcompress.deploy.config import read_config
 from kdcompress.deploy.float_graph import WITH_WEIGHTS, prepared
 from kdcompress.deploy.formats import onnx as onnx_format
-from kdcompress.deploy.formats.safetensors import METADATA, tensors_of
-from kdcompress.deploy.obstacles import usual_target
-from kdcompress.deploy.quantize import Target
-from kdcompress.deploy.strip import plain_student
-from kdcompress.deploy.tuned_int8 import TunedStudent
+from kdcompress.deploy.formats.safetensors import METADATA
 from kdcompress.errors import NetworkError, UserError
+from kdcompress.export.int8_inputs import FACTS, FACTS_SCHEMA, WEIGHTS, calibration_images, int8_target
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.networks.rounding import Rounding
 from kdcompress.networks.undisturbed import undisturbed
-from kdcompress.recipe import Int8Section
 from kdcompress.run.context import Run
 from kdcompress.run.networks import input_spec
 from kdcompress.run.training import Training, run_training
@@ -42,37 +28,6 @@ from kdcompress.train.qat_method import QuantizationAwareTraining
 
 LABEL = "qat"
 """Names its log lines and its checkpoint."""
-WEIGHTS = "quantised.safetensors"
-"""File under `checkpoints/` with the weights of the int8 file."""
-FACTS = "quantised.json"
-"""File beside it with facts about the training."""
-FACTS_SCHEMA = "kdcompress.quantised/1"
-
-
-def target_of(section: Int8Section) -> Target:
-    """Returns the processor kind that the int8 file is made for; auto: this machine's."""
-    if section.target != "auto":
-        return section.target
-    return usual_target(platform.machine(), environment()["isa"])
-
-
-def calibrated(section: Int8Section, train: Source, *, workers: int) -> Calibration:
-    """Chooses the calibration images, from which the ranges of activations are measured.
-
-    Args:
-        section: Their number and seed.
-        train: The training split.
-        workers: Processes that decode images.
-    """
-
-    def read(indices: Tensor) -> Iterable[Tensor]:
-        loader = EvaluationLoader(train.subset(indices), device="cpu", workers=workers)
-        try:
-            yield from (batch.images for batch in loader)
-        finally:
-            loader.close()
-
-    return calibration(train.labels, read, section.images, section.seed)
 
 
 def check_int8_training(run: Run, method: Method, start: LoadedNetwork) -> None:
@@ -91,7 +46,8 @@ def check_int8_training(run: Run, method: Method, start: LoadedNetwork) -> None:
         with tempfile.TemporaryDirectory(prefix="kdcompress-") as folder:
             path = Path(folder) / "student.onnx"
             spec = input_spec(run, run.recipe.student, start)
-            onnx_format.write(student.network, spec, path, metadata={}, backbone=start.backbone)
+            task = start.task
+            onnx_format.write(student.network, spec, path, metadata={}, task=task)
             rounded = _layers(prepared(path))
     except NetworkError as error:
         raise UserError(f"export.int8.qat_epochs: {student.model}: {error}; {_INSTEAD}") from error
@@ -123,10 +79,10 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
     student.network.load_state_dict(outcome.state)
     student.use_input(outcome.like.input_spec)  # of a peer, if that was chosen
     student.train_mode(False)
-    images = calibrated(section, run.data.train, workers=run.workers)
+    images = calibration_images(section, run.data.train, workers=run.workers)
     # Levels are computed in float32: bfloat16 keeps as many digits as they have, and would round them again.
     student.precision = None
-    bits = 7 if target_of(section) == "x86-novnni" else 8
+    bits = 7 if int8_target(section) == "x86-novnni" else 8
     on_device = [student.normalise(torch.from_numpy(batch).to(run.device)) for batch in images.batches]
     rounding = Rounding(student.network, on_device, weight_bits=bits)
     qat = QuantizationAwareTraining(method, rounding, run.processes, recipe.train.epochs)
@@ -156,47 +112,6 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
         }
         write_json(run.folder.checkpoints / FACTS, facts)
     run.processes.wait()
-
-
-def tuned_student(
-    run: Path, folder: Path, held_out: Source | None, *, workers: int, allow_code: bool
-) -> TunedStudent | None:
-    """The tuned weights of a run in a network, or None where it tuned none.
-
-    Args:
-        run: The run folder.
-        folder: Where the `config.json` of the student is.
-        held_out: Images to choose on.
-        workers: Processes that decode them.
-        allow_code: Whether a `python:` network may be built.
-
-    Raises:
-        UserError: They do not fit the student.
-    """
-    file = run / "checkpoints" / WEIGHTS
-    if not file.is_file():
-        return None
-    config = read_config(folder / CONFIG)
-    network = plain_student(
-        tensors_of(file),
-        config.model,
-        num_classes=config.num_classes,
-        channels=config.spec.channels,
-        image_size=(config.spec.height, config.spec.width),
-        allow_code=allow_code,
-    )
-    facts = json.loads(file.with_name(FACTS).read_text(encoding="utf-8"))
-
-    def images() -> Iterable[tuple[Tensor, Tensor]]:
-        assert held_out is not None
-        loader = EvaluationLoader(held_out, device="cpu", workers=workers)
-        try:
-            yield from ((batch.images, batch.labels) for batch in loader)
-        finally:
-            loader.close()
-
-    told = {key: facts[key] for key in ("epochs", "lr", "epoch")}
-    return TunedStudent(network, config.spec, told, None if held_out is None else images)
 
 
 def _layers(model: onnx.ModelProto) -> int:

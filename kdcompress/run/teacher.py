@@ -13,12 +13,12 @@ from torch import Tensor
 
 from kdcompress import discovery
 from kdcompress.atomic import sha256_of
-from kdcompress.deploy.accuracy import Embeddings, accuracy, spread
+from kdcompress.deploy.accuracy import scored, spread
 from kdcompress.deploy.gate import Gate, relative
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import WeakTeacher
 from kdcompress.methods.base import find_method
-from kdcompress.networks.activations import LOGITS, POOLED, Want
+from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import FrozenTeacher, Teacher, teacher_network
@@ -27,8 +27,10 @@ from kdcompress.report import documents
 from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.networks import info, tapped
 from kdcompress.run.training import Training, for_method, stored_training
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
+from kdcompress.tasks.figures import deciding
 from kdcompress.train import result_store
-from kdcompress.train.evaluate import deciding, predict_teacher, score
+from kdcompress.train.evaluate import predict_teacher
 
 CLASSIFIER_FIRST = 0.2
 """Share of a fine-tuning in which only the new classifier is trained: its random start spoils features."""
@@ -130,7 +132,7 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
     if run.processes.first:
         with run.evaluation(images) as batches:
             outputs, labels = predict_teacher(teacher, batches)
-        figures = {**score(outputs, labels, backbone=teacher.backbone), "variation": _variation(outputs)}
+        figures = {**teacher.task.score(outputs, labels), "variation": _variation(outputs)}
     figures = run.processes.agree(figures)
     count = len(images)
     on = f"on {count:,} {where} images, before training"
@@ -202,9 +204,11 @@ class OnTest:
 
     def figures(self, num_classes: int) -> dict[str, Any]:
         """Returns the figures in the form of the student's in `results.json`."""
-        of_classifier = {} if self.logits is None else accuracy(self.logits, self.labels, num_classes)
-        of_backbone = {} if self.pooled is None else Embeddings(self.pooled, self.labels).score(0)
-        return {**of_backbone, **of_classifier}
+        found: dict[str, Any] = {}
+        for task, outputs in ((EMBEDDING, self.pooled), (CLASSIFICATION, self.logits)):
+            if outputs is not None:
+                found |= scored(task, outputs, self.labels, num_classes).result()
+        return found
 
 
 def read_test_split(run: Run, teaching: Teaching, test: TestSplit, *, pooled: bool) -> OnTest:
@@ -218,7 +222,7 @@ def read_test_split(run: Run, teaching: Teaching, test: TestSplit, *, pooled: bo
     """
     teacher = teaching.teacher
     teacher.precision = None
-    want: Want = (frozenset() if teacher.backbone else LOGITS) | (POOLED if pooled else frozenset())
+    want: Want = frozenset({teacher.task.activation}) | (POOLED if pooled else frozenset())
     logits, features, labels = [], [], []
     for images_BCHW, labels_B in test():
         read = teacher(images_BCHW.to(run.device), want)
@@ -240,7 +244,7 @@ def figures(run: Run, teaching: Teaching, file: Path, on_test: OnTest) -> dict[s
         height=height, width=width,
     )  # fmt: skip
     plugin = discovery.load("format", "onnx")
-    plugin.write(network.cpu(), spec, file, metadata={}, backbone=teacher.backbone)
+    plugin.write(network.cpu(), spec, file, metadata={}, task=teacher.task)
     return {
         **on_test.figures(len(run.data.class_names)),
         "params": count_parameters(network),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kdcompress import discovery
 from kdcompress.bench import runtimes
 from kdcompress.bench.measure import Artefact, Protocol, check_artefacts, measure
 from kdcompress.bench.pack import PACK, Pack, pack, read_result
@@ -20,7 +21,8 @@ from kdcompress.bench.target import RuntimeChecker, Target
 from kdcompress.bench.targets import LOCAL, parse_target
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data
-from kdcompress.deploy.accuracy import predict
+from kdcompress.deploy.accuracy import score_split
+from kdcompress.deploy.files import format_of
 from kdcompress.deploy.formats import executorch, onnx, openvino, safetensors
 from kdcompress.deploy.graph_size import GraphFacts, graph_facts
 from kdcompress.deploy.image_graph import contract_of
@@ -278,6 +280,9 @@ def _artefact(name: str, path: Path, request: BenchRequest) -> Artefact:
         macs = count_macs(module, spec.channels, spec.height, spec.width)
         shape = (spec.channels, spec.height, spec.width)
         return dataclasses.replace(artefact, params=count_parameters(module), macs=macs, shape=shape)
+    known = format_of(path)
+    if known is not None:
+        return dataclasses.replace(artefact, **discovery.load("format", known).describe(path))
     if not own_runtimes:
         raise UserError(f"{path}: expected {runtimes.EXPECTED}")
     side = request.input_size
@@ -371,18 +376,19 @@ def _some_images(data: Data) -> NDArray[np.float32]:
 def _accuracy(artefact: Artefact, data: Data, allow_code: bool) -> tuple[dict[str, Any] | None, str]:
     """Measures the top-1 on the test split; or gives None and the reason."""
     run: Graph | safetensors.SafetensorsModel
-    if artefact.file.suffix in {onnx.SUFFIX, openvino.SUFFIX, executorch.SUFFIX}:
-        run = open_graph(artefact.file, granted_cores())
-    elif artefact.file.suffix == safetensors.SUFFIX:
+    if artefact.file.suffix == safetensors.SUFFIX:
         run = safetensors.open_(artefact.file, granted_cores(), allow_code=allow_code)
+    elif format_of(artefact.file) is not None:
+        run = open_graph(artefact.file, granted_cores())
     else:
         return None, "its runtime is your own"
-    if run.backbone:
+    if not run.task.has_classes:
         return None, "it is a backbone, which tells no classes apart"
     outputs = run(next(images_of(data.test.subset(torch.tensor([0])), workers=0))[0].numpy()).shape[1]
     if outputs != data.num_classes:
         return None, f"it tells {outputs} classes apart, the data has {data.num_classes}"
-    score = predict(run, images_of(data.test, workers=granted_cores())).score(data.num_classes)
+    images = images_of(data.test, workers=granted_cores())
+    score = score_split(run, images, run.task.scorer(data.num_classes)).result()
     if score["n"] == 0:
         return None, "none of the test images has a label"
     return {"split": "test", **{key: score[key] for key in ("top1", "balanced_top1", "n")}}, ""

@@ -18,12 +18,12 @@ from kdcompress.atomic import write_bytes
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data
 from kdcompress.data.source import Source
-from kdcompress.deploy.accuracy import accuracy, as_input
+from kdcompress.deploy.accuracy import as_input
 from kdcompress.deploy.config import DeployedConfig
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS, spec_of
 from kdcompress.errors import DataError, UserError
-from kdcompress.export.reexport import EVALUATION_SCHEMA, artefact, data_of, images_of
+from kdcompress.export.reexport import artefact, data_of, images_of
 from kdcompress.metrics.neighbours import NEIGHBOURS
 from kdcompress.networks.from_recipe import teacher_needs_training
 from kdcompress.networks.tapped import Tapped
@@ -41,6 +41,9 @@ from kdcompress.run.context import Run
 from kdcompress.run.networks import load_networks, tapped
 from kdcompress.run.teacher import own_size
 from kdcompress.run_folder import RunFolder, check_writable
+from kdcompress.tasks import task_of
+from kdcompress.tasks.classification import accuracy
+from kdcompress.tools.evaluate import EVALUATION_SCHEMA
 from kdcompress.train import result_store
 from kdcompress.train.processes import Processes
 
@@ -84,7 +87,7 @@ def probe(
     resolved = load_recipe(recipe, overrides, allow_code=allow_code)
     if file.suffix == onnx.SUFFIX:
         graph = onnx.open_(file, torch.get_num_threads())
-        if not graph.backbone:
+        if graph.task.has_classes:
             raise UserError(
                 f"{file}: gives logits, and a probe reads features; name the {WEIGHTS} that it was made with"
             )
@@ -323,7 +326,7 @@ def _student(file: Path, recipe: Recipe, *, allow_code: bool) -> tuple[Read, Dep
     taps = recipe.student.taps if recipe.student.model == config.model else None
     made = Tapped(
         network, config.model, image_size=(spec.height, spec.width), channels=spec.channels,
-        mean=spec.mean, std=spec.std, taps=taps, backbone=config.num_classes == 0,
+        mean=spec.mean, std=spec.std, taps=taps, task=task_of(config.num_classes),
     )  # fmt: skip
     return pooled(made), config
 

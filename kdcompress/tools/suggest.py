@@ -241,7 +241,7 @@ def _student_spec(request: SuggestRequest, recipe: Recipe | None) -> tuple[Stude
 
 
 def _classes(request: SuggestRequest, recipe: Recipe, data_classes: int | None) -> tuple[int, str]:
-    if needs_of(recipe).backbone:
+    if not needs_of(recipe).task.has_classes:
         if request.classes is not None:
             raise UserError(
                 f"--classes: the method {recipe.method['name']} trains a backbone, which has none"

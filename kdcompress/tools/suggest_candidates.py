@@ -18,6 +18,7 @@ from kdcompress.errors import NetworkError, UserError
 from kdcompress.networks.build import accepted_channels, build, family_of
 from kdcompress.networks.from_recipe import seeded
 from kdcompress.recipe import model_problem
+from kdcompress.tasks import task_of
 
 SMALL_SIDE = 64
 """Largest side of small images in pixels; a network for 224 pixels would down-sample them to a point."""
@@ -175,7 +176,7 @@ def export_candidate(
     file = folder / f"{student.replace('/', '-').replace(':', '-')}{onnx.SUFFIX}"
     images = InputSpec(channels, side, side, (0.5,) * channels, (0.25,) * channels)
     try:
-        onnx.write(network, images, file, metadata={}, opset=spec.opset, backbone=spec.classes == 0)
+        onnx.write(network, images, file, metadata={}, opset=spec.opset, task=task_of(spec.classes))
     except NetworkError as error:
         return StudentCandidate(student, channels, params, macs, top1=top1, problem=str(error))
     return StudentCandidate(student, channels, params, macs, file, file.stat().st_size, top1)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kdcompress.bench import stats
-from kdcompress.bench.budget import CONFIDENCE, LOOKS, Budget, latency_verdict
+from kdcompress.bench.budget import CONFIDENCE, Budget, latency_verdict
 from kdcompress.bench.measure import Artefact, Protocol, measure
 from kdcompress.bench.target import Target
 from kdcompress.tools.suggest_candidates import StudentCandidate
@@ -83,10 +83,9 @@ class Trial:
         if left:
             self.warnings = []  # the state of the device during the short timings no longer matters
             self._measure(left, PROTOCOL, self.rounds, "timing")
-        for _ in range(LOOKS - 1):
-            undecided = self._undecided(left)
-            if undecided:
-                self._measure(undecided, PROTOCOL, 2 * self.rounds, "deciding")
+        undecided = self._undecided(left)
+        if undecided:  # a second and last verdict; see budget.CONFIDENCE
+            self._measure(undecided, PROTOCOL, 2 * self.rounds, "deciding")
 
     def row(self, candidate: StudentCandidate) -> dict[str, Any]:
         """Makes the document's row of a candidate: its figures and verdict."""

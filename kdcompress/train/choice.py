@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from kdcompress.data.batch import Batch
 from kdcompress.errors import UserError, suggest
 from kdcompress.methods.base import Candidate, Method
+from kdcompress.tasks.classification import mean_prediction
+from kdcompress.tasks.figures import deciding
 from kdcompress.train.average import Average
-from kdcompress.train.evaluate import deciding, mean_prediction, predict, predict_teacher, score
+from kdcompress.train.evaluate import predict, predict_teacher
 from kdcompress.train.job import Outcome
 from kdcompress.train.processes import Processes
 
@@ -46,7 +48,7 @@ class Choice:
     """Keeps the best candidate of a training so far.
 
     The selection metric is top-1, for a backbone the accuracy of its nearest neighbours, or the agreement
-    with the teacher where there are no labels (`evaluate.deciding`). If no metric can be computed on the
+    with the teacher where there are no labels (`tasks.figures.deciding`). If no metric can be computed on the
     held-out images, the last epoch is chosen.
 
     Args:
@@ -149,11 +151,12 @@ class Choice:
     def _figures(self, outputs: Tensor, labels_N: Tensor, held_out: Iterable[Batch]) -> dict[str, Any]:
         student, teacher = self._method.networks.student, self._method.networks.teacher
         # Labels alone say how good a classifier is: the teacher is needed only without them.
-        needed = teacher is not None and (student.backbone or not bool((labels_N >= 0).any()))
+        needed = teacher is not None and (not student.task.has_classes or not bool((labels_N >= 0).any()))
         if needed and self._teacher_outputs is None:
             assert teacher is not None
-            self._teacher_outputs, _ = predict_teacher(teacher, held_out, pooled=student.backbone)
-        return score(outputs, labels_N, backbone=student.backbone, teacher_outputs=self._teacher_outputs)
+            self._teacher_outputs, _ = predict_teacher(teacher, held_out, student.task)
+        figures: dict[str, Any] = student.task.score(outputs, labels_N, self._teacher_outputs)
+        return figures
 
     def _candidates(self) -> dict[str, Candidate]:
         candidates = dict(self._method.candidates())

@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from kdcompress.bench.measure import Artefact, Protocol, measure
 from kdcompress.bench.targets import parse_target
 from kdcompress.cli import main
 from kdcompress.deploy.golden_file import Picker, write_golden
-from kdcompress.errors import TargetUnreachable, WorldError
+from kdcompress.errors import TargetUnreachable, UserError, WorldError
+from kdcompress.tasks import CLASSIFICATION
 from kdcompress.tools import bench as timing
 
 LACKING = ssh_server.lacking()
@@ -66,7 +68,7 @@ def file(tmp_path):
     picker = Picker()
     for _ in picker.through([(images, torch.full((5,), -1))]):
         pass
-    write_golden(tmp_path / "golden.npz", picker, outputs, limit=5e-3, backbone=False)
+    write_golden(tmp_path / "golden.npz", picker, outputs, limit=5e-3, task=CLASSIFICATION)
     return path
 
 
@@ -298,7 +300,8 @@ def test_one_that_does_not_answer_is_4(kdcompress, file, tmp_path, monkeypatch):
 
 HANGING = "import sys, time\nprint('{}', flush=True)\ntime.sleep(600)\n"
 LINKED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 from pathlib import Path
 from kdcompress.bench.ssh_connection import Address, Connection
 with Connection(Address("board", python=sys.argv[1], config=Path(sys.argv[2]))) as link:
@@ -313,10 +316,14 @@ def test_ctrl_c_and_a_kill_here_leave_nothing_there(server, python, tmp_path, nu
     (tmp_path / "hanging.py").write_text(HANGING)
     words = [sys.executable, "-c", LINKED, python, server.config(), tmp_path / "hanging.py"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout.readline() == b"hangs\n"
-    assert os.listdir(server.there) != []
-    process.send_signal(number)
-    process.communicate(timeout=WAIT_S)
+    try:
+        assert process.stdout.readline() == b"hangs\n"
+        assert os.listdir(server.there) != []
+        process.send_signal(number)
+        process.communicate(timeout=WAIT_S)
+    finally:
+        process.kill()  # one that is still there would fail the tests that follow, too
+        process.communicate()
     if number == signal.SIGINT:  # it has waited until all is removed there
         assert os.listdir(server.there) == []
 
@@ -378,6 +385,17 @@ def _wait_until(is_so):
     while not is_so():
         assert time.monotonic() < until, "it never came to be"
         time.sleep(0.05)
+
+
+def test_a_connection_closed_in_the_middle_of_a_file_is_cut(python, server, tmp_path, monkeypatch):
+    """A message to end would be taken for a part of the file, and its answer waited for in vain."""
+    monkeypatch.setattr(ssh_connection.Connection, "_end_agent", lambda self: pytest.fail("sent a message"))
+    (tmp_path / "short").write_bytes(bytes(1000))
+    source = SimpleNamespace(stat=lambda: SimpleNamespace(st_size=2000), open=(tmp_path / "short").open)
+    address = ssh_connection.Address("board", python=str(python), config=server.config())
+    with pytest.raises(UserError, match="became shorter"), ssh_connection.Connection(address) as connection:
+        connection.put("short", source)
+    assert os.listdir(server.there) == []
 
 
 def test_files_stay_within_the_folder(python, server, tmp_path):

@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from kdcompress.bench import bundle
-from kdcompress.bench.device import agent, scheduler, worker
+from kdcompress.bench.device import agent, check, scheduler, worker
 
 TRAVELLING = {**bundle.PREFLIGHT_FILES, **bundle.DRIVER_FILES, "agent.py": Path(agent.__file__)}
 SOURCES = {name: path.read_text(encoding="utf-8") for name, path in TRAVELLING.items()}
@@ -48,6 +49,14 @@ def test_at_its_top_it_imports_the_standard_library_numpy_and_what_travels_with_
     assert others - ours == ({"numpy"} if needs_numpy else set())
 
 
+@pytest.mark.parametrize(("opset", "ir"), [(7, 4), (18, 9), (60, 60)])
+def test_the_tiny_model_is_what_onnx_reads_it_to_be(opset, ir):
+    model = onnx.load_from_string(check.tiny_model(opset, ir))
+    assert (model.ir_version, model.opset_import[0].version) == (ir, opset)
+    assert [(n.op_type, *n.input, *n.output) for n in model.graph.node] == [("Identity", "x", "y")]
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["x", "y"]
+
+
 def test_its_peak_memory_is_its_own_in_megabytes():
     assert 10 < worker.peak_mb() < 100_000
 
@@ -69,6 +78,16 @@ def _plan(**cells):
     return {"protocol": protocol, "cells": entries, "allow_code": False}
 
 
+RUN_PLAN = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+sys.path.insert(0, str(folder))
+import scheduler
+raw = scheduler.run(json.loads((folder / "plan.json").read_text()), str(folder))
+(folder / "raw.json").write_text(json.dumps(raw))
+"""
+
+
 def test_copied_elsewhere_they_carry_out_a_plan_alone(tmp_path):
     for file in (scheduler.__file__, worker.__file__, SCRIPTED):
         shutil.copy(file, tmp_path)
@@ -82,7 +101,7 @@ def test_copied_elsewhere_they_carry_out_a_plan_alone(tmp_path):
     )
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     # -I: nothing of the folder that this test runs in, nor of its environment.
-    command = [sys.executable, "-I", tmp_path / "scheduler.py", tmp_path / "plan.json", tmp_path / "raw.json"]
+    command = [sys.executable, "-IB", "-c", RUN_PLAN, tmp_path]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     raw = json.loads((tmp_path / "raw.json").read_text())

@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdcompress.deploy.accuracy import _Moments, accuracy, compare, outputs_of, predict, spread
+from kdcompress.deploy.accuracy import _Moments, compare, outputs_of, score_split, spread
 from kdcompress.errors import UserError
+from kdcompress.tasks import CLASSIFICATION
+from kdcompress.tasks.classification import accuracy
 
 
 def test_top1_counts_images_and_balanced_top1_counts_classes():
@@ -70,13 +72,13 @@ def run(x):
 def test_predictions_over_batches_are_those_of_the_logits():
     logits, labels = outputs_of(run, split())
     assert logits.shape == (10, 3)
-    predictions = predict(run, split())
-    told, expected = predictions.score(3), accuracy(logits, labels, 3)
+    predictions = score_split(run, split(), CLASSIFICATION.scorer(3))
+    told, expected = predictions.result(), accuracy(logits, labels, 3)
     assert told.pop("loss") == pytest.approx(expected.pop("loss"))
     assert told == expected
 
 
-def test_a_comparison_keeps_the_largest_error_and_the_margin_of_each_image():
+def test_a_comparison_keeps_the_largest_error_of_each_image_and_counts_other_classes():
     logits, _ = outputs_of(run, split())
 
     def off(x):
@@ -84,24 +86,27 @@ def test_a_comparison_keeps_the_largest_error_and_the_margin_of_each_image():
         y[0, 1] -= 0.25  # the first of each batch
         return y
 
-    found = compare(logits, off, split())
+    found = compare(logits, off, split(), limit=1e-3)
     expected = torch.zeros(10).double()
     expected[[0, 4, 8]] = 0.25
     torch.testing.assert_close(found.errors, expected, atol=1e-6, rtol=0)
-    best = logits.sort(1, descending=True).values
-    torch.testing.assert_close(found.margins, (best[:, 0] - best[:, 1]).double())
+    moved = logits.clone()
+    moved[[0, 4, 8], 1] -= 0.25
+    same = (moved.argmax(1) == logits.argmax(1)).double().mean().item()
+    assert found.deviation.figure == pytest.approx(same)
     assert torch.equal(found.reference.classes, logits.argmax(1))
 
 
 def test_another_number_of_logits_is_refused():
     logits, _ = outputs_of(run, split())
     with pytest.raises(UserError, match=r"outputs of \[4, 2\], its network \[4, 3\]"):
-        compare(logits, lambda x: run(x)[:, :2], split())
+        compare(logits, lambda x: run(x)[:, :2], split(), limit=1e-3)
 
 
 def test_images_reach_a_file_as_float32_whatever_they_were():
     seen = []
     images = torch.rand(4, 1, 2, 2).double().to(memory_format=torch.channels_last)
-    predict(lambda x: (seen.append(x), run(x))[1], [(images, torch.zeros(4, dtype=torch.int64))])
+    batch = (images, torch.zeros(4, dtype=torch.int64))
+    score_split(lambda x: (seen.append(x), run(x))[1], [batch], CLASSIFICATION.scorer(3))
     assert seen[0].dtype == np.float32
     assert seen[0].flags.c_contiguous

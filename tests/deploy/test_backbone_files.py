@@ -11,21 +11,26 @@ import torch.nn.functional as F
 from small_student import MODEL, SPEC, batches, images, randomise
 
 import kdcompress
-from kdcompress.deploy.accuracy import Embeddings, Predictions, compare
+from kdcompress.deploy.accuracy import compare
 from kdcompress.deploy.config import read_config
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.formats import safetensors as safetensors_format
 from kdcompress.deploy.ship import ship
-from kdcompress.deploy.verify import TURN_LIMIT, parity_gates, split_gates
+from kdcompress.deploy.verify import PARITY_LIMIT, parity_gates, split_gates
 from kdcompress.errors import GateFailed, NetworkError, UserError
-from kdcompress.export import reexport as afterwards
 from kdcompress.metrics.neighbours import knn_top1, overlap
 from kdcompress.networks.build import build
 from kdcompress.networks.weights import resolve
 from kdcompress.progress import Progress
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
+from kdcompress.tasks.classification import Predictions
+from kdcompress.tasks.embedding import Embeddings
+from kdcompress.tools.evaluate import evaluate
 
 FORMATS = ["onnx", "safetensors"]
 WIDTH = 64
+
+TURN_LIMIT = PARITY_LIMIT**2 / 2
 
 
 def bare(seed=0):
@@ -48,7 +53,7 @@ def taught():
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    settings = {"formats": FORMATS, "metadata": {"recipe": "tiny"}, "taught": taught()}
+    settings = {"formats": FORMATS, "metadata": {"recipe": "tiny"}, "teacher_outputs": taught()}
     return folder, ship(bare(), MODEL, SPEC, (), batches, folder, **settings)
 
 
@@ -114,7 +119,7 @@ def test_without_labels_and_teacher_nothing_is_claimed(tmp_path):
     assert "kdcompress.accuracy" not in onnx_format.open_(tmp_path / "student.onnx").metadata
     other = tmp_path / "taught"
     other.mkdir()
-    ship(bare(), MODEL, SPEC, (), unlabelled, other, formats=["onnx"], metadata={}, taught=taught())
+    ship(bare(), MODEL, SPEC, (), unlabelled, other, formats=["onnx"], metadata={}, teacher_outputs=taught())
     accuracy = json.loads(onnx_format.open_(other / "student.onnx").metadata["kdcompress.accuracy"])
     assert accuracy.keys() == {"split", "agreement", "n"}
 
@@ -129,9 +134,9 @@ def test_a_run_its_weights_and_its_graph_load_to_the_same_backbone(shipped, name
 
 
 def test_both_formats_know_that_they_hold_a_backbone(shipped, run):
-    for folder, expected in ((shipped[0], True), (run[0], False)):
-        assert onnx_format.open_(folder / "student.onnx").backbone is expected
-        assert safetensors_format.open_(folder / "student.safetensors").backbone is expected
+    for folder, expected in ((shipped[0], EMBEDDING), (run[0], CLASSIFICATION)):
+        assert onnx_format.open_(folder / "student.onnx").task is expected
+        assert safetensors_format.open_(folder / "student.safetensors").task is expected
 
 
 def test_its_run_is_a_source_of_weights_without_classes(shipped):
@@ -143,7 +148,7 @@ def test_its_run_is_a_source_of_weights_without_classes(shipped):
 @pytest.mark.parametrize("name", ["", "student.safetensors"])
 def test_evaluating_it_says_what_to_do_instead(shipped, name):
     with pytest.raises(UserError, match=r"is a backbone, which gives features .* with --probe"):
-        afterwards.evaluate(
+        evaluate(
             shipped[0] / name, Progress(quiet=True), recipe="x", data=None, overrides=(), split="test",
             allow_code=False,
         )  # fmt: skip
@@ -153,7 +158,7 @@ def test_evaluating_it_says_what_to_do_instead(shipped, name):
 
 
 def on_split(reference, exported):
-    gates = split_gates(reference, exported, batches(), backbone=True)[1]
+    gates = split_gates(reference, exported, batches(), task=EMBEDDING)[1]
     return {gate.gate: gate for gate in gates}
 
 
@@ -203,10 +208,12 @@ def test_an_image_that_is_embedded_as_nothing_by_both_is_no_turn():
 
 def test_labels_beyond_the_width_of_the_embedding_are_no_obstacle():
     reference = features(bare())[:, :3].contiguous()
-    found = compare(reference, scripted(reference, lambda x: x), batches(), backbone=True)
+    found = compare(
+        reference, scripted(reference, lambda x: x), batches(), task=EMBEDDING, limit=PARITY_LIMIT
+    )
     assert isinstance(found.exported, Embeddings)
     assert torch.equal(found.exported.features, reference)
-    assert float(found.turns.max()) == 0
+    assert found.deviation.figure == 0
 
 
 def test_parity_speaks_of_features():
@@ -214,7 +221,7 @@ def test_parity_speaks_of_features():
         return x.mean((2, 3)).astype(np.float32)
 
     reference = torch.from_numpy(run(images(50).numpy()))
-    gates = parity_gates(run, run, images(24), reference, backbone=True)
+    gates = parity_gates(run, run, images(24), reference, task=EMBEDDING)
     assert all(gate.passed and "logit" not in gate.detail for gate in gates)
 
 
@@ -229,7 +236,7 @@ def test_a_network_that_gives_maps_is_no_backbone(tmp_path):
     with pytest.raises(
         NetworkError, match=r"a backbone gives one tensor of features \[batch, features\]; this"
     ):
-        onnx_format.write(network, SPEC, tmp_path / "a.onnx", metadata={}, backbone=True)
+        onnx_format.write(network, SPEC, tmp_path / "a.onnx", metadata={}, task=EMBEDDING)
 
 
 # A classifier beside its teacher.
@@ -238,7 +245,9 @@ def test_a_network_that_gives_maps_is_no_backbone(tmp_path):
 def test_a_classifier_agrees_with_its_teacher_where_their_classes_are_the_same(student, tmp_path):
     logits = torch.randn(50, 5, generator=torch.Generator().manual_seed(2))
     names = ("a", "b", "c", "d", "e")
-    found = ship(student, MODEL, SPEC, names, batches, tmp_path, formats=["onnx"], metadata={}, taught=logits)
+    found = ship(
+        student, MODEL, SPEC, names, batches, tmp_path, formats=["onnx"], metadata={}, teacher_outputs=logits
+    )
     assert isinstance(found.predictions, Predictions)
     expected = (found.predictions.classes == logits.argmax(1)).double().mean().item()
     assert found.student["agreement"] == pytest.approx(expected)

@@ -17,6 +17,7 @@ from kdcompress.deploy.golden_file import NAME, Picker, read_golden, write_golde
 from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.ship import ship
 from kdcompress.errors import UserError
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 
 
 def through(picker, count, size=7):
@@ -57,7 +58,7 @@ def test_bytes_come_back_as_the_very_same_floats(tmp_path):
     picker = Picker()
     list(picker.through([(pixels, torch.tensor([0, 1, -1, 1, 0]))]))
     outputs = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
-    write_golden(tmp_path / NAME, picker, outputs, limit=0.5, backbone=False)
+    write_golden(tmp_path / NAME, picker, outputs, limit=0.5, task=CLASSIFICATION)
     with np.load(tmp_path / NAME, allow_pickle=False) as held:
         assert held["images"].dtype == np.uint8
         assert set(held.files) == {"schema", "images", "logits", "labels", "spread", "tolerance"}
@@ -67,17 +68,17 @@ def test_bytes_come_back_as_the_very_same_floats(tmp_path):
     assert golden.labels.tolist() == [0, 1, -1, 1, 0]
     assert golden.spread == pytest.approx(float(outputs.std(0, correction=0).mean()))
     assert golden.tolerance == pytest.approx(0.5 * golden.spread)
-    assert not golden.backbone
+    assert golden.task is CLASSIFICATION
 
 
 def test_images_that_are_no_bytes_are_kept_as_floats(tmp_path):
     picker = Picker()
     list(picker.through([(images(3), torch.zeros(3, dtype=torch.int64))]))
-    write_golden(tmp_path / NAME, picker, torch.ones(3, 2), limit=1, backbone=True)
+    write_golden(tmp_path / NAME, picker, torch.ones(3, 2), limit=1, task=EMBEDDING)
     golden = read_golden(tmp_path / NAME)
     assert golden.images.dtype == np.float32
     assert np.array_equal(golden.images, images(3).numpy())
-    assert golden.backbone
+    assert golden.task is EMBEDDING
 
 
 def test_a_shipped_golden_file_accepts_the_shipped_graph_and_no_other(run, student):

@@ -18,6 +18,7 @@ from kdcompress.bench.measure import Artefact, Protocol, measure
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.source import FolderSource, MemorySource
 from kdcompress.deploy import image_gates, image_graph
+from kdcompress.deploy.derived import failure
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.graph_size import graph_facts
 from kdcompress.deploy.ship import ship
@@ -193,8 +194,8 @@ def test_a_file_that_fails_is_set_aside(made, folder, tmp_path, monkeypatch):
     assert not result.passed
     assert not (tmp_path / "student.image.onnx").exists()
     assert (tmp_path / "failed" / "student.image.onnx").is_file()
-    assert isinstance(result.failure(), GateFailed)
-    assert "image_pixels_max" in str(result.failure())
+    assert isinstance(failure([result]), GateFailed)
+    assert "image_pixels_max" in str(failure([result]))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_faster_at_little_loss_is_kept():
     told = said(timing(2.9, "faster"))
     assert told["keep"] is True
     assert told["sentence"] == (
-        "int8: keep: faster than fp32 here, 2.90x (2.80 to 3.00). "
+        "int8: keep. 2.90x the speed of fp32 (95 % CI 2.80 to 3.00). "
         "Top-1 -0.12 points (95 % -0.40 to +0.16), 0.27 of the size"
     )
     assert told["because"] == []
@@ -50,14 +50,22 @@ def test_faster_at_little_loss_is_kept():
 @pytest.mark.parametrize(
     ("ratio", "verdict", "words"),
     [
-        (0.75, "slower", "don't, because it is slower than fp32 here, 0.75x (0.65 to 0.85): a; b."),
-        (1.0, "no difference", "don't, because it is not faster than fp32 here, 1.00x (0.90 to 1.10): a; b."),
+        (
+            0.75,
+            "slower",
+            "0.75x the speed of fp32 (95 % CI 0.65 to 0.85): a; b.",
+        ),
+        (
+            1.0,
+            "no difference",
+            "1.00x the speed of fp32 (95 % CI 0.90 to 1.10): a; b.",
+        ),
     ],
 )
 def test_what_is_not_faster_is_not_kept_and_the_facts_say_why(ratio, verdict, words):
     told = said(timing(ratio, verdict), because=["a", "b"])
     assert told["keep"] is False
-    assert words in told["sentence"]
+    assert told["sentence"].startswith(f"int8: not recommended on this machine. {words}")
     assert told["because"] == ["a", "b"]
 
 
@@ -70,14 +78,17 @@ def test_faster_but_dear_is_not_kept():
     told = said(timing(2.0, "faster"), score={**SCORE, "drop": 2.5})
     assert told["keep"] is False
     assert told["sentence"].startswith(
-        "int8: don't, because it loses more than 1 point, though it is faster than fp32 here, 2.00x"
+        "int8: not recommended. It loses more than 1 point of top-1 at 2.00x the speed of fp32"
     )
 
 
 def test_too_few_rounds_show_nothing():
     told = worth("int8", SCORE, 0.27, [{**timing(2.0, "no difference")[0], "ci95": None}], [])
     assert told["keep"] is None
-    assert "undecided: 2.00x here, in too few rounds to tell (bench.rounds: 6 at least)" in told["sentence"]
+    assert (
+        "undecided. 2.00x the speed of fp32 in too few rounds to tell (bench.rounds: 6 at least)"
+        in told["sentence"]
+    )
 
 
 @pytest.mark.parametrize(("ratio", "ends"), [(1.4, [0.9, 1.8]), (3.0, [2.5, 3.2]), (0.95, [0.6, 1.2])])
@@ -85,8 +96,8 @@ def test_where_the_interval_reaches_far_and_shows_nothing_there_is_no_verdict(ra
     told = said(timing(ratio, "no difference", ends))
     assert told["keep"] is None
     assert told["sentence"].startswith(
-        f"int8: undecided: {ratio:.2f}x ({ends[0]:.2f} to {ends[1]:.2f}) here, too unsteady to tell "
-        "(more rounds, or a quieter machine). Top-1 -0.12 points"
+        f"int8: undecided. {ratio:.2f}x the speed of fp32 (95 % CI {ends[0]:.2f} to {ends[1]:.2f}), "
+        "too unsteady to tell (more rounds, or a quieter machine). Top-1 -0.12 points"
     )
     assert said(timing(ratio, "no difference", ends), score={**SCORE, "drop": 2.5})["keep"] is False
 
@@ -97,14 +108,14 @@ def test_a_loss_of_just_a_point_is_not_more_than_one():
 
 
 def test_a_file_that_could_not_be_timed_is_not_kept():
-    assert "could not be timed here" in said([])["sentence"]
+    assert "could not be timed on this machine" in said([])["sentence"]
     assert said([])["keep"] is False
 
 
 def test_of_a_file_for_another_kind_of_machine_nothing_is_said_here():
     told = said(timing(0.5, "slower"), elsewhere="arm")
     assert told["keep"] is None
-    assert "made for arm, which this machine is not: time it there" in told["sentence"]
+    assert "no verdict on this machine: made for arm; time it there" in told["sentence"]
 
 
 def test_without_labels_the_sentence_tells_the_agreement():
@@ -164,7 +175,7 @@ def test_grouped_convolutions_and_little_work_are_reasons():
     assert "grouped and depthwise convolutions do 10 % of the multiply-accumulates" in told
     assert _of_the_layers([layer(90_000_000)]) == []
     (told,) = _of_the_layers([layer(763_520)])
-    assert "763,520 multiply-accumulates is too small" in told
+    assert "the network is so small (0.76 M MACs) that fixed overhead dominates" in told
     assert grouped_share([]) == 0.0
 
 

@@ -48,7 +48,7 @@ def hsakd_teacher(z, dtype, compare):
     compare("grad_logits", gradients(total, [logits])[0])
     for i in heads:
         compare(f"grad_ss_logits_{i}", gradients(total, [joint[i]])[0])
-    compare("out_class_scores_from_joint", losses.class_scores(joint[heads[0]]))
+    compare("out_class_scores_from_joint", losses.joint_to_class_logits(joint[heads[0]]))
 
 
 def preparation(num_classes):

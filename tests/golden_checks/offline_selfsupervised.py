@@ -25,10 +25,10 @@ def sskd(z, dtype, compare):
     compare("out_simi_t", cosines)
     ranks = losses.rank_of(cosines, losses.own_images(cosines))
     assert torch.equal(ranks, z.tensor("out_rank_ss"))
-    kept = losses.least_wrong(ranks, made.config.ss_ratio)
+    kept = losses.top_ratio_correct(ranks, made.config.ss_ratio)
     assert torch.equal(kept.nonzero().squeeze(1), z.tensor("out_distill_index_ss"))
-    ranks = losses.rank_of(losses.turned(z.tensor("logits_t")), target.repeat_interleave(3))
-    kept = losses.least_wrong(ranks, made.config.tf_ratio)
+    ranks = losses.rank_of(losses.rotation_rows(z.tensor("logits_t")), target.repeat_interleave(3))
+    kept = losses.top_ratio_correct(ranks, made.config.tf_ratio)
     assert torch.equal(kept.nonzero().squeeze(1), z.tensor("out_distill_index_tf"))
     terms = made.terms(logits, z.tensor("logits_t"), projected, taught, target)
     for name, term in terms.items():

@@ -15,27 +15,27 @@ NAMES = ["simreg", "seed"]
 def test_what_is_needed_follows_from_the_weights(name):
     cls = find_method(name)
     needs = cls.needs(cls.Config())
-    assert needs.backbone
+    assert not needs.task.has_classes
     assert not needs.labels
     assert needs.unlabelled
     assert needs.student == needs.read_of_teacher == {"pooled"}
     needs = cls.needs(cls.Config(ce_weight=1.0))
     assert needs.labels
     assert needs.unlabelled
-    assert not needs.backbone
+    assert needs.task.has_classes
     assert needs.student == {"logits", "pooled"}
     assert needs.read_of_teacher == {"pooled"}
     needs = cls.needs(cls.Config(kd_weight=1.0))
     assert not needs.labels
-    assert not needs.backbone
+    assert needs.task.has_classes
     assert needs.student == needs.read_of_teacher == {"logits", "pooled"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_backbone_learns_from_a_backbone_without_a_label_or_a_logit(name, tmp_path):
     small = Small(tmp_path, name, headless=True, labelled=False)
-    assert small.student.backbone
-    assert small.frozen.backbone
+    assert not small.student.task.has_classes
+    assert not small.frozen.task.has_classes
     terms = small.method.losses(next(small.loader.epoch(0)))
     assert len(terms) == 1
     sum(terms.values()).backward()

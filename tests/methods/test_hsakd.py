@@ -61,8 +61,8 @@ def test_an_image_without_a_label_has_no_joint_label_either():
 
 def test_a_class_scores_the_sum_of_its_four_joint_logits():
     joint = torch.tensor([[1.0, 2, 3, 4, 10, 20, 30, 40]])
-    assert losses.class_scores(joint).tolist() == [[10, 100]]
-    assert losses.class_scores(joint.bfloat16()).dtype == torch.float32
+    assert losses.joint_to_class_logits(joint).tolist() == [[10, 100]]
+    assert losses.joint_to_class_logits(joint.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("model", ["cifar/resnet8", "torchvision/mobilenet_v3_small"])
@@ -239,7 +239,7 @@ def test_the_preparation_teaches_the_heads_joint_classes_and_leaves_the_teacher_
     # deepest reads nothing but averages of a teacher that knows nothing.
     made.method.eval()
     held_out = next(iter(EvaluationLoader(images(40, 8, 1), device=torch.device("cpu"))))
-    for stage, scores in made.method.class_scores(held_out.images).items():
+    for stage, scores in made.method.class_logits(held_out.images).items():
         assert scores.shape == (40, CLASSES)
         assert (scores.argmax(1) == held_out.labels).float().mean() > 1.5 / CLASSES, stage
     assert outcome.candidate == "heads"

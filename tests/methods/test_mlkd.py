@@ -114,8 +114,8 @@ def test_only_what_has_a_weight_is_made_and_without_labels_two_terms_are_left(tm
     config = {"ce_weight": 0.0, "sup_weight": 0.0}
     assert not MLKD.needs(MLKD.Config(**config)).labels
     assert MLKD.needs(MLKD.Config()).labels
-    assert MLKD.needs(MLKD.Config(**config)).backbone
-    assert not MLKD.needs(MLKD.Config(**config, kd_weight=1.0)).backbone
+    assert not MLKD.needs(MLKD.Config(**config)).task.has_classes
+    assert MLKD.needs(MLKD.Config(**config, kd_weight=1.0)).task.has_classes
     small = Small(tmp_path, "mlkd", config=config, train={"epochs": 1})
     assert {name.split(".")[0] for name, _ in small.method.projections.named_parameters()} == {
         "align",

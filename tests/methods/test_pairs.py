@@ -44,9 +44,17 @@ REFUSED = {
 }
 CASES = [(method, pair) for pair in PAIRS for method in OFFLINE]
 RUN = [(method, pair) for method, pair in CASES if (method, str(pair)) not in REFUSED]
+SMALL = {str(PAIRS[0]), OTHER_SIZE}
 
 
-@pytest.fixture(scope="module", params=RUN, ids=lambda case: f"{case[0]}: {case[1]}")
+def marked(value, pair):
+    """The value as a parameter of a test; with any but the small pairs, of one of `make test-all` alone."""
+    return pytest.param(value, marks=[] if str(pair) in SMALL else pytest.mark.exhaustive)
+
+
+@pytest.fixture(
+    scope="module", params=[marked(case, case[1]) for case in RUN], ids=lambda case: f"{case[0]}: {case[1]}"
+)
 def trained(request, tmp_path_factory):
     """A method that was trained on a pair, and a copy of its folder as a kill in the last step left it."""
     method, pair = request.param
@@ -94,7 +102,7 @@ def test_it_trains_in_bf16(trained):
 
 def test_it_ships_the_plain_class(trained):
     cls, side = find_method(trained.method), trained.pair.side
-    classes = 0 if cls.needs(cls.Config()).backbone else CLASSES
+    classes = CLASSES if cls.needs(cls.Config()).task.has_classes else 0
     fresh = build(trained.pair.student, num_classes=classes, channels=3, image_size=(side, side))
     assert trained.outcome.model == trained.pair.student
     assert list(trained.outcome.state) == list(fresh.state_dict())
@@ -117,10 +125,10 @@ def test_what_cannot_run_is_refused_before_training_with_the_reason(capsys):
         assert re.search(REFUSED[method, str(pair)], message), message
 
 
-def test_the_teachers_are_as_they_were():
-    for pair in PAIRS:
-        frozen(pair).assert_unchanged()
-        frozen(pair, torch.bfloat16).assert_unchanged()
+@pytest.mark.parametrize("pair", [marked(pair, pair) for pair in PAIRS], ids=str)
+def test_the_teachers_are_as_they_were(pair):
+    frozen(pair).assert_unchanged()
+    frozen(pair, torch.bfloat16).assert_unchanged()
 
 
 def log(folder):

@@ -68,7 +68,7 @@ def method(name, student, teacher, labels=(0, 1, 2, 3), **config):
 
 def classifying(cls):
     """Settings with which a method that could make a backbone trains a classifier."""
-    return {"ce_weight": 1.0} if cls.needs(cls.Config()).backbone else {}
+    return {} if cls.needs(cls.Config()).task.has_classes else {"ce_weight": 1.0}
 
 
 def reads(name, role):

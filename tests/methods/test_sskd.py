@@ -47,7 +47,7 @@ def test_cosines_are_of_turned_rows_with_upright_ones():
     got = losses.turned_cosines(table)
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
     assert losses.own_images(got).tolist() == [0, 0, 0, 1, 1, 1]
-    assert torch.equal(losses.turned(table), table[[1, 2, 3, 5, 6, 7]])
+    assert torch.equal(losses.rotation_rows(table), table[[1, 2, 3, 5, 6, 7]])
 
 
 def test_the_pretext_loss_is_its_definition_written_out():
@@ -76,22 +76,25 @@ def test_all_right_rows_are_kept_and_the_least_wrong_share_of_the_others(ratio):
         wrong = sorted((rank, i) for i, rank in enumerate(ranks) if rank)
         expected = {i for i, rank in enumerate(ranks) if not rank}
         expected |= {i for _, i in wrong[: int(ratio * len(wrong))]}
-        kept = losses.least_wrong(torch.tensor(ranks), ratio)
+        kept = losses.top_ratio_correct(torch.tensor(ranks), ratio)
         assert set(kept.nonzero().flatten().tolist()) == expected
     # 0.29 · 100 is 28.999... in a Python number.
-    assert losses.least_wrong(torch.ones(100, dtype=torch.int64), 0.29).tolist() == [True] * 28 + [False] * 72
+    assert (
+        losses.top_ratio_correct(torch.ones(100, dtype=torch.int64), 0.29).tolist()
+        == [True] * 28 + [False] * 72
+    )
 
 
 def test_the_loss_is_a_mean_over_the_kept_rows_alone():
     student, teacher = rows(5, 3).requires_grad_(), rows(5, 3, seed=1)
     kept = torch.tensor([True, False, True, True, False])
-    got = losses.kl_of_kept(student, teacher, kept, 4.0)
+    got = losses.masked_kl(student, teacher, kept, 4.0)
     assert got.item() == pytest.approx(losses.kl(student[kept], teacher[kept], 4.0).item())
     assert torch.equal(torch.autograd.grad(got, student)[0].any(1), kept)
-    none = losses.kl_of_kept(student, teacher, torch.zeros_like(kept), 4.0)
+    none = losses.masked_kl(student, teacher, torch.zeros_like(kept), 4.0)
     assert none.item() == 0
     assert not torch.autograd.grad(none, student)[0].any()
-    assert losses.kl_of_kept(teacher, teacher, kept, 4.0).item() == pytest.approx(0, abs=1e-12)
+    assert losses.masked_kl(teacher, teacher, kept, 4.0).item() == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_the_loss_is_a_mean_over_the_kept_rows_alone():
     [
         losses.own_image_cross_entropy,
         lambda table: losses.turned_cosines(table).square().mean(),
-        lambda table: losses.kl_of_kept(table, table.flip(0), torch.tensor([True, False] * 4), 0.5),
+        lambda table: losses.masked_kl(table, table.flip(0), torch.tensor([True, False] * 4), 0.5),
     ],
     ids=["pretext", "cosines", "kept"],
 )

@@ -21,6 +21,7 @@ from kdcompress.networks.tapped import ALL, Tapped
 from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.networks.weights import load_into
 from kdcompress.recipe import NetworkSection, TeacherSection
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 
 MODEL = "cifar/resnet8"
 BACKBONE = ALL - LOGITS
@@ -37,7 +38,7 @@ def backbone(model=MODEL, side=16, channels=3, seed=0):
 def tapped(model=MODEL, side=16, network=None, **taps):
     return Tapped(
         network or backbone(model, side), model, image_size=(side, side), channels=3, mean=(0.5,) * 3,
-        std=(0.2,) * 3, taps=taps or None, backbone=True,
+        std=(0.2,) * 3, taps=taps or None, task=EMBEDDING,
     )  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def test_timms_own_way_gives_the_same(name):
     read.train_mode(False)
     with torch.no_grad():
         expected = read(images, POOLED).pooled
-        got = Tapped(bare.eval(), f"timm/{name}", mean=(0.5,), std=(0.2,), backbone=True, **settings)(
+        got = Tapped(bare.eval(), f"timm/{name}", mean=(0.5,), std=(0.2,), task=EMBEDDING, **settings)(
             images, POOLED
         )
     torch.testing.assert_close(got.pooled, expected, rtol=1e-4, atol=1e-5)
@@ -208,7 +209,7 @@ def test_gradients_and_other_tensors_reach_a_backbone():
 def test_a_backbone_read_again_or_drawn_anew_is_a_backbone():
     read = tapped(side=32)
     for other in (read.at((16, 16)), read.with_network(backbone(side=32, seed=5))):
-        assert other.backbone
+        assert not other.task.has_classes
         assert other.num_classes == 0
     assert list(fresh_network(read).state_dict()) == list(read.network.state_dict())
 
@@ -217,7 +218,7 @@ def test_a_backbone_read_again_or_drawn_anew_is_a_backbone():
 def test_a_teacher_may_be_a_backbone(model):
     read = tapped(model, 32)
     teacher = FrozenTeacher(read)
-    assert teacher.backbone
+    assert not teacher.task.has_classes
     assert teacher.num_classes == 0
     assert teacher.folded > 0
     read.train_mode(False)
@@ -366,7 +367,7 @@ def saved(path, state):
 
 def test_a_start_may_be_headless_in_any_case_with_or_without_weights(tmp_path):
     fresh = started(headless="always")
-    assert fresh.backbone
+    assert not fresh.task.has_classes
     assert fresh.network.state_dict().keys() == backbone().state_dict().keys()
     assert torch.equal(fresh.network.conv1.weight, started(headless="always").network.conv1.weight)
     found = started(saved(tmp_path / "w.pth", classifier(5).state_dict()), "always")
@@ -377,7 +378,7 @@ def test_a_start_may_be_headless_in_any_case_with_or_without_weights(tmp_path):
 def test_a_start_is_headless_where_its_weights_are(tmp_path):
     ssl = saved(tmp_path / "moco.pth", prefixed("module.", pretrained("moco_v2")[0]))
     found = started(ssl, "if_weights_are", keep_classes=True)
-    assert found.backbone
+    assert not found.task.has_classes
     assert torch.equal(found.network.conv1.weight, backbone(seed=3).conv1.weight)
     whole = saved(tmp_path / "whole.pth", classifier(7).state_dict())
     assert started(whole, "if_weights_are").num_classes == 7
@@ -387,7 +388,7 @@ def test_a_start_is_headless_where_its_weights_are(tmp_path):
     assert started(other, "if_weights_are").num_classes == 7
     assert started(other, "if_weights_are").head_replaced
     assert started(other, "unless_classes_fit").num_classes == 7
-    assert started(other, "unless_classes_fit", keep_classes=True).backbone
+    assert not started(other, "unless_classes_fit", keep_classes=True).task.has_classes
     for headless in ("never", "if_weights_are"):
         with pytest.raises(UserError, match="knows 5 classes, the data has 7"):
             started(other, headless, keep_classes=True)
@@ -402,7 +403,12 @@ def test_a_headless_teacher_is_one_whose_logits_nobody_reads_and_needs_no_traini
         ("never", False, False, "if_weights_are"), ("auto", True, False, "never"),
     ):  # fmt: skip
         section = TeacherSection(model=MODEL, train=train, weights="w.pth")
-        assert headless_teacher(section, logits_read=logits_read, backbone=backbone_method) == expected
+        assert (
+            headless_teacher(
+                section, logits_read=logits_read, task=EMBEDDING if backbone_method else CLASSIFICATION
+            )
+            == expected
+        )
     ssl = saved(tmp_path / "ssl.pth", backbone(seed=3).state_dict())
     section = TeacherSection(model=MODEL, weights=str(ssl))
     assert not teacher_needs_training(section, started(ssl, "if_weights_are"))

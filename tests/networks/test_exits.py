@@ -11,6 +11,7 @@ from kdcompress.errors import NetworkError, Uncuttable
 from kdcompress.networks.build import segments
 from kdcompress.networks.exits import exit_after, own_exit
 from kdcompress.networks.tapped import ALL, Tapped
+from kdcompress.tasks import EMBEDDING
 
 
 @pytest.mark.parametrize("model", SMALL)
@@ -150,7 +151,7 @@ def test_an_exit_of_a_backbone_has_pooled_features_and_no_logits():
     network = tapped("cifar/resnet8x4").spec
     built = Tapped(
         copy.deepcopy(nn.Module.eval(network.__class__("cifar/resnet8x4", 0, 3, (32, 32)).build())),
-        "cifar/resnet8x4", image_size=(32, 32), channels=3, mean=(0.5,), std=(0.2,), backbone=True,
+        "cifar/resnet8x4", image_size=(32, 32), channels=3, mean=(0.5,), std=(0.2,), task=EMBEDDING,
     )  # fmt: skip
     got = exit_after(built, "stage2")(torch.rand(built.shapes().stages["stage2"].shape))
     assert got.logits is None

@@ -18,6 +18,7 @@ from kdcompress.networks.build import build
 from kdcompress.probe.knowledge import Search
 from kdcompress.progress import Progress
 from kdcompress.recipe import load_recipe
+from kdcompress.tasks import EMBEDDING
 from kdcompress.tools import probe as probing
 
 SPEC = InputSpec(1, 8, 8, mean=(0.3,), std=(0.35,))
@@ -58,7 +59,7 @@ def knowledge(run, *overrides, images=2, data=None):
 
 def test_a_backbone_is_probed_by_its_output_whatever_its_format(tmp_path):
     network = write_student(tmp_path, classes=0)
-    onnx.write(network, SPEC, tmp_path / "student.onnx", metadata={}, backbone=True)
+    onnx.write(network, SPEC, tmp_path / "student.onnx", metadata={}, task=EMBEDDING)
     for kind in ("linear", "knn"):
         told = {}
         for name in ("student.safetensors", "student.onnx"):

@@ -17,6 +17,7 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.ship import ship
 from kdcompress.networks.build import build
 from kdcompress.report.card import card, escaped, write_card
+from kdcompress.report.page import write_report
 from kdcompress.report.record import read_run
 from kdcompress.report.usage import snippets
 
@@ -157,3 +158,15 @@ def _onnx_that_always_says(path, number, channels):
     ]
     graph = helper.make_graph(nodes, "constant", [images], [logits], [weight, bias])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+def test_an_ensemble_has_one_line_in_the_card_and_in_the_report(tmp_path):
+    folder = write_run(tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    line = "ensemble.onnx: top-1 93.20 %, 3.0 times the student's multiply-accumulates, 4.2 MB"
+    (folder / "results.json").write_text(json.dumps({**results, "ensemble": {"sentence": line}}))
+    (folder / "ensemble.onnx").write_bytes(b"graph")
+    record = read_run(folder)
+    assert f"\n{line}.\n" in card(record)
+    assert "`ensemble.onnx`" in card(record)
+    assert "top-1 93.20 %, 3.0 times" in write_report(folder).read_text(encoding="utf-8")

@@ -10,19 +10,21 @@ from small_training import CLASSES, TEACHER, backbone, images, tapped
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.metrics.neighbours import knn_top1, overlap
 from kdcompress.networks.teacher import FrozenTeacher
-from kdcompress.train.evaluate import deciding, predict, predict_teacher, score
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
+from kdcompress.tasks.figures import deciding
+from kdcompress.train.evaluate import predict, predict_teacher
 
 
 def test_the_score_of_given_logits():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.0]])
-    got = score(logits, torch.tensor([0, 0, 0, 1]))
+    got = CLASSIFICATION.score(logits, torch.tensor([0, 0, 0, 1]))
     surprises = [math.log(1 + math.exp(-2)), math.log(1 + math.e), math.log(1 + math.exp(-3)), math.log(2)]
     assert got["top1"] == 0.5
     assert got["loss"] == pytest.approx(sum(surprises) / 4)
 
 
 def test_a_loss_that_is_not_finite_is_said_in_valid_json():
-    got = score(torch.tensor([[math.nan, 0.0]]), torch.tensor([0]))
+    got = CLASSIFICATION.score(torch.tensor([[math.nan, 0.0]]), torch.tensor([0]))
     assert got["loss"] is None
     json.dumps(got, allow_nan=False)
 
@@ -61,42 +63,44 @@ def test_a_teacher_is_scored_by_what_it_teaches():
 
 def test_images_without_a_label_do_not_count_where_others_have_one():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    got = score(logits, torch.tensor([0, -1, -1]), teacher_outputs=logits)
+    got = CLASSIFICATION.score(logits, torch.tensor([0, -1, -1]), teacher_outputs=logits)
     assert got == {"top1": 1.0, "loss": pytest.approx(math.log(1 + math.exp(-2)))}
 
 
 def test_without_labels_a_classifier_is_scored_by_its_agreement_with_its_teacher():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     taught = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 4.0]])
-    got = score(logits, torch.full((3,), -1), teacher_outputs=taught)
+    got = CLASSIFICATION.score(logits, torch.full((3,), -1), teacher_outputs=taught)
     p, q = taught.softmax(1), logits.softmax(1)
     assert got == {
         "agreement": pytest.approx(2 / 3),
         "kl": pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-5),
     }
     assert deciding(got) == "agreement"
-    assert score(taught, torch.full((3,), -1), teacher_outputs=taught)["kl"] == pytest.approx(0, abs=1e-7)
-    assert score(logits, torch.full((3,), -1)) == {}
+    assert CLASSIFICATION.score(taught, torch.full((3,), -1), teacher_outputs=taught)["kl"] == pytest.approx(
+        0, abs=1e-7
+    )
+    assert CLASSIFICATION.score(logits, torch.full((3,), -1)) == {}
     assert deciding({}) is None
 
 
 def test_a_backbone_is_scored_by_its_neighbours_and_by_its_teachers():
     features = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(30) % 3
-    got = score(features, labels, backbone=True, teacher_outputs=-features)
+    got = EMBEDDING.score(features, labels, -features)
     assert got == {"knn_top1": knn_top1(features, labels), "agreement": 1.0}
     assert deciding(got) == "knn_top1"
-    got = score(features, torch.full((30,), -1), backbone=True, teacher_outputs=features[:, :3])
+    got = EMBEDDING.score(features, torch.full((30,), -1), features[:, :3])
     assert got == {"agreement": overlap(features, features[:, :3])}
     assert deciding(got) == "agreement"
-    assert score(features, torch.full((30,), -1), backbone=True) == {}
+    assert EMBEDDING.score(features, torch.full((30,), -1)) == {}
 
 
 def test_a_teacher_of_a_backbone_is_read_before_its_classifier():
     network = tapped(TEACHER, 8)
     loader = EvaluationLoader(images(6, 8), device="cpu")
     teacher = FrozenTeacher(network)
-    got, _ = predict_teacher(teacher, loader, pooled=True)
+    got, _ = predict_teacher(teacher, loader, EMBEDDING)
     assert got.shape == (6, 64)
     torch.testing.assert_close(teacher.classify(got), predict_teacher(teacher, loader)[0])
     bare = backbone(TEACHER, 8)

@@ -8,8 +8,8 @@ from small_training import Small, assert_same
 
 from kdcompress.errors import UserError
 from kdcompress.methods.base import Candidate
+from kdcompress.tasks.classification import mean_prediction
 from kdcompress.train.choice import check_ship, offered
-from kdcompress.train.evaluate import mean_prediction
 
 
 def test_a_name_that_the_method_does_not_offer_is_refused_with_the_list(tmp_path):

@@ -1,9 +1,7 @@
 """Carries out a plan: starts a worker per cell, compares outputs, warms up, and times shuffled rounds.
 
 This file stands alone beside worker.py (standard library and numpy; Python 3.8 and newer): the two, a plan
-and the files that it names can be copied to another machine and run there, with no link to hold meanwhile:
-
-    python scheduler.py plan.json raw.json
+and the files that it names can be copied to another machine and run there.
 
 A plan, written by `kdcompress.bench.plan`, holds:
 
@@ -381,17 +379,3 @@ class _Run:
             if cell.session is not None:
                 cell.session.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
-
-
-def main(plan_file: str, raw_file: str) -> None:
-    """Reads a plan, carries it out and writes the measurements."""
-    with open(plan_file, encoding="utf-8") as file:
-        plan = json.load(file)
-    raw = run(plan, os.path.dirname(os.path.abspath(plan_file)))
-    with open(raw_file + ".part", "w", encoding="utf-8") as file:
-        json.dump(raw, file)
-    os.replace(raw_file + ".part", raw_file)  # a reader finds it whole or not at all
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

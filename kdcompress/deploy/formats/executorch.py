@@ -25,8 +25,11 @@ from kdcompress.deploy.machine_paths import folders_in, is_path
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.deploy.normalised import Deployed
 from kdcompress.errors import NetworkError, UserError
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING, Task
 
 SUFFIX = ".pte"
+TITLE = "ExecuTorch"
+RUNTIME = "executorch"
 PACKAGE = "executorch"
 
 LARGEST = 16
@@ -47,7 +50,7 @@ def write(
     *,
     metadata: dict[str, str],
     opset: int | None = None,
-    backbone: bool = False,
+    task: Task = CLASSIFICATION,
 ) -> None:
     """Lowers the network with its normalisation, in float32; equal weights give equal bytes.
 
@@ -57,7 +60,7 @@ def write(
         path: Where to.
         metadata: What the method `kdcompress` of the file gives, beside the size of the network.
         opset: Of ONNX; means nothing here.
-        backbone: Whether it gives features and no logits; stands in the metadata.
+        task: What its outputs are; stands in the metadata.
 
     Raises:
         NetworkError: The network cannot be exported or lowered.
@@ -73,7 +76,7 @@ def write(
         **{key.removeprefix(onnx.PREFIX): value for key, value in metadata.items()},
         "params": str(count_parameters(network)),
         "macs": str(count_macs(network, spec.channels, spec.height, spec.width)),
-        _BACKBONE: json.dumps(backbone),
+        _BACKBONE: json.dumps(not task.has_classes),
     }
     batch = torch.export.Dim("batch", min=1, max=LARGEST)
     try:
@@ -126,7 +129,7 @@ def gates(file: ExecuTorchModel, opset: int | None) -> list[Gate]:
 
 
 class ExecuTorchModel:
-    """Images in [0, 1] to logits, or a backbone's features, through ExecuTorch.
+    """Computes logits or features of images in [0, 1] through ExecuTorch.
 
     Args:
         path: The file.
@@ -161,7 +164,7 @@ class ExecuTorchModel:
         told: dict[str, str] = {}
         if _OWN in self._program.method_names:
             told = json.loads(self._program.load_method(_OWN).execute([])[0])
-        self.backbone = told.pop(_BACKBONE, "false") == "true"
+        self.task = EMBEDDING if told.pop(_BACKBONE, "false") == "true" else CLASSIFICATION
         self.metadata = {onnx.PREFIX + key: value for key, value in told.items()}
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -26,12 +26,12 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.macs import evaluating
 from kdcompress.deploy.normalised import Deployed
 from kdcompress.errors import NetworkError, UserError
+from kdcompress.tasks import CLASSIFICATION, Task, task_with_output
 
 SUFFIX = ".onnx"
+TITLE = "ONNX"
+RUNTIME = "onnxruntime"
 INPUT = "images"
-OUTPUT = "logits"
-EMBEDDING = "embedding"
-"""The output of a backbone."""
 PREFIX = "kdcompress."
 PROVIDER = "CPUExecutionProvider"
 OLDEST_OPSET = 18
@@ -57,7 +57,7 @@ def write(
     *,
     metadata: dict[str, str],
     opset: int | None = None,
-    backbone: bool = False,
+    task: Task = CLASSIFICATION,
 ) -> None:
     """Exports the network with its normalisation; equal weights give equal bytes.
 
@@ -67,14 +67,14 @@ def write(
         path: Where to.
         metadata: Goes into the file's `metadata_props`, each key under `kdcompress.`.
         opset: Of the standard operators, 18 or newer. None: the exporter's choice.
-        backbone: Whether it gives features and no logits; the output is then called `embedding`.
+        task: What its outputs are, which names the output.
 
     Raises:
         NetworkError: The network cannot be exported, or gives something other than logits.
         UserError: The exporter cannot write this opset.
         WorldError: The disk is full or fails.
     """
-    model = graph(network, spec, metadata=metadata, opset=opset, backbone=backbone)
+    model = graph(network, spec, metadata=metadata, opset=opset, task=task)
     write_bytes(path, model.SerializeToString(deterministic=True))
 
 
@@ -84,7 +84,7 @@ def graph(
     *,
     metadata: dict[str, str],
     opset: int | None = None,
-    backbone: bool = False,
+    task: Task = CLASSIFICATION,
 ) -> onnx.ModelProto:
     """What `write` puts into the file; its arguments and errors.
 
@@ -96,7 +96,7 @@ def graph(
     module = Deployed(copy.deepcopy(network), spec).to("cpu", torch.float32).eval()
     module = module.to(memory_format=torch.contiguous_format)
     example = torch.zeros(_EXAMPLE_BATCH, spec.channels, spec.height, spec.width)
-    _assert_gives_one_tensor(module, example, backbone)
+    _check_outputs(module, example, task)
     try:
         with _quietly():
             program = torch.onnx.export(
@@ -106,7 +106,7 @@ def graph(
                 verbose=False,
                 external_data=False,
                 input_names=[INPUT],
-                output_names=[EMBEDDING if backbone else OUTPUT],
+                output_names=[task.output],
                 dynamic_shapes=({0: "batch"},),
                 opset_version=opset,
             )
@@ -157,14 +157,14 @@ def open_(path: Path, threads: int = 1) -> OnnxModel:
 
 
 class OnnxModel:
-    """Images in [0, 1] to logits, or a backbone's features, through onnxruntime.
+    """Computes logits or features of images in [0, 1] through onnxruntime.
 
     Args:
         path: The file.
         threads: Within one operator.
 
     Attributes:
-        backbone: Whether it gives features and no logits.
+        task: What its outputs are.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -186,7 +186,7 @@ class OnnxModel:
                 f"{path}: expected one input of four axes and one output, as of an image classifier"
             )
         self._input = inputs[0].name
-        self.backbone = outputs[0].name == EMBEDDING
+        self.task = task_with_output(outputs[0].name)
         self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
 
     @property
@@ -225,17 +225,12 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
 
 
-def _assert_gives_one_tensor(module: nn.Module, example: torch.Tensor, backbone: bool) -> None:
+def _check_outputs(module: nn.Module, example: torch.Tensor, task: Task) -> None:
     with evaluating(module), torch.no_grad():
         output = module(example)
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(example):
-        given = f"a {type(output).__name__}"
-        if isinstance(output, torch.Tensor):
-            given = f"a tensor of {'×'.join(map(str, output.shape))}"
-        expected = "backbone gives one tensor of features [batch, features]"
-        if not backbone:
-            expected = "classifier gives one tensor of logits [batch, classes]"
-        raise NetworkError(f"a {expected}; this one gives {given}")
+    problem = task.output_problem(output, len(example))
+    if problem is not None:
+        raise NetworkError(problem)
 
 
 def _checked(model: onnx.ModelProto) -> onnx.ModelProto:

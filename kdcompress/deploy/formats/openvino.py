@@ -22,8 +22,11 @@ from kdcompress.deploy.formats import onnx
 from kdcompress.deploy.gate import Gate, equal
 from kdcompress.deploy.machine_paths import folders_in, is_path
 from kdcompress.errors import NetworkError, UserError
+from kdcompress.tasks import CLASSIFICATION, TASKS, Task
 
 SUFFIX = ".xml"
+TITLE = "OpenVINO"
+RUNTIME = "openvino"
 BESIDE = (".bin",)
 """The weights. They get their names before the graph, which says what their hash is."""
 PACKAGE = "openvino"
@@ -43,7 +46,7 @@ def write(
     *,
     metadata: dict[str, str],
     opset: int | None = None,
-    backbone: bool = False,
+    task: Task = CLASSIFICATION,
 ) -> None:
     """Converts the network with its normalisation, weights in float32; equal weights give equal bytes.
 
@@ -53,7 +56,7 @@ def write(
         path: Where the graph goes; the weights go beside it.
         metadata: Goes into the graph's `rt_info`, under `kdcompress`.
         opset: Of the ONNX graph that is converted; None: the exporter's choice.
-        backbone: Whether it gives features and no logits; the output is then called `embedding`.
+        task: What its outputs are, which names the output.
 
     Raises:
         NetworkError: The network cannot be exported or converted.
@@ -61,7 +64,7 @@ def write(
         WorldError: The disk is full or fails.
     """
     library = _library()
-    model = onnx.graph(network, spec, metadata={}, opset=opset, backbone=backbone)
+    model = onnx.graph(network, spec, metadata={}, opset=opset, task=task)
     with translated(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".ir-") as folder:
         file = Path(folder) / "a.xml"
         try:
@@ -120,7 +123,7 @@ def gates(file: OpenVinoModel, opset: int | None) -> list[Gate]:
 
 
 class OpenVinoModel:
-    """Images in [0, 1] to logits, or a backbone's features, through OpenVINO.
+    """Computes logits or features of images in [0, 1] through OpenVINO.
 
     Left to itself OpenVINO computes in bfloat16 where the processor can; float32 is what it is held to here.
 
@@ -129,7 +132,7 @@ class OpenVinoModel:
         threads: Of the inference.
 
     Attributes:
-        backbone: Whether it gives features and no logits.
+        task: What its outputs are.
         input_shape: Of its input; "batch" where any number goes.
         document: The graph.
         precision: That it is computed in.
@@ -159,7 +162,8 @@ class OpenVinoModel:
             raise UserError(f"{path}: expected an input of four axes, as of an image classifier")
         sizes = [axis.get_length() if axis.is_static else None for axis in shape]
         self.input_shape: tuple[int | str | None, ...] = (sizes[0] or "batch", *sizes[1:])
-        self.backbone = onnx.EMBEDDING in compiled.output(0).get_names()
+        named = compiled.output(0).get_names()
+        self.task = next((task for task in TASKS if task.output in named), CLASSIFICATION)
         self.precision = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         self.providers = tuple(compiled.get_property("EXECUTION_DEVICES"))
         self._request = compiled.create_infer_request()

@@ -17,8 +17,11 @@ from kdcompress.deploy.config import NAME, DeployedConfig, read_config
 from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.strip import plain_student
 from kdcompress.errors import UserError, WeightsError
+from kdcompress.tasks import CLASSIFICATION, Task, task_of
 
 SUFFIX = ".safetensors"
+TITLE = "PyTorch"
+RUNTIME = "torch"
 
 METADATA = {"format": "pt"}
 """One key only: safetensors writes several in random order, and equal weights shall give equal bytes."""
@@ -31,7 +34,7 @@ def write(
     *,
     metadata: dict[str, str],
     opset: int | None = None,
-    backbone: bool = False,
+    task: Task = CLASSIFICATION,
 ) -> None:
     """Writes the network's tensors: CPU, contiguous, floats as float32, integers as they are.
 
@@ -41,7 +44,7 @@ def write(
         path: Where to.
         metadata: See `spec`.
         opset: Of ONNX; means nothing here.
-        backbone: Stands in the `config.json`, which says 0 classes.
+        task: Stands in the `config.json`, whose classes say it.
 
     Raises:
         WorldError: The disk is full or fails.
@@ -111,7 +114,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
 
 
 class SafetensorsModel:
-    """Images in [0, 1] to logits, or a backbone's features, through torch.
+    """Computes logits or features of images in [0, 1] through torch.
 
     Args:
         module: With its normalisation.
@@ -127,9 +130,9 @@ class SafetensorsModel:
         self.threads = threads
 
     @property
-    def backbone(self) -> bool:
-        """Whether it gives features and no logits."""
-        return self.config.num_classes == 0
+    def task(self) -> Task:
+        """What its outputs are."""
+        return task_of(self.config.num_classes)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs `[B, K]` of float32 images `[B, C, H, W]`."""

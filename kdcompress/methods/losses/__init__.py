@@ -12,7 +12,7 @@ from kdcompress.methods.losses.decoupled import nckd, tckd
 from kdcompress.methods.losses.density_ratio import density_ratio
 from kdcompress.methods.losses.features import euclidean
 from kdcompress.methods.losses.geometry import mutual_angles, mutual_distances
-from kdcompress.methods.losses.joint import class_scores, joint_labels
+from kdcompress.methods.losses.joint import joint_labels, joint_to_class_logits
 from kdcompress.methods.losses.logits import cross_entropy, guarded_kl, kl, soft_cross_entropy
 from kdcompress.methods.losses.maps import (
     activation_boundaries,
@@ -24,7 +24,7 @@ from kdcompress.methods.losses.pairing import Pair, pair, pairs, pairs_of_one_si
 from kdcompress.methods.losses.pretext import (
     own_image_cross_entropy,
     own_images,
-    turned,
+    rotation_rows,
     turned_cosines,
     turned_views,
 )
@@ -37,13 +37,13 @@ from kdcompress.methods.losses.relations import (
 )
 from kdcompress.methods.losses.review import hierarchical_context
 from kdcompress.methods.losses.rotations import four_rotations
-from kdcompress.methods.losses.selection import kl_of_kept, least_wrong, rank_of
+from kdcompress.methods.losses.selection import masked_kl, rank_of, top_ratio_correct
 from kdcompress.methods.losses.soft_labels import (
     renormalised_soft_labels,
     smoothed_soft_labels,
     soft_label_cross_entropy,
 )
-from kdcompress.methods.losses.standardization import compared, standardized
+from kdcompress.methods.losses.standardization import maybe_standardized, standardized
 from kdcompress.methods.losses.temperature import Curriculum, learnt_temperature, reversal
 from kdcompress.methods.losses.variance_covariance import covariance_energy, span, squeeze, variance_shortfall
 
@@ -53,8 +53,6 @@ __all__ = [
     "activation_boundaries",
     "attention_transfer",
     "bank_scores",
-    "class_scores",
-    "compared",
     "cosine_alignment",
     "covariance_energy",
     "cross_entropy",
@@ -67,10 +65,11 @@ __all__ = [
     "inter_class",
     "intra_class",
     "joint_labels",
+    "joint_to_class_logits",
     "kl",
-    "kl_of_kept",
     "learnt_temperature",
-    "least_wrong",
+    "masked_kl",
+    "maybe_standardized",
     "mse",
     "mutual_angles",
     "mutual_distances",
@@ -86,6 +85,7 @@ __all__ = [
     "relation_kl",
     "renormalised_soft_labels",
     "reversal",
+    "rotation_rows",
     "similarity_preserving",
     "smoothed_soft_labels",
     "soft_cross_entropy",
@@ -97,7 +97,7 @@ __all__ = [
     "standardized",
     "supervised_contrast",
     "tckd",
-    "turned",
+    "top_ratio_correct",
     "turned_cosines",
     "turned_views",
     "unit_rows",

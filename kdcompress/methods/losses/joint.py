@@ -1,4 +1,4 @@
-"""Joint classes of what an image shows and how it is turned: class 4·y + k is class y turned k times."""
+"""Joint classes of label and rotation: class 4·y + k is class y turned k times."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def joint_labels(labels_B: Tensor) -> Tensor:
 
 
 @full_precision
-def class_scores(joint_RJ: Tensor) -> Tensor:
-    """What joint logits say of the class alone, whatever the rotation: the sum of its four.
+def joint_to_class_logits(joint_RJ: Tensor) -> Tensor:
+    """Sums the joint logits of each class over its four rotations.
 
     Args:
         joint_RJ: `[R, 4·K]`.

@@ -65,7 +65,7 @@ def _attention(map_BCHW: Tensor, size: tuple[int, int], power: float) -> Tensor:
 
 @full_precision
 def activation_boundaries(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
-    """How far pre-activations lie on the wrong side of the teacher's sign, squared, summed, mean over rows.
+    """Squared distance of pre-activations to the side of the teacher's sign, summed, mean over rows.
 
     An element costs max(0, margin - s)² where the teacher is above 0, and max(0, margin + s)² elsewhere (a
     teacher of exactly 0 counts as inactive).

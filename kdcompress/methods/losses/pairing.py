@@ -26,7 +26,7 @@ class Pair:
 
     @property
     def same_size(self) -> bool:
-        """Whether both maps have the same height and width."""
+        """True if both maps have the same height and width."""
         return self.student_shape[1:] == self.teacher_shape[1:]
 
     @property
@@ -37,7 +37,7 @@ class Pair:
 
     @property
     def same_channels(self) -> bool:
-        """Whether both maps have as many channels."""
+        """True if both maps have as many channels."""
         return self.student_shape[0] == self.teacher_shape[0]
 
 
@@ -93,7 +93,7 @@ def pair(student: Activations, teacher: Activations, ours: str, theirs: str) -> 
 
 
 def stage_maps(model: str, shapes: Activations) -> str:
-    """What a network's stages are, for an error: `cifar/resnet8 (stage1 16×32×32, stage2 32×16×16)`.
+    """Describes a network's stages for an error: `cifar/resnet8 (stage1 16×32×32, stage2 32×16×16)`.
 
     Args:
         model: `FAMILY/NAME`.

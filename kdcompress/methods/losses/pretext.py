@@ -1,4 +1,4 @@
-"""Which upright image is the turned one? Cosines between the rows of images seen in four turns."""
+"""Cosines between rotated and upright images, and the pretext task of finding a rotated image's own."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def turned_views(views_BCHW: Sequence[Tensor]) -> Tensor:
     return torch.stack(turned, dim=1).flatten(0, 1)
 
 
-def turned(rows_RD: Tensor) -> Tensor:
+def rotation_rows(rows_RD: Tensor) -> Tensor:
     """The `[3·B, D]` rows of turned images among the `[4·B, D]` of `turned_views`, in their order."""
     return rows_RD.reshape(-1, 4, rows_RD.shape[1])[:, 1:].flatten(0, 1)
 
 
 @full_precision
 def turned_cosines(rows_RD: Tensor) -> Tensor:
-    """How alike each turned image is to each upright one.
+    """Computes the cosine between each turned image and each upright one.
 
     Args:
         rows_RD: `[4·B, D]`, of what `turned_views` gives.
 
     Returns:
-        `[3·B, B]` cosines; the rows of `turned`, the images as columns.
+        `[3·B, B]` cosines; the rows of `rotation_rows`, the images as columns.
     """
-    return F.normalize(turned(rows_RD), dim=1) @ F.normalize(rows_RD[0::4], dim=1).T
+    return F.normalize(rotation_rows(rows_RD), dim=1) @ F.normalize(rows_RD[0::4], dim=1).T
 
 
 def own_images(cosines_AB: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How embeddings stand to a queue of earlier ones.
+"""Similarities of embeddings to a queue of earlier ones.
 
 Shape letters: D width of an embedding, Q embeddings in the queue, M = 1 + Q columns: the teacher's
 embedding of the image itself, then the queue.

@@ -81,7 +81,7 @@ def supervised_contrast(
     *,
     across: bool = False,
 ) -> Tensor:
-    """How improbable the rows of an anchor's class are among all other rows, for anchors of both networks.
+    """Supervised contrast: −log probability of rows of the anchor's class, for anchors of both networks.
 
     Args:
         student_BD: `[B, D]`, not yet of unit length.

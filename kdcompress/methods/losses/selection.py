@@ -1,4 +1,4 @@
-"""Which of a teacher's rows are worth learning from: all where it is right, the least wrong of the others."""
+"""Selection of teacher rows: all that it classifies right, and those of least error among the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdcompress.methods.losses.widening import full_precision
 
 
 def rank_of(scores_RK: Tensor, columns_R: Tensor) -> Tensor:
-    """How many columns of a row score higher than the given one; of equals the earlier ones count too.
+    """Counts the columns of a row that score higher than the given one; of equals the earlier ones count too.
 
     Args:
         scores_RK: `[R, K]`.
@@ -27,8 +27,8 @@ def rank_of(scores_RK: Tensor, columns_R: Tensor) -> Tensor:
     return above_RK.sum(1) * (columns_R >= 0)
 
 
-def least_wrong(ranks_R: Tensor, ratio: float) -> Tensor:
-    """The rows to keep: all of rank 0 and, of the W others, the floor(ratio · W) of least rank.
+def top_ratio_correct(ranks_R: Tensor, ratio: float) -> Tensor:
+    """Selects all rows of rank 0 and, of the W others, the floor(ratio · W) of least rank.
 
     Args:
         ranks_R: `[R]` int64, from `rank_of`.
@@ -42,7 +42,7 @@ def least_wrong(ranks_R: Tensor, ratio: float) -> Tensor:
         leaves open which of equal ranks are kept.
     """
     wrong = (ranks_R > 0).sum()
-    # How many is not asked of the device: it would have to be waited for. In float64, like a Python number.
+    # Stays on the device: reading the count would wait for it. In float64, like a Python number.
     kept = len(ranks_R) - wrong + (wrong.double() * ratio).floor()
     place_R = torch.empty_like(ranks_R)
     place_R[ranks_R.argsort(stable=True)] = torch.arange(len(ranks_R), device=ranks_R.device)
@@ -50,13 +50,13 @@ def least_wrong(ranks_R: Tensor, ratio: float) -> Tensor:
 
 
 @full_precision
-def kl_of_kept(student_RK: Tensor, teacher_RK: Tensor, kept_R: Tensor, temperature: float) -> Tensor:
+def masked_kl(student_RK: Tensor, teacher_RK: Tensor, kept_R: Tensor, temperature: float) -> Tensor:
     """T² · KL(teacher ‖ student) of softened scores, summed over columns, mean over the kept rows.
 
     Args:
         student_RK: `[R, K]` logits or similarities.
         teacher_RK: `[R, K]`, detached by the caller.
-        kept_R: `[R]` bool, from `least_wrong`.
+        kept_R: `[R]` bool, from `top_ratio_correct`.
         temperature: T > 0.
 
     Returns:

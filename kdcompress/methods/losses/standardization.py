@@ -25,8 +25,8 @@ def standardized(logits_BK: Tensor) -> Tensor:
     return centred / (logits_BK.std(1, keepdim=True) + 1e-7)
 
 
-def compared(student_BK: Tensor, teacher_BK: Tensor, *, standardize: bool) -> tuple[Tensor, Tensor]:
-    """Both networks' logits as a logit loss compares them: as they are, or standardized."""
+def maybe_standardized(student_BK: Tensor, teacher_BK: Tensor, *, standardize: bool) -> tuple[Tensor, Tensor]:
+    """Returns the logits of both networks, standardized if asked for."""
     if not standardize:
         return student_BK, teacher_BK
     return standardized(student_BK), standardized(teacher_BK)

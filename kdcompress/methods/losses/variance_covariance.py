@@ -14,7 +14,7 @@ VARIANCE_FLOOR = 1e-4
 
 @full_precision
 def variance_shortfall(rows_BD: Tensor) -> Tensor:
-    """By how much the standard deviation of a feature over the batch falls short of 1, mean over features.
+    """Shortfall of each feature's standard deviation over the batch below 1, mean over features.
 
     Args:
         rows_BD: `[B, D]`, B ≥ 2; variances are those with B − 1.

@@ -53,18 +53,18 @@ class AB(FeatureKD):
         """The boundary loss is a sum over a map's elements and a mean over rows."""
 
         initial_share: float = Field(30 / 270, gt=0, lt=1)
-        """Of the epochs that go to the first phase, rounded to whole epochs, at least one. RepDistiller has
+        """Share of the epochs for the first phase, rounded to whole epochs, at least one. RepDistiller has
         30 epochs before the 240 of the training."""
         weight: float = Field(0.003, gt=0)
-        """Of the boundary loss."""
+        """Weight of the boundary loss."""
         margin: float = Field(1.0, gt=0)
-        """How far on its side of 0 a pre-activation must lie to cost nothing."""
+        """Distance from 0 beyond which a pre-activation of the right sign costs nothing."""
         ce_weight: float = Field(1.0, ge=0)
         """In the second phase. 0 needs no labels."""
         kd_weight: float = Field(0.0, ge=0)
-        """Of soft labels in the second phase: none in RepDistiller, a share of them in the authors' code."""
+        """Weight of soft labels in the second phase: 0 in RepDistiller, above it in the authors' code."""
         temperature: float = Field(3.0, gt=0)
-        """Of the soft labels, the authors'. Their term carries the factor T²."""
+        """The authors' temperature of the soft labels. Their term carries the factor T²."""
 
     config: Config
 
@@ -136,7 +136,7 @@ class AB(FeatureKD):
         ]
 
     def _makes_maps(self, parameters: Sequence[nn.Parameter]) -> list[bool]:
-        """Whether the paired maps depend on each parameter, which a dry run's gradients tell."""
+        """Finds the parameters that the paired maps depend on, by the gradients of a dry run."""
         student = self.networks.student
         images = torch.zeros(2, student.channels, *student.image_size, device=student.device)
         with undisturbed(student.network), torch.enable_grad():

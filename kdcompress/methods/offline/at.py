@@ -50,9 +50,9 @@ class AT(FeatureKD):
         """A pair's difference is a mean over rows and positions; pairs are added up."""
 
         weight: float = Field(1000.0, gt=0)
-        """Of the sum over pairs."""
+        """Weight of the sum over pairs."""
         power: float = Field(2.0, ge=1)
-        """To which activations are raised before their mean over channels."""
+        """Exponent of the activations before their mean over channels."""
 
     config: Config
 

@@ -71,7 +71,7 @@ class CRD(FeatureKD):
         """The contrastive loss sums over the negatives and is a mean over rows, like the other terms."""
 
         weight: float = Field(0.8, gt=0)
-        """Of the sum of both sides."""
+        """Weight of the sum of both sides."""
         negatives: int = Field(16384, ge=1)
         """K: images of other classes that each row meets."""
         contrast_temperature: float = Field(0.07, gt=0)
@@ -79,14 +79,14 @@ class CRD(FeatureKD):
         momentum: float = Field(0.5, ge=0, lt=1)
         """Share of what a bank remembered of an image in what it remembers next."""
         width: int = Field(128, ge=1)
-        """Of the embeddings. The banks take 8 · width bytes per training image: 51 MB for CIFAR, 1.3 GB for
+        """Width of the embeddings. The banks take 8 · width bytes per image: 51 MB for CIFAR, 1.3 GB for
         ImageNet."""
         positive: Literal["exact", "relax"] = "exact"
         """exact: the image itself; relax: any image of its class."""
         ce_weight: float = Field(1.0, ge=0)
         """Labels are needed even at 0: they say what is no negative."""
         kd_weight: float = Field(0.0, ge=0)
-        """Of the soft labels; 1 in the paper's CRD+KD."""
+        """Weight of the soft labels; 1 in the paper's CRD+KD."""
 
     config: Config
     bank_student: Tensor

@@ -64,22 +64,22 @@ class CTKD(Method):
         """For CIFAR-100. On ImageNet: both weights 1, ramp_epochs 5."""
 
         loss: Literal["kd", "dkd"] = "kd"
-        """What the temperature is put into."""
+        """Loss that uses the temperature."""
         ce_weight: float = Field(0.1, ge=0)
         """Mean over rows. Where the recipe is silent: 0.1 with kd, 1 with dkd."""
         kd_weight: float = Field(0.9, ge=0)
-        """Of the distillation loss, T² · KL as a mean over rows. Where the recipe is silent: 0.9 with kd, 1
+        """Weight of the distillation loss, T² · KL as a mean over rows. By default 0.9 with kd, 1
         with dkd."""
         alpha: float = Field(1.0, ge=0)
-        """Of TCKD; dkd only."""
+        """Weight of TCKD; dkd only."""
         beta: float = Field(8.0, ge=0)
-        """Of NCKD; dkd only. See the method dkd."""
+        """Weight of NCKD; dkd only. See the method dkd."""
         t_start: float = Field(1.0, gt=0)
         """The lowest temperature."""
         t_range: float = Field(20.0, gt=0)
         """The highest is t_start + t_range."""
         curriculum: losses.Curriculum = "cosine"
-        """How λ goes over the ramp."""
+        """Course of λ over the ramp."""
         ramp_epochs: int = Field(10, ge=1)
         """λ is at its end from this epoch on; the first epoch counts as 1."""
         reversal_start: float = Field(0.0, le=0)
@@ -121,14 +121,14 @@ class CTKD(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
+        logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
         temperature = self.temperature()
         if c.loss == "kd":
-            terms = {"kd": c.kd_weight * losses.kl(*compared, temperature)}
+            terms = {"kd": c.kd_weight * losses.kl(*logits, temperature)}
         else:
             terms = {
-                "tckd": c.kd_weight * c.alpha * losses.tckd(*compared, labels_B, temperature),
-                "nckd": c.kd_weight * c.beta * losses.nckd(*compared, labels_B, temperature),
+                "tckd": c.kd_weight * c.alpha * losses.tckd(*logits, labels_B, temperature),
+                "nckd": c.kd_weight * c.beta * losses.nckd(*logits, labels_B, temperature),
             }
         if c.ce_weight > 0:
             terms["ce"] = c.ce_weight * self.cross_entropy(student_BK, labels_B)

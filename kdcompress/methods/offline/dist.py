@@ -42,11 +42,11 @@ class DIST(Method):
         ce_weight: float = Field(1.0, ge=0)
         """Mean over rows. 0 needs no labels."""
         inter_weight: float = Field(2.0, ge=0)
-        """Of the correlation over the classes, mean over rows."""
+        """Weight of the correlation over the classes, mean over rows."""
         intra_weight: float = Field(2.0, ge=0)
-        """Of the correlation over the images of a batch, mean over classes; it depends on the batch size."""
+        """Weight of the correlation over the images of a batch, mean over classes; depends on the batch."""
         squared_factor: bool = True
-        """Whether both correlation terms carry the factor T²."""
+        """Multiplies both correlation terms by T²."""
         logit_standardization: bool = False
         """Compare z-scores of the logits (Sun et al. 2024), so that T means the same for both networks."""
 
@@ -64,10 +64,10 @@ class DIST(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
-        inter = losses.inter_class(*compared, c.temperature, squared_factor=c.squared_factor)
+        logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
+        inter = losses.inter_class(*logits, c.temperature, squared_factor=c.squared_factor)
         # Over the batch means over the rows of all processes.
-        everybody = (self.gather(compared[0]), self.gather(compared[1]))
+        everybody = (self.gather(logits[0]), self.gather(logits[1]))
         intra = losses.intra_class(*everybody, c.temperature, squared_factor=c.squared_factor)
         terms = {"inter": c.inter_weight * inter, "intra": c.intra_weight * intra}
         if c.ce_weight > 0:

@@ -66,9 +66,9 @@ class DKD(Method):
         """T. Both distillation terms carry the factor T²."""
         ce_weight: float = Field(1.0, ge=0)
         alpha: float = Field(1.0, ge=0)
-        """Of TCKD, the labelled class against all others together."""
+        """Weight of TCKD, the labelled class against all others together."""
         beta: float = Field(8.0, ge=0)
-        """Of NCKD, the distribution over the other classes. The paper wants it larger where the teacher is
+        """Weight of NCKD, the distribution over the other classes. Larger in the paper if the teacher is
         more certain."""
         warmup_epochs: int = Field(20, ge=0)
         """Over which TCKD and NCKD (not the cross-entropy) grow to their weights; the first epoch has 1 /
@@ -91,12 +91,12 @@ class DKD(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
+        logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
         ramp = self.ramp()
         return {
             "ce": c.ce_weight * self.cross_entropy(student_BK, labels_B),
-            "tckd": ramp * c.alpha * losses.tckd(*compared, labels_B, c.temperature),
-            "nckd": ramp * c.beta * losses.nckd(*compared, labels_B, c.temperature),
+            "tckd": ramp * c.alpha * losses.tckd(*logits, labels_B, c.temperature),
+            "nckd": ramp * c.beta * losses.nckd(*logits, labels_B, c.temperature),
         }
 
     def ramp(self) -> float:

@@ -47,7 +47,7 @@ class FitNet(FeatureKD):
         """The hint is a mean over all elements of the map; the other terms are means over rows."""
 
         weight: float = Field(100.0, gt=0)
-        """Of the hint."""
+        """Weight of the hint."""
         hint: str | None = None
         """The teacher's stage. None: the middle one of those that a regressor can reach (of an even number
         the shallower)."""
@@ -113,7 +113,7 @@ class FitNet(FeatureKD):
 
 
 def reachable(student_CHW: Sequence[int], teacher_CHW: Sequence[int]) -> bool:
-    """Whether there is a regressor from one map's shape to the other's."""
+    """Tells if a regressor leads from one map's shape to the other's."""
     _, h, w = student_CHW
     _, height, width = teacher_CHW
     return (2 * h, 2 * w) == (height, width) or (h >= height and w >= width)

@@ -61,15 +61,15 @@ class HSAKD(SoftLabelMethod):
         """The code's values for CIFAR-100. CE is a mean over the upright images, the KLs over all turns."""
 
         kd_weight: float = Field(1.0, ge=0)
-        """Of the soft labels at the classifier that ships."""
+        """Weight of the soft labels at the classifier that ships."""
         joint_weight: float = Field(1.0, gt=0)
-        """Of each auxiliary classifier; their terms are summed, not averaged."""
+        """Weight of each auxiliary classifier; their terms are summed, not averaged."""
         temperature: float = Field(3.0, gt=0)
         """T of all soft labels. Their terms carry the factor T²."""
         head_epochs: int = Field(100, ge=1)
-        """Of the training of the teacher's auxiliary classifiers, before the student's."""
+        """Epochs of the training of the teacher's auxiliary classifiers, before the student's."""
         head_lr: float = Field(0.05, gt=0)
-        """Of that training."""
+        """Learning rate of that training."""
         head_milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field([0.3, 0.6, 0.9])
         """Fractions of that training; its rate is divided by ten at each."""
 

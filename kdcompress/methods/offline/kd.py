@@ -83,8 +83,8 @@ class KD(Method):
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """The weighted terms of given logits."""
         c = self.config
-        compared = losses.compared(student_BK, teacher_BK, standardize=c.logit_standardization)
-        terms = {"kd": c.kd_weight * losses.kl(*compared, c.temperature)}
+        logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
+        terms = {"kd": c.kd_weight * losses.kl(*logits, c.temperature)}
         if c.ce_weight > 0:
             terms["ce"] = c.ce_weight * self.cross_entropy(student_BK, labels_B)
         return terms

@@ -16,6 +16,7 @@ from kdcompress.methods.requirements import pooled_widths, square_images
 from kdcompress.methods.soft_labels import SoftLabelMethod
 from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.networks import Networks
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 
 
 class MLKD(SoftLabelMethod):
@@ -56,17 +57,17 @@ class MLKD(SoftLabelMethod):
         ce_weight: float = Field(1.0, ge=0)
         """Mean over the upright images. With kd_weight 0 too, the student is built without a classifier."""
         corr_weight: float = Field(50.0, ge=0)
-        """Of the correlation, mean over the 3·B turned images, without a factor T²."""
+        """Weight of the correlation, mean over the 3·B turned images, without a factor T²."""
         sup_weight: float = Field(1.0, ge=0)
-        """Of the contrast, mean over all rows of both networks."""
+        """Weight of the contrast, mean over all rows of both networks."""
         align_weight: float = Field(20.0, ge=0)
-        """Of the alignment, mean over the 4·B rows."""
+        """Weight of the alignment, mean over the 4·B rows."""
         corr_temperature: float = Field(0.5, gt=0)
         """Divides the cosines of the correlation."""
         sup_temperature: float = Field(0.07, gt=0)
         """Divides the cosines of the contrast."""
         embedding_width: int = Field(128, ge=1)
-        """Of the contrast's embeddings."""
+        """Width of the contrast's embeddings."""
         expansion: int = Field(16, ge=1)
         """The aligning layers are this many times as wide as the teacher's pooled features."""
         align: Literal["cosine", "squared"] = "cosine"
@@ -99,7 +100,7 @@ class MLKD(SoftLabelMethod):
             unlabelled=True,
             student=both if classifier else POOLED,
             read_of_teacher=both if config.kd_weight > 0 else POOLED,
-            backbone=not classifier,
+            task=CLASSIFICATION if classifier else EMBEDDING,
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -161,7 +162,7 @@ class MLKD(SoftLabelMethod):
 
 
 class Projected(NamedTuple):
-    """What the terms compare; None where a term has no weight.
+    """Holds the rows that the terms compare; None if a term has no weight.
 
     Args:
         aligned_RE: The student's rows, as wide as the teacher's.
@@ -175,7 +176,7 @@ class Projected(NamedTuple):
 
 
 class Projections(nn.Module):
-    """What stands between pooled features and losses; only what has a weight is made.
+    """Projects pooled features for the losses; layers of terms without weight are left out.
 
     Args:
         config: Widths and weights.

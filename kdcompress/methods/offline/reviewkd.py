@@ -69,7 +69,7 @@ class ReviewKD(FeatureKD):
         """Each level is a weighted mean of mean squared differences; the other terms are means over rows."""
 
         weight: float = Field(5.0, gt=0)
-        """Of the sum over levels. 5 for the pairs of wide and of 32x4 ResNets; 0.6 for ResNet-56 to 20, 1 for
+        """Weight of the sum over levels. 5 for pairs of wide and 32x4 ResNets; 0.6 for ResNet-56 to 20; 1 for
         ResNet-110 to 32 and, on ImageNet, for 34 to 18; 8 for ResNet-32x4 to ShuffleNetV2 and, on ImageNet,
         for ResNet-50 to MobileNetV1."""
         warmup_epochs: int = Field(20, ge=0)
@@ -129,7 +129,7 @@ class ReviewKD(FeatureKD):
         return maps, targets
 
     def fused(self, maps: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
-        """What is held to each of the teacher's maps, in its shape.
+        """Fuses the student's maps into one of the shape of each of the teacher's.
 
         Args:
             maps: The student's, deepest first.

@@ -45,7 +45,7 @@ class SP(FeatureKD):
         """A pair's difference is a sum over the matrix divided by B²; pairs are added up."""
 
         weight: float = Field(3000.0, gt=0)
-        """Of the sum over pairs, at batches of 64; the loss shrinks as 1/B."""
+        """Weight of the sum over pairs, at batches of 64; the loss shrinks as 1/B."""
         stages: Literal["deepest", "all"] = "deepest"
         """deepest: as published figures have it; all: every pair of stages of one resolution besides."""
 

@@ -19,7 +19,7 @@ from kdcompress.networks.activations import POOLED
 from kdcompress.networks.networks import Networks
 
 VIEWS = 4
-"""Of each image: upright and turned by one, two and three quarters, each cropped and flipped on its own."""
+"""Views per image: turned by 0 to 3 quarters, each cropped and flipped on its own."""
 READS = "projects the pooled features of images"
 
 
@@ -61,24 +61,24 @@ class SSKD(SoftLabelMethod):
         """Every term is a mean over rows; ss and the soft labels carry the factor of their T²."""
 
         ce_weight: float = Field(0.1, ge=0)
-        """Of the B upright images. 0 needs no labels where tf_ratio is 1."""
+        """Weight of the B upright images. 0 needs no labels where tf_ratio is 1."""
         kd_weight: float = Field(0.9, ge=0)
-        """Of the soft labels of the B upright images."""
+        """Weight of the soft labels of the B upright images."""
         tf_weight: float = Field(2.7, ge=0)
-        """Of the soft labels of the 3·B turned images, mean over the kept ones."""
+        """Weight of the soft labels of the 3·B turned images, mean over the kept ones."""
         tf_temperature: float = Field(4.0, gt=0)
-        """Of the soft labels of the turned images."""
+        """Divides the logits of the turned images."""
         tf_ratio: float = Field(1.0, ge=0, le=1)
         """Share kept of the turned images that the teacher classifies wrong, the least wrong of them. Those
         classified right are all kept, and those without a label, of which no error is known."""
         ss_weight: float = Field(10.0, gt=0)
-        """Of the similarities of the 3·B turned images to the upright ones, mean over the kept ones."""
+        """Weight of the similarities of the 3·B turned to the upright images, mean over the kept ones."""
         ss_temperature: float = Field(0.5, gt=0)
         """Divides the cosines."""
         ss_ratio: float = Field(0.75, ge=0, le=1)
         """Share kept of the turned images that the teacher takes for another one, the least wrong of them."""
         head_epochs: int = Field(60, ge=1)
-        """Of the training of the teacher's projection head."""
+        """Epochs of the training of the teacher's projection head."""
         head_lr: float = Field(0.05, gt=0)
         """Its learning rate."""
         head_milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field([30 / 60, 45 / 60])
@@ -160,17 +160,17 @@ class SSKD(SoftLabelMethod):
         # The images of all processes are told apart, and the least wrong of all are kept.
         ours_AB = losses.turned_cosines(self.gather(projected_RD))
         theirs_AB = losses.turned_cosines(self.gather(taught_RE))
-        kept_A = losses.least_wrong(losses.rank_of(theirs_AB, losses.own_images(theirs_AB)), c.ss_ratio)
-        terms = {"ss": c.ss_weight * losses.kl_of_kept(ours_AB, theirs_AB, kept_A, c.ss_temperature)}
+        kept_A = losses.top_ratio_correct(losses.rank_of(theirs_AB, losses.own_images(theirs_AB)), c.ss_ratio)
+        terms = {"ss": c.ss_weight * losses.masked_kl(ours_AB, theirs_AB, kept_A, c.ss_temperature)}
         if c.tf_weight:
             assert teacher_RK is not None
-            ours_AK, theirs_AK = losses.turned(student_RK), losses.turned(teacher_RK)
+            ours_AK, theirs_AK = losses.rotation_rows(student_RK), losses.rotation_rows(teacher_RK)
             labels_A = labels_B.repeat_interleave(VIEWS - 1)
             if c.tf_ratio < 1:  # a mean over all rows needs nobody else's
                 ours_AK, theirs_AK = self.gather(ours_AK), self.gather(theirs_AK)
                 labels_A = self.gather(labels_A)
-            kept_A = losses.least_wrong(losses.rank_of(theirs_AK, labels_A), c.tf_ratio)
-            terms["tf"] = c.tf_weight * losses.kl_of_kept(ours_AK, theirs_AK, kept_A, c.tf_temperature)
+            kept_A = losses.top_ratio_correct(losses.rank_of(theirs_AK, labels_A), c.tf_ratio)
+            terms["tf"] = c.tf_weight * losses.masked_kl(ours_AK, theirs_AK, kept_A, c.tf_temperature)
         upright_BK = None if teacher_RK is None else teacher_RK[0::VIEWS]
         return terms | self.label_terms(student_RK[0::VIEWS], upright_BK, labels_B)
 

@@ -46,7 +46,7 @@ class DML(Method):
         """The switches on which versions of this loss differ; the defaults are the authors' code's."""
 
         weight: float = Field(1.0, ge=0)
-        """Of the divergence beside the cross-entropy."""
+        """Weight of the divergence beside the cross-entropy."""
         temperature: float = Field(1.0, gt=0)
         """With the factor T². The authors use 1; the baselines of later papers use 2 or 3."""
         over_peers: Literal["sum", "mean"] = "sum"
@@ -54,7 +54,7 @@ class DML(Method):
         target: Literal["each", "mean_logits"] = "each"
         """Imitate every other network, or the mean of their logits."""
         detach: bool = True
-        """Whether a target is a constant."""
+        """Stops the gradient of the targets."""
         shift: float = Field(0.0, ge=0)
         """Added to target probabilities (1e-7 in the repositories that follow ONE)."""
         guard: float = Field(0.0, ge=0)

@@ -55,7 +55,7 @@ class BYOT(Method):
         """The journal code's values."""
 
         temperature: float = Field(3.0, gt=0)
-        """Of the soft labels; the term carries no T²."""
+        """Divides the logits of the soft labels; the term carries no T²."""
         alpha: float = Field(0.3, ge=0, le=1)
         """Share of the soft labels beside the true ones in every head but the deepest."""
         hint_weight: float = Field(0.03, ge=0)

@@ -47,7 +47,7 @@ class Plain(Method):
     )  # fmt: skip
 
     class Config(Section):
-        """Whether to fine-tune in two steps."""
+        """Turns fine-tuning in two steps on."""
 
         classifier_first: float = Field(0.0, ge=0, lt=1)
         """Share of the epochs in which only the classifier moves."""

@@ -1,4 +1,4 @@
-"""What `distill` prints when it is done: the few lines a person wants first."""
+"""The result table that `distill` prints at its end."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kdcompress.report import words
-
-_NAMES = {"top1": "top-1", "knn_top1": "kNN top-1", "agreement": "agreement"}
+from kdcompress.tasks.figures import FIGURES, comparable
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -28,8 +26,8 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
     folder = Path(summary["folder"])
     table = Table(box=None, pad_edge=False, header_style="bold")
     # One figure: more columns would not leave the file's name its room on a narrow terminal.
-    scored = [key for _, key in words.scored(summary["student"])][:1]
-    figures = [f"{_NAMES[key]} %" for key in scored]
+    compared = comparable(summary["student"])[:1]
+    scored, figures = [figure.key for figure in compared], [f"{figure.short} %" for figure in compared]
     for heading in ("", *figures, "parameters", "MACs", "latency ms", "file"):
         table.add_column(heading, justify="left" if heading in {"", "file"} else "right")
     latency = _latencies(folder)
@@ -45,17 +43,25 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
                 latency.get(name, ""),
                 file,
             )
-    for precision, entry in summary.get("variants", {}).items():
-        name, same = f"student ({precision})", summary["student"]
+    same = summary["student"]
+    others = {f"student ({key})": {**same, **entry} for key, entry in summary.get("variants", {}).items()}
+    if "ensemble" in summary:
+        others["ensemble"] = summary["ensemble"]
+    for name, row in others.items():
         table.add_row(
             name,
-            *(_percent(entry.get(key)) for key in scored),
-            f"{same['params']:,}",
-            f"{same['macs']:,}",
+            *(_percent(row.get(key)) for key in scored),
+            f"{row['params']:,}",
+            f"{row['macs']:,}",
             latency.get(name, ""),
-            entry["file"],
+            row["file"],
         )
     console.print(table)
+    chosen = summary.get("training", {}).get("candidate", "student")
+    if chosen != "student":
+        console.print(f"The student is the network {chosen}.")
+    if "ensemble" in summary:
+        console.print(summary["ensemble"]["sentence"])
     if summary["gain"] is not None:
         gain = summary["gain"]
         low, high = gain["ci95"]
@@ -85,7 +91,7 @@ def _print_seeds(summary: dict[str, Any], console: Console) -> None:
         if row is not None:
             sd = "" if row["sd"] is None else f" ± {100 * row['sd']:.2f} (sd)"
             values = ", ".join(f"{100 * value:.2f}" for value in row[figure])
-            mean = f"{who:<9} {_NAMES[figure]} {100 * row['mean']:.2f} %{sd}"
+            mean = f"{who:<9} {FIGURES[figure].short} {100 * row['mean']:.2f} %{sd}"
             console.print(f"{mean} over {summary['seeds']} seeds: {values}")
     if summary["gain"] is not None:
         gain = summary["gain"]
@@ -95,7 +101,7 @@ def _print_seeds(summary: dict[str, Any], console: Console) -> None:
 
 
 def _latencies(folder: Path) -> dict[str, str]:
-    """Median latency of the ONNX files at batch 1 on the first thread count timed."""
+    """Reads the median latency of the ONNX files at batch 1 on the first thread count timed."""
     file = folder / "bench.json"
     if not file.exists():
         return {}

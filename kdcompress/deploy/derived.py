@@ -1,0 +1,95 @@
+"""Files made after a proven `student.onnx` (int8, fp16, image input, ensemble), each with its own gates."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdcompress.atomic import sha256_of, translated
+from kdcompress.deploy.gate import GATES, Gate, merge
+from kdcompress.errors import GateFailed
+
+FAILED = "failed"
+
+
+class DerivedFile(ABC):
+    """A file and its gates; the subclasses are frozen dataclasses.
+
+    Attributes:
+        path: The file under its final name, in whatever folder it is; it may not exist if it was not made.
+        gates: All of them, passed or not.
+    """
+
+    path: Path
+    gates: list[Gate]
+
+    @property
+    @abstractmethod
+    def prefix(self) -> str:
+        """Beginning of the names of its gates."""
+
+    @property
+    def title(self) -> str:
+        """Its name in a message."""
+        return self.path.name
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(gate.passed for gate in self.gates)
+
+    def advice(self) -> Iterator[str]:
+        """What a user may try after a failed gate, a line each."""
+        yield from ()
+
+    def entry(self) -> dict[str, Any]:
+        """Its hash and size, as in a manifest."""
+        return {"sha256": sha256_of(self.path), "bytes": self.path.stat().st_size}
+
+
+File = TypeVar("File", bound=DerivedFile)
+
+
+def place(files: Sequence[File], folder: Path) -> list[File]:
+    """Moves files to their final names, or under `failed/`, and puts their gates into `gates.json`.
+
+    A file of an earlier export under one of the names is removed in either case.
+
+    Args:
+        files: Still where they were made, on the disk of the folder.
+        folder: Holds the float32 file and its `gates.json`.
+    """
+    placed = [_placed(file, folder) for file in files]
+    if (folder / GATES).is_file():
+        for file in placed:
+            merge(folder, file.prefix, file.gates)
+    return placed
+
+
+def failure(files: Sequence[DerivedFile]) -> GateFailed | None:
+    """Returns the error to raise once everything else is written; None if every gate passed."""
+    lines: list[str] = []
+    for file in files:
+        failed = [gate for gate in file.gates if not gate.passed]
+        if failed:
+            count = f"{len(failed)} gate{'s' if len(failed) != 1 else ''} failed"
+            where = f"it is {file.path}" if file.path.exists() else "it was not made"
+            lines.append(f"{file.title} does not ship: {count}; {where}")
+            lines += [f"  {line}" for line in (*failed, *file.advice())]
+    return GateFailed("\n".join(lines)) if lines else None
+
+
+def _placed(file: File, folder: Path) -> File:
+    final, failed = folder / file.path.name, folder / FAILED / file.path.name
+    target = final if file.passed else failed
+    with translated(target):
+        final.unlink(missing_ok=True)
+        failed.unlink(missing_ok=True)
+        if file.path.exists():
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file.path, target)
+    return dataclasses.replace(file, path=target)  # type: ignore[type-var]

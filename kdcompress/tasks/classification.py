@@ -1,0 +1,208 @@
+"""Classification: a logit per class, scored by top-1 accuracy, or by agreement with the teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcompress.tasks.base import Deviation, Scorer, Task
+
+
+class Predictions(Scorer):
+    """Classes and losses of the images of a split.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def update(self, outputs: Tensor, labels: Tensor) -> None:
+        """Adds logits `[B, K]` and labels `[B]`."""
+        labels = labels.cpu()
+        self._batches.append((outputs.argmax(1).cpu(), cross_entropies(outputs.cpu(), labels), labels))
+
+    @property
+    def classes(self) -> Tensor:
+        """`[N]` int64, the class of the largest logit."""
+        return torch.cat([classes for classes, _, _ in self._batches])
+
+    @property
+    def losses(self) -> Tensor:
+        """`[N]` float64 cross-entropies; 0 where there is no label."""
+        return torch.cat([losses for _, losses, _ in self._batches])
+
+    @property
+    def labels(self) -> Tensor:
+        """`[N]` int64; -1 = none."""
+        return torch.cat([labels for _, _, labels in self._batches])
+
+    def result(self) -> dict[str, Any]:
+        """The keys of `accuracy`."""
+        return accuracy(self.classes, self.labels, self.num_classes, losses=self.losses)
+
+    def agreement(self, teacher_outputs: Tensor) -> float:
+        """The share of images whose class is that of the teacher's largest logit."""
+        return float((self.classes == teacher_outputs.argmax(1)).double().mean())
+
+
+class ClassDeviation(Deviation):
+    """The share of equal classes; an image whose two best logits lie within the limit is a tie."""
+
+    name = "top1"
+    ties = different = images = 0
+
+    def update(self, reference: Tensor, outputs: Tensor) -> None:
+        """Adds logits `[B, K]` of both."""
+        exact = reference.double()
+        best = exact.topk(min(2, exact.shape[1]), dim=1).values
+        margins = best[:, 0] - best[:, -1] if exact.shape[1] > 1 else torch.full((len(exact),), math.inf)
+        differ = exact.argmax(1) != outputs.double().argmax(1)
+        tied = differ & (margins <= self.parity * self.spread)
+        self.ties += int(tied.sum())
+        self.different += int((differ & ~tied).sum())
+        self.images += len(exact)
+
+    @property
+    def figure(self) -> float:
+        """Share of images with the same class, ties counted as the same."""
+        return 1 - self.different / self.images
+
+    @property
+    def limit(self) -> float:
+        """Least share."""
+        return self.least
+
+    @property
+    def passed(self) -> bool:
+        """Whether so many classes are the same."""
+        return self.figure >= self.least
+
+    def detail(self, reference: str, images: str) -> str:
+        """See the base."""
+        return f"share of {reference} classes {images}, {self.ties} ties aside"
+
+
+class Classification(Task):
+    """A logit for each of K classes."""
+
+    name = "classification"
+    output = "logits"
+    activation = "logits"
+    deciding = ("top1", "agreement")
+    one_output = "a logit"
+    outputs = "logits"
+    has_classes = True
+
+    def output_problem(self, outputs: object, batch: int) -> str | None:
+        """Logits `[batch, classes]` are right."""
+        if isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == batch:
+            return None
+        expected = "a classifier gives one tensor of logits [batch, classes]"
+        return f"{expected}; this one gives {described(outputs)}"
+
+    def scorer(self, num_classes: int) -> Predictions:
+        """Collects classes and losses."""
+        return Predictions(num_classes)
+
+    def score(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> dict[str, Any]:
+        """Computes `top1` (0 to 1) and `loss` (mean cross-entropy, nats) on the labelled images.
+
+        Where no image has a label: `agreement` (share of images with the teacher's class) and `kl` (mean
+        divergence of the softmax from the teacher's, nats). A loss that is not finite is None.
+        """
+        known = labels >= 0
+        if bool(known.any()):
+            logits_NK, labels = outputs[known], labels[known]
+            top1 = (logits_NK.argmax(1) == labels).double().mean().item()
+            return {"top1": top1, "loss": _finite(F.cross_entropy(logits_NK, labels))}
+        if teacher_outputs is None:
+            return {}
+        agreement = (outputs.argmax(1) == teacher_outputs.argmax(1)).double().mean().item()
+        divergence = F.kl_div(
+            outputs.log_softmax(1), teacher_outputs.log_softmax(1), log_target=True, reduction="batchmean"
+        )
+        return {"agreement": agreement, "kl": _finite(divergence)}
+
+    def deviation(self, limit: float, spread: float, least: float = 1.0) -> ClassDeviation:
+        """Compares classes."""
+        return ClassDeviation(limit, spread, least)
+
+
+CLASSIFICATION = Classification()
+
+
+def accuracy(
+    predictions: Tensor, labels: Tensor, num_classes: int, *, losses: Tensor | None = None
+) -> dict[str, Any]:
+    """Computes the figures of a classifier on a labelled split.
+
+    Args:
+        predictions: `[N]` int64 classes, or `[N, K]` logits with K > 0.
+        labels: `[N]` int64; rows of -1 do not count.
+        num_classes: K.
+        losses: `[N]`, cross-entropy of each image. None: computed from logits, unknown for classes.
+
+    Returns:
+        `top1` and `balanced_top1` (mean over the classes that occur) in [0, 1], `per_class` (top-1 by class
+        number, None where a class does not occur), `loss` (mean, in nats, None if unknown or not finite)
+        and `n`. Without any labelled row everything but `n` = 0 is None.
+    """
+    if predictions.ndim == 2:
+        if losses is None:
+            losses = cross_entropies(predictions, labels)
+        predictions = predictions.argmax(1)
+    known = labels >= 0
+    count = int(known.sum())
+    if count == 0:
+        return {"top1": None, "balanced_top1": None, "per_class": [None] * num_classes, "loss": None, "n": 0}
+    labels, right = labels[known], (predictions == labels)[known]
+    of_class = torch.bincount(labels, minlength=num_classes).tolist()
+    right_of_class = torch.bincount(labels[right], minlength=num_classes).tolist()
+    per_class = [r / n if n else None for r, n in zip(right_of_class, of_class, strict=True)]
+    present = [share for share in per_class if share is not None]
+    return {
+        "top1": int(right.sum()) / count,
+        "balanced_top1": sum(present) / len(present),
+        "per_class": per_class,
+        "loss": None if losses is None else _finite(losses[known].double().mean()),
+        "n": count,
+    }
+
+
+def cross_entropies(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """Computes the cross-entropy of each image, `[B]` float64 in nats; 0 where there is no label."""
+    return F.cross_entropy(logits_BK.double(), labels_B, ignore_index=-1, reduction="none")
+
+
+def described(outputs: object) -> str:
+    """Names the type of outputs, and the shape of a tensor."""
+    if isinstance(outputs, Tensor):
+        return f"a tensor of {'×'.join(map(str, outputs.shape))}"
+    return f"a {type(outputs).__name__}"
+
+
+def _finite(figure: Tensor) -> float | None:
+    value = figure.item()
+    return value if math.isfinite(value) else None
+
+
+def mean_prediction(outputs: Sequence[Tensor]) -> Tensor:
+    """Averages the predictions of an ensemble's members.
+
+    Args:
+        outputs: `[N, K]` logits of each member.
+
+    Returns:
+        `[N, K]` log of the mean of the members' softmax probabilities, which are logits again: their softmax
+        is that mean.
+    """
+    stacked = torch.stack([logits.log_softmax(1) for logits in outputs])
+    return stacked.logsumexp(0) - math.log(len(outputs))
