@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,10 +12,13 @@ import safetensors.torch
 import torch
 from click.testing import CliRunner
 
+from kdcompress import pipeline
 from kdcompress.cli import main
 from kdcompress.data.input_spec import InputSpec
+from kdcompress.methods.base import Candidate, find_method
 from kdcompress.networks.build import build
 from kdcompress.networks.tapped import Tapped
+from kdcompress.run import qat
 from kdcompress.train import checkpoint
 
 MODEL, CLASSES, SIDE = "cifar/resnet8", 10, 8
@@ -112,6 +116,60 @@ def test_a_name_that_the_method_does_not_offer_is_exit_2_with_the_list_and_write
         "best, last, student, peer1, ensemble"
     )
     assert not list(tmp_path.iterdir())
+
+
+class Stopped(Exception):
+    """Ends a run where its export would begin."""
+
+
+def kd_with_a_peer(monkeypatch):
+    """Gives kd a peer that learns labels and may ship: no shipped method has both a teacher and peers."""
+    cls = find_method("kd")
+    needs, losses = cls.needs, cls.losses
+
+    def with_peer(self, batch):
+        logits = self.networks.peers[0](batch.images).logits
+        return {**losses(self, batch), "ce_peer": self.cross_entropy(logits, batch.labels)}
+
+    def candidates(self):
+        networks = {"student": self.networks.student, "peer1": self.networks.peers[0]}
+        return {name: Candidate.of(network) for name, network in networks.items()}
+
+    def needs_peer(cls, config):
+        return dataclasses.replace(needs(config), peers=1)
+
+    monkeypatch.setattr(cls, "needs", classmethod(needs_peer))
+    monkeypatch.setattr(cls, "losses", with_peer)
+    monkeypatch.setattr(cls, "candidates", candidates)
+
+
+def test_training_for_int8_reads_images_as_the_chosen_network_does(peer, tmp_path, monkeypatch):
+    kd_with_a_peer(monkeypatch)
+    specs = []
+
+    def record(run, training):
+        student = training.method.networks.student
+        specs.append((student.input_spec, student.mean.tolist()))
+        return train(run, training)
+
+    def stop(run, start, method, *rest):
+        specs.append((method.networks.student.input_spec, method.networks.student.mean.tolist()))
+        raise Stopped
+
+    train = qat.run_training
+    monkeypatch.setattr(qat, "run_training", record)
+    monkeypatch.setattr(pipeline, "deliver", stop)
+    more = ("teacher.epochs=1", "teacher.min_top1=0", "train.ship=peer1", "export.int8={qat_epochs: 1}", peer)
+    done = kdcompress(
+        "distill", "--recipe", "quickstart", "--threads", "1", "--set", "train.max_steps=2",
+        *(word for setting in more for word in ("--set", setting)), "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert isinstance(done.exception, Stopped), done.output
+    (tuned, tuned_mean), (after, after_mean) = specs
+    assert (tuned.mean, tuned.std) == (OWN.mean, OWN.std)
+    assert tuned_mean == pytest.approx(list(OWN.mean))
+    assert after.mean != OWN.mean
+    assert after_mean == pytest.approx(list(after.mean))
 
 
 def test_a_peer_that_starts_as_a_copy_of_the_student_is_refused(tmp_path):

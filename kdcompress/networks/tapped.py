@@ -83,7 +83,6 @@ class Tapped:
             height, width = (int(side) for side in image_size)
             mean, std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
             input_spec = InputSpec(channels, height, width, mean, std)
-        self.input_spec = input_spec
         self.network = network.to(memory_format=torch.channels_last)
         self.model = model
         self.image_size = (input_spec.height, input_spec.width)
@@ -92,11 +91,7 @@ class Tapped:
         self.precision: torch.dtype | None = None
         self.compiled: Callable[[Tensor], Any] | None = None
         self.forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
-        self.mean = torch.tensor(input_spec.mean, dtype=torch.float32)
-        self.std = torch.tensor(input_spec.std, dtype=torch.float32)
-        if bool((self.std <= 0).any()):
-            raise NetworkError(f"{model}: std must be positive, got {self.std.tolist()}")
-        self._place(self.device)
+        self.use_input(input_spec)
         self._named = taps
         self._shapes: dict[tuple[int, int], Activations] = {}
         trace = record(network, self.sample(), model)
@@ -123,6 +118,19 @@ class Tapped:
         self.network.to(device)
         self._place(torch.device(device))
         return self
+
+    def use_input(self, input_spec: InputSpec) -> None:
+        """Replaces the input specification, of the same image size: the network is to hold other weights.
+
+        Raises:
+            NetworkError: A standard deviation is not positive.
+        """
+        self.input_spec = input_spec
+        self.mean = torch.tensor(input_spec.mean, dtype=torch.float32)
+        self.std = torch.tensor(input_spec.std, dtype=torch.float32)
+        if bool((self.std <= 0).any()):
+            raise NetworkError(f"{self.model}: std must be positive, got {self.std.tolist()}")
+        self._place(self.device)
 
     def __call__(self, images: Tensor, want: Want = LOGITS) -> Activations:
         """Runs one pass in the network's present mode, under autocast if `precision` says so.

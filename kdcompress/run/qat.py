@@ -75,8 +75,9 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
     recipe, section = run.recipe, run.recipe.export.int8
     assert section is not None
     student = method.networks.student
-    before = student.precision, student.forward_context
+    before, own_input = (student.precision, student.forward_context), student.input_spec
     student.network.load_state_dict(outcome.state)
+    student.use_input(outcome.like.input_spec)  # of a peer, if that was chosen
     student.train_mode(False)
     images = calibration_images(section, run.data.train, workers=run.workers)
     # Levels are computed in float32: bfloat16 keeps as many digits as they have, and would round them again.
@@ -96,6 +97,7 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
         result = run_training(in_full, Training(LABEL, qat, recipe.seed, section.qat_epochs, train, optim))
     finally:
         student.precision, student.forward_context = before
+        student.use_input(own_input)
         student.network.load_state_dict(outcome.state)
     if run.processes.first:
         state = {name: tensor.contiguous() for name, tensor in result.state.items()}
