@@ -134,8 +134,15 @@ def _keep_as_previous(path: Path) -> None:
     older = previous(path)
     if older.exists() and older.samefile(path):
         return  # a process was killed between the two renames
-    with replacing(older) as name:
-        try:
-            os.link(path, name)
-        except OSError:
-            shutil.copyfile(path, name)
+    # Its content is on the disk already: a second name needs no copy and no sync.
+    name = path.with_name(f".{older.name}.{os.getpid()}.tmp")
+    try:
+        os.link(path, name)
+    except OSError:
+        with replacing(older) as copy:
+            shutil.copyfile(path, copy)
+        return
+    try:
+        os.replace(name, older)
+    finally:
+        name.unlink(missing_ok=True)
