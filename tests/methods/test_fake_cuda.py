@@ -47,8 +47,7 @@ def autocast_as_on_a_gpu(monkeypatch):
 def test_steps_stay_on_the_device_and_read_no_value(name, config, precision, tmp_path):
     small = build(tmp_path, name, config, precision)
     run_steps(small)
-    preparation = small.method.preparation(small.method.config)
-    if preparation is not None:
+    for preparation in small.method.preparations(small.method.config):
         small = build(tmp_path, name, config, precision)
         data, networks = small.method.data, small.method.networks
         small.method = preparation.method(preparation.config, networks, data)
@@ -114,7 +113,7 @@ def run_steps(small):
             product = torch.empty(2, 2, device="cuda") @ torch.empty(2, 2, device="cuda")
         assert product.dtype == (small.student.precision or torch.float32)
         for phase in phases:
-            method.on_phase_start(phase.name)
+            method.on_phase_start(phase.name, resumed=False)
             for _ in range(2):
                 batch = fake_batch(views)
                 terms = method.losses(batch)
