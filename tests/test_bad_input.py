@@ -294,6 +294,14 @@ def test_a_folder_of_other_files_is_not_overwritten(refused):
     )
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a place where even root can make no folder")
+def test_an_output_folder_that_cannot_be_made_is_named(refused):
+    out = "/proc/nothing/run"
+    assert refused(*QUICKSTART, "--out", out) == (
+        f"{out}: cannot be written to; choose another folder with --out"
+    )
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_output_folder_without_permission_is_named(refused):
     Path("locked").mkdir(mode=0o500)

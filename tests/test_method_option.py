@@ -191,7 +191,7 @@ def test_a_method_without_peers_leaves_the_recipes_out(tmp_path):
 def test_student_and_added_peers_start_from_different_weights():
     recipe = load_recipe("quickstart", method="dml", notify=lambda notice: None)
     networks = [
-        from_recipe.start(
+        from_recipe.load_network(
             section, num_classes=10, channels=1, image_size=(8, 8), seed=recipe.seed, purpose=purpose,
             allow_code=False,
         ).network

@@ -70,7 +70,7 @@ def load_teacher(run: Run, networks: dict[str, LoadedNetwork]) -> Teaching | Non
         _train_or_find(run, start)
     size = None if trained else own_size(run, section, start)
     teacher = FrozenTeacher(tapped(run, section, start), size=size)
-    if teacher.foldable and not teacher.folded:
+    if teacher.foldable and not teacher.folded and run.processes.first:
         run.progress.warn(
             f"teacher {section.model}: none of its {teacher.foldable} batch norms was folded, since its "
             "outputs would change; it teaches as before, only slower"
