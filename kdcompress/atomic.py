@@ -1,7 +1,6 @@
 """Files that are either whole or absent: written under a temporary name, fsynced, renamed.
 
-A run may be killed at any instant; whoever reads afterwards finds the old file or the new one, never half
-of one.
+A run may be killed at any instant: a later reader gets the old file or the new one, never a part of it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _READ_BYTES = 1 << 20
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Puts `content` at `path`, atomically.
+    """Writes `content` to `path` atomically.
 
     Raises:
         UserError: The folder does not exist or must not be written to.
@@ -34,12 +33,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Puts `content` at `path` as UTF-8, atomically; raises as `write_bytes`."""
+    """Writes `content` to `path` as UTF-8, atomically; raises as `write_bytes`."""
     write_bytes(path, content.encode("utf-8"))
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Puts `document` at `path` as indented JSON with a final newline, atomically; raises as `write_bytes`.
+    """Writes `document` to `path` as indented JSON, atomically; raises as `write_bytes`.
 
     NaN and infinities are refused (ValueError): they are no JSON, and most readers stop at them.
     """
@@ -48,7 +47,7 @@ def write_json(path: Path, document: Any) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends, and vanishes if it raises.
+    """Yields a temporary path, renamed to `path` when the block ends and deleted if it raises.
 
     For libraries that write files themselves; the block must close what it opens.
 
@@ -76,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turns an operating system's error while writing `path` into one sentence of ours."""
+    """Raises an OSError of the block, which writes `path`, as a KdcompressError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -85,10 +84,12 @@ def translated(path: Path) -> Iterator[None]:
 
 @contextmanager
 def staging_folder(path: Path) -> Iterator[Path]:
-    """An empty folder on the disk of the final names, so that a rename gives them; gone when the block ends.
+    """Yields an empty folder, deleted when the block ends.
+
+    It lies on the disk of the final files, so that a rename moves a file to its final name.
 
     Args:
-        path: Its place. What a killed process left there is thrown away.
+        path: The folder to create. Leftovers of a killed process there are deleted.
 
     Raises:
         UserError: The folder around it does not exist or must not be written to.
@@ -123,7 +124,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal.
+    """Computes a file's SHA-256 in hexadecimal.
 
     Raises:
         UserError: The file cannot be read.

@@ -1,9 +1,9 @@
-"""The cores this process may really use: what the scheduler allows and what the container's quota pays for.
+"""Counts the cores that this process may use: by the CPU affinity and the container's CPU quota.
 
-`os.cpu_count()` counts the machine's. In a container with a quota of two cores on a machine of 64, 64
-threads only wait for each other.
+`os.cpu_count()` counts the cores of the machine. In a container with a quota of two cores on a
+machine of 64, 64 threads only wait for each other.
 
-This file stands alone (standard library; Python 3.8 and newer): with a benchmark it travels elsewhere.
+This file stands alone (standard library; Python 3.8 and newer): a benchmark copies it to other machines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PROC = Path("/proc/self")
 
 
 def granted_cores() -> int:
-    """The number of logical cores that this process may keep busy, at least 1.
+    """Returns the number of logical cores that this process may keep busy, at least 1.
 
     The least of the CPU affinity (all cores where the system has none) and the CPU quotas of the process's
     control group and every group above it (cgroup v1 and v2). A quota of 2.5 cores counts as 2: a third
@@ -30,14 +30,14 @@ def granted_cores() -> int:
 
 
 def affinity() -> list[int]:
-    """The numbers of the logical cores that the scheduler may put this process on, sorted."""
+    """Returns the sorted numbers of the logical cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))  # macOS and Windows pin nothing
 
 
 def cpu_quota(proc: Path = _PROC) -> float | None:
-    """The tightest CPU quota over this process's control groups, in cores (it may be 1.5), or None.
+    """Returns the lowest CPU quota of this process's control groups, in cores (may be 1.5); None: no quota.
 
     Args:
         proc: Folder with the process's `cgroup` and `mountinfo` files, as described in proc(5).
@@ -58,7 +58,7 @@ def cpu_quota(proc: Path = _PROC) -> float | None:
 
 
 def _cgroup_mounts(mounts: list[str], *, is_v2: bool) -> list[tuple[str, Path]]:
-    """(root of the mount within the hierarchy, where it is mounted) of the hierarchy that limits CPU time."""
+    """Lists (root within the hierarchy, mount point) of the hierarchies that limit CPU time."""
     found = []
     for line in mounts:
         # "36 35 98:0 /root /mount/point rw,... optional fields - fstype source super,options"

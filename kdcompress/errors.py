@@ -1,4 +1,4 @@
-"""What can go wrong, told apart by who can mend it; each becomes one message and an exit code.
+"""The errors of the library, grouped by who can fix the cause; each has one message and an exit code.
 
 ```
 KdcompressError
@@ -8,9 +8,9 @@ KdcompressError
 │   ├── WeightsError         a checkpoint that cannot or must not be loaded
 │   ├── NetworkError         a network that is unknown, cannot be tapped, or cannot be cut (Uncuttable)
 │   └── RunFolderError       the run folder exists, is in use, or belongs to another recipe
-├── RunFailed (3)            the run did what was asked and the result is not fit to ship
+├── RunFailed (3)            the run was completed, and its result must not ship
 │   ├── GateFailed           a ship gate
-│   ├── WeakTeacher          the teacher is near chance
+│   ├── WeakTeacher          the teacher's accuracy is near chance
 │   └── NonFiniteLoss        a loss term is not finite
 ├── TargetUnreachable (4)    the device to measure on
 ├── WorldError (5)           download, disk, memory, a lost worker
@@ -18,7 +18,7 @@ KdcompressError
 └── Interrupted (130)        Ctrl-C or SIGTERM, after saving
 ```
 
-Anything else that escapes is a bug of ours and keeps its traceback (exit code 1).
+Any other exception is a bug of kdcompress and keeps its traceback (exit code 1).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class WeightsError(UserError):
 
 
 class NetworkError(UserError):
-    """A network is unknown, or does not offer what was asked of it."""
+    """A network is unknown, or cannot give an output that is needed."""
 
 
 class Uncuttable(NetworkError):
@@ -75,7 +75,7 @@ class RunFolderError(UserError):
 
 
 class RunFailed(KdcompressError):
-    """The run went as asked and its result must not ship; files stay under `RUN/failed/`."""
+    """The run was completed, and its result must not ship; its files are under `RUN/failed/`."""
 
     exit_code = 3
 
@@ -85,11 +85,11 @@ class GateFailed(RunFailed):
 
 
 class WeakTeacher(RunFailed):
-    """The teacher does not know the data well enough to teach it."""
+    """The teacher's accuracy on the data is too low for distillation."""
 
 
 class NonFiniteLoss(RunFailed):
-    """A loss term became NaN or infinite; the optimiser has not moved on it."""
+    """A loss term became NaN or infinite; no parameter was updated with it."""
 
 
 class TargetUnreachable(KdcompressError):
@@ -115,11 +115,11 @@ class Interrupted(KdcompressError):
 
 
 def suggest(wrong: str, choices: Iterable[str]) -> str:
-    """The end of an error line that names a close choice, or lists the choices.
+    """Returns the end of an error line: a close choice, or else all choices.
 
     Args:
-        wrong: What the user wrote.
-        choices: What would have been right.
+        wrong: The text that the user wrote.
+        choices: The valid texts.
 
     Returns:
         `"; did you mean 'x'?"` when one is close, else `"; choices: a, b, c"`.

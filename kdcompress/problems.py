@@ -49,7 +49,7 @@ def describe(
     lines = []
     for dotted, items in grouped.items():
         if any(other.startswith(f"{dotted}.") for other in grouped):
-            continue  # a union's other members; the one that was meant says it more closely
+            continue  # a union's other members; the one that fits best has the more exact message
         lines.append(f"{dotted}: {_sentence(dotted, items, model, places)}")
     return lines
 
@@ -110,7 +110,7 @@ def _expected(item: Mapping[str, Any]) -> str:
         return f"at least {context['min_length']} " + ("entry" if context["min_length"] == 1 else "entries")
     if kind == "string_pattern_mismatch":
         return _PATTERNS[context["pattern"]]
-    # Messages of our own validators say what is expected.
+    # A validator of kdcompress says in its message what is expected.
     return str(item["msg"]).removeprefix("Value error, ").removeprefix("expected ")
 
 

@@ -1,4 +1,4 @@
-"""Progress on stderr, only when a person is watching; and the notices that are said in any case."""
+"""Progress bars on stderr, shown on a terminal only, and warnings, which are always written."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ if TYPE_CHECKING:
 
 
 class Bar(Protocol):
-    """One thing that is under way."""
+    """Progress bar of one task."""
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Moves on; the note replaces the one before."""
+        """Adds `amount` to the units done; a note replaces the one before."""
 
 
 class Progress:
-    """What a run says while it works.
+    """Shows the progress of a run and writes its warnings.
 
     Args:
-        quiet: No bars; notices still come.
+        quiet: True shows no bars; warnings are still written.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self.visible = not quiet and sys.stderr.isatty()
 
     def warn(self, message: str) -> None:
-        """A line that must not be missed, watched or not."""
+        """Writes a warning to stderr, also without a terminal."""
         sys.stderr.write(f"Warning: {message}\n")
         sys.stderr.flush()
 
     @contextmanager
     def bar(self, description: str, total: int | None, done: int = 0) -> Iterator[Bar]:
-        """A bar with the time left.
+        """Shows a bar with the time left.
 
         Args:
-            description: What is under way.
-            total: In units of `advance`; None if unknown.
-            done: Already done, after a resume.
+            description: Name of the task.
+            total: Number of units of the whole task; None: not known.
+            done: Number of units already done, after a resume.
         """
         if not self.visible:
             yield _Silent()
@@ -51,19 +51,19 @@ class Progress:
 
     @contextmanager
     def counter(self) -> Iterator[Callable[[str, int, int], None]]:
-        """A function (what is under way, done, total; 0 if unknown) for work that counts for itself."""
+        """Yields a function (task, units done, units in all or 0) for code that counts its own units."""
         if not self.visible:
-            yield lambda what, done, total: None
+            yield lambda task, done, total: None
             return
         with _bars() as bars:
             tasks: dict[str, TaskID] = {}
 
-            def tell(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what, note="")
-                bars.update(tasks[what], completed=done, total=total or None)
+            def update(task: str, done: int, total: int) -> None:
+                if task not in tasks:
+                    tasks[task] = bars.add_task(task, note="")
+                bars.update(tasks[task], completed=done, total=total or None)
 
-            yield tell
+            yield update
 
 
 class _Silent:

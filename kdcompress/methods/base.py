@@ -173,6 +173,9 @@ class Method(nn.Module):
     Buffers of a method must be equal in all processes (write them with gathered rows, see `gather`); the
     first process's values are copied to the others at each checkpoint. Batch-norm statistics are averaged.
 
+    Half precision: heads and gates run under `networks.student.autocast()`, their outputs become float32 with
+    `networks.tapped.wide`, and losses are functions under `methods.losses.widening.full_precision`.
+
     Args:
         config: The recipe's `method:` section.
         networks: Student, teacher and peers, built and placed.
@@ -315,7 +318,7 @@ def find_method(name: str) -> type[Method]:
     """Loads the Method subclass that a plugin file defines.
 
     Args:
-        name: As listed by `kdcompress methods`.
+        name: A name that `kdcompress methods` lists.
 
     Raises:
         UserError: No such method.

@@ -87,8 +87,9 @@ def split_at(model: str, network: nn.Module, position: int) -> Split:
 
 
 def fresh_network(tapped: Tapped) -> nn.Module:
-    """Builds a network of the same class on the same device, drawn from torch's global generator."""
-    return tapped.spec.build().to(tapped.device).to(memory_format=torch.channels_last)
+    """Builds a network of the same class, device and number format, drawn from torch's global generator."""
+    number_format = next(tapped.network.parameters()).dtype
+    return tapped.spec.build().to(tapped.device, number_format).to(memory_format=torch.channels_last)
 
 
 def shortened(tapped: Tapped, stage: str, rest: nn.Sequential, blocks: int) -> nn.Sequential:

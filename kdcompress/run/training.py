@@ -1,4 +1,4 @@
-"""Trainings of a run (teacher, preparations, student, int8): each is a value that the loop runs."""
+"""Describes the trainings of a run (teacher, preparations, student, int8) and runs them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Training:
     """One training of a run.
 
     Args:
-        label: teacher, student, ...: names its checkpoint and its log lines.
-        method: On the run's device, beside its networks.
+        label: Names its checkpoint and its log lines: teacher, student, ....
+        method: The method, on the run's device.
         seed: Seed of its sample order, augmentation and dropout.
         epochs: Number of epochs.
         train: The recipe's section, adapted to this training.
@@ -55,11 +55,11 @@ def student_training(run: Run, method: Method) -> Training:
 
 
 def run_training(run: Run, training: Training) -> Outcome:
-    """Trains to the end, from a checkpoint of the same label if there is one.
+    """Trains to the end and returns the outcome; continues from a checkpoint of the same label.
 
     Args:
-        run: The run; of its data, the images that the method can use are taken.
-        training: What to train.
+        run: The run; the training uses those of its images that the method can use.
+        training: The training to run.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a resume continues within this training.

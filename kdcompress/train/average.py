@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights, which often scores better than the weights."""
+"""Averages a network's weights over steps; the average often has a higher accuracy than the weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Average:
-    """An exponential moving average of a network's parameters; its buffers are the network's latest.
+    """Exponential moving average of a network's parameters; its buffers are those of the last step.
 
     Args:
         network: The trained network.
@@ -34,5 +34,5 @@ class Average:
         decay = min(self._decay, (1 + step) / (10 + step))
         for average, value in zip(self.network.parameters(), self._original.parameters(), strict=True):
             average.lerp_(value, 1 - decay)
-        for mine, theirs in zip(self.network.buffers(), self._original.buffers(), strict=True):
-            mine.copy_(theirs)
+        for buffer, latest in zip(self.network.buffers(), self._original.buffers(), strict=True):
+            buffer.copy_(latest)

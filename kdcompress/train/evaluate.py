@@ -1,4 +1,4 @@
-"""Computing the outputs of candidates and teachers on held-out images."""
+"""Computes the outputs of candidates and teachers on held-out images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def predict_teacher(
     """Computes a teacher's outputs, in the form of `predict`.
 
     Args:
-        teacher: Frozen.
+        teacher: The frozen teacher.
         batches: Un-augmented images with their labels.
         task: The student's: for one without classes, the teacher's pooled features are read; None: the
             teacher's own.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, then stop."""
+"""Handles Ctrl-C and SIGTERM: the training finishes its step, saves a checkpoint and stops."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 ECHO_SECONDS = 1.0
-"""A second signal within this time is the first one's echo: on Ctrl-C the terminal signals every process, and
-`torchrun` signals its workers once more."""
+"""A second signal within this time is a repetition of the first: on Ctrl-C the terminal signals every
+process, and `torchrun` signals its workers once more."""
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop."""
+    """Records that a signal asked the run to stop, and when."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -24,7 +24,7 @@ class StopRequest:
 
 @contextmanager
 def deferred_stop() -> Iterator[StopRequest]:
-    """Within it, the first SIGINT or SIGTERM only sets a flag; a later one interrupts at once.
+    """Yields a flag that the first SIGINT or SIGTERM sets; a later signal interrupts at once.
 
     Outside the main thread signals are left alone, since Python delivers them to the main thread only.
     """
@@ -33,13 +33,13 @@ def deferred_stop() -> Iterator[StopRequest]:
         yield stop
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         if not stop.requested:
             stop.requested, stop.since = True, time.monotonic()
         elif time.monotonic() - stop.since > ECHO_SECONDS:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""The log of a run: a JSON object a line, cut back at a resume so that no epoch stands twice."""
+"""Writes the log of a run: one JSON object per line; a resume truncates it so that no epoch appears twice."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SCHEMA = "kdcompress.log/1"
 
 
 class Journal:
-    """`log.jsonl` (a line per epoch) and `steps.jsonl` (sampled steps) of one run folder.
+    """Appends to `log.jsonl` (a line per epoch) and `steps.jsonl` (sampled steps) of a run folder.
 
     Args:
-        folder: The run folder, or None: nothing is written (the processes that are not the first).
-        tensorboard: Whether the epochs also go to `tensorboard/`.
+        folder: The run folder; None: nothing is written (in all processes but the first).
+        tensorboard: True also writes the epochs to `tensorboard/`.
     """
 
     FILES = ("log.jsonl", "steps.jsonl")
@@ -31,23 +31,23 @@ class Journal:
         self._writers: dict[str, SummaryWriter] = {}
 
     def epoch(self, line: dict[str, Any]) -> None:
-        """Appends to `log.jsonl`."""
+        """Appends the line of an epoch to `log.jsonl`."""
         self._append("log.jsonl", line)
         if self.folder is not None and self.tensorboard:
             self._draw(self.folder / "tensorboard", line)
 
     def step(self, line: dict[str, Any]) -> None:
-        """Appends to `steps.jsonl`."""
+        """Appends the line of a step to `steps.jsonl`."""
         self._append("steps.jsonl", line)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file, to go into a checkpoint."""
+        """Returns the bytes of each file, which a checkpoint records."""
         if self.folder is None:
             return {}
         return {name: _size(self.folder / name) for name in self.FILES}
 
     def cut_back(self, sizes: dict[str, int]) -> None:
-        """Drops what was written after the checkpoint that recorded `sizes`."""
+        """Truncates the files to the sizes that a checkpoint recorded."""
         if self.folder is None:
             return
         for name, size in sizes.items():
@@ -59,7 +59,7 @@ class Journal:
 
         phase, epoch = line["phase"], line["epoch"]
         if phase not in self._writers:
-            # What an interrupted session drew from this epoch on is not shown any more.
+            # Hides the points that an interrupted session wrote from this epoch on.
             self._writers[phase] = SummaryWriter(str(folder / phase), purge_step=epoch)
         held_out = (
             {f"held_out/{name}": v for name, v in line["held_out"].items() if name != "candidates"}
@@ -89,10 +89,10 @@ def _size(path: Path) -> int:
 
 
 def require_tensorboard() -> None:
-    """Says how to install TensorBoard where it is asked for and missing.
+    """Refuses `train.tensorboard` if TensorBoard is not installed.
 
     Raises:
-        UserError: It is missing.
+        UserError: It is not; the message says how to install it.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise UserError("train.tensorboard: needs the extra; pip install 'kdcompress[tensorboard]'")

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, as the recipe's `optim:` section names them."""
+"""Builds optimisers and computes learning-rate schedules from the recipe's `optim:` section."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from kdcompress.recipe import OptimSection
 
 
 def build(optim: OptimSection, parameters: ParameterSet) -> torch.optim.Optimizer:
-    """An optimiser over one parameter set, fused where torch has a fused form."""
+    """Builds the optimiser of one parameter set, in torch's fused form."""
     rate = optim.lr * parameters.lr_scale
     weights = list(parameters.parameters)
     if optim.name == "adamw":
         return torch.optim.AdamW(weights, rate, weight_decay=optim.weight_decay, fused=True)
-    return torch.optim.SGD(
+    optimiser = torch.optim.SGD(
         weights,
         rate,
         momentum=optim.momentum,
@@ -24,20 +24,26 @@ def build(optim: OptimSection, parameters: ParameterSet) -> torch.optim.Optimize
         weight_decay=optim.weight_decay,
         fused=True,
     )
+    if optim.momentum:
+        # torch's fused form makes all buffers in its first step. It then fails on a parameter that gets its
+        # first gradient later, and leaves the buffers uninitialised if fp16 overflows in that step.
+        for weight in weights:
+            optimiser.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimiser
 
 
 def factor(optim: OptimSection, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """What the base learning rate is multiplied by at a step; pure, so a resume needs no state of it.
+    """Computes the factor on the base learning rate at a step; a resume needs no state of it.
 
     Args:
-        optim: The section.
+        optim: The recipe's section, or that of a parameter set.
         step: 0-based optimiser step within the phase.
-        total_steps: Of the phase.
-        steps_per_epoch: To read milestones and warm-up given in epochs.
+        total_steps: Number of steps of the phase.
+        steps_per_epoch: Converts milestones and warm-up from epochs to steps.
 
     Returns:
-        In [0, 1]. one_cycle rises over the first 30 % from 1/25 and falls to 1/250,000, both as half cosines
-        (Smith & Topin 2018, with the constants torch uses).
+        A factor in [0, 1]. one_cycle rises over the first 30 % from 1/25 and falls to 1/250,000, both as half
+        cosines (Smith & Topin 2018, with the constants torch uses).
     """
     warmup = _steps(optim.warmup, total_steps, steps_per_epoch)
     if step < warmup:

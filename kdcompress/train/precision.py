@@ -1,4 +1,4 @@
-"""Which number format a device computes in, natively."""
+"""Chooses the number format of a training: bf16, fp16 or fp32."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def resolve(precision: Precision, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
-    """What `train.precision` means on a device.
+    """Resolves `train.precision` on a device.
 
     Args:
-        precision: As in the recipe. auto is bf16 where the device computes it natively, fp16 on older GPUs,
+        precision: The recipe's value. auto is bf16 where the device computes it natively, fp16 on older GPUs,
             else fp32.
-        device: Where the training runs.
+        device: Device of the training.
 
     Raises:
-        UserError: fp16 on a CPU, which has no fast arithmetic for it and would need a loss scaler to no end.
+        UserError: fp16 on a CPU, which has no fast arithmetic for it.
     """
     if precision == "fp16" and device.type == "cpu":
         raise UserError("train.precision: fp16 needs a CUDA device; take bf16, fp32 or auto on a CPU")
@@ -33,7 +33,7 @@ def resolve(precision: Precision, device: torch.device) -> Literal["bf16", "fp16
 
 
 def dtype(precision: Literal["bf16", "fp16", "fp32"]) -> torch.dtype | None:
-    """The autocast type; None means no autocast."""
+    """Returns the autocast type; None means no autocast."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
 

@@ -97,3 +97,34 @@ def test_sections_become_the_optimisers_they_name():
     assert isinstance(adamw, torch.optim.AdamW)
     plain = optimisers.build(OptimSection(lr=0.2, momentum=0.0), weights)
     assert not plain.param_groups[0]["nesterov"]
+
+
+def two_weights():
+    weights = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optim = OptimSection(lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0)
+    return weights, optimisers.build(optim, ParameterSet(tuple(weights)))
+
+
+def test_a_parameter_may_get_its_first_gradient_after_others_did():
+    (first, second), sgd = two_weights()
+    first.grad = torch.ones(3)
+    sgd.step()
+    second.grad = torch.ones(3)
+    sgd.step()
+    torch.testing.assert_close(first.detach(), torch.full((3,), 1 - 0.1 - 0.1 * 1.9))
+    torch.testing.assert_close(second.detach(), torch.full((3,), 1 - 0.1))
+
+
+def test_a_first_step_that_overflows_leaves_no_momentum():
+    (first, _), sgd = two_weights()
+    first.grad = torch.full((3,), math.inf)
+    sgd.grad_scale, sgd.found_inf = torch.tensor(1.0), torch.tensor(1.0)  # set by torch's GradScaler
+    torch.use_deterministic_algorithms(True)  # fills uninitialised memory with NaN
+    try:
+        sgd.step()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    sgd.grad_scale, sgd.found_inf = torch.tensor(1.0), torch.tensor(0.0)
+    first.grad = torch.ones(3)
+    sgd.step()
+    torch.testing.assert_close(first.detach(), torch.full((3,), 0.9))
