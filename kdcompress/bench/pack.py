@@ -29,6 +29,7 @@ from kdcompress.bench.plan import cells_of, plan
 from kdcompress.bench.runtimes import check_remote_runtime
 from kdcompress.bench.target import RawResult
 from kdcompress.errors import UserError
+from kdcompress.run_folder import create_folder
 
 PACK = "pack:"
 NAME = "kdcompress-bench"
@@ -125,7 +126,7 @@ def pack(
         )
         texts = {NEEDS: to_text(needs), JOB: to_text(job), "README.txt": _README.format(version=__version__)}
         content = _zip({**PREFLIGHT_FILES, **DRIVER_FILES, **files.sources}, texts)
-    target.file.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(target.file.parent)
     write_bytes(target.file, content)
     return {
         "schema": SCHEMA,

@@ -60,7 +60,9 @@ class DataSection(Section):
     workers: int | None = Field(None, ge=0)
     """Worker processes that decode images; None: one per available core. Small data sets are held in memory
     and use none."""
-    augment: Literal["auto", "none", "crop", "crop_flip", "resized_crop_flip"] = "auto"
+    augment: Literal[
+        "auto", "none", "crop", "crop_flip", "resized_crop_flip", "weak", "strong", "moco_v2", "simsiam"
+    ] = "auto"
     """Augmentation of the training images; auto: the usual one for the data set."""
     max_broken: float = Field(0.01, ge=0, le=1)
     """Share of unreadable image files above which the run stops; they are listed and counted."""

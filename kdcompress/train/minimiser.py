@@ -23,10 +23,15 @@ FP16_SKIPS = 25
 """With fp16 a step that overflows is skipped and the loss scale halved. So many in a row mean divergence: the
 scale of 2^16 has then fallen to 2^-9."""
 
-# Buffers are synchronised at the end of an epoch, not at every step. The argument was renamed in torch 2.13,
-# which warns of the old name.
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-_BUFFERS_STAY: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
+_BUFFERS_STAY: dict[str, Any] = {
+    # Buffers are synchronised at the end of an epoch, not at every step. The argument was renamed in torch
+    # 2.13, which warns of the old name.
+    "forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False,
+    # Nor at the beginning of a phase: the trainer has done that, and after a resume within an epoch each
+    # process has batch-norm statistics of its own.
+    "init_sync": False,
+}
 
 
 class Minimiser:
