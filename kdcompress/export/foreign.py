@@ -21,6 +21,13 @@ from kdcompress.deploy.formats import safetensors
 from kdcompress.deploy.load import WEIGHTS
 from kdcompress.deploy.macs import evaluating
 from kdcompress.errors import DataError, NetworkError, UserError
+from kdcompress.export.checkpoint_student import (
+    StripRequest,
+    default_side,
+    find_student_in,
+    load_student,
+    strip_document,
+)
 from kdcompress.export.reexport import (
     Addition,
     Subject,
@@ -32,7 +39,6 @@ from kdcompress.export.reexport import (
 from kdcompress.networks.build import accepted_channels
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, load_recipe
-from kdcompress.tools.strip import StripRequest, default_side, find_student_in, load_student, strip_document
 
 _NEAR_CHANCE = 1.5
 """Times chance: a top-1 below it is worth a warning."""
@@ -43,9 +49,9 @@ class OnData:
     """How an exported checkpoint meets its images.
 
     Args:
-        recipe: Whose `data:` section says which images, cut how; None: `root` is a folder of images.
+        recipe: Recipe whose `data:` section says which images, cut how; None: `root` is a folder of images.
         root: Folder of the data; goes before the recipe's.
-        overrides: Of the recipe.
+        overrides: Overrides of the recipe.
         labels: A file of class names, in the order of the logits.
         mean: Per channel, of images in [0, 1].
         std: Per channel.
@@ -76,13 +82,13 @@ def export(
     beside the file, and the classes are as many as the data's or are told.
 
     Args:
-        source: As for `strip`.
-        out: Where to; None: a folder beside the checkpoint, named after it with `-export`.
-        formats: Of `discovery.names("format")`.
-        progress: What a watcher sees.
+        source: See `strip`.
+        out: Destination; None: a folder beside the checkpoint, named after it with `-export`.
+        formats: Names from `discovery.names("format")`.
+        progress: Progress display.
         asked: Which network is meant.
         on: The images it is proved on, and how it takes them.
-        opset: Of the ONNX file; None: the exporter's choice.
+        opset: ONNX opset; None: the exporter's choice.
         additions: Make more files of the ONNX file, in this order.
 
     Raises:

@@ -48,7 +48,7 @@ class Subject:
         spec: Its input.
         class_names: K names; none of a backbone.
         test: The images it is proved on.
-        metadata: What an ONNX file says of its making.
+        metadata: Metadata of the ONNX file.
     """
 
     network: nn.Module
@@ -74,13 +74,13 @@ def export(
 
     Args:
         source: A run folder, finished or with its files under `failed/`.
-        out: Where to; None: `RUN/export`.
-        formats: Of `discovery.names("format")`.
-        progress: What a watcher sees.
+        out: Destination; None: `RUN/export`.
+        formats: Names from `discovery.names("format")`.
+        progress: Progress display.
         root: Folder of the data; None: the recipe's.
-        opset: Of the ONNX file; None: the exporter's choice.
+        opset: ONNX opset; None: the exporter's choice.
         additions: Make more files of the ONNX file, in this order.
-        allow_code: Whether a `python:` network may be built.
+        allow_code: True: a `python:` network may be built.
 
     Raises:
         UserError: There is no run, or an unknown format.
@@ -147,11 +147,11 @@ def write_files(
     """Writes a network in every format and proves the files.
 
     Args:
-        subject: What is written.
-        folder: Where to; made if it is not there.
-        formats: Of `discovery.names("format")`.
-        opset: Of the ONNX file; None: the exporter's choice.
-        allow_code: Whether a `python:` network may be built.
+        subject: The network to write.
+        folder: Destination; made if it is not there.
+        formats: Names from `discovery.names("format")`.
+        opset: ONNX opset; None: the exporter's choice.
+        allow_code: True: a `python:` network may be built.
 
     Raises:
         UserError: The exporter cannot write this opset.
@@ -201,7 +201,7 @@ def _drop_stale(folder: Path, shipped: Container[str]) -> None:
 
 
 def _teacher_of(run: Path) -> dict[str, Any] | None:
-    """What the run's manifest says of its teacher; a run that did not finish has no manifest."""
+    """Reads the teacher's entry in the run's manifest; a run that did not finish has no manifest."""
     file = run / "manifest.json"
     return read_json(file)["teacher"] if file.exists() else None
 
@@ -211,7 +211,7 @@ def artefact(source: Path, names: tuple[str, ...] = (GRAPH, WEIGHTS)) -> Path:
 
     Args:
         source: A file, or a finished run folder.
-        names: Of a run's files, the wanted one first.
+        names: Names of a run's files, the wanted one first.
 
     Raises:
         UserError: There is none.

@@ -20,7 +20,7 @@ from kdcompress.deploy.ensemble import EnsembleFile, Member, write_ensemble
 from kdcompress.deploy.files import formats
 from kdcompress.deploy.ship import Shipped, ship
 from kdcompress.export import image_file as image_input
-from kdcompress.export.compressed import Made, Wanted, artefacts, judged, make
+from kdcompress.export.compressed import CompressedFiles, CompressionRequest, artefacts, make, verdict_entries
 from kdcompress.export.image_file import ImageFile
 from kdcompress.export.int8_inputs import load_qat_student
 from kdcompress.methods.base import Method
@@ -51,7 +51,7 @@ class Delivery:
 
     shipped: Shipped
     teacher_outputs: OnTest | None
-    compressed: Made | None
+    compressed: CompressedFiles | None
     image: ImageFile | None = None
     ensemble: EnsembleFile | None = None
 
@@ -104,7 +104,7 @@ def deliver(
     if isinstance(shipped.predictions, Predictions):
         predictions = {"classes": shipped.predictions.classes, "labels": shipped.predictions.labels}
         write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
-    made, wanted = None, Wanted.of(run.recipe.export)
+    made, wanted = None, CompressionRequest.of(run.recipe.export)
     if wanted:
         folder, held_out = run.folder.path, run.data.held_out
         tuned = load_qat_student(folder, folder, held_out, workers=run.workers, allow_code=run.allow_code)
@@ -206,7 +206,7 @@ def report(
     }
     results = documents.results(shipped.student, teacher, baseline, gain, training)
     if delivery.compressed is not None:
-        results["variants"] = judged(delivery.compressed, bench)
+        results["variants"] = verdict_entries(delivery.compressed, bench)
     if delivery.ensemble is not None and delivery.ensemble.passed:
         results["ensemble"] = delivery.ensemble.facts
     failed = failure(delivery.derived)
