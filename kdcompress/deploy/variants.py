@@ -102,6 +102,7 @@ class Variant(DerivedFile):
         outputs_NK: On the test split; None if it cannot be run.
         losses: The layers that lose most, the worst first; of int8 only.
         tuning: Result of quantisation-aware training, and whether this file has its weights; or None.
+        exact: The float32 file; set by `export.compressed`.
     """
 
     precision: str
@@ -112,6 +113,7 @@ class Variant(DerivedFile):
     outputs_NK: Tensor | None = field(default=None, repr=False)
     losses: tuple[Loss, ...] = ()
     tuning: dict[str, Any] | None = None
+    exact: Fp32Reference | None = field(default=None, repr=False)
 
     @property
     def prefix(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from kdcompress.bench.measure import Artefact, measure
 from kdcompress.bench.paired import paired
 from kdcompress.data.source import Source
 from kdcompress.deploy.accuracy import Batches, as_input
-from kdcompress.deploy.derived import place
+from kdcompress.deploy.derived import DerivedFile, place
 from kdcompress.deploy.gate import Gate
 from kdcompress.deploy.int8_diagnosis import slow_causes, usual_target
 from kdcompress.deploy.load import GRAPH
@@ -81,6 +81,16 @@ class CompressedFiles:
     def passed(self) -> list[Variant]:
         """Those that have their final names."""
         return [variant for variant in self.variants if variant.passed]
+
+    @classmethod
+    def of(cls, files: Sequence[DerivedFile]) -> CompressedFiles | None:
+        """Selects the smaller files among derived ones; None: there are none."""
+        variants = tuple(file for file in files if isinstance(file, Variant))
+        if not variants:
+            return None
+        exact = variants[0].exact
+        assert exact is not None
+        return cls(exact, variants)
 
     def move_to(self, folder: Path) -> CompressedFiles:
         """Moves the files to their places in a folder and adds their gates to the others."""
@@ -232,7 +242,7 @@ def _compress(
     if wanted.fp16:
         variants.append(_attempted("fp16", staging, functools.partial(to_fp16, exact, images, staging)))
     tell("smaller files", steps, steps)
-    return CompressedFiles(exact, tuple(variants))
+    return CompressedFiles(exact, tuple(dataclasses.replace(file, exact=exact) for file in variants))
 
 
 def _attempted(precision: str, staging: Path, make_it: Callable[[], Variant]) -> Variant:

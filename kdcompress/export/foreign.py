@@ -30,12 +30,13 @@ from kdcompress.export.checkpoint_student import (
 )
 from kdcompress.export.reexport import (
     Addition,
-    Subject,
+    batches_of,
     check_folder,
     check_formats,
     open_section,
     write_files,
 )
+from kdcompress.export.subject import Subject
 from kdcompress.networks.build import accepted_channels
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, load_recipe
@@ -116,8 +117,9 @@ def export(
     if names is None and config is not None:
         names = config.class_names
     names, test = _named(count, names, data, source)
-    subject = Subject(network, model, spec, names, test, {})
-    document = write_files(subject, folder, formats, opset=opset, allow_code=asked.allow_code)
+    with batches_of(test) as batches:
+        subject = Subject(network, model, spec, names, batches, {})
+        document = write_files(subject, folder, formats, opset=opset, allow_code=asked.allow_code)
     top1 = document["student"]["top1"]
     if top1 is not None and count > 2 and top1 < _NEAR_CHANCE / count:
         progress.warn(
