@@ -38,7 +38,7 @@ from kdcompress.deploy.formats import onnx
 from kdcompress.deploy.formats.onnx import PROVIDER, open_
 from kdcompress.deploy.gate import Gate
 from kdcompress.deploy.ship import ship
-from kdcompress.deploy.variants import Exact, to_fp16, to_int8
+from kdcompress.deploy.variants import Fp32Reference, to_fp16, to_int8
 from kdcompress.errors import GateFailed
 from kdcompress.networks.build import build
 
@@ -153,7 +153,7 @@ def row(name: str, side: int) -> list[str]:
             )  # fmt: skip
         except GateFailed as failed:
             return [name, str(side), "", f"**does not ship**: {str(failed).replace(chr(10), ' ')}"]
-        exact = Exact(Path(folder) / "student.onnx", test)
+        exact = Fp32Reference(Path(folder) / "student.onnx", test)
         labels = torch.full((CALIBRATION,), -1)
         drawn = calibration(labels, lambda indices: [calibrating[indices]], CALIBRATION, 0)
         fp16 = to_fp16(exact, drawn, Path(folder))
@@ -163,7 +163,7 @@ def row(name: str, side: int) -> list[str]:
         opset = exact.file.opset
         train(network, min(side, 64), mean, std)
         onnx.write(network, spec, Path(folder) / "student.onnx", metadata={})
-        trained = to_fp16(Exact(Path(folder) / "student.onnx", test), drawn, Path(folder))
+        trained = to_fp16(Fp32Reference(Path(folder) / "student.onnx", test), drawn, Path(folder))
     gates = shipped.gates
     return [
         name,

@@ -26,7 +26,7 @@ from kdcompress.atomic import write_bytes
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.calibration import calibration
 from kdcompress.deploy.ship import ship
-from kdcompress.deploy.variants import Exact, to_int8
+from kdcompress.deploy.variants import Fp32Reference, to_int8
 from kdcompress.networks.build import build
 
 NETWORKS = ["torchvision/resnet18", "torchvision/mobilenet_v3_small"]
@@ -53,7 +53,7 @@ def files(name: str, side: int, folder: Path) -> list[str]:
 
     names = [f"class {number}" for number in range(CLASSES)]
     ship(network, name, spec, names, test, folder, formats=["onnx", "safetensors"], metadata={})
-    exact = Exact(folder / "student.onnx", test)
+    exact = Fp32Reference(folder / "student.onnx", test)
     labels = torch.full((CALIBRATION,), -1)
     drawn = calibration(labels, lambda indices: [train[indices]], CALIBRATION, 0)
     int8 = to_int8(exact, drawn, folder, target="x86")

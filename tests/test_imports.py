@@ -46,8 +46,6 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SIBLINGS_APART = {"train", "deploy", "bench", "report", "probe"}
-# `export CHECKPOINT` finds its network as `strip` does; that part of tools/strip.py is to move down.
-EXCEPTIONS = {("foreign.py", "tools")}
 
 
 def rooms():
@@ -75,8 +73,6 @@ def test_imports_go_down(path):
         return
     assert room in LEVEL, f"{room} has no place in the order of tests/test_imports.py"
     for other in imported_rooms(path):
-        if (path.name, other) in EXCEPTIONS:
-            continue
         assert LEVEL[other] <= LEVEL[room], f"{path.name} ({room}) imports {other}, which stands above it"
         if room in SIBLINGS_APART and other in SIBLINGS_APART:
             assert room == other or (room, other) in ALLOWED_SIBLINGS, f"{room} imports its sibling {other}"

@@ -172,7 +172,7 @@ def test_a_run_that_was_killed_while_files_were_placed_can_be_asked_again(run, m
         raise SystemExit(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr(adding, "judged", killed)
+        patch.setattr(adding, "verdict_entries", killed)
         kdcompress("export", run, "--int8", "--max-drop", 100)
     assert (run / INT8).exists()
     assert RunFolder(run).finished() is not None

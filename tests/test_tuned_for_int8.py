@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from kdcompress.cli import main
-from kdcompress.deploy import tuned_int8
+from kdcompress.deploy import qat_int8
 from kdcompress.recipe import load_recipe
 
 TINY = (
@@ -102,13 +102,13 @@ def test_of_equals_the_tuned_one_ships_and_an_export_elsewhere_takes_the_same(
 ):
     run = shutil.copytree(pair[0], tmp_path / "run")
     figures = {"figure": "top1", "n": 180, "fp32": 0.6, "ptq": 0.5, "qat": qat}
-    monkeypatch.setattr(tuned_int8, "_on_held_out", lambda *_: figures)
+    monkeypatch.setattr(qat_int8, "_on_held_out", lambda *_: figures)
     done = kdcompress("export", run, "--int8", "--max-drop", 100)
     assert done.exit_code == 0, done.stderr
     which = "tuned" if kept else "untuned"
     assert f"the file is the {which} one, chosen on 180 held-out images" in done.stdout
     assert (initialisers(run / INT8) == untuned) is not kept
-    monkeypatch.setattr(tuned_int8, "_on_held_out", lambda *_: None)
+    monkeypatch.setattr(qat_int8, "_on_held_out", lambda *_: None)
     done = kdcompress("export", run, "--int8", "--max-drop", 100, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     assert initialisers(tmp_path / "out" / INT8) == initialisers(run / INT8)

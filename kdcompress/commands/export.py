@@ -163,7 +163,7 @@ def export(
     if int8 or fp16:
         from kdcompress.export import add_compressed as adding
 
-        wanted = adding.wanted_of(
+        wanted = adding.compression_request(
             source,
             int8=int8,
             fp16=fp16,
@@ -177,7 +177,7 @@ def export(
         )
     if source.is_file():
         from kdcompress.export import foreign as foreign_export
-        from kdcompress.tools.strip import StripRequest
+        from kdcompress.export.checkpoint_student import StripRequest
 
         which = {"side": "input_size", "student": "student", "at": "at", "drop": "drop"}
         asked = StripRequest(**{k: others.pop(v) for k, v in which.items()}, allow_code=allow_code)

@@ -33,7 +33,8 @@ def strip(
     quiet: bool,
 ) -> None:
     """Take the plain student out of a checkpoint with heads, teachers, averages and wrappers."""
-    from kdcompress.tools.strip import StripRequest, strip
+    from kdcompress.export.checkpoint_student import StripRequest
+    from kdcompress.tools.strip import strip
 
     document = strip(checkpoint, out, StripRequest(student, at, drop, input_size, allow_code))
     print_result(document, as_json, lambda: print_stripped(document, document["file"]))

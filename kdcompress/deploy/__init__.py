@@ -1,1 +1,1 @@
-"""What ships: stripped, written, proved."""
+"""Strips, writes and proves the files that ship."""

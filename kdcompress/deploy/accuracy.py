@@ -66,7 +66,7 @@ def scored(task: Task, outputs_NK: Tensor, labels_N: Tensor, num_classes: int | 
     """Gives the outputs of a whole split to a scorer of the task.
 
     Args:
-        task: What the outputs are.
+        task: Kind of the outputs.
         outputs_NK: All of them.
         labels_N: -1 = none.
         num_classes: K; None: the width of the outputs.
@@ -85,7 +85,7 @@ def compare(
         reference_NK: PyTorch's outputs, in the split's order.
         exported: The file.
         batches: The test split; not empty.
-        task: What the outputs are.
+        task: Kind of the outputs.
         limit: Largest error of an output that counts as equal, over the spread.
 
     Raises:

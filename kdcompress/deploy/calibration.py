@@ -24,9 +24,9 @@ class Calibration:
     """Images to calibrate with.
 
     Args:
-        batches: Of at most `BATCH` images, `[B, C, H, W]` float32 in [0, 1].
+        batches: Batches of at most `BATCH` images, `[B, C, H, W]` float32 in [0, 1].
         seed: They were drawn with.
-        sha256: Of their pixels, in order.
+        sha256: Sha256 of their pixels, in order.
     """
 
     batches: tuple[NDArray[np.float32], ...]
@@ -41,7 +41,7 @@ class Calibration:
         return np.concatenate(self.batches[: -(-count // BATCH)])[:count]
 
     def to_json(self) -> dict[str, Any]:
-        """What a file says of them."""
+        """Describes the calibration images in the metadata of a file."""
         return {"split": "train", "images": len(self), "seed": self.seed, "sha256": self.sha256}
 
 

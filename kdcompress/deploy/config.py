@@ -32,7 +32,7 @@ _TIMM_KEYS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class DeployedConfig:
-    """What is read back of a `config.json`.
+    """The values of a `config.json`.
 
     Args:
         model: The `FAMILY/NAME` that the weights fit.
@@ -59,7 +59,7 @@ def write_config(
     """Writes `config.json`, in timm's layout where timm can load the weights.
 
     Args:
-        path: Where to.
+        path: Destination.
         model: `FAMILY/NAME`.
         num_classes: K; 0 of a backbone.
         spec: The network's input.

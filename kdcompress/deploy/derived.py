@@ -39,11 +39,11 @@ class DerivedFile(ABC):
 
     @property
     def passed(self) -> bool:
-        """Whether every gate passed."""
+        """Returns whether every gate passed."""
         return all(gate.passed for gate in self.gates)
 
     def advice(self) -> Iterator[str]:
-        """What a user may try after a failed gate, a line each."""
+        """Yields advice after a failed gate, a line each."""
         yield from ()
 
     def entry(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def place(files: Sequence[File], folder: Path) -> list[File]:
         files: Still where they were made, on the disk of the folder.
         folder: Holds the float32 file and its `gates.json`.
     """
-    placed = [_placed(file, folder) for file in files]
+    placed = [_place_file(file, folder) for file in files]
     if (folder / GATES).is_file():
         for file in placed:
             merge(folder, file.prefix, file.gates)
@@ -83,7 +83,7 @@ def failure(files: Sequence[DerivedFile]) -> GateFailed | None:
     return GateFailed("\n".join(lines)) if lines else None
 
 
-def _placed(file: File, folder: Path) -> File:
+def _place_file(file: File, folder: Path) -> File:
     final, failed = folder / file.path.name, folder / FAILED / file.path.name
     target = final if file.passed else failed
     with translated(target):

@@ -49,7 +49,7 @@ class Member:
     """One network of an ensemble.
 
     Args:
-        name: As the method names it, such as `student` or `peer1`.
+        name: Its name in the method, such as `student` or `peer1`.
         model: The `FAMILY/NAME` whose plain class it is.
         network: The trained network; takes normalised images and gives logits. It is not changed.
         spec: Its own input.
@@ -128,8 +128,8 @@ def write_ensemble(
         test_batches: Opens the test split, which is not empty; called several times.
         metadata: For the file, under `kdcompress.*`, such as the recipe.
         student_macs: Multiply-accumulates of the student, in whose multiples the cost is given.
-        opset: Of the ONNX file; None: the exporter's choice.
-        allow_code: Whether a `python:` network may be built.
+        opset: ONNX opset; None: the exporter's choice.
+        allow_code: True: a `python:` network may be built.
 
     Raises:
         UserError: The members' images differ in size or channels.

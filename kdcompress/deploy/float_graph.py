@@ -34,7 +34,7 @@ class Layer:
     """An operator with weights.
 
     Args:
-        name: Where it is in the network, as its weights say.
+        name: Place in the network, as its weights say.
         node: The name of its node.
         source: The tensor it reads.
         weight: The name of its weights.
@@ -76,7 +76,7 @@ def layers_of(model: ModelProto) -> Iterator[Layer]:
     """The operators with weights, in the graph's order.
 
     Args:
-        model: As `prepared` gives it.
+        model: Result of `prepared`.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     shapes = {
@@ -99,11 +99,11 @@ def layers_of(model: ModelProto) -> Iterator[Layer]:
 
 
 def measured_ranges(model: ModelProto, images: Calibration, ranges: Ranges, operators: list[str]) -> Any:
-    """Of the activations around the operators, as onnxruntime's quantiser takes them.
+    """Returns the ranges of the activations around the operators, as onnxruntime's quantiser takes them.
 
     Args:
         model: With the shapes of its tensors.
-        images: What they are measured on.
+        images: Images to measure on.
         ranges: How.
         operators: Their types; none: all tensors.
 
@@ -176,7 +176,7 @@ def _macs(node: NodeProto, weight: list[int], shapes: dict[str, list[int]]) -> i
 
 
 def _place(node: NodeProto, readers: dict[str, NodeProto]) -> str:
-    """Where in the network a layer is: its weights say it, or its bias where they came transposed."""
+    """Returns a layer's place in the network: its weights say it, or its bias where they came transposed."""
     after = readers.get(node.output[0])
     biases = [*node.input[2:], *(after.input if after is not None and after.op_type == "Add" else ())]
     for name in map(str, (node.input[1], *biases)):

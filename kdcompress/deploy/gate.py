@@ -23,9 +23,9 @@ class Gate:
 
     Args:
         gate: Its name.
-        passed: Whether the figure keeps the limit.
-        figure: What was measured.
-        limit: What it is held against.
+        passed: True: the figure keeps the limit.
+        figure: The measured value.
+        limit: The allowed value.
         detail: One sentence: what was compared, and on what.
     """
 

@@ -52,7 +52,7 @@ class Golden:
         labels: `[N]` int64; -1 = none.
         spread: S, of the outputs between images.
         tolerance: The largest error of an output of a float32 file.
-        task: What the outputs are.
+        task: Kind of the outputs.
     """
 
     images: NDArray[np.float32]
@@ -78,7 +78,7 @@ class Picker:
     nobody knew its length.
 
     Args:
-        count: Of images, or all that the split has.
+        count: Count of images, or all that the split has.
     """
 
     def __init__(self, count: int = IMAGES) -> None:
@@ -113,11 +113,11 @@ def write_golden(path: Path, picker: Picker, outputs_NK: Tensor, *, limit: float
     """Writes the images that were picked; equal images and outputs give equal bytes.
 
     Args:
-        path: Where to.
+        path: Destination.
         picker: Through which the split has gone.
         outputs_NK: Of the plain network, on the whole split.
-        limit: Of an output's error, in parts of the spread S.
-        task: What the outputs are.
+        limit: Limit of an output's error, in parts of the spread S.
+        task: Kind of the outputs.
 
     Raises:
         WorldError: The disk is full or fails.

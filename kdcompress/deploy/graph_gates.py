@@ -18,7 +18,7 @@ def graph_gates(file: OnnxModel, opset: int | None) -> list[Gate]:
 
     Args:
         file: Opened in onnxruntime.
-        opset: What was asked for; None: any.
+        opset: Requested opset; None: any.
     """
     model = onnx.load(file.path, load_external_data=False)
     written = opset_of(model)
@@ -69,7 +69,7 @@ def _outside(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str]:
-    """What people and tools write into a file; class names are the user's own and may look like anything."""
+    """Yields the texts in a file except the class names, which are the user's own and may look like paths."""
     yield from (entry.value for entry in model.metadata_props if entry.key != _LABELS)
     yield model.doc_string
     yield model.graph.doc_string

@@ -1,4 +1,4 @@
-"""What an ONNX file alone says of its network: precision, input, parameters, multiply-accumulates."""
+"""Reads the size of a network from its ONNX file: precision, input, parameters, multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGE_SHAPE = "preprocess/shape"
 
 @dataclass(frozen=True, slots=True)
 class GraphFacts:
-    """What is read of a file.
+    """The size of a network in a file.
 
     Args:
         precision: "int8" if it quantises, else the type of most of its weights: "fp32", "fp16", "bf16".
@@ -37,7 +37,7 @@ class GraphFacts:
         macs: Multiply-accumulates of one image, of convolutions and matrix products; None where a size is
             not fixed.
         input_shape: (C, H, W) of the images; None where the file leaves one open.
-        pixels: Whether it takes them as bytes with the channels last, as a decoder gives them.
+        pixels: True: it takes them as bytes with the channels last, as a decoder gives them.
     """
 
     precision: str
@@ -91,7 +91,7 @@ def graph_facts(path: Path, shape: tuple[int, int, int] | None = None) -> GraphF
 
 
 def _sizes(image: list[int | None], pixels: bool) -> list[int]:
-    """Of the input with one image (C, H, W) in it."""
+    """Returns the shape of the input with one image (C, H, W) in it."""
     channels, height, width = _known(image)
     return [1, height, width, channels] if pixels else [1, channels, height, width]
 

@@ -71,7 +71,7 @@ def largest_activation(source: Path, images: Calibration) -> float:
 
     Args:
         source: The ONNX file.
-        images: What it is measured on.
+        images: Images to measure on.
     """
     ranges = measured_ranges(prepared(source), images, "minmax", [])
     ends = [np.abs(end).max() for tensor in ranges.values() for end in tensor.range_value]

@@ -33,7 +33,7 @@ OUTPUT_LIMIT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class ReferenceImage:
     """An image file, decoded, and what the evaluation makes of it.
 
     Args:
@@ -46,17 +46,17 @@ class Checked:
 
 
 def make(
-    exact: Path, path: Path, spec: InputSpec, images: Sequence[Checked], spread: float, source: str
+    exact: Path, path: Path, spec: InputSpec, images: Sequence[ReferenceImage], spread: float, source: str
 ) -> list[Gate]:
     """Writes `student.image.onnx` and proves it.
 
     Args:
         exact: The proven `student.onnx`.
-        path: Where to.
+        path: Destination.
         spec: The network's input, which `image_graph.check_spec` has let pass.
         images: At least one.
         spread: S, of the network's outputs between images.
-        source: What the images are, for the gates.
+        source: Description of the images, for the gates.
 
     Raises:
         WorldError: The disk is full or fails.
@@ -82,13 +82,13 @@ def make(
         return [Gate("image_runs", False, None, None, str(error))]
 
 
-def typical(images: Sequence[Checked]) -> tuple[int, int]:
+def typical(images: Sequence[ReferenceImage]) -> tuple[int, int]:
     """(H, W): the medians of the images' own."""
     heights, widths = (sorted(checked.image.shape[axis] for checked in images) for axis in (0, 1))
     return heights[len(heights) // 2], widths[len(widths) // 2]
 
 
-def _pixels(model: ModelProto, images: Sequence[Checked], threads: int, on: str) -> list[Gate]:
+def _pixels(model: ModelProto, images: Sequence[ReferenceImage], threads: int, on: str) -> list[Gate]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -110,7 +110,7 @@ def _pixels(model: ModelProto, images: Sequence[Checked], threads: int, on: str)
 
 
 def _outputs(
-    file: OnnxModel, base: OnnxModel, images: Sequence[Checked], spread: float, on: str
+    file: OnnxModel, base: OnnxModel, images: Sequence[ReferenceImage], spread: float, on: str
 ) -> list[Gate]:
     got = np.concatenate([file(checked.image[None]) for checked in images])
     expected = np.concatenate(
@@ -127,7 +127,7 @@ def _outputs(
     return gates
 
 
-def _alone(file: OnnxModel, images: Sequence[Checked], spread: float) -> Gate:
+def _alone(file: OnnxModel, images: Sequence[ReferenceImage], spread: float) -> Gate:
     """An image against itself in a batch, beside its own mirror image."""
     name, first = "image_batch_invariance", images[0].image
     batch = np.ascontiguousarray(np.stack([first[:, ::-1], first, first[::-1]]))

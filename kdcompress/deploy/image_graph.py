@@ -41,7 +41,7 @@ def check_spec(spec: InputSpec, asked: str) -> None:
 
     Args:
         spec: The network's input.
-        asked: What asked for it, as the user has it.
+        asked: Option or key that requested it, for messages.
 
     Raises:
         UserError: Another interpolation than bilinear, or images that are not square.
@@ -95,7 +95,7 @@ def with_preprocessing(model: ModelProto, spec: InputSpec, typical: tuple[int, i
 
 
 def contract(spec: InputSpec, typical: tuple[int, int]) -> dict[str, Any]:
-    """What the file says of its input."""
+    """Describes the input in the file's metadata."""
     return {
         "dtype": "uint8",
         "layout": "NHWC",
@@ -111,7 +111,7 @@ def contract(spec: InputSpec, typical: tuple[int, int]) -> dict[str, Any]:
 
 
 def contract_of(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
-    """What a file's metadata say of such an input; None: it takes images in [0, 1].
+    """Reads such an input from a file's metadata; None: it takes images in [0, 1].
 
     Raises:
         UserError: It is damaged.

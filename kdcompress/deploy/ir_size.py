@@ -1,4 +1,4 @@
-"""What an OpenVINO graph alone says of its network, as `graph_size` reads it off an ONNX file."""
+"""Reads the size of a network from its OpenVINO graph, as `graph_size` reads it off an ONNX file."""
 
 from __future__ import annotations
 

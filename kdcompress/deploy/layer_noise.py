@@ -23,7 +23,7 @@ CANDIDATES = 16
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one layer loses by being quantised.
+    """The loss of one layer by quantisation.
 
     Args:
         layer: Its name.
@@ -88,7 +88,7 @@ def snr_db(expected_NK: NDArray[np.float32], given_NK: NDArray[np.float32]) -> f
 def _own_noise(
     exact: ModelProto, layers: Sequence[Layer], quantised: ModelProto, images: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Of each layer: the signal to noise of its rounded input and its rounded weights together, in dB."""
+    """Measures each layer's signal to noise, of rounded input and rounded weights together, in dB."""
     made_by = {output: node for node in quantised.graph.node for output in node.output}
     rounded = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantised.graph.initializer}
     float_weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in exact.graph.initializer}

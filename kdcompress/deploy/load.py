@@ -31,9 +31,9 @@ def load(
     Args:
         run_or_file: A run folder, a `.safetensors` with its `config.json` beside it, a `.onnx`, the `.xml`
             of OpenVINO or the `.pte` of ExecuTorch.
-        threads: Of its runtime; None: as many as torch uses. The threads of torch are left as
+        threads: Threads of its runtime; None: as many as torch uses. The threads of torch are left as
             they are.
-        allow_code: Whether a `python:` network, which runs the user's code, may be built.
+        allow_code: True: a `python:` network, which runs the user's code, may be built.
 
     Returns:
         The plain network, which takes normalised images `[B, C, H, W]` and gives logits `[B, K]` (a backbone:
@@ -72,7 +72,7 @@ def open_graph(path: Path, threads: int = 1) -> Graph:
 
     Args:
         path: The file.
-        threads: Of the runtime.
+        threads: Threads of the runtime.
 
     Raises:
         UserError: It cannot be loaded, is no image classifier, or its runtime is not installed.
@@ -85,7 +85,7 @@ class GraphNetwork(nn.Module):
     """Such a file as a module: images in [0, 1] to logits or features, on the CPU, without gradients.
 
     Args:
-        file: As `open_graph` gives it.
+        file: Result of `open_graph`.
 
     Raises:
         UserError: It does not say its image size.

@@ -1,4 +1,4 @@
-"""What must not be in a file that ships: folders of the machine that it was made on, and other people's."""
+"""Finds absolute paths, of this machine or another, which must not be in a file that ships."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folders_in(content: bytes) -> Iterator[str]:
 
 
 def is_path(text: str) -> bool:
-    """Whether a text that people and tools write into a file has something like an absolute path in it."""
+    """Returns whether a text of a file has something like an absolute path in it."""
     return _ABSOLUTE.search(text) is not None
 
 

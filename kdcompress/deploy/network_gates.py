@@ -12,7 +12,7 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.gate import Gate, at_most, equal, relative
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.deploy.normalised import Deployed
-from kdcompress.deploy.strip import misfits, told, without_wrappers
+from kdcompress.deploy.strip import describe_misfits, misfits, without_wrappers
 
 EQUAL_LIMIT = 1e-6
 """Trained module against plain network, over the largest output: the same sums, so rounding at most."""
@@ -44,9 +44,11 @@ def network_gates(
 
 
 def strict_load(trained: nn.Module, fresh: nn.Module) -> Gate:
-    """Whether the trained module's tensors and a fresh network's are the same by name and shape."""
+    """Checks that the trained module's tensors and a fresh network's are the same by name and shape."""
     problems = misfits(fresh, without_wrappers(trained.state_dict()))
-    detail = told(problems) if problems else "every trained tensor has its place in a fresh student"
+    detail = (
+        describe_misfits(problems) if problems else "every trained tensor has its place in a fresh student"
+    )
     return equal("strict_load", sum(map(len, problems.values())), 0, detail)
 
 

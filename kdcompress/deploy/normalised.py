@@ -1,4 +1,4 @@
-"""What is exported: the student with its normalisation in front, so nobody can forget it."""
+"""The exported network: the student with its normalisation in front, so nobody can forget it."""
 
 from __future__ import annotations
 

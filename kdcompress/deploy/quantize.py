@@ -46,8 +46,8 @@ class Quantiser:
 
     Args:
         source: The ONNX file, with the normalisation in its graph.
-        images: What the ranges are measured on.
-        target: Whose kernels it is made for: unsigned activations on x86, signed ones on ARM. Without VNNI
+        images: Images to measure the ranges on.
+        target: Processor kind it is made for: unsigned activations on x86, signed ones on ARM. Without VNNI
             the sums of two products saturate at 16 bits, so the weights get 7 bits.
         ranges: From the least to the greatest value seen, or cut at the 99.999th percentile.
 

@@ -41,7 +41,7 @@ _STAGING = ".staging"
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
-    """What a run shipped.
+    """The files, gates and figures of a shipped student.
 
     Args:
         files: `{name: {sha256, bytes}}` of every file that got its final name.
@@ -80,12 +80,12 @@ def ship(
         class_names: K names, by class number; none: it has no classifier, and its features ship.
         test_batches: Opens the test split, which is not empty; called several times, for the same images.
         folder: The run folder; exists. Nobody else ships into it meanwhile.
-        formats: Of `discovery.names("format")`, at least one.
+        formats: Names from `discovery.names("format")`, at least one.
         metadata: What the exported file shall say under `kdcompress.*`, such as recipe and teacher; labels,
             input, model, version and accuracy are added here. No path of this machine: a gate looks for them.
-        allow_code: Whether a `python:` network may be built.
+        allow_code: True: a `python:` network may be built.
         extra_gates: Proved elsewhere (the teacher is unchanged, …); they join the others.
-        opset: Of the ONNX file; None: the exporter's choice.
+        opset: ONNX opset; None: the exporter's choice.
         teacher_outputs: The teacher's logits `[N, K]` on the test split, for an embedding its pooled
             features `[N, D']`; None: there is no teacher to agree with.
 

@@ -34,7 +34,7 @@ def plain_student(
         num_classes: K; 0 for a backbone.
         channels: C.
         image_size: (H, W).
-        allow_code: Whether a `python:` network may be built.
+        allow_code: True: a `python:` network may be built.
 
     Returns:
         On the CPU, float32, contiguous, in eval mode.
@@ -53,7 +53,7 @@ def plain_student(
 def fresh_student(
     model: str, *, num_classes: int, channels: int, image_size: tuple[int, int], allow_code: bool = False
 ) -> nn.Module:
-    """As `build`, but the run's random numbers stand where they stood: loading and proving draw none."""
+    """Builds a network like `build` and restores the run's random state afterwards."""
     with torch.random.fork_rng(devices=[]):
         return build(
             model, num_classes=num_classes, channels=channels, image_size=image_size, allow_code=allow_code
@@ -65,8 +65,8 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str) -> 
 
     Args:
         network: Built afresh.
-        state: What it shall hold.
-        source: Whose tensors they are, for the message.
+        state: Tensors to load.
+        source: Name of the tensors' source, for the message.
 
     Raises:
         WeightsError: A key is missing, left over or of another shape.
@@ -74,7 +74,9 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str) -> 
     state = without_wrappers(state)
     problems = misfits(network, state)
     if problems:
-        raise WeightsError(f"{source}: the tensors do not fit a fresh network strictly: {told(problems)}")
+        raise WeightsError(
+            f"{source}: the tensors do not fit a fresh network strictly: {describe_misfits(problems)}"
+        )
     network.load_state_dict(state, strict=True)
 
 
@@ -89,7 +91,7 @@ def misfits(network: nn.Module, state: dict[str, Tensor]) -> dict[str, list[str]
     return {kind: keys for kind, keys in problems.items() if keys}
 
 
-def told(problems: dict[str, list[str]]) -> str:
+def describe_misfits(problems: dict[str, list[str]]) -> str:
     """`misfits` in words, with the first few keys of each kind."""
     return ", ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in problems.items())
 

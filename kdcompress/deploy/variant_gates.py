@@ -47,7 +47,7 @@ MAX_DROP = 3.0
 
 
 def size_gate(precision: str, path: Path, exact: Path) -> Gate:
-    """Whether a file's tensors take less room than those of the float32 file."""
+    """Checks that a file's tensors take less room than those of the float32 file."""
     share = _tensor_bytes(path) / _tensor_bytes(exact)
     files = path.stat().st_size / exact.stat().st_size
     detail = f"bytes of the tensors over those of {exact.name}; of the whole files {files:.2f}"
@@ -55,7 +55,7 @@ def size_gate(precision: str, path: Path, exact: Path) -> Gate:
 
 
 def vary_gate(precision: str, outputs_NK: Tensor) -> Gate:
-    """Whether the outputs depend on the image."""
+    """Checks that the outputs depend on the image."""
     signal = spread(outputs_NK)
     vary = relative(signal, float(outputs_NK.double().abs().mean()))
     detail = (
@@ -90,11 +90,11 @@ def invariance_gate(precision: str, run: Run, images: Tensor, exact_NK: Tensor) 
 
 
 def loss_gate(score: dict[str, Any], count: int, max_drop: float) -> Gate:
-    """What int8 loses, by the best measure that there is.
+    """Checks the loss of int8 by the best measure that there is.
 
     Args:
-        score: Of the file: see `Variant`.
-        count: Of test images.
+        score: Score of the file: see `Variant`.
+        count: Count of test images.
         max_drop: Points that may be lost.
     """
     if score["drop"] is not None:
@@ -117,11 +117,11 @@ def loss_gate(score: dict[str, Any], count: int, max_drop: float) -> Gate:
 
 
 def range_gate(largest: float, count: int) -> Gate:
-    """Whether the activations keep to what float16 holds: a processor that computes in it has no more.
+    """Checks that the activations stay in the range of float16, for processors that compute in it.
 
     Args:
         largest: Absolute value of an activation in float32.
-        count: Of images.
+        count: Count of images.
     """
     detail = (
         f"largest activation in float32 on {count} training images; beyond {half.LARGEST:.0f} float16 has "
@@ -137,7 +137,7 @@ def rounding_gates(exact_NK: Tensor, near_NK: Tensor, snr_db: float, *, task: Ta
         exact_NK: What the float32 file gives there.
         near_NK: What this file gives.
         snr_db: Signal to noise of it.
-        task: What the outputs are.
+        task: Kind of the outputs.
     """
     exact, near = exact_NK.double(), near_NK.double()
     signal, on = spread(exact_NK), f"on the {len(exact):,} test images"

@@ -26,6 +26,7 @@ from kdcompress.deploy.gate import Gate, equal
 from kdcompress.deploy.graph_gates import graph_gates
 from kdcompress.deploy.layer_noise import CANDIDATES, Loss, snr_db
 from kdcompress.deploy.quantize import Quantiser, Target, in_int8
+from kdcompress.deploy.speed_verdict import worst_layers
 from kdcompress.deploy.variant_gates import (
     MAX_DROP,
     invariance_gate,
@@ -36,14 +37,13 @@ from kdcompress.deploy.variant_gates import (
     vary_gate,
 )
 from kdcompress.deploy.verify import first_images
-from kdcompress.deploy.worth import worst_layers
 from kdcompress.errors import UserError
 from kdcompress.tasks import Task
 
 NAMES = {"int8": "student.int8.onnx", "fp16": "student.fp16.onnx"}
 
 
-class Exact:
+class Fp32Reference:
     """The float32 file, and what it gives on the test split.
 
     Args:
@@ -93,7 +93,7 @@ class Variant(DerivedFile):
 
     Args:
         precision: int8 or fp16.
-        path: Where it is; nothing is there if it could not be made.
+        path: Its path; nothing is there if it could not be made.
         gates: All of them.
         making: How it was made; stands in the file too.
         score: On the test split: the keys of `accuracy` (of a backbone `knn_top1` too), `drop` (points lost
@@ -101,7 +101,8 @@ class Variant(DerivedFile):
             `agreement_fp32`. Empty if the file cannot be run.
         outputs_NK: On the test split; None if it cannot be run.
         losses: The layers that lose most, the worst first; of int8 only.
-        tuning: What a tuning for int8 gave, and whether this file has its weights; None: there was none.
+        tuning: Result of quantisation-aware training, and whether this file has its weights; or None.
+        exact: The float32 file; set by `export.compressed`.
     """
 
     precision: str
@@ -112,6 +113,7 @@ class Variant(DerivedFile):
     outputs_NK: Tensor | None = field(default=None, repr=False)
     losses: tuple[Loss, ...] = ()
     tuning: dict[str, Any] | None = None
+    exact: Fp32Reference | None = field(default=None, repr=False)
 
     @property
     def prefix(self) -> str:
@@ -134,7 +136,7 @@ class Variant(DerivedFile):
 
 
 def to_int8(
-    exact: Exact,
+    exact: Fp32Reference,
     images: Calibration,
     folder: Path,
     *,
@@ -150,8 +152,8 @@ def to_int8(
     Args:
         exact: The float32 file.
         images: To calibrate with.
-        folder: Where to.
-        target: Whose kernels it is made for.
+        folder: Destination.
+        target: Processor kind it is made for.
         ranges: How the activations' ranges are taken.
         rescue: So many of the layers that lose most stay in float.
         max_drop: Points of top-1 that may be lost.
@@ -188,13 +190,13 @@ def to_int8(
     return Variant("int8", path, [made, *gates], making, score, outputs_NK, tuple(losses))
 
 
-def to_fp16(exact: Exact, images: Calibration, folder: Path) -> Variant:
+def to_fp16(exact: Fp32Reference, images: Calibration, folder: Path) -> Variant:
     """Makes `student.fp16.onnx` and proves it.
 
     Args:
         exact: The float32 file.
         images: On which the activations must keep to what float16 holds.
-        folder: Where to.
+        folder: Destination.
     """
     model = half.halved(exact.path)
     layers = len(list(layers_of(onnx.load(exact.path))))
@@ -211,7 +213,7 @@ def to_fp16(exact: Exact, images: Calibration, folder: Path) -> Variant:
 
 
 def _proved(
-    model: ModelProto, precision: str, making: dict[str, Any], folder: Path, exact: Exact
+    model: ModelProto, precision: str, making: dict[str, Any], folder: Path, exact: Fp32Reference
 ) -> tuple[Path, list[Gate], dict[str, Any], Tensor | None]:
     """Writes the file; gives the gates that every such file has, its figures, and its outputs if it runs."""
     path = folder / NAMES[precision]
@@ -239,7 +241,7 @@ def _proved(
     return path, gates, score, outputs_NK
 
 
-def _score(exact: Exact, outputs_NK: Tensor) -> dict[str, Any]:
+def _score(exact: Fp32Reference, outputs_NK: Tensor) -> dict[str, Any]:
     figure = exact.task.deciding[0]
     score, before = exact.score_of(outputs_NK), exact.score[figure]
     noise = snr_db(exact.outputs_NK.numpy(), outputs_NK.numpy())
@@ -251,13 +253,13 @@ def _score(exact: Exact, outputs_NK: Tensor) -> dict[str, Any]:
     return score
 
 
-def _accuracy(exact: Exact, score: dict[str, Any]) -> dict[str, Any]:
+def _accuracy(exact: Fp32Reference, score: dict[str, Any]) -> dict[str, Any]:
     figure = exact.task.deciding[0]
     before = {f"{figure}_fp32": exact.score[figure]}
     return {"split": "test", figure: score[figure], **before, "n": score["n"]}
 
 
-def _of_the_graph(precision: str, file: OnnxModel, exact: Exact) -> Iterator[Gate]:
+def _of_the_graph(precision: str, file: OnnxModel, exact: Fp32Reference) -> Iterator[Gate]:
     for gate in graph_gates(file, exact.file.opset):
         yield Gate(f"{precision}_{gate.gate}", gate.passed, gate.figure, gate.limit, gate.detail)
 

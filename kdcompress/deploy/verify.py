@@ -34,7 +34,7 @@ from kdcompress.deploy.gate import Gate, at_most, relative
 from kdcompress.deploy.graph_gates import graph_gates
 from kdcompress.deploy.network_gates import network_gates
 from kdcompress.deploy.normalised import Deployed
-from kdcompress.deploy.strip import misfits, told
+from kdcompress.deploy.strip import describe_misfits, misfits
 from kdcompress.errors import UserError
 from kdcompress.tasks import CLASSIFICATION, Task
 from kdcompress.tasks.base import Scorer
@@ -71,7 +71,7 @@ def _parity(task: Task) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was found out.
+    """The result of the gates.
 
     Args:
         gates: Every gate, passed or not.
@@ -86,7 +86,7 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        """Whether every gate passed."""
+        """Returns whether every gate passed."""
         return all(gate.passed for gate in self.gates)
 
 
@@ -113,9 +113,9 @@ def prove(
         files: Format name to file; one of them, `scored_format`, is scored.
         batches: Opens the test split, which is not empty; called more than once, for the same images.
         reference_NK: The plain network's outputs on the test split (`outputs_of`), if they are known already.
-        opset: What was asked for; None: any.
-        allow_code: Whether a `python:` network may be built.
-        task: What its outputs are.
+        opset: Requested opset; None: any.
+        allow_code: True: a `python:` network may be built.
+        task: Kind of its outputs.
     """
     images = first_images(batches())
     deployed = Deployed(plain, spec)
@@ -162,7 +162,7 @@ def _rank(name: str) -> tuple[int, str]:
 def split_gates(
     reference_NK: Tensor, exported: Run, batches: Batches, *, task: Task = CLASSIFICATION
 ) -> tuple[Comparison | None, list[Gate]]:
-    """What the exported file does on the whole test split, beside PyTorch.
+    """Compares the exported file with PyTorch on the whole test split.
 
     An image whose two best logits are nearer to each other than the parity limit allows is a tie: either
     class is right. No other image may get another class. No embedding may point elsewhere.
@@ -171,7 +171,7 @@ def split_gates(
         reference_NK: The outputs of the PyTorch network with its normalisation, in the split's order.
         exported: The file.
         batches: The test split.
-        task: What the outputs are.
+        task: Kind of the outputs.
 
     Returns:
         The comparison (None if the file cannot be run on it) and the gates `outputs_vary`,
@@ -216,7 +216,7 @@ def parity_gates(
         exported: The file.
         images: `[PARITY_IMAGES, C, H, W]` real images in [0, 1].
         reference_NK: PyTorch's outputs on the test split, whose spread S is the measure.
-        task: What the outputs are.
+        task: Kind of the outputs.
     """
     signal, largest_output = spread(reference_NK), float(reference_NK.abs().max())
     array = as_input(images)
@@ -260,14 +260,14 @@ def _open(name: str, path: Path, opset: int | None, allow_code: bool) -> tuple[R
 
 
 def _round_trip(path: Path, plain: nn.Module, deployed: Deployed, file: Run | None, images: Tensor) -> Gate:
-    """Whether the safetensors file gives back every tensor and the same outputs."""
+    """Checks that the safetensors file gives back every tensor and the same outputs."""
     name = "safetensors_round_trip"
     if file is None:
         return Gate(name, False, None, 0, "the file cannot be opened with its config.json")
     stored, held = safetensors.tensors_of(path), plain.state_dict()
     problems = misfits(plain, stored)
     if problems:
-        return Gate(name, False, sum(map(len, problems.values())), 0, told(problems))
+        return Gate(name, False, sum(map(len, problems.values())), 0, describe_misfits(problems))
     changed = [key for key, tensor in held.items() if not torch.equal(tensor, stored[key])]
     if changed:
         return Gate(name, False, len(changed), 0, f"tensors that changed: {', '.join(changed[:3])}")

@@ -14,11 +14,16 @@ from kdcompress.deploy.config import read_config
 from kdcompress.deploy.derived import failure
 from kdcompress.deploy.gate import GATES
 from kdcompress.deploy.load import GRAPH
+from kdcompress.deploy.qat_int8 import QatStudent
 from kdcompress.deploy.quantize import check_rescue
-from kdcompress.deploy.tuned_int8 import TunedStudent
 from kdcompress.deploy.variants import NAMES
 from kdcompress.errors import UserError
-from kdcompress.export.compressed import Made, Wanted, judged, tried
+from kdcompress.export.compressed import (
+    CompressedFiles,
+    CompressionRequest,
+    compress_and_time,
+    verdict_entries,
+)
 from kdcompress.export.int8_inputs import load_qat_student
 from kdcompress.export.reexport import EXPORT_SCHEMA, check_single, data_of, images_of
 from kdcompress.progress import Progress
@@ -32,7 +37,7 @@ _AGAIN = "student (beside {})"
 """The float32 file, timed once more."""
 
 
-def wanted_of(
+def compression_request(
     source: Path,
     *,
     int8: bool,
@@ -41,17 +46,17 @@ def wanted_of(
     rounds: int | None,
     formats: Sequence[str],
     allow_code: bool,
-) -> Wanted:
-    """What a command line asks for, over what the run's recipe says of int8.
+) -> CompressionRequest:
+    """Makes the request from a command line; what it leaves open is as in the run's recipe.
 
     Args:
         source: A run folder, or a checkpoint, which has no recipe.
-        int8: Whether that file is wanted.
-        fp16: Whether that is.
+        int8: True: an int8 file.
+        fp16: True: an fp16 file.
         changes: Values of `export.int8` that go before the recipe's.
-        rounds: Of the timing; None: the recipe's `bench.rounds`.
+        rounds: Rounds of the timing; None: the recipe's `bench.rounds`.
         formats: That are written with it.
-        allow_code: Whether the run's recipe may name `python:` networks.
+        allow_code: True: the run's recipe may name `python:` networks.
 
     Raises:
         UserError: It cannot be had.
@@ -60,17 +65,22 @@ def wanted_of(
         asked = "--int8" if int8 else "--fp16"
         raise UserError(f"{asked}: is made from {GRAPH}; add onnx to --format")
     if not int8:
-        return Wanted(None, fp16, rounds)
+        return CompressionRequest(None, fp16, rounds)
     recipe = RunFolder(source).recorded_recipe(allow_code) if source.is_dir() else None
     section = (recipe and recipe.export.int8) or Int8Section()
     section = section.model_copy(update=changes)
     if (source / GRAPH).is_file():
         check_rescue(source / GRAPH, section.rescue)
-    return Wanted(section, fp16, rounds, source if source.is_dir() else None)
+    return CompressionRequest(section, fp16, rounds, source if source.is_dir() else None)
 
 
 def add_to_run(
-    source: Path, wanted: Wanted, progress: Progress, *, root: str | None = None, allow_code: bool = False
+    source: Path,
+    wanted: CompressionRequest,
+    progress: Progress,
+    *,
+    root: str | None = None,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Adds smaller files to a run, with their gates, their timings and a verdict on each.
 
@@ -80,9 +90,9 @@ def add_to_run(
     Args:
         source: A run folder that has come to results.
         wanted: Which files.
-        progress: What a watcher sees.
+        progress: Progress display.
         root: Folder of the data; None: the recipe's.
-        allow_code: Whether the run's recipe may name `python:` networks.
+        allow_code: True: the run's recipe may name `python:` networks.
 
     Raises:
         UserError: It is no such run.
@@ -94,7 +104,7 @@ def add_to_run(
     workers = granted_cores()
     with run.held():
         results = read_json(source / "results.json")
-        with tried(
+        with compress_and_time(
             source,
             wanted,
             data.train,
@@ -108,8 +118,8 @@ def add_to_run(
             names = {NAMES[variant.precision] for variant in made.variants}
             # Written one by one: whoever is killed in between leaves a run that can be asked again.
             run.update_manifest_hashes([], {GATES, "bench.json", "results.json", *PAGES, *names})
-            made = made.placed(source)
-            entries = judged(made, bench)
+            made = made.move_to(source)
+            entries = verdict_entries(made, bench)
         new = {variant.precision for variant in made.variants}
         others = {name: entry for name, entry in results.get("variants", {}).items() if name not in new}
         write_json(source / "results.json", {**results, "variants": {**others, **entries}})
@@ -121,7 +131,7 @@ def add_to_run(
     failed = failure(made.variants)
     if failed is not None:
         raise failed
-    return told(source, made, entries, results["student"])
+    return document_of_files(source, made, entries, results["student"])
 
 
 def add_beside(
@@ -130,20 +140,20 @@ def add_beside(
     test: Source,
     bench: BenchSection,
     *,
-    wanted: Wanted,
+    wanted: CompressionRequest,
     progress: Progress,
     allow_code: bool = False,
 ) -> dict[str, Any]:
     """Adds smaller files to what `export` has just written, with a `bench.json` of their own.
 
     Args:
-        document: What `export` says of it.
+        document: Document of the export.
         train: The training images, to calibrate with.
         test: The images that the files were proved on.
         bench: How they are timed.
         wanted: Which files.
-        progress: What a watcher sees.
-        allow_code: Whether the network may be built where it is a `python:` one.
+        progress: Progress display.
+        allow_code: True: the network may be built where it is a `python:` one.
 
     Returns:
         The document with them in it.
@@ -152,7 +162,7 @@ def add_beside(
         GateFailed: A file failed a gate; it is under `failed/`.
     """
     folder, workers = Path(document["folder"]), granted_cores()
-    with tried(
+    with compress_and_time(
         folder,
         wanted,
         train,
@@ -161,15 +171,15 @@ def add_beside(
         document["student"],
         progress,
         workers=workers,
-        tuned=_tuned_elsewhere(wanted.tuned_in, folder, workers, allow_code),
+        tuned=_qat_student_of(wanted.tuned_in, folder, workers, allow_code),
     ) as (made, timed):
-        made = made.placed(folder)
-        entries = judged(made, timed)
+        made = made.move_to(folder)
+        entries = verdict_entries(made, timed)
     write_json(folder / "bench.json", timed)
     failed = failure(made.variants)
     if failed is not None:
         raise failed
-    more = told(folder, made, entries, document["student"])
+    more = document_of_files(folder, made, entries, document["student"])
     return {
         **document,
         "files": {**document["files"], **more["files"]},
@@ -178,13 +188,13 @@ def add_beside(
     }
 
 
-def told(
-    folder: Path, made: Made, entries: dict[str, dict[str, Any]], student: dict[str, Any]
+def document_of_files(
+    folder: Path, made: CompressedFiles, entries: dict[str, dict[str, Any]], student: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `export` says of smaller files.
+    """Returns the document of `export` for smaller files.
 
     Args:
-        folder: Where they are.
+        folder: Their folder.
         made: All of them, with their gates.
         entries: Their figures and verdicts.
         student: The float32 file's figures.
@@ -199,7 +209,7 @@ def told(
     }
 
 
-def _tuned_elsewhere(run: Path | None, folder: Path, workers: int, allow_code: bool) -> TunedStudent | None:
+def _qat_student_of(run: Path | None, folder: Path, workers: int, allow_code: bool) -> QatStudent | None:
     """The weights that a run tuned for int8, unless they did worse there; None where it tuned none."""
     results = None if run is None else run / "results.json"
     if run is None or results is None or not results.is_file():

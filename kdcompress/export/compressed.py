@@ -1,11 +1,11 @@
-"""The smaller files of a student: made of its `student.onnx`, proved, timed, and judged."""
+"""The smaller files of a student: made of its `student.onnx`, proved, timed, and verdict_entries."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,13 @@ from kdcompress.bench.measure import Artefact, measure
 from kdcompress.bench.paired import paired
 from kdcompress.data.source import Source
 from kdcompress.deploy.accuracy import Batches, as_input
-from kdcompress.deploy.derived import place
+from kdcompress.deploy.derived import DerivedFile, place
 from kdcompress.deploy.gate import Gate
+from kdcompress.deploy.int8_diagnosis import slow_causes, usual_target
 from kdcompress.deploy.load import GRAPH
-from kdcompress.deploy.obstacles import obstacles, usual_target
-from kdcompress.deploy.tuned_int8 import TunedStudent, better_int8
-from kdcompress.deploy.variants import NAMES, Exact, Variant, to_fp16, to_int8
-from kdcompress.deploy.worth import worst_layers, worth
+from kdcompress.deploy.qat_int8 import QatStudent, choose_int8
+from kdcompress.deploy.speed_verdict import speed_verdict, worst_layers
+from kdcompress.deploy.variants import NAMES, Fp32Reference, Variant, to_fp16, to_int8
 from kdcompress.errors import NetworkError
 from kdcompress.export.int8_inputs import calibration_images, int8_target
 from kdcompress.progress import Progress
@@ -41,13 +41,13 @@ _ON_X86 = "onnxruntime computes float16 in float32 on x86 processors, so nothing
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class CompressionRequest:
     """Which smaller files.
 
     Args:
         int8: How; None: not at all.
-        fp16: Whether.
-        rounds: Of the timing that the verdicts rest on; None: `bench.rounds`.
+        fp16: True: an fp16 file.
+        rounds: Rounds of the timing that the verdicts rest on; None: `bench.rounds`.
         tuned_in: A run whose student may have been tuned for int8.
     """
 
@@ -57,8 +57,8 @@ class Wanted:
     tuned_in: Path | None = None
 
     @classmethod
-    def of(cls, export: ExportSection) -> Wanted:
-        """What a recipe asks for."""
+    def of(cls, export: ExportSection) -> CompressionRequest:
+        """Reads the request from a recipe."""
         return cls(export.int8, export.fp16)
 
     def __bool__(self) -> bool:
@@ -66,15 +66,15 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What became of them.
+class CompressedFiles:
+    """The float32 file and the smaller files made from it.
 
     Args:
         exact: The float32 file.
         variants: All that were made, those that failed a gate among them.
     """
 
-    exact: Exact
+    exact: Fp32Reference
     variants: tuple[Variant, ...]
 
     @property
@@ -82,21 +82,31 @@ class Made:
         """Those that have their final names."""
         return [variant for variant in self.variants if variant.passed]
 
-    def placed(self, folder: Path) -> Made:
+    @classmethod
+    def of(cls, files: Sequence[DerivedFile]) -> CompressedFiles | None:
+        """Selects the smaller files among derived ones; None: there are none."""
+        variants = tuple(file for file in files if isinstance(file, Variant))
+        if not variants:
+            return None
+        exact = variants[0].exact
+        assert exact is not None
+        return cls(exact, variants)
+
+    def move_to(self, folder: Path) -> CompressedFiles:
         """Moves the files to their places in a folder and adds their gates to the others."""
         return dataclasses.replace(self, variants=tuple(place(self.variants, folder)))
 
 
 def make(
     folder: Path,
-    wanted: Wanted,
+    wanted: CompressionRequest,
     train: Source,
     test: Test,
     progress: Progress,
     *,
     workers: int,
-    tuned: TunedStudent | None = None,
-) -> Made:
+    tuned: QatStudent | None = None,
+) -> CompressedFiles:
     """Makes and proves the files beside `student.onnx`; their gates join the others in `gates.json`.
 
     Args:
@@ -104,7 +114,7 @@ def make(
         wanted: Which.
         train: The training split, to calibrate with.
         test: Opens the test split.
-        progress: What a watcher sees.
+        progress: Progress display.
         workers: Processes that decode images.
         tuned: The student with weights that were tuned for int8, if it was.
 
@@ -113,15 +123,15 @@ def make(
     """
     with staging_folder(folder / _STAGING) as staging:
         with progress.counter() as tell:
-            made = _made(folder, staging, wanted, train, test, tell, workers, tuned)
-        return made.placed(folder)
+            made = _compress(folder, staging, wanted, train, test, tell, workers, tuned)
+        return made.move_to(folder)
 
 
-def artefacts(made: Made, student: dict[str, Any]) -> list[Artefact]:
+def artefacts(made: CompressedFiles, student: dict[str, Any]) -> list[Artefact]:
     """The files that passed, to be timed.
 
     Args:
-        made: As `make` gave it.
+        made: Result of `compress`.
         student: The `student` object of `results.json`.
     """
     facts = {key: student[key] for key in ("params", "macs")}
@@ -131,20 +141,20 @@ def artefacts(made: Made, student: dict[str, Any]) -> list[Artefact]:
     ]
 
 
-def judged(made: Made, bench: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What `results.json` says of each file that passed: figures, making and verdict, by precision.
+def verdict_entries(made: CompressedFiles, bench: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Makes the `results.json` entries of the files that passed, by precision: figures, making and verdict.
 
     Args:
-        made: As `make` gave it.
+        made: Result of `compress`.
         bench: A benchmark of them and the student, of the document's schema.
     """
     return {variant.precision: _entry(variant, made.exact, bench) for variant in made.passed}
 
 
 @contextmanager
-def tried(
+def compress_and_time(
     folder: Path,
-    wanted: Wanted,
+    wanted: CompressionRequest,
     train: Source,
     test: Test,
     bench: BenchSection,
@@ -152,8 +162,8 @@ def tried(
     progress: Progress,
     *,
     workers: int,
-    tuned: TunedStudent | None = None,
-) -> Iterator[tuple[Made, dict[str, Any]]]:
+    tuned: QatStudent | None = None,
+) -> Iterator[tuple[CompressedFiles, dict[str, Any]]]:
     """Makes the files and times them against the float32 one, and leaves it to the caller to `place` them.
 
     Until then an interruption leaves the folder as it was; what is not placed is gone at the end.
@@ -165,16 +175,16 @@ def tried(
         test: Opens the test split.
         bench: How it is timed.
         student: The `student` object of `results.json`.
-        progress: What a watcher sees.
+        progress: Progress display.
         workers: Processes that decode images.
-        tuned: As for `make`.
+        tuned: See `make`.
 
     Yields:
         The files, and the benchmark's document.
     """
     with staging_folder(folder / _STAGING) as staging:
         with progress.counter() as tell:
-            made = _made(folder, staging, wanted, train, test, tell, workers, tuned)
+            made = _compress(folder, staging, wanted, train, test, tell, workers, tuned)
         facts = {key: student[key] for key in ("params", "macs")}
         exact = Artefact("student", made.exact.path, ("onnxruntime",), **facts)
         with progress.counter() as tell:
@@ -204,19 +214,19 @@ def lines(entries: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield f"      {entry['verdict']['told']}"
 
 
-def _made(
+def _compress(
     folder: Path,
     staging: Path,
-    wanted: Wanted,
+    wanted: CompressionRequest,
     train: Source,
     test: Test,
     tell: Any,
     workers: int,
-    tuned: TunedStudent | None,
-) -> Made:
+    tuned: QatStudent | None,
+) -> CompressedFiles:
     steps = 2 + wanted.fp16 + (wanted.int8 is not None)
     tell("smaller files", 0, steps)
-    exact = Exact(folder / GRAPH, test)
+    exact = Fp32Reference(folder / GRAPH, test)
     tell("smaller files", 1, steps)
     section = wanted.int8 or Int8Section()
     images = calibration_images(section, train, workers=workers)
@@ -226,13 +236,13 @@ def _made(
         settings["target"] = int8_target(section)
         make_it = functools.partial(to_int8, exact, images, staging, **settings)
         if tuned is not None:
-            make_it = functools.partial(better_int8, exact, images, staging, tuned, **settings)
+            make_it = functools.partial(choose_int8, exact, images, staging, tuned, **settings)
         variants.append(_attempted("int8", staging, make_it))
         tell("smaller files", 2, steps)
     if wanted.fp16:
         variants.append(_attempted("fp16", staging, functools.partial(to_fp16, exact, images, staging)))
     tell("smaller files", steps, steps)
-    return Made(exact, tuple(variants))
+    return CompressedFiles(exact, tuple(dataclasses.replace(file, exact=exact) for file in variants))
 
 
 def _attempted(precision: str, staging: Path, make_it: Callable[[], Variant]) -> Variant:
@@ -244,7 +254,7 @@ def _attempted(precision: str, staging: Path, make_it: Callable[[], Variant]) ->
         return Variant(precision, staging / NAMES[precision], [gate], {})
 
 
-def _entry(variant: Variant, exact: Exact, bench: dict[str, Any]) -> dict[str, Any]:
+def _entry(variant: Variant, exact: Fp32Reference, bench: dict[str, Any]) -> dict[str, Any]:
     timings = paired(bench, _called(variant.precision), "student")
     right, before = (
         None if outputs is None else exact.right(outputs)
@@ -253,7 +263,7 @@ def _entry(variant: Variant, exact: Exact, bench: dict[str, Any]) -> dict[str, A
     ci95 = None if right is None or before is None else verdict.gain(right, before)["ci95"]
     bytes_ = variant.path.stat().st_size
     losses = [loss for loss in variant.losses if loss.layer not in variant.making.get("in_float", ())]
-    said = worth(
+    said = speed_verdict(
         variant.precision,
         variant.score,
         bytes_ / exact.path.stat().st_size,
@@ -261,7 +271,7 @@ def _entry(variant: Variant, exact: Exact, bench: dict[str, Any]) -> dict[str, A
         _because(variant, exact),
         losses=losses,
         ci95=ci95,
-        elsewhere=_elsewhere(variant),
+        elsewhere=_foreign_target(variant),
     )
     return {
         "file": variant.path.name,
@@ -273,15 +283,15 @@ def _entry(variant: Variant, exact: Exact, bench: dict[str, Any]) -> dict[str, A
     }
 
 
-def _because(variant: Variant, exact: Exact) -> list[str]:
+def _because(variant: Variant, exact: Fp32Reference) -> list[str]:
     machine, isa = platform.machine(), environment()["isa"]
     if variant.precision == "int8":
-        return obstacles(exact.path, variant.path, machine, isa, variant.making["in_float"])
+        return slow_causes(exact.path, variant.path, machine, isa, variant.making["in_float"])
     return [] if usual_target(machine, isa) == "arm" else [_ON_X86]
 
 
-def _elsewhere(variant: Variant) -> str | None:
-    """What an int8 file was made for, if this machine is of another kind."""
+def _foreign_target(variant: Variant) -> str | None:
+    """Returns the target of an int8 file, if this machine is of another kind."""
     target = variant.making.get("target")
     if target is None:
         return None

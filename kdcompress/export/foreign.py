@@ -21,18 +21,25 @@ from kdcompress.deploy.formats import safetensors
 from kdcompress.deploy.load import WEIGHTS
 from kdcompress.deploy.macs import evaluating
 from kdcompress.errors import DataError, NetworkError, UserError
+from kdcompress.export.checkpoint_student import (
+    StripRequest,
+    default_side,
+    find_student_in,
+    load_student,
+    strip_document,
+)
 from kdcompress.export.reexport import (
     Addition,
-    Subject,
+    batches_of,
     check_folder,
     check_formats,
     open_section,
     write_files,
 )
+from kdcompress.export.subject import Subject
 from kdcompress.networks.build import accepted_channels
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, load_recipe
-from kdcompress.tools.strip import StripRequest, default_side, find_student_in, load_student, strip_document
 
 _NEAR_CHANCE = 1.5
 """Times chance: a top-1 below it is worth a warning."""
@@ -43,9 +50,9 @@ class OnData:
     """How an exported checkpoint meets its images.
 
     Args:
-        recipe: Whose `data:` section says which images, cut how; None: `root` is a folder of images.
+        recipe: Recipe whose `data:` section says which images, cut how; None: `root` is a folder of images.
         root: Folder of the data; goes before the recipe's.
-        overrides: Of the recipe.
+        overrides: Overrides of the recipe.
         labels: A file of class names, in the order of the logits.
         mean: Per channel, of images in [0, 1].
         std: Per channel.
@@ -76,13 +83,13 @@ def export(
     beside the file, and the classes are as many as the data's or are told.
 
     Args:
-        source: As for `strip`.
-        out: Where to; None: a folder beside the checkpoint, named after it with `-export`.
-        formats: Of `discovery.names("format")`.
-        progress: What a watcher sees.
+        source: See `strip`.
+        out: Destination; None: a folder beside the checkpoint, named after it with `-export`.
+        formats: Names from `discovery.names("format")`.
+        progress: Progress display.
         asked: Which network is meant.
         on: The images it is proved on, and how it takes them.
-        opset: Of the ONNX file; None: the exporter's choice.
+        opset: ONNX opset; None: the exporter's choice.
         additions: Make more files of the ONNX file, in this order.
 
     Raises:
@@ -110,8 +117,9 @@ def export(
     if names is None and config is not None:
         names = config.class_names
     names, test = _named(count, names, data, source)
-    subject = Subject(network, model, spec, names, test, {})
-    document = write_files(subject, folder, formats, opset=opset, allow_code=asked.allow_code)
+    with batches_of(test) as batches:
+        subject = Subject(network, model, spec, names, batches, {})
+        document = write_files(subject, folder, formats, opset=opset, allow_code=asked.allow_code)
     top1 = document["student"]["top1"]
     if top1 is not None and count > 2 and top1 < _NEAR_CHANCE / count:
         progress.warn(

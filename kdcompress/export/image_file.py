@@ -25,7 +25,7 @@ from kdcompress.deploy.derived import DerivedFile, failure, place
 from kdcompress.deploy.gate import Gate
 from kdcompress.deploy.golden_file import NAME as GOLDEN
 from kdcompress.deploy.golden_file import read_golden
-from kdcompress.deploy.image_gates import Checked
+from kdcompress.deploy.image_gates import ReferenceImage
 from kdcompress.deploy.load import GRAPH
 from kdcompress.errors import UserError
 from kdcompress.progress import Progress
@@ -82,8 +82,8 @@ def make(folder: Path, test: Source, progress: Progress, asked: str = OPTION) ->
     Args:
         folder: Holds `student.onnx`, proved, with its config and golden images.
         test: The test split.
-        progress: What a watcher sees.
-        asked: What asked for it, as the user has it.
+        progress: Progress display.
+        asked: Option or key that requested it, for messages.
 
     Raises:
         UserError: It cannot be had of this network.
@@ -108,7 +108,7 @@ def add(exported: dict[str, Any], test: Source, progress: Progress) -> dict[str,
     Args:
         exported: The document of the export.
         test: The test images.
-        progress: What a watcher sees.
+        progress: Progress display.
 
     Raises:
         GateFailed: A gate failed; the file is under `failed/`.
@@ -125,7 +125,7 @@ def add(exported: dict[str, Any], test: Source, progress: Progress) -> dict[str,
 
 
 @contextlib.contextmanager
-def _images(test: Source, spec: InputSpec) -> Iterator[tuple[list[Checked], str]]:
+def _images(test: Source, spec: InputSpec) -> Iterator[tuple[list[ReferenceImage], str]]:
     """Image files of all over the test split with what the evaluation makes of them, and what they are."""
     chosen = torch.linspace(0, len(test) - 1, min(IMAGES, len(test))).round().long()
     some = test.subset(chosen)
@@ -136,7 +136,7 @@ def _images(test: Source, spec: InputSpec) -> Iterator[tuple[list[Checked], str]
         yield _decoded(_as_files(some, spec, Path(folder))), "JPEG files made of test images"
 
 
-def _decoded(source: FolderSource) -> list[Checked]:
+def _decoded(source: FolderSource) -> list[ReferenceImage]:
     made = source.evaluation_images(torch.arange(len(source)))
     checked = []
     with quiet_pillow():
@@ -144,7 +144,7 @@ def _decoded(source: FolderSource) -> list[Checked]:
             with open_image(source.root / file) as stored:
                 image = decode_image(stored, source.channels)
             array = np.array(image)
-            checked.append(Checked(array.reshape(*array.shape[:2], source.channels), expected))
+            checked.append(ReferenceImage(array.reshape(*array.shape[:2], source.channels), expected))
     return checked
 
 

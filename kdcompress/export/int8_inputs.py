@@ -16,10 +16,10 @@ from kdcompress.deploy.calibration import Calibration, calibration
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import read_config
 from kdcompress.deploy.formats.safetensors import tensors_of
-from kdcompress.deploy.obstacles import usual_target
+from kdcompress.deploy.int8_diagnosis import usual_target
+from kdcompress.deploy.qat_int8 import QatStudent
 from kdcompress.deploy.quantize import Target
 from kdcompress.deploy.strip import plain_student
-from kdcompress.deploy.tuned_int8 import TunedStudent
 from kdcompress.recipe import Int8Section
 
 WEIGHTS = "quantised.safetensors"
@@ -57,7 +57,7 @@ def calibration_images(section: Int8Section, train: Source, *, workers: int) -> 
 
 def load_qat_student(
     run: Path, folder: Path, held_out: Source | None, *, workers: int, allow_code: bool
-) -> TunedStudent | None:
+) -> QatStudent | None:
     """Loads the weights of a run's quantisation-aware training; None if it had none.
 
     Args:
@@ -65,7 +65,7 @@ def load_qat_student(
         folder: Holds the `config.json` of the student.
         held_out: Images to choose between them and the ordinary weights; None: nothing is held out.
         workers: Processes that decode them.
-        allow_code: Whether a `python:` network may be built.
+        allow_code: True: a `python:` network may be built.
 
     Raises:
         UserError: They do not fit the student.
@@ -93,4 +93,4 @@ def load_qat_student(
             loader.close()
 
     chosen = {key: facts[key] for key in ("epochs", "lr", "epoch")}
-    return TunedStudent(network, config.spec, chosen, None if held_out is None else images)
+    return QatStudent(network, config.spec, chosen, None if held_out is None else images)

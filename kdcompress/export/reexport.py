@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdcompress import discovery
 from kdcompress.atomic import translated
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
-from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.source import Source
+from kdcompress.deploy.accuracy import Batches
 from kdcompress.deploy.files import check_installed
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.image_graph import NAME as IMAGE_GRAPH
 from kdcompress.deploy.load import GRAPH, WEIGHTS
-from kdcompress.deploy.ship import ship
 from kdcompress.deploy.variants import NAMES
 from kdcompress.errors import UserError, suggest
+from kdcompress.export.subject import Subject, write_subject
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, Recipe
 from kdcompress.report import documents
@@ -36,27 +35,6 @@ EXPORT_SCHEMA = "kdcompress.export/1"
 Addition = Callable[[dict[str, Any], Source, Source, BenchSection], dict[str, Any]]
 """Adds files to an export: takes its document, the training and the test images, and how files are timed;
 returns the document with the files in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A network that is to be written and proved, with all that its files say of it.
-
-    Args:
-        network: The plain network, with its weights.
-        model: Its `FAMILY/NAME`.
-        spec: Its input.
-        class_names: K names; none of a backbone.
-        test: The images it is proved on.
-        metadata: What an ONNX file says of its making.
-    """
-
-    network: nn.Module
-    model: str
-    spec: InputSpec
-    class_names: tuple[str, ...]
-    test: Source
-    metadata: dict[str, str]
 
 
 def export(
@@ -74,13 +52,13 @@ def export(
 
     Args:
         source: A run folder, finished or with its files under `failed/`.
-        out: Where to; None: `RUN/export`.
-        formats: Of `discovery.names("format")`.
-        progress: What a watcher sees.
+        out: Destination; None: `RUN/export`.
+        formats: Names from `discovery.names("format")`.
+        progress: Progress display.
         root: Folder of the data; None: the recipe's.
-        opset: Of the ONNX file; None: the exporter's choice.
+        opset: ONNX opset; None: the exporter's choice.
         additions: Make more files of the ONNX file, in this order.
-        allow_code: Whether a `python:` network may be built.
+        allow_code: True: a `python:` network may be built.
 
     Raises:
         UserError: There is no run, or an unknown format.
@@ -104,8 +82,9 @@ def export(
     network, config = safetensors.read(file, allow_code=allow_code)
     data = data_of(recipe, root, (config.spec.height, config.spec.width), config.spec.channels, progress)
     metadata = documents.file_metadata(recipe, _teacher_of(source))
-    subject = Subject(network, config.model, config.spec, config.class_names, data.test, metadata)
-    document = write_files(subject, folder, formats, opset=opset, allow_code=allow_code)
+    with batches_of(data.test) as test:
+        subject = Subject(network, config.model, config.spec, config.class_names, test, metadata)
+        document = write_files(subject, folder, formats, opset=opset, allow_code=allow_code)
     for add in additions:
         document = add(document, data.train, data.test, recipe.bench)
     return document
@@ -147,11 +126,11 @@ def write_files(
     """Writes a network in every format and proves the files.
 
     Args:
-        subject: What is written.
-        folder: Where to; made if it is not there.
-        formats: Of `discovery.names("format")`.
-        opset: Of the ONNX file; None: the exporter's choice.
-        allow_code: Whether a `python:` network may be built.
+        subject: The network to write.
+        folder: Destination; made if it is not there.
+        formats: Names from `discovery.names("format")`.
+        opset: ONNX opset; None: the exporter's choice.
+        allow_code: True: a `python:` network may be built.
 
     Raises:
         UserError: The exporter cannot write this opset.
@@ -159,28 +138,13 @@ def write_files(
     """
     made = not folder.exists()
     create_folder(folder)
-    # One loader, since the images are read several times and its processes take a while to start.
-    loader = EvaluationLoader(subject.test, device=torch.device("cpu"), workers=granted_cores())
     try:
-        shipped = ship(
-            subject.network,
-            subject.model,
-            subject.spec,
-            subject.class_names,
-            lambda: ((batch.images, batch.labels) for batch in loader),
-            folder,
-            formats=list(dict.fromkeys(formats)),
-            metadata=subject.metadata,
-            allow_code=allow_code,
-            opset=opset,
-        )
+        shipped, _ = write_subject(subject, folder, formats, opset=opset, allow_code=allow_code)
     except UserError:
         if made:
             with contextlib.suppress(OSError):  # it is kept if something is in it
                 folder.rmdir()
         raise
-    finally:
-        loader.close()
     _drop_stale(folder, shipped.files)
     return {
         "schema": EXPORT_SCHEMA,
@@ -201,7 +165,7 @@ def _drop_stale(folder: Path, shipped: Container[str]) -> None:
 
 
 def _teacher_of(run: Path) -> dict[str, Any] | None:
-    """What the run's manifest says of its teacher; a run that did not finish has no manifest."""
+    """Reads the teacher's entry in the run's manifest; a run that did not finish has no manifest."""
     file = run / "manifest.json"
     return read_json(file)["teacher"] if file.exists() else None
 
@@ -211,7 +175,7 @@ def artefact(source: Path, names: tuple[str, ...] = (GRAPH, WEIGHTS)) -> Path:
 
     Args:
         source: A file, or a finished run folder.
-        names: Of a run's files, the wanted one first.
+        names: Names of a run's files, the wanted one first.
 
     Raises:
         UserError: There is none.
@@ -255,6 +219,16 @@ def open_section(
     update = {"root": root or section.root, "image_size": side or section.image_size}
     with progress.counter() as tell:
         return open_data(section.model_copy(update=update), channels=channels, progress=tell)
+
+
+@contextlib.contextmanager
+def batches_of(split: Source) -> Iterator[Callable[[], Batches]]:
+    """Opens a split for several passes with one loader, whose processes take a while to start."""
+    loader = EvaluationLoader(split, device=torch.device("cpu"), workers=granted_cores())
+    try:
+        yield lambda: ((batch.images, batch.labels) for batch in loader)
+    finally:
+        loader.close()
 
 
 def images_of(split: Source, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,7 +18,7 @@ Read = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a network makes of a split.
+    """The features and outputs of a network on a split.
 
     Args:
         values: `[N, D]` float32.

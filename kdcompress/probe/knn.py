@@ -16,7 +16,7 @@ def knn(bank: Features, queries_QD: Tensor, num_classes: int, *, k: int = NEIGHB
     """The class that the k most similar labelled images vote for, each with the weight exp(cos / 0.07).
 
     Args:
-        bank: Of the labelled images; not empty.
+        bank: Bank of the labelled images; not empty.
         queries_QD: Features of the images to be classified.
         num_classes: K.
         k: Neighbours that vote; a smaller bank votes as a whole.

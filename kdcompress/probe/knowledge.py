@@ -1,4 +1,4 @@
-"""What of an image a network's features keep: the entropy of each pixel given the features.
+"""Measures how much of an image a network's features keep: the entropy of each pixel given the features.
 
 Each pixel i gets noise of its own strength, x'_i = x_i + σ_i ε_i with ε ~ N(0, 1), as strong as the features
 bear. With f the features and H_i = log σ_i + ½ log(2πe) the entropy of that noise in nats, one minimises
@@ -64,8 +64,8 @@ class Search:
     Args:
         trade: λ, in units of the distortion per nat.
         cells: Values of σ along the longer side, at most.
-        steps: Of Adam on log σ, its rate falling to 0 along a half cosine.
-        samples: Of the noise at each step; even, since each comes with its negative.
+        steps: Steps of Adam on log σ, its rate falling to 0 along a half cosine.
+        samples: Samples of the noise at each step; even, since each comes with its negative.
         rate: Adam's first.
     """
 
@@ -77,8 +77,8 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What the features keep of some images.
+class ImageKnowledge:
+    """The knowledge that the features keep of some images.
 
     Args:
         entropy: `[N, H, W]` float32, nats per value of a channel; high: discarded.
@@ -103,14 +103,14 @@ def entropies(
     search: Search | None = None,
     view: View = ORIGINAL,
     advance: Callable[[], None] = lambda: None,
-) -> Kept:
+) -> ImageKnowledge:
     """The entropy of each pixel given the features.
 
     Args:
         read: The network; gradients must reach the images.
         images_NCHW: Float32 in [0, 1].
         variance: σ_f² of this network.
-        seed: Of the noise, which is the same for every network and every view.
+        seed: Seed of the noise, which is the same for every network and every view.
         search: How; None: as usual.
         view: The view of the images that the network sees; the noise is put on the original's pixels.
         advance: Called after each step.
@@ -121,7 +121,7 @@ def entropies(
     for number, part in enumerate(torch.split(images_NCHW, _at_once(height, width, search))):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         parts.append(_entropies(read, part, variance, search, view, generator, advance))
-    return Kept(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return ImageKnowledge(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _entropies(

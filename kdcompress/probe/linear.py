@@ -31,8 +31,8 @@ class LinearProbe:
     Args:
         classes: `[Q]` int64, of the queries.
         strength: C.
-        chosen: Whether C was chosen on held-out images.
-        converged: Whether L-BFGS came to its end within `MOST_STEPS`.
+        chosen: True: C was chosen on held-out images.
+        converged: True: L-BFGS came to its end within `MOST_STEPS`.
     """
 
     classes: Tensor
@@ -45,7 +45,7 @@ def linear(train: Features, queries_QD: Tensor, held_out: Features | None) -> Li
     """Logistic regression on standardised features (mean 0, standard deviation 1 over the training images).
 
     Args:
-        train: Of the labelled training images.
+        train: Train of the labelled training images.
         queries_QD: Features of the images to be classified.
         held_out: Labelled images on which the top-1 chooses C from `STRENGTHS`, the smallest of several that
             are equally good. None: `DEFAULT`.

@@ -50,7 +50,7 @@ def picture(images_NCHW: Tensor, columns: Sequence[Column], title: str, subtitle
     Args:
         images_NCHW: In [0, 1]; one or three channels. The first `ROWS` are shown.
         columns: At least one, of as many images.
-        title: What is shown. As in `caption`, Latin letters only.
+        title: Title of the drawing. As in `caption`, Latin letters only.
         subtitle: How it was measured.
     """
     shown = min(len(images_NCHW), ROWS)

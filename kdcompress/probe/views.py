@@ -59,7 +59,7 @@ def shifted(pixels: int) -> View:
 
 
 def second_view(preset: str, side: int) -> View:
-    """What training might have shown of the same image: its mirror image, else the farthest padded crop.
+    """Makes a second view of an image that training might have shown: mirrored, else the farthest crop.
 
     Args:
         preset: The training images' augmentation. Without a flip in it mirror images may mean something

@@ -1,1 +1,1 @@
-"""What a person looks at afterwards."""
+"""Pages, tables and drawings of a run's results."""

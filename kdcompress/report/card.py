@@ -72,7 +72,7 @@ def card(record: Record) -> str:
         "snippets": snippets(record),
         "spec": spec,
         "preprocessing": preprocessing(spec) if spec else "",
-        "asked": words.asked(record),
+        "asked": words.recipe_rows(record),
         "has_teacher": record.teacher is not None,
         "data_licence": words.licence(manifest.get("data") or {}),
         "teacher_licence": words.teacher_licence(manifest.get("teacher") or {}),

@@ -67,7 +67,7 @@ class Chart:
     Args:
         svg: To be put into the page as it is.
         title: Its heading.
-        unit: Of the y axis, where it has one; it stands above the drawing, where it needs no turned head.
+        unit: Unit of the y axis, drawn horizontally above it; empty: none.
         legend: (name, colour, style); not shown if there is nothing to tell apart.
     """
 
@@ -85,10 +85,10 @@ def line_chart(
     Args:
         lines: At least one with a point.
         key: Unique on the page; for the accessible title's id.
-        title: What is shown.
+        title: Title of the drawing.
         x_label: With its unit.
         y_label: With its unit.
-        from_zero: Whether the y axis must begin at 0.
+        from_zero: True: the y axis must begin at 0.
     """
     height = 250
     xs = [x for line in lines for x, _ in line.points]
@@ -136,7 +136,7 @@ def dot_chart(
     Args:
         rows: At least one.
         key: Unique on the page.
-        title: What is shown.
+        title: Title of the drawing.
         x_label: With its unit.
         highest: End of the axis; None: as the values need it.
         legend: (name, colour, style).

@@ -50,7 +50,7 @@ class Compared:
 
     @property
     def first(self) -> Record:
-        """Whose network, recipe and timing stand for the row."""
+        """The run whose network, recipe and timing stand for the row."""
         return self.records[0]
 
     def shares(self, key: str) -> list[float]:
@@ -73,7 +73,7 @@ def figure_of(rows: Sequence[Compared]) -> tuple[str, str]:
 
 
 def document(rows: Sequence[Compared]) -> dict[str, Any]:
-    """What the comparison says, for a script.
+    """Returns the comparison as a document.
 
     Args:
         rows: At least two, with a figure in common.
@@ -105,7 +105,7 @@ def write_comparison(rows: Sequence[Compared], path: Path) -> None:
 
     Args:
         rows: At least two, with a figure in common.
-        path: Where to.
+        path: Destination.
     """
     loader = jinja2.FileSystemLoader(_HERE)
     environment = jinja2.Environment(
@@ -121,7 +121,9 @@ def write_comparison(rows: Sequence[Compared], path: Path) -> None:
         "rows": table,
         "charts": list(_charts(rows, heading, key)),
         "notes": list(_notes(rows)),
-        "differing": [(name, [_told(value) for value in values]) for name, values in differing(rows).items()],
+        "differing": [
+            (name, [_describe(value) for value in values]) for name, values in differing(rows).items()
+        ],
     }
     write_text(path, environment.get_template("comparison.html.j2").render(context))
 
@@ -252,7 +254,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield prefix + key, value
 
 
-def _told(value: Any) -> str:
+def _describe(value: Any) -> str:
     if value is None:
         return numbers.UNKNOWN
     if isinstance(value, bool):

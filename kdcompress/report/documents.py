@@ -27,11 +27,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, str]:
-    """What an exported file says of its making; folders of the user's machine stay out of it.
+    """Returns the metadata of an exported file; folders of the user's machine stay out of it.
 
     Args:
         recipe: Resolved.
-        teacher: As in the manifest.
+        teacher: Its entry of the manifest.
     """
     document = recipe.model_dump(mode="json")
     document["data"]["root"] = None
@@ -53,8 +53,8 @@ def teacher_entry(
 
     Args:
         recipe: Resolved.
-        weights: What it was loaded from, if anything.
-        sha256: Of the weights that taught, where they were trained here; None: those of `weights`.
+        weights: Source of the weights, if any.
+        sha256: Sha256 of the weights that taught, where they were trained here; None: those of `weights`.
     """
     if recipe.teacher is None:
         return None
@@ -67,7 +67,7 @@ def teacher_entry(
 
 
 def versions() -> dict[str, str]:
-    """Of everything that decides the result."""
+    """Returns the versions of every package that decides the result."""
     found = {"python": platform.python_version(), "kdcompress": __version__}
     return found | {name: packages.version(name) for name in PACKAGES}
 
@@ -132,5 +132,5 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 
 def _sd(values: list[float]) -> float | None:
-    """Of the sample; one value has none."""
+    """Returns the standard deviation of the sample; one value has none."""
     return statistics.stdev(values) if len(values) > 1 else None

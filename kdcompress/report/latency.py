@@ -16,7 +16,7 @@ def latency_charts(results: Sequence[dict[str, Any]]) -> list[Chart]:
     """A chart for each (threads, batch), in the order of the results.
 
     Args:
-        results: Of a benchmark document.
+        results: Results of a benchmark document.
     """
     settings = list(dict.fromkeys((result["threads"], result["batch"]) for result in results))
     colours = _colours(results)

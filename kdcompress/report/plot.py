@@ -24,8 +24,8 @@ def plot(document: dict[str, Any], suffix: str) -> bytes:
     """The latencies, a chart for each thread count and batch size.
 
     Args:
-        document: Of schema `kdcompress.bench/1`, with at least one result.
-        suffix: Of `FORMATS`.
+        document: Document of schema `kdcompress.bench/1`, with at least one result.
+        suffix: A key of `FORMATS`.
 
     Returns:
         The content of an SVG or a PNG file.

@@ -106,7 +106,7 @@ class _Sheet:
             )
 
     def colour(self, classes: Sequence[str]) -> str:
-        """Of the class `c0` to `c5`."""
+        """Returns the colour of the class `c0` to `c5`."""
         return next(self.colours[name] for name in classes if re.fullmatch(r"c\d", name))
 
     def mixed(self, colour: str, opacity: float) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What a run folder says of its run, read back from its files."""
+"""Reads the record of a run from its folder."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Record:
         return [gate for gate in self.gates if not gate["passed"]]
 
     def has(self, name: str) -> bool:
-        """Whether the run folder holds a file of this name."""
+        """Returns whether the run folder holds a file of this name."""
         return (self.folder / name).is_file()
 
     def seconds(self, phase: str) -> float | None:

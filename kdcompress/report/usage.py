@@ -13,7 +13,7 @@ class Snippet:
     """A piece of Python.
 
     Args:
-        title: What it needs, in a few words.
+        title: Need of the example, in a few words.
         code: To be run in the run folder.
     """
 

@@ -1,4 +1,4 @@
-"""Whether one classifier is better than another on the same images, or chance explains the difference."""
+"""Tests whether one classifier is better than another on the same images or the difference is chance."""
 
 from __future__ import annotations
 

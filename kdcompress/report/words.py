@@ -1,4 +1,4 @@
-"""What a run says in words: its headline, what was asked, where everything is from."""
+"""Describes a run in words: its headline, what was asked, where everything is from."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Tile:
 
     Args:
         figure: Large.
-        what: Of what, in a few words.
-        detail: What it is compared with, and how sure it is.
+        what: Name of the figure, in a few words.
+        detail: Comparison and confidence.
     """
 
     figure: str
@@ -31,7 +31,7 @@ class Tile:
 
 
 def sentence(record: Record) -> str:
-    """What was made from what, in one sentence."""
+    """Describes student, method and teacher in one sentence."""
     method, data = record.recipe["method"]["name"], record.recipe["data"]["dataset"]
     if record.teacher is None:
         return f"{record.student} trained on {data} with {method}."
@@ -128,7 +128,7 @@ def ensemble_sentence(record: Record) -> str:
 
 
 def bench_notes(bench: dict[str, Any]) -> list[str]:
-    """What the timings hold for, and what went wrong, in sentences.
+    """Describes the machine of the timings, and what went wrong, in sentences.
 
     Args:
         bench: `bench.json`.
@@ -157,7 +157,7 @@ def bench_notes(bench: dict[str, Any]) -> list[str]:
 
 
 def gain_sentence(record: Record) -> str:
-    """What the comparison with the baseline shows; empty without one."""
+    """Describes the comparison with the baseline; empty without one."""
     gain = record.results.get("gain")
     if gain is None:
         return ""
@@ -181,7 +181,7 @@ def split_sentence(record: Record) -> str:
     return measured + ("" if record.task.has_classes else f" {_OF_NEIGHBOURS}")
 
 
-def asked(record: Record) -> list[tuple[str, str]]:
+def recipe_rows(record: Record) -> list[tuple[str, str]]:
     """The recipe, as far as a reader wants it: (term, words)."""
     recipe, rows = record.recipe, []
     method = {key: value for key, value in recipe["method"].items() if key != "name"}
@@ -212,7 +212,7 @@ def asked(record: Record) -> list[tuple[str, str]]:
 
 
 def provenance(record: Record) -> list[tuple[str, str]]:
-    """What the result was made from and with: (term, words)."""
+    """Lists what the result was made from and with: (term, words)."""
     manifest, rows = record.manifest, []
     if manifest.get("command"):
         rows.append(("command", str(manifest["command"])))
@@ -250,12 +250,12 @@ def _counts(entry: dict[str, Any]) -> str:
 
 
 def licence(entry: dict[str, Any]) -> str:
-    """As recorded in the manifest."""
+    """Returns the value recorded in the manifest."""
     return str(entry.get("license") or "not known to kdcompress; look it up before you pass the files on")
 
 
 def teacher_licence(entry: dict[str, Any]) -> str:
-    """Of the weights that taught; those trained in the run have none of their own."""
+    """Returns the hash of the teacher's weights; those trained in the run have none of their own."""
     if entry.get("weights") is None and entry.get("license") is None:
         return "trained in this run, so that of the data"
     return licence(entry)
@@ -277,7 +277,7 @@ def _network(section: dict[str, Any]) -> str:
 
 
 def _weights(section: dict[str, Any]) -> str | None:
-    """Where the weights are from, without the folders of the machine: these pages are passed on."""
+    """Describes the source of the weights, without the folders of the machine: these pages are passed on."""
     weights = section.get("weights")
     return Path(weights).name if weights else None
 

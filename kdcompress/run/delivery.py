@@ -18,11 +18,13 @@ from kdcompress.bench.measure import Artefact, measure
 from kdcompress.deploy.derived import DerivedFile, failure
 from kdcompress.deploy.ensemble import EnsembleFile, Member, write_ensemble
 from kdcompress.deploy.files import formats
-from kdcompress.deploy.ship import Shipped, ship
+from kdcompress.deploy.ship import Shipped
+from kdcompress.deploy.variants import Variant
 from kdcompress.export import image_file as image_input
-from kdcompress.export.compressed import Made, Wanted, artefacts, judged, make
+from kdcompress.export.compressed import CompressedFiles, CompressionRequest, artefacts, make, verdict_entries
 from kdcompress.export.image_file import ImageFile
 from kdcompress.export.int8_inputs import load_qat_student
+from kdcompress.export.subject import DerivedMaker, Subject, write_subject
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.report import documents, verdict
@@ -44,22 +46,27 @@ class Delivery:
     Args:
         shipped: The student.
         teacher_outputs: None: there is no teacher.
-        compressed: The smaller files; None: the recipe names none.
-        image: The file that takes images as they are decoded; None: the recipe does not name it.
-        ensemble: The mean prediction of several networks as a file; None: the recipe does not name it.
+        derived: The files beside the student's own formats, those that failed a gate among them.
     """
 
     shipped: Shipped
     teacher_outputs: OnTest | None
-    compressed: Made | None
-    image: ImageFile | None = None
-    ensemble: EnsembleFile | None = None
+    derived: list[DerivedFile]
 
     @property
-    def derived(self) -> list[DerivedFile]:
-        """The files beside the student's own formats, those that failed a gate among them."""
-        compressed = self.compressed.variants if self.compressed is not None else ()
-        return [*compressed, *(file for file in (self.image, self.ensemble) if file is not None)]
+    def compressed(self) -> CompressedFiles | None:
+        """The smaller files; None: the recipe names none."""
+        return CompressedFiles.of(self.derived)
+
+    @property
+    def image(self) -> ImageFile | None:
+        """The file that takes images as they are decoded; None: the recipe does not name it."""
+        return next((file for file in self.derived if isinstance(file, ImageFile)), None)
+
+    @property
+    def ensemble(self) -> EnsembleFile | None:
+        """The mean prediction of several networks; None: the recipe does not name it."""
+        return next((file for file in self.derived if isinstance(file, EnsembleFile)), None)
 
 
 def deliver(
@@ -88,32 +95,41 @@ def deliver(
     if teaching is not None:
         on_test = read_test_split(run, teaching, test, pooled=not start.task.has_classes)
         outputs = on_test.logits if start.task.has_classes else on_test.pooled
-    shipped = ship(
+    subject = Subject(
         trained.cpu(),
         outcome.model,
         outcome.like.input_spec,
         start.task.class_names(run.data.class_names),
         test,
-        run.folder.path,
-        formats=run.recipe.export.formats,
-        metadata=documents.file_metadata(run.recipe, manifest_entry(run, teaching)),
-        allow_code=run.allow_code,
-        extra_gates=gates,
-        teacher_outputs=outputs,
+        documents.file_metadata(run.recipe, manifest_entry(run, teaching)),
+        outputs,
+        gates,
+    )
+    makers: list[DerivedMaker] = []
+    request = CompressionRequest.of(run.recipe.export)
+    if request:
+        makers.append(lambda folder, _: _compressed(run, folder, request, test))
+    if run.recipe.export.embed_preprocess == "resize":
+        makers.append(
+            lambda folder, _: [image_input.make(folder, run.data.test, run.progress, image_input.KEY)]
+        )
+    if outcome.ensemble:
+        makers.append(lambda _, shipped: [_ensemble(run, method, outcome, shipped, test)])
+    shipped, derived = write_subject(
+        subject, run.folder.path, run.recipe.export.formats, makers, allow_code=run.allow_code
     )
     if isinstance(shipped.predictions, Predictions):
         predictions = {"classes": shipped.predictions.classes, "labels": shipped.predictions.labels}
         write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
-    made, wanted = None, Wanted.of(run.recipe.export)
-    if wanted:
-        folder, held_out = run.folder.path, run.data.held_out
-        tuned = load_qat_student(folder, folder, held_out, workers=run.workers, allow_code=run.allow_code)
-        made = make(folder, wanted, run.data.train, test, run.progress, workers=run.workers, tuned=tuned)
-    image = None
-    if run.recipe.export.embed_preprocess == "resize":
-        image = image_input.make(run.folder.path, run.data.test, run.progress, image_input.KEY)
-    ensemble = _ensemble(run, method, outcome, shipped, test) if outcome.ensemble else None
-    return Delivery(shipped, on_test, made, image, ensemble)
+    return Delivery(shipped, on_test, derived)
+
+
+def _compressed(run: Run, folder: Path, request: CompressionRequest, test: TestSplit) -> tuple[Variant, ...]:
+    """Makes the int8 and fp16 files of a run."""
+    held_out = run.data.held_out
+    qat = load_qat_student(folder, folder, held_out, workers=run.workers, allow_code=run.allow_code)
+    made = make(folder, request, run.data.train, test, run.progress, workers=run.workers, tuned=qat)
+    return made.variants
 
 
 def _ensemble(run: Run, method: Method, outcome: Outcome, shipped: Shipped, test: TestSplit) -> EnsembleFile:
@@ -206,7 +222,7 @@ def report(
     }
     results = documents.results(shipped.student, teacher, baseline, gain, training)
     if delivery.compressed is not None:
-        results["variants"] = judged(delivery.compressed, bench)
+        results["variants"] = verdict_entries(delivery.compressed, bench)
     if delivery.ensemble is not None and delivery.ensemble.passed:
         results["ensemble"] = delivery.ensemble.facts
     failed = failure(delivery.derived)

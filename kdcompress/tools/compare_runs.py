@@ -26,7 +26,7 @@ def compare(sources: Sequence[Path], out: Path | None) -> dict[str, Any]:
     Args:
         sources: Run folders, or folders of the same run with several seeds; one of the latter alone is
             compared seed by seed.
-        out: Where the page goes; None: `comparison.html` in the folder that holds the first.
+        out: Path of the page; None: `comparison.html` in the folder that holds the first.
 
     Returns:
         The document of schema `kdcompress.comparison/1`, with the page's path as `file`.

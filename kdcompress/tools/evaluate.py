@@ -39,7 +39,7 @@ def evaluate(
         data: Folder of the data; goes before the recipe's.
         overrides: Changes to the recipe.
         split: test or held_out.
-        allow_code: Whether a `python:` network may be built.
+        allow_code: True: a `python:` network may be built.
 
     Raises:
         UserError: There is no such file, or it does not fit the data.

@@ -1,4 +1,4 @@
-"""What a network has learnt: its features probed, and what they keep of an image compared within a run."""
+"""Probes a network's features, and compares how much of an image the networks of a run keep."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def probe(
 
     Args:
         source: A `.safetensors` file, a `.onnx` file of a bare backbone, or a run folder.
-        progress: What a watcher sees.
+        progress: Progress display.
         kind: linear or knn.
-        recipe: Whose `data:` section says which images, cut how, and which labels are seen.
+        recipe: Recipe whose `data:` section says which images, cut how, and which labels are seen.
         data: Folder of the data; goes before the recipe's.
-        overrides: As for `distill`.
+        overrides: See `distill`.
         split: test or held_out, on which is scored. What is held out chooses C unless it is scored on.
-        allow_code: Whether a `python:` network may be built.
+        allow_code: True: a `python:` network may be built.
 
     Raises:
         UserError: Nothing to probe, or nothing to probe it on.
@@ -156,13 +156,13 @@ def knowledge(
 
     Args:
         source: A finished run folder.
-        progress: What a watcher sees.
-        recipe: Whose `data:` section says which images, cut how; its seed draws them and the noise.
+        progress: Progress display.
+        recipe: Recipe whose `data:` section says which images, cut how; its seed draws them and the noise.
         data: Folder of the data; goes before the recipe's.
-        overrides: As for `distill`.
+        overrides: See `distill`.
         split: test or held_out.
         images: How many of it; all, if it has fewer.
-        allow_code: Whether a `python:` network may be built.
+        allow_code: True: a `python:` network may be built.
         search: How the noise is found; None: as usual.
 
     Raises:
@@ -243,7 +243,7 @@ class _Look:
     Args:
         images: The split; the images are drawn from it.
         count: How many are looked at.
-        seed: Of the draw and of the noise.
+        seed: Seed of the draw and of the noise.
         second: The second view of each image.
         search: How the noise is found; None: as usual.
     """
@@ -291,7 +291,7 @@ class _Look:
 
 
 def _same_training_images(recorded: Recipe, resolved: Recipe) -> bool:
-    """Whether two recipes take the same training images, so far as they say so."""
+    """Returns whether two recipes take the same training images, so far as they say so."""
     apart = {"root", "image_size", "batch_size", "workers", "augment", "labels", "labelled_share", "extra"}
     return recorded.data.model_dump(exclude=apart) == resolved.data.model_dump(exclude=apart)
 

@@ -19,7 +19,7 @@ from kdcompress.bench.environment import environment
 from kdcompress.deploy import variant_gates, variants
 from kdcompress.deploy.accuracy import outputs_of
 from kdcompress.deploy.formats import onnx as onnx_format
-from kdcompress.deploy.obstacles import usual_target
+from kdcompress.deploy.int8_diagnosis import usual_target
 from kdcompress.deploy.variant_gates import (
     invariance_gate,
     loss_gate,
@@ -28,7 +28,7 @@ from kdcompress.deploy.variant_gates import (
     size_gate,
     vary_gate,
 )
-from kdcompress.deploy.variants import Exact, to_fp16, to_int8
+from kdcompress.deploy.variants import Fp32Reference, to_fp16, to_int8
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 
 IN_BOTH = {"layers", "onnx_checker", "opset", "one_file_no_paths", "provider", "size", "outputs_vary",
@@ -46,12 +46,12 @@ def split(path, count=60, *, labelled=True):
 
 def exact(path, **options):
     known = split(path, **options)
-    return Exact(path, lambda: known)
+    return Fp32Reference(path, lambda: known)
 
 
 @pytest.fixture(scope="module")
 def residual(run):
-    return Exact(run[0] / "student.onnx", batches)
+    return Fp32Reference(run[0] / "student.onnx", batches)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def backbone_file(tmp_path_factory):
 def test_a_backbone_is_judged_by_its_neighbours_or_its_noise(backbone_file, tmp_path, labelled):
     images = pictures(60)
     labels = (images.mean((1, 2, 3)) > 0.5).long() if labelled else torch.full((60,), -1)
-    reference = Exact(backbone_file, lambda: [(images, labels)])
+    reference = Fp32Reference(backbone_file, lambda: [(images, labels)])
     # Eight bits of weights overflow on a processor without VNNI.
     target = usual_target(platform.machine(), environment()["isa"])
     int8 = to_int8(reference, calibrated(), tmp_path, target=target, max_drop=10)

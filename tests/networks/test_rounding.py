@@ -15,7 +15,7 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.calibration import Calibration
 from kdcompress.deploy.float_graph import outputs
 from kdcompress.deploy.formats import onnx as onnx_format
-from kdcompress.deploy.obstacles import usual_target
+from kdcompress.deploy.int8_diagnosis import usual_target
 from kdcompress.deploy.quantize import Quantiser
 from kdcompress.errors import NetworkError
 from kdcompress.networks.build import build

@@ -57,10 +57,10 @@ def write(
     Args:
         network: The plain network; it is not changed.
         spec: Its input.
-        path: Where to.
-        metadata: What the method `kdcompress` of the file gives, beside the size of the network.
-        opset: Of ONNX; means nothing here.
-        task: What its outputs are; stands in the metadata.
+        path: Destination.
+        metadata: Content of the method `kdcompress` of the file, beside the size of the network.
+        opset: ONNX opset; not used here.
+        task: Kind of its outputs; stands in the metadata.
 
     Raises:
         NetworkError: The network cannot be exported or lowered.
@@ -98,7 +98,7 @@ def open_(path: Path, threads: int = 1) -> ExecuTorchModel:
 
     Args:
         path: The file.
-        threads: Of its pool, which the whole process shares.
+        threads: Threads of its pool, which the whole process shares.
 
     Raises:
         UserError: ExecuTorch is not installed, or the file cannot be read or is no network of images.
@@ -111,7 +111,7 @@ def gates(file: ExecuTorchModel, opset: int | None) -> list[Gate]:
 
     Args:
         file: Opened.
-        opset: Of ONNX; means nothing here.
+        opset: ONNX opset; not used here.
     """
     told = [value for key, value in file.metadata.items() if key != onnx.PREFIX + "labels"]
     leaks = list(dict.fromkeys([*folders_in(file.content), *(text[:80] for text in told if is_path(text))]))
@@ -133,12 +133,12 @@ class ExecuTorchModel:
 
     Args:
         path: The file.
-        threads: Of the pool, which the whole process shares.
+        threads: Threads of the pool, which the whole process shares.
 
     Attributes:
         largest: Images that it takes at once; more are run one part after another.
         input_shape: ("batch", C, H, W).
-        metadata: As an ONNX file of the same network has them.
+        metadata: Same as in an ONNX file of the same network.
     """
 
     providers = ("xnnpack",)

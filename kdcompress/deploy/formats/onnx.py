@@ -64,10 +64,10 @@ def write(
     Args:
         network: The plain network; it is not changed.
         spec: Its input.
-        path: Where to.
+        path: Destination.
         metadata: Goes into the file's `metadata_props`, each key under `kdcompress.`.
-        opset: Of the standard operators, 18 or newer. None: the exporter's choice.
-        task: What its outputs are, which names the output.
+        opset: Opset of the standard operators, 18 or newer. None: the exporter's choice.
+        task: Kind of its outputs, which names the output.
 
     Raises:
         NetworkError: The network cannot be exported, or gives something other than logits.
@@ -86,7 +86,7 @@ def graph(
     opset: int | None = None,
     task: Task = CLASSIFICATION,
 ) -> onnx.ModelProto:
-    """What `write` puts into the file; its arguments and errors.
+    """Makes the ONNX model that `write` writes; its arguments and errors.
 
     Raises:
         NetworkError: See there.
@@ -127,7 +127,7 @@ def graph(
     # The exporter always says IR version 10; runtimes that need an older opset need an older IR too.
     needed = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.ir_version = min(model.ir_version, needed)
-    return _checked(model)
+    return _check_model(model)
 
 
 def check_opset(opset: int | None) -> None:
@@ -164,7 +164,7 @@ class OnnxModel:
         threads: Within one operator.
 
     Attributes:
-        task: What its outputs are.
+        task: Kind of its outputs.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -201,7 +201,7 @@ class OnnxModel:
 
     @property
     def opset(self) -> int:
-        """Of the standard operators, as the file says."""
+        """Returns the opset of the standard operators in the file."""
         if self._opset is None:
             self._opset = opset_of(onnx.load(self.path, load_external_data=False))
         return self._opset
@@ -233,7 +233,7 @@ def _check_outputs(module: nn.Module, example: torch.Tensor, task: Task) -> None
         raise NetworkError(problem)
 
 
-def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
+def _check_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, its inferred shapes made anew if the exporter left inconsistent ones.
 
     onnxruntime ignores them, other tools do not. What is still wrong afterwards the gates find.

@@ -53,10 +53,10 @@ def write(
     Args:
         network: The plain network; it is not changed.
         spec: Its input.
-        path: Where the graph goes; the weights go beside it.
+        path: Path of the graph; the weights go beside it.
         metadata: Goes into the graph's `rt_info`, under `kdcompress`.
-        opset: Of the ONNX graph that is converted; None: the exporter's choice.
-        task: What its outputs are, which names the output.
+        opset: Opset of the ONNX graph that is converted; None: the exporter's choice.
+        task: Kind of its outputs, which names the output.
 
     Raises:
         NetworkError: The network cannot be exported or converted.
@@ -93,7 +93,7 @@ def open_(path: Path, threads: int = 1) -> OpenVinoModel:
 
     Args:
         path: The `.xml` file.
-        threads: Of the inference.
+        threads: Threads of the inference.
 
     Raises:
         UserError: OpenVINO is not installed, the file or its weights cannot be read or do not belong
@@ -107,7 +107,7 @@ def gates(file: OpenVinoModel, opset: int | None) -> list[Gate]:
 
     Args:
         file: Opened.
-        opset: Of ONNX; means nothing here.
+        opset: ONNX opset; not used here.
     """
     leaks = list(dict.fromkeys(_paths_in(file.path)))
     found = f"found: {'; '.join(leaks[:3])}" if leaks else "no folder of this machine named"
@@ -129,11 +129,11 @@ class OpenVinoModel:
 
     Args:
         path: The `.xml` file.
-        threads: Of the inference.
+        threads: Threads of the inference.
 
     Attributes:
-        task: What its outputs are.
-        input_shape: Of its input; "batch" where any number goes.
+        task: Kind of its outputs.
+        input_shape: Input shape of its input; "batch" where any number goes.
         document: The graph.
         precision: That it is computed in.
     """

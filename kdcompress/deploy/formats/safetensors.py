@@ -41,9 +41,9 @@ def write(
     Args:
         network: The plain network.
         spec: Not in this file; it goes into the `config.json` beside it, as does `metadata`'s substance.
-        path: Where to.
+        path: Destination.
         metadata: See `spec`.
-        opset: Of ONNX; means nothing here.
+        opset: ONNX opset; not used here.
         task: Stands in the `config.json`, whose classes say it.
 
     Raises:
@@ -69,7 +69,7 @@ def open_(path: Path, threads: int = 1, *, allow_code: bool = False) -> Safetens
     Args:
         path: The file.
         threads: Torch's threads while it runs.
-        allow_code: Whether a `python:` network may be built.
+        allow_code: True: a `python:` network may be built.
 
     Raises:
         UserError: The file or its config cannot be read or do not fit together.
@@ -118,7 +118,7 @@ class SafetensorsModel:
 
     Args:
         module: With its normalisation.
-        config: What stood beside the file.
+        config: Config beside the file.
         threads: Torch's threads while it runs.
     """
 
@@ -131,7 +131,7 @@ class SafetensorsModel:
 
     @property
     def task(self) -> Task:
-        """What its outputs are."""
+        """The kind of its outputs."""
         return task_of(self.config.num_classes)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

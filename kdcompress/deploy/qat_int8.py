@@ -18,11 +18,11 @@ from kdcompress.deploy.float_graph import Ranges
 from kdcompress.deploy.formats.onnx import PREFIX, open_, write
 from kdcompress.deploy.layer_noise import snr_db
 from kdcompress.deploy.quantize import Target
-from kdcompress.deploy.variants import Exact, Variant, to_int8
+from kdcompress.deploy.variants import Fp32Reference, Variant, to_int8
 
 
 @dataclass(frozen=True, slots=True)
-class TunedStudent:
+class QatStudent:
     """The shipped student's class with weights that were tuned for int8.
 
     Args:
@@ -38,11 +38,11 @@ class TunedStudent:
     held_out: Callable[[], Batches] | None
 
 
-def better_int8(
-    exact: Exact,
+def choose_int8(
+    exact: Fp32Reference,
     images: Calibration,
     folder: Path,
-    tuned: TunedStudent,
+    tuned: QatStudent,
     *,
     target: Target,
     ranges: Ranges = "minmax",
@@ -57,9 +57,9 @@ def better_int8(
     Args:
         exact: The float32 file, of the student as it was before the tuning.
         images: To calibrate with.
-        folder: Where to; each gets a folder in it.
+        folder: Destination; each gets a folder in it.
         tuned: The other weights.
-        target: As in `to_int8`.
+        target: See `to_int8`.
         ranges: Likewise.
         rescue: Likewise.
         max_drop: Likewise.
@@ -93,10 +93,10 @@ def better_int8(
 
 
 def sentence(tuning: dict[str, Any]) -> str:
-    """What came of the tuning, for a person.
+    """Describes the effect of quantisation-aware training in a sentence.
 
     Args:
-        tuning: As `Variant` has it.
+        tuning: See `Variant`.
     """
     epochs = f"{tuning['epochs']} epoch{'s' if tuning['epochs'] != 1 else ''} of quantisation-aware tuning"
     ptq, qat = (tuning["test"][name].get("drop") for name in ("ptq", "qat"))
@@ -126,7 +126,7 @@ def _on_test(variant: Variant) -> dict[str, Any]:
 
 
 def _on_held_out(
-    exact: Exact, made: dict[str, Variant], held_out: Callable[[], Batches] | None
+    exact: Fp32Reference, made: dict[str, Variant], held_out: Callable[[], Batches] | None
 ) -> dict[str, Any] | None:
     """The deciding figure of each file and of the float32 one; None where it cannot be told."""
     if held_out is None or not all(variant.score for variant in made.values()):
@@ -142,7 +142,7 @@ def _on_held_out(
 
 
 def _deciding(
-    exact: Exact, outputs_NK: Tensor, exact_NK: Tensor, labels_N: Tensor
+    exact: Fp32Reference, outputs_NK: Tensor, exact_NK: Tensor, labels_N: Tensor
 ) -> tuple[str, float, float | None]:
     """(name, figure, that of the float32 file): accuracy, or where no labels tell it, likeness to float32."""
     if bool((labels_N >= 0).any()):

@@ -15,7 +15,7 @@ NAMED = 3
 """Layers that a sentence names."""
 
 
-def worth(
+def speed_verdict(
     precision: str,
     score: dict[str, Any],
     size: float,
@@ -30,7 +30,7 @@ def worth(
 
     Args:
         precision: int8 or fp16.
-        score: Of the file, as `Variant` has it.
+        score: Score of the file, as `Variant` has it.
         size: Bytes of the file over those of the float32 one.
         timings: Against the float32 file on this machine, the one that counts first, as `paired` gives them;
             empty if it could not be timed.

@@ -9,19 +9,19 @@ from small_student import SPEC
 from spoilt import calibrated
 
 from kdcompress.deploy.float_graph import Layer
-from kdcompress.deploy.layer_noise import Loss
-from kdcompress.deploy.obstacles import (
+from kdcompress.deploy.int8_diagnosis import (
     Layout,
     _of_the_graph,
     _of_the_layers,
     _of_the_processor,
     grouped_share,
     layout_of,
-    obstacles,
+    slow_causes,
     usual_target,
 )
+from kdcompress.deploy.layer_noise import Loss
 from kdcompress.deploy.quantize import Quantiser
-from kdcompress.deploy.worth import worst_layers, worth
+from kdcompress.deploy.speed_verdict import speed_verdict, worst_layers
 
 SCORE = {"drop": 0.12, "top1": 0.9, "agreement_fp32": 0.99}
 CI95 = (-0.4, 0.16)
@@ -33,7 +33,7 @@ def timing(ratio, verdict, ends=None):
 
 
 def said(timings, score=SCORE, because=("the reason",), **options):
-    return worth("int8", score, 0.27, timings, because, ci95=CI95, **options)
+    return speed_verdict("int8", score, 0.27, timings, because, ci95=CI95, **options)
 
 
 def test_faster_at_little_loss_is_kept():
@@ -83,7 +83,7 @@ def test_faster_but_dear_is_not_kept():
 
 
 def test_too_few_rounds_show_nothing():
-    told = worth("int8", SCORE, 0.27, [{**timing(2.0, "no difference")[0], "ci95": None}], [])
+    told = speed_verdict("int8", SCORE, 0.27, [{**timing(2.0, "no difference")[0], "ci95": None}], [])
     assert told["keep"] is None
     assert (
         "undecided. 2.00x the speed of fp32 in too few rounds to tell (bench.rounds: 6 at least)"
@@ -119,12 +119,12 @@ def test_of_a_file_for_another_kind_of_machine_nothing_is_said_here():
 
 
 def test_without_labels_the_sentence_tells_the_agreement():
-    told = worth("int8", {"drop": None, "agreement_fp32": 0.987}, 0.3, timing(2.0, "faster"), [])
+    told = speed_verdict("int8", {"drop": None, "agreement_fp32": 0.987}, 0.3, timing(2.0, "faster"), [])
     assert told["sentence"].endswith("fp32's class for 98.7 % of the images, 0.30 of the size")
     assert told["points"] is None
-    told = worth("fp16", {"drop": None}, 0.5, timing(2.0, "faster"), [])
+    told = speed_verdict("fp16", {"drop": None}, 0.5, timing(2.0, "faster"), [])
     assert "no labels to score it by" in told["sentence"]
-    told = worth("int8", {"drop": 1.0, "top1": None}, 0.3, timing(2.0, "faster"), [])
+    told = speed_verdict("int8", {"drop": 1.0, "top1": None}, 0.3, timing(2.0, "faster"), [])
     assert "kNN top-1 -1.00 points" in told["sentence"]
 
 
@@ -203,6 +203,8 @@ def test_the_graph_that_onnxruntime_makes_of_a_file_is_looked_at(run, tmp_path):
     assert found["all"].conversions <= 4
     assert found["some"].conversions > found["all"].conversions
     assert found["some"].in_float
-    told = obstacles(source, tmp_path / "some.onnx", "x86_64", ["avx2"], ["layer2.0.conv1", "layer3.0.conv2"])
+    told = slow_causes(
+        source, tmp_path / "some.onnx", "x86_64", ["avx2"], ["layer2.0.conv1", "layer3.0.conv2"]
+    )
     assert told[0].startswith("this processor has no VNNI")
     assert any("2 layers left in float" in reason for reason in told)

@@ -32,7 +32,7 @@ _MOVES = frozenset({"Transpose", "Reshape", "Split", "Concat", "Slice", "Gather"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What onnxruntime makes of an int8 file on this machine.
+    """The graph of an int8 file after onnxruntime's own optimisation.
 
     Args:
         conversions: Between int8 and float32.
@@ -48,10 +48,10 @@ class Layout:
 
 
 def usual_target(machine: str, isa: Collection[str]) -> Target:
-    """Whose kernels a file is made for if nobody says: this machine's.
+    """Returns the default target of an int8 file: this machine's kind of processor.
 
     Args:
-        machine: As `platform.machine()` calls it.
+        machine: Result of `platform.machine()`.
         isa: Flags of the processor.
     """
     if machine.lower().startswith(("arm", "aarch")):
@@ -86,15 +86,15 @@ def layout_of(path: Path) -> Layout:
     )
 
 
-def obstacles(
+def slow_causes(
     exact: Path, int8: Path, machine: str, isa: Collection[str], in_float: Sequence[str]
 ) -> list[str]:
-    """What keeps an int8 file from being faster here, each as half a sentence; empty if nothing was found.
+    """Lists why an int8 file is not faster here, half a sentence per cause; empty if none was found.
 
     Args:
         exact: The float32 file.
         int8: The file made from it.
-        machine: As `platform.machine()` calls it.
+        machine: Result of `platform.machine()`.
         isa: Flags of the processor.
         in_float: Layers that stay in float because they were asked to.
     """
