@@ -16,8 +16,8 @@ from torch import nn
 
 from kdcompress.bench.environment import environment
 from kdcompress.deploy.float_graph import layers_of, outputs, prepared
+from kdcompress.deploy.int8_diagnosis import usual_target
 from kdcompress.deploy.layer_noise import Loss, snr_db
-from kdcompress.deploy.obstacles import usual_target
 from kdcompress.deploy.quantize import Quantiser, check_rescue, in_int8
 from kdcompress.errors import UserError
 
