@@ -34,16 +34,16 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where all that a resume needs is kept."""
+        """Folder with all that a resume needs."""
         return self.path / "checkpoints"
 
     def check(self, resume: bool, overwrite: bool, seeds: bool = False) -> None:
-        """Refuses an existing run unless it was asked for; writes nothing.
+        """Refuses an existing run unless an option allows it; writes nothing.
 
         Args:
-            resume: Whether to go on with it.
-            overwrite: Whether it may be thrown away.
-            seeds: Whether it is to hold the runs of several seeds.
+            resume: True continues it.
+            overwrite: True replaces it.
+            seeds: True if the folder is for the runs of several seeds.
 
         Raises:
             RunFolderError: The folder holds a run, or something that is none.

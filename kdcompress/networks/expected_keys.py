@@ -96,8 +96,8 @@ class Pattern:
 
     def fit(self, tensors: Mapping[str, Tensor]) -> Fit:
         """Compares tensors with the network by its own keys; other keys are ignored."""
-        classes = self._told(tensors, self._classes, _FEW)
-        channels = self._told(tensors, self._channels, self._most)
+        classes = self._describe(tensors, self._classes, _FEW)
+        channels = self._describe(tensors, self._channels, self._most)
         if channels not in {self._least, self._most}:
             channels = None
         missing = [key for key in self.keys if key in self.needed and key not in tensors]
@@ -109,7 +109,7 @@ class Pattern:
         right = sum(key in tensors for key in self.keys) - len(wrong)
         return Fit(classes, channels, right, tuple(missing), tuple(wrong))
 
-    def _told(
+    def _describe(
         self, tensors: Mapping[str, Tensor], slopes: dict[str, tuple[int, ...]], start: int
     ) -> int | None:
         """The number that the sizes of the tensors tell, where some follow it."""

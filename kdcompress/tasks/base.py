@@ -75,7 +75,7 @@ class Deviation(ABC):
     @property
     @abstractmethod
     def passed(self) -> bool:
-        """Whether the figure keeps the limit; NaN never does."""
+        """True if the figure keeps the limit; NaN never does."""
 
     @abstractmethod
     def detail(self, reference: str, images: str) -> str:

@@ -82,7 +82,7 @@ class ClassDeviation(Deviation):
 
     @property
     def passed(self) -> bool:
-        """Whether so many classes are the same."""
+        """True if enough classes are the same."""
         return self.figure >= self.least
 
     def detail(self, reference: str, images: str) -> str:

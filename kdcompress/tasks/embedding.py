@@ -71,7 +71,7 @@ class DirectionDeviation(Deviation):
 
     @property
     def passed(self) -> bool:
-        """Whether no embedding is turned further."""
+        """True if no embedding is rotated further than the limit."""
         return self.figure <= self.limit
 
     def detail(self, reference: str, images: str) -> str:

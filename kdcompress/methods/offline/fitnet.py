@@ -61,7 +61,7 @@ class FitNet(FeatureKD):
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
-        self.pair = self._chosen()
+        self.pair = self._select_pair()
         self.regressor = Regressor(
             self.pair.student_shape, self.pair.teacher_shape, activation=not config.pre_activation
         )
@@ -79,7 +79,7 @@ class FitNet(FeatureKD):
         hint = (theirs.pre if self.config.pre_activation else theirs.stages)[self.pair.teacher]
         return {"hint": self.config.weight * losses.mse(regressed, hint)}
 
-    def _chosen(self) -> Pair:
+    def _select_pair(self) -> Pair:
         """The pair that the Config names, or the middle one of those that a regressor can join.
 
         Raises:
