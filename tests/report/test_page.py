@@ -215,7 +215,7 @@ def test_warnings_and_failures_of_the_benchmark_are_on_the_page(tmp_path):
 
 def test_few_labels_are_among_what_was_asked(tmp_path):
     folder = write_run(tmp_path / "run")
-    assert "labels" not in _page(folder).text.split("What was asked")[1].split("The networks")[0]
+    assert "labels" not in _page(folder).text.split("Recipe")[1].split("The networks")[0]
     text = (folder / "recipe.yaml").read_text()
     text = text.replace("data:", "data:\n  labels: 3000\n  labelled_share: 0.5", 1)
     (folder / "recipe.yaml").write_text(text)

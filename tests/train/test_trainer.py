@@ -325,7 +325,7 @@ def test_a_phase_keeps_or_renews_the_optimisers_and_so_does_a_resume_at_its_bord
         state = minimise.optimisers["main"].state
         if small.method.phase == "two" and "two" not in step_of:
             step_of["two"] = True
-            first_momentum.append(bool(state))
+            first_momentum.append(any(bool(s["momentum_buffer"].any()) for s in state.values()))
         step(batch, minimise)
 
     small.method.step = listening
