@@ -227,7 +227,7 @@ def test_inconsistent_shapes_left_by_an_exporter_are_inferred_anew(small):
     model.graph.value_info.append(info)
     with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):
         onnx.checker.check_model(model, full_check=True)
-    onnx.checker.check_model(onnx_format._checked(model), full_check=True)
+    onnx.checker.check_model(onnx_format._check_model(model), full_check=True)
 
 
 def test_a_families_student_exports_with_its_trained_statistics(run, student):
