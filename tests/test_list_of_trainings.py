@@ -43,7 +43,7 @@ def epochs(folder):
     return [(line["phase"], line["epoch"]) for line in lines(folder)]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_killed_in_each_of_its_trainings_ends_in_the_same_bits(tmp_path):
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     code, errors = start(unbroken, "none")
