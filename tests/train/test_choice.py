@@ -9,6 +9,7 @@ import torch
 from small_training import Small, Watcher, assert_same
 
 from kdcompress.errors import Interrupted
+from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 from kdcompress.train import choice as choosing
 
 
@@ -18,10 +19,10 @@ def lines(folder):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """How often a teacher was asked about the held-out images."""
+    """Lists the tasks for which the teacher's outputs on the held-out images were computed."""
     calls = []
     ask = choosing.predict_teacher
-    monkeypatch.setattr(choosing, "predict_teacher", lambda *a, **k: calls.append(k) or ask(*a, **k))
+    monkeypatch.setattr(choosing, "predict_teacher", lambda *a: calls.append(a[2]) or ask(*a))
     return calls
 
 
@@ -34,7 +35,7 @@ def test_with_labels_a_classifier_is_chosen_by_its_top1_and_its_teacher_is_not_a
 def test_without_labels_a_classifier_is_chosen_by_its_teachers_classes_asked_once(tmp_path, asked):
     small = Small(tmp_path, "kd", config={"ce_weight": 0.0}, labelled=False, train={"epochs": 3, "ema": 0.5})
     outcome = small.run()
-    assert asked == [{"pooled": False}]
+    assert asked == [CLASSIFICATION]
     told = [line["held_out"] for line in lines(tmp_path)]
     assert all(t.keys() == {"agreement", "kl", "candidates"} for t in told)
     every = [(c["agreement"], -i, name) for i, t in enumerate(told, 1) for name, c in t["candidates"].items()]
@@ -45,7 +46,7 @@ def test_without_labels_a_classifier_is_chosen_by_its_teachers_classes_asked_onc
 
 def test_a_backbone_is_chosen_by_its_neighbours_and_its_teacher_asked_once(tmp_path, asked):
     outcome = Small(tmp_path, "simreg", train={"epochs": 3}).run()
-    assert asked == [{"pooled": True}]
+    assert asked == [EMBEDDING]
     told = [line["held_out"] for line in lines(tmp_path)]
     assert all(t.keys() == {"knn_top1", "agreement"} for t in told)
     assert outcome.best["knn_top1"] == max(t["knn_top1"] for t in told)
