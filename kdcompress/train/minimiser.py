@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kdcompress.data.batch import Batch
 from kdcompress.errors import NonFiniteLoss
 from kdcompress.methods.base import Method, ParameterSet
+from kdcompress.networks.tapped import wide
 from kdcompress.recipe import OptimSection
 from kdcompress.train import optimisers
 from kdcompress.train.job import Job
@@ -213,11 +214,6 @@ class Minimiser:
 def needs_no_more_than_ddp(method: Method) -> bool:
     """Returns True if DistributedDataParallel can average the method's gradients."""
     return type(method).step is Method.step and len(method.parameter_sets()) == 1
-
-
-def wide(value: Tensor) -> Tensor:
-    """Converts half precision to float32; float64 stays, for comparisons that run in it."""
-    return value if value.dtype == torch.float64 else value.float()
 
 
 def _not_finite_terms(means: Mapping[str, Tensor]) -> str:
