@@ -140,6 +140,10 @@ class TrainSection(Section):
     """Batches per optimiser step (gradient accumulation)."""
     freeze_bn: bool = False
     """Keep the batch-norm statistics of the initial weights."""
+    bn_statistics: Literal["auto", "off"] = "auto"
+    """auto: re-estimate the batch-norm statistics on un-augmented training images, on a sample whenever a
+    candidate is scored and on up to all of them for the network that ships; the running statistics ship if
+    they score higher on held-out images. off: use the running statistics. freeze_bn implies off."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] | list[float] = "none"
     """Weights of the cross-entropy. balanced: inverse class frequency; a list: one per class. Scaled to a

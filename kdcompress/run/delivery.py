@@ -217,6 +217,7 @@ def report(
         "epoch": outcome.epoch,
         "best": outcome.best,
         "last": outcome.last,
+        "bn_statistics": outcome.bn_statistics,
         "seconds": round(outcome.seconds, 1),
         "teacher_held_out": teaching and teaching.held_out,
     }

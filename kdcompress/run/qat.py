@@ -87,7 +87,7 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
     rounding = Rounding(student.network, on_device, weight_bits=bits)
     qat = QuantizationAwareTraining(method, rounding, run.processes, recipe.train.epochs)
     train = recipe.train.model_copy(
-        update={"ema": None, "compile": False, "ship": "best", "precision": "fp32"}
+        update={"ema": None, "compile": False, "ship": "best", "precision": "fp32", "bn_statistics": "off"}
     )
     rate = section.qat_lr * recipe.optim.lr
     optim = recipe.optim.model_copy(update={"lr": rate, "schedule": "cosine", "warmup": 0.0})

@@ -11,6 +11,8 @@ from typing import Any
 from kdcompress.data.dataset import Data
 from kdcompress.data.loader import TrainingLoader
 from kdcompress.data.orders import BatchOrder, batch_order
+from kdcompress.data.random_bits import permutation
+from kdcompress.data.splits import DATA_SEED
 from kdcompress.methods.base import Method, Needs, configured
 from kdcompress.networks.from_recipe import LoadedNetwork, seeded
 from kdcompress.networks.networks import Networks
@@ -19,6 +21,7 @@ from kdcompress.recipe import OptimSection, TrainSection
 from kdcompress.run.context import Run
 from kdcompress.run.networks import info, tapped
 from kdcompress.train import result_store
+from kdcompress.train.bn_statistics import SHIPPED_MOST, StatisticsImages, sample_size
 from kdcompress.train.job import Job, Outcome
 from kdcompress.train.journal import Journal
 from kdcompress.train.result_store import StoredResult
@@ -96,7 +99,23 @@ def run_training(run: Run, training: Training) -> Outcome:
         held_out = None
         if training.choose and data.held_out is not None:
             held_out = stack.enter_context(run.evaluation(data.held_out))
-        return Trainer(method, loader, held_out, job, run.processes, journal, run.progress).run()
+        statistics = None
+        if training.train.bn_statistics == "auto" and not training.train.freeze_bn:
+            statistics = _statistics_images(run, stack)
+        return Trainer(
+            method, loader, held_out, job, run.processes, journal, run.progress, statistics
+        ).run()
+
+
+def _statistics_images(run: Run, stack: contextlib.ExitStack) -> StatisticsImages:
+    """Opens the real training images, labelled or not, that batch-norm statistics are re-estimated on."""
+    train = run.data.train
+    order = permutation(DATA_SEED, 0, len(train))
+    sample, every = (
+        stack.enter_context(run.evaluation(train.subset(order[:count])))
+        for count in (sample_size(len(train)), SHIPPED_MOST)
+    )
+    return StatisticsImages(sample, every)
 
 
 def stored_training(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch
 from kdcompress.errors import UserError, suggest
 from kdcompress.methods.base import Candidate, Method
+from kdcompress.networks.tapped import Tapped
 from kdcompress.tasks.classification import mean_prediction
 from kdcompress.tasks.figures import deciding
+from kdcompress.train import bn_statistics
 from kdcompress.train.average import Average
+from kdcompress.train.bn_statistics import StatisticsImages
 from kdcompress.train.evaluate import predict, predict_teacher
 from kdcompress.train.job import Outcome
 from kdcompress.train.processes import Processes
@@ -57,6 +62,7 @@ class Choice:
         held_out: Batches to choose on; None: the last epoch is chosen.
         processes: The first of them scores, all of them agree.
         ship: Value of `train.ship`: best, last, ensemble or the name of a candidate.
+        statistics: Images to re-estimate batch-norm statistics on; None: the running statistics are used.
     """
 
     def __init__(
@@ -66,9 +72,10 @@ class Choice:
         held_out: Iterable[Batch] | None,
         processes: Processes,
         ship: str = BEST,
+        statistics: StatisticsImages | None = None,
     ) -> None:
         self._method, self._average, self._held_out, self._processes = method, average, held_out, processes
-        self._ship = ship
+        self._ship, self._statistics = ship, statistics
         self.last: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
         self.best_ensemble: dict[str, Any] | None = None
@@ -76,11 +83,13 @@ class Choice:
         self._teacher_outputs: Tensor | None = None
         self._scratch: dict[int, nn.Module] = {}
 
-    def score(self, epoch: int) -> dict[str, Any] | None:
+    def score(self, epoch: int, *, frozen_statistics: bool = False) -> dict[str, Any] | None:
         """Scores every candidate and keeps the best; of equals, the earliest.
 
         Args:
             epoch: 1-based number of the epoch that has just ended.
+            frozen_statistics: True if the phase keeps its batch-norm statistics, so that they are not
+                re-estimated.
 
         Returns:
             Figures of the default candidate, with those of all under "candidates" if there are several; None
@@ -90,7 +99,7 @@ class Choice:
             return None
         scores: dict[str, dict[str, Any]] = {}
         if self._processes.first:
-            scores = self._scores(self._held_out)
+            scores = self._scores(self._held_out, re_estimate=not frozen_statistics)
         scores = self._processes.agree(scores)
         by = deciding(scores[self._default()])
         if by is None:
@@ -123,7 +132,12 @@ class Choice:
             name = self._default() if self._default() in self._eligible() else self._eligible()[0]
             state = self._state_of(name)
         like, best = self._candidates()[name].like, _without_tensors(self.best)
-        return Outcome(state, name, like, epoch, self.last, best, seconds, states, ensemble_best)
+        state, facts = self._with_best_statistics(like, state)
+        if best is not None and facts is not None and facts["held_out"] is not None:
+            best |= facts["held_out"][facts["shipped"]]
+        members = self._method.members()
+        states = {key: self._with_best_statistics(members[key].like, own)[0] for key, own in states.items()}
+        return Outcome(state, name, like, epoch, self.last, best, seconds, states, ensemble_best, facts)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resume needs."""
@@ -134,13 +148,58 @@ class Choice:
         self.best, self.last = state["best"], state["last"]
         self.best_ensemble = state.get("best_ensemble")
 
-    def _scores(self, held_out: Iterable[Batch]) -> dict[str, dict[str, Any]]:
+    def _with_best_statistics(
+        self, like: Tapped, state: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        """Re-estimates a state's batch-norm statistics and keeps the better ones; of equals, the new ones.
+
+        Returns:
+            The state, and the facts: number of images, which statistics ship, the held-out figures of both
+            (None without held-out images) and the seconds it took; None if nothing was re-estimated.
+        """
+        if self._statistics is None:
+            return state, None
+        result = self._compare_statistics(like, state, self._statistics) if self._processes.first else None
+        changed, facts = self._processes.agree(result)
+        return {**state, **changed}, facts
+
+    def _compare_statistics(
+        self, like: Tapped, state: dict[str, Tensor], images: StatisticsImages
+    ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        """Returns the tensors that differ from the state's, and the facts."""
+        began = time.perf_counter()
+        network = self._scratch_network(like, state)
+        count = bn_statistics.reestimate(network, like, images.every, until_still=True)
+        if count == 0:
+            return {}, None
+        new = _copied(network.state_dict())
+        shipped = "re-estimated"
+        scores: dict[str, dict[str, Any]] | None = None
+        if self._held_out is not None:
+            scores = {}
+            for name, values in (("re-estimated", new), ("running", state)):
+                network = self._scratch_network(like, values)
+                scores[name] = self._figures(*predict(network, like, self._held_out), self._held_out)
+            by = deciding(scores[shipped])
+            if by is None:
+                scores = None
+            elif scores["running"][by] > scores[shipped][by]:
+                shipped = "running"
+        changed = {name: value for name, value in new.items() if not torch.equal(value, state[name])}
+        seconds = round(time.perf_counter() - began, 3)
+        facts = {"images": count, "shipped": shipped, "held_out": scores, "seconds": seconds}
+        return (changed if shipped == "re-estimated" else {}), facts
+
+    def _scores(self, held_out: Iterable[Batch], *, re_estimate: bool) -> dict[str, dict[str, Any]]:
         candidates = self._candidates()
         members = self._method.members() if self._ship == ENSEMBLE else {}
         outputs: dict[str, Tensor] = {}
         scores = {}
         for name, candidate in {**members, **candidates}.items():
-            outputs[name], labels_N = predict(self._module_of(candidate), candidate.like, held_out)
+            module, like = self._module_of(candidate), candidate.like
+            sample = self._statistics.sample if self._statistics is not None and re_estimate else None
+            with bn_statistics.reestimated(module, like, sample):
+                outputs[name], labels_N = predict(module, like, held_out)
             if name in candidates:
                 scores[name] = self._figures(outputs[name], labels_N, held_out)
         if members:
@@ -180,12 +239,14 @@ class Choice:
     def _module_of(self, candidate: Candidate) -> nn.Module:
         if candidate.module is not None:
             return candidate.module
-        # One scratch network for each plain class: a branch has no network of its own.
-        key = id(candidate.like)
-        if key not in self._scratch:
-            self._scratch[key] = copy.deepcopy(candidate.like.network)
-        self._scratch[key].load_state_dict(candidate.state(), strict=True)
-        return self._scratch[key]
+        return self._scratch_network(candidate.like, candidate.state())
+
+    def _scratch_network(self, like: Tapped, state: Mapping[str, Tensor]) -> nn.Module:
+        """Loads a state into the scratch network of its plain class: a branch has no network of its own."""
+        if id(like) not in self._scratch:
+            self._scratch[id(like)] = copy.deepcopy(like.network)
+        self._scratch[id(like)].load_state_dict(state, strict=True)
+        return self._scratch[id(like)]
 
     def _state_of(self, name: str) -> dict[str, Tensor]:
         return _copied(self._candidates()[name].state())

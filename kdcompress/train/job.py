@@ -50,6 +50,8 @@ class Outcome:
         ensemble: State dictionaries of the ensemble's members, by name; empty if none ships.
         ensemble_best: Held-out figures of the ensemble at its chosen epoch; None if none ships or nothing is
             held out.
+        bn_statistics: Facts about its batch-norm statistics (`train.choice`); None: they are the running
+            ones.
     """
 
     state: dict[str, Tensor]
@@ -61,6 +63,7 @@ class Outcome:
     seconds: float
     ensemble: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     ensemble_best: dict[str, Any] | None = None
+    bn_statistics: dict[str, Any] | None = None
 
     @property
     def model(self) -> str:

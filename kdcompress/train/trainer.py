@@ -22,6 +22,7 @@ from kdcompress.methods.base import Method, Phase
 from kdcompress.progress import Bar, Progress
 from kdcompress.train import checkpoint
 from kdcompress.train.average import Average
+from kdcompress.train.bn_statistics import StatisticsImages
 from kdcompress.train.choice import Choice
 from kdcompress.train.interrupt import StopRequest, deferred_stop
 from kdcompress.train.job import Job, Outcome
@@ -101,6 +102,7 @@ class Trainer:
         processes: This process among all.
         journal: Receives the log lines.
         progress: Receives the progress and warnings.
+        statistics: Images to re-estimate batch-norm statistics on; None: the running statistics are used.
     """
 
     def __init__(
@@ -112,12 +114,13 @@ class Trainer:
         processes: Processes,
         journal: Journal,
         progress: Progress,
+        statistics: StatisticsImages | None = None,
     ) -> None:
         self.method, self.loader, self.job = method, loader, job
         self.processes, self.journal, self.progress = processes, journal, progress
         student = method.networks.student
         self.average = None if job.train.ema is None else Average(student.network, job.train.ema)
-        self.choice = Choice(method, self.average, held_out, processes, job.train.ship)
+        self.choice = Choice(method, self.average, held_out, processes, job.train.ship, statistics)
         self.at = Position()
         self.means = Means()
         self.path = job.folder / f"{job.label}.pt"
@@ -248,7 +251,7 @@ class Trainer:
         self.method.on_epoch_end()
         self.processes.average_statistics(self._modules().values())
         self.processes.share(self._modules().values())
-        figures = self.choice.score(at.epoch + 1)
+        figures = self.choice.score(at.epoch + 1, frozen_statistics=phase.freeze_bn)
         losses, logged = self.means.values()
         self.journal.epoch(
             {
