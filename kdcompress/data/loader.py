@@ -11,7 +11,7 @@ from torch import Tensor
 from kdcompress.data.batch import Batch, View
 from kdcompress.data.joined import JoinedSource
 from kdcompress.data.orders import BatchOrder, ShuffledOrder
-from kdcompress.data.source import MemorySource, Source
+from kdcompress.data.source import MATERIALISE_BYTES, FolderSource, MemorySource, Source
 from kdcompress.data.workers import EVALUATION, Task, Workers, images_of
 from kdcompress.errors import UserError
 
@@ -111,6 +111,8 @@ class TrainingLoader:
 class EvaluationLoader:
     """All images of a split in their order, not augmented: one view with the number -1.
 
+    The images of a small split of files are decoded once: the first complete iteration keeps their pixels.
+
     Args:
         source: The images.
         batch_size: The last batch may be smaller.
@@ -133,8 +135,19 @@ class EvaluationLoader:
     def __iter__(self) -> Iterator[Batch]:
         parts = torch.split(torch.arange(len(self.source)), self.batch_size) if len(self.source) else ()
         tasks = [Task(part, (EVALUATION,), 0) for part in parts]
+        keep = isinstance(self.source, FolderSource) and self._nbytes() <= MATERIALISE_BYTES
+        decoded: list[Tensor] = []
         for task, images in zip(tasks, _results((self.source,), self._workers, tasks), strict=True):
+            if keep:
+                decoded += images
             yield _batch(self.source, task.indices, images, (EVALUATION,), self.device)
+        if decoded:
+            self.close()
+            self._workers = None
+            self.source = _near(MemorySource(torch.cat(decoded), self.source.labels), self.device)
+
+    def _nbytes(self) -> int:
+        return len(self.source) * self.source.channels * math.prod(self.source.image_size)
 
     def close(self) -> None:
         """Ends the worker processes; a later iteration starts new ones."""

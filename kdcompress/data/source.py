@@ -21,7 +21,7 @@ CROP_SHARE = 0.875
 """Side of the central crop to the shorter side before it (224 of 256), for images from files."""
 MATERIALISE_BYTES = 1 << 28
 """A resized in-memory set is kept resized up to 256 MiB; a larger one is resized batch by batch, to the same
-pixels."""
+pixels. An un-augmented split of files is kept decoded up to the same size."""
 _CHUNK = 1024  # images resized at once: bounds the float32 copies to a few hundred MiB
 
 

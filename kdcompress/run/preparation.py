@@ -58,7 +58,9 @@ def build_preparation(run: Run, preparation: Preparation, teacher: Teacher) -> M
 
 def _training(run: Run, preparation: Preparation, teacher: Teacher) -> Training:
     recipe = run.recipe
-    train = recipe.train.model_copy(update={"ema": None, "compile": False, "ship": "last", "bn_statistics": "off"})
+    train = recipe.train.model_copy(
+        update={"ema": None, "compile": False, "ship": "last", "bn_statistics": "off"}
+    )
     schedule = {"schedule": "multistep", "milestones": list(preparation.milestones), "warmup": 0.0}
     optim = recipe.optim.model_copy(update={"lr": preparation.lr, **schedule})
     method = build_preparation(run, preparation, teacher)

@@ -102,9 +102,7 @@ def run_training(run: Run, training: Training) -> Outcome:
         statistics = None
         if training.train.bn_statistics == "auto" and not training.train.freeze_bn:
             statistics = _statistics_images(run, stack)
-        return Trainer(
-            method, loader, held_out, job, run.processes, journal, run.progress, statistics
-        ).run()
+        return Trainer(method, loader, held_out, job, run.processes, journal, run.progress, statistics).run()
 
 
 def _statistics_images(run: Run, stack: contextlib.ExitStack) -> StatisticsImages:

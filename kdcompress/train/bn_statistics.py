@@ -25,7 +25,7 @@ at least three forward passes, so this is about 3 % of the training."""
 FEWEST, MOST = 64, 2_048
 """Bounds of their number."""
 SHIPPED_MOST = 32_768
-"""Greatest number of images for the network that ships, which it needs only if its statistics do not settle."""
+"""Greatest number of images for the network that ships: enough for statistics that settle late."""
 STILL = 0.005
 """Change of the statistics over the last half of the images below which more images are not needed: mean
 over the channels of a layer, in standard deviations for a mean and as a share for a variance."""
@@ -62,7 +62,9 @@ def tracked_norms(module: nn.Module) -> list[BatchNorm]:
 
 
 @torch.no_grad()
-def reestimate(module: nn.Module, like: Tapped, batches: Iterable[Batch], *, until_still: bool = False) -> int:
+def reestimate(
+    module: nn.Module, like: Tapped, batches: Iterable[Batch], *, until_still: bool = False
+) -> int:
     """Replaces the running statistics by the mean over batches, weighted by their size.
 
     Everything else is in eval mode, dropout too, as in use. In a batch of one image a layer may have a single

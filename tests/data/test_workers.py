@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -100,6 +101,28 @@ def test_an_image_that_vanishes_is_one_sentence_naming_it(photos):
         assert "\n" not in str(caught.value)
     finally:
         evaluation.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_small_split_of_files_is_decoded_once(photos, workers):
+    evaluation = EvaluationLoader(photos, batch_size=8, device="cpu", workers=workers)
+    with contextlib.closing(evaluation):
+        next(iter(evaluation))  # an iteration that stops early keeps nothing
+        first = list(evaluation)
+        for file in photos.files:
+            (photos.root / file).unlink()
+        second = list(evaluation)
+    assert [b.labels.tolist() for b in first] == [b.labels.tolist() for b in second]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True))
+
+
+def test_a_large_split_of_files_is_decoded_again(photos, monkeypatch):
+    monkeypatch.setattr("kdcompress.data.loader.MATERIALISE_BYTES", 100)
+    evaluation = EvaluationLoader(photos, batch_size=8, device="cpu")
+    list(evaluation)
+    (photos.root / photos.files[3]).unlink()
+    with pytest.raises(DataError, match="No such file"):
+        list(evaluation)
 
 
 SCRIPT = """
