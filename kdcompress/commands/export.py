@@ -14,7 +14,7 @@ from kdcompress.commands.strip import print_stripped
 
 
 def _per_channel(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-    """The numbers of `--mean` and `--std`."""
+    """Returns the numbers of `--mean` and `--std`."""
     if text is None:
         return None
     try:
@@ -37,7 +37,7 @@ _OF_INT8 = {
 
 
 def _of_smaller(command: F) -> F:
-    """The options that ask for smaller files."""
+    """Returns the options that ask for smaller files."""
     options = (
         click.option(
             "--int8",

@@ -75,7 +75,7 @@ def load_network(
         allow_code: True: `python:` networks may be built.
         keep_classes: True: weights with another number of classes keep them; that is an error, unless
             `headless` says otherwise.
-        headless: When it is built without a classifier. Without weights all but "always" is "never".
+        headless: Condition to build it without a classifier; without weights "never", unless "always".
         progress: True: shows a download.
 
     Raises:

@@ -45,10 +45,10 @@ class Tapped:
 
     Attributes:
         network: The network itself.
-        model: As given.
-        image_size: As given.
-        channels: As given.
-        task: As given.
+        model: `FAMILY/NAME`.
+        image_size: (H, W) in pixels.
+        channels: 1 or 3.
+        task: Task of the network.
         input_spec: The way from an image to its input.
         num_classes: K, from a dry run; 0 for a task without classes.
         taps: The modules that are read.
@@ -189,7 +189,7 @@ class Tapped:
         return self._collect(output, readings, want)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """`(images - mean) / std`, channels-last, in one pass over the memory.
+        """Computes `(images - mean) / std`, channels-last, in one pass over the memory.
 
         Args:
             images: `[B, C, H, W]` in [0, 1].
@@ -260,7 +260,7 @@ class Tapped:
             freeze_batch_norm(self.network)
 
     def autocast(self) -> torch.autocast:
-        """The context that passes run in; idle when `precision` is None."""
+        """Returns the autocast context of forward passes; it does nothing if `precision` is None."""
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
 
     def with_network(self, network: nn.Module) -> Tapped:
@@ -285,7 +285,7 @@ class Tapped:
         return other
 
     def sample(self, image_size: tuple[int, int] | None = None) -> Tensor:
-        """Two normalised images of noise `[2, C, H, W]`, always the same; no global generator moves."""
+        """Returns two fixed noise images `[2, C, H, W]`, normalised, without using a global generator."""
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(2, self.channels, *(image_size or self.image_size), generator=generator)
         parameter = next(self.network.parameters(), None)

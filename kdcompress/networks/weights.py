@@ -126,8 +126,7 @@ def load_into(
 ) -> LoadResult:
     """Loads every tensor into its place, or leaves the network as it was.
 
-    Of a self-supervised checkpoint the network itself is taken. What stands in the classifier's place there,
-    a projection head, is no classifier: it is left out like a classifier of other classes.
+    A self-supervised checkpoint's projection head is left out, like a classifier of other classes.
 
     Args:
         network: Changed in place.
@@ -192,7 +191,7 @@ def classifier_classes(state: Mapping[str, Tensor], network: nn.Module) -> int |
 def _of_network(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], in_pretraining: bool = False
 ) -> tuple[Mapping[str, Tensor], bool]:
-    """The tensors by the network's own keys, and whether they lay among others of a pretraining."""
+    """Returns the tensors by the network's own keys, and True if a pretraining's tensors surrounded them."""
     state = _with_prefix_of(own, state)
     if any(key in own for key in state):
         return state, in_pretraining
@@ -225,7 +224,7 @@ def _with_prefix_of(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> M
 
 
 def _classifier(network: nn.Module) -> tuple[str, ...]:
-    """The path of the last linear layer, else of the last convolution, in the order of registration.
+    """Returns the path of the last linear layer, else convolution, in the order of registration.
 
     Returns:
         It, as its keys begin; empty if there is none.

@@ -49,7 +49,7 @@ def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, s
 def teacher_entry(
     recipe: Recipe, weights: ResolvedWeights | None, sha256: str | None
 ) -> dict[str, Any] | None:
-    """The manifest's `teacher` object.
+    """Builds the manifest's `teacher` object.
 
     Args:
         recipe: Resolved.
@@ -79,7 +79,7 @@ def results(
     gain: dict[str, Any] | None,
     training: dict[str, Any],
 ) -> dict[str, Any]:
-    """`results.json`.
+    """Builds `results.json`.
 
     Args:
         student: Figures of the exported file on the test split.
@@ -99,7 +99,7 @@ def results(
 
 
 def seeds(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`seeds.json`: one figure of each seed, its mean and its spread.
+    """Builds `seeds.json`: one figure of each seed, its mean and its spread.
 
     That is the top-1; of a backbone the top-1 by nearest neighbours; where there are no labels, the agreement
     with the teacher. `figure` says which.

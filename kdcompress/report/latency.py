@@ -13,7 +13,7 @@ _COLOURS = {"student": 0, "teacher": 1}
 
 
 def latency_charts(results: Sequence[dict[str, Any]]) -> list[Chart]:
-    """A chart for each (threads, batch), in the order of the results.
+    """Draws a chart for each (threads, batch), in the order of the results.
 
     Args:
         results: Results of a benchmark document.

@@ -62,7 +62,7 @@ def compare(sources: Sequence[Path], out: Path | None) -> dict[str, Any]:
 
 
 def _runs(source: Path) -> list[Path]:
-    """The run folders of one source: itself, or its seeds in order."""
+    """Returns the run folders of one source: itself, or its seeds in order."""
     seeds = Path(source) / "seeds"
     if not seeds.is_dir():
         return [Path(source)]
@@ -70,7 +70,7 @@ def _runs(source: Path) -> list[Path]:
 
 
 def _names(sources: Sequence[Path]) -> list[str]:
-    """The folders' own names, or as much of their paths as tells them apart."""
+    """Returns the shortest ends of the folders' paths that differ."""
     paths = [Path(source).resolve() for source in sources]
     if len(set(paths)) < len(paths):
         raise UserError("a run is given twice; give each once")
@@ -83,7 +83,7 @@ def _names(sources: Sequence[Path]) -> list[str]:
 
 
 def _against(reference: Compared, row: Compared, key: str) -> Compared:
-    """The row with its difference to the reference, or with the reason why there is none."""
+    """Adds to the row its difference to the reference, or the reason why there is none."""
     images = [entry.first.manifest.get("data", {}) for entry in (reference, row)]
     if images[0].get("listing_sha256") != images[1].get("listing_sha256"):
         return dataclasses.replace(row, why_not="other data: not comparable")

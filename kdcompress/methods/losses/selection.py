@@ -51,7 +51,7 @@ def top_ratio_correct(ranks_R: Tensor, ratio: float) -> Tensor:
 
 @full_precision
 def masked_kl(student_RK: Tensor, teacher_RK: Tensor, kept_R: Tensor, temperature: float) -> Tensor:
-    """T² · KL(teacher ‖ student) of softened scores, summed over columns, mean over the kept rows.
+    """Computes T² · KL(teacher ‖ student) of softened scores: sum over columns, mean over kept rows.
 
     Args:
         student_RK: `[R, K]` logits or similarities.

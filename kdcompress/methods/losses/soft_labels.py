@@ -13,7 +13,7 @@ from kdcompress.methods.losses.widening import full_precision
 
 @full_precision
 def smoothed_soft_labels(classes_BM: Tensor, probabilities_BM: Tensor, num_classes: int) -> Tensor:
-    """Whole distributions in which the mass that was not kept lies evenly on the other classes.
+    """Builds full distributions; the probability that is not stored is spread over the other classes.
 
     Args:
         classes_BM: `[B, M]` int64, distinct within a row, M < K.
@@ -35,7 +35,7 @@ def smoothed_soft_labels(classes_BM: Tensor, probabilities_BM: Tensor, num_class
 
 @full_precision
 def renormalised_soft_labels(classes_BM: Tensor, probabilities_BM: Tensor, num_classes: int) -> Tensor:
-    """Whole distributions in which the kept classes share all of the mass, and the others have none.
+    """Builds full distributions; the stored classes share all the probability, others get 0.
 
     Args:
         classes_BM: `[B, M]` int64, distinct within a row.
@@ -54,7 +54,7 @@ def renormalised_soft_labels(classes_BM: Tensor, probabilities_BM: Tensor, num_c
 
 @full_precision
 def soft_label_cross_entropy(student_BK: Tensor, target_BK: Tensor) -> Tensor:
-    """Cross-entropy with given distributions at T = 1, mean over rows.
+    """Computes the cross-entropy with target distributions at T = 1, mean over rows.
 
     Args:
         student_BK: `[B, K]` logits.

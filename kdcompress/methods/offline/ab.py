@@ -95,7 +95,7 @@ class AB(FeatureKD):
         return frozenset({"pre"}), frozenset({"pre"})
 
     def parameter_sets(self) -> dict[str, ParameterSet]:
-        """The student's features and the rest of it (its classifier), and connectors if there are any."""
+        """Names the student's features, the rest of it (its classifier), and connectors if there are any."""
         trainable = [p for p in self.networks.student.network.parameters() if p.requires_grad]
         features = self._makes_maps(trainable)
         sets = {
@@ -106,7 +106,7 @@ class AB(FeatureKD):
         return {name: ParameterSet(tuple(parameters)) for name, parameters in sets.items() if parameters}
 
     def phases(self) -> list[Phase]:
-        """First boundaries, then labels."""
+        """Lists the phases boundaries and labels."""
         sets, share = self.parameter_sets(), self.config.initial_share
         return [
             Phase("boundaries", share, tuple(name for name in sets if name != "rest")),
@@ -114,7 +114,7 @@ class AB(FeatureKD):
         ]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Term boundaries in the first phase; ce and kd in the second."""
+        """Computes boundaries in the first phase, ce and kd in the second."""
         if self.phase == "boundaries":
             return {"boundaries": self._boundaries(batch)}
         assert self.networks.teacher is not None
@@ -123,7 +123,7 @@ class AB(FeatureKD):
         return self.label_terms(logits, taught, batch.labels)
 
     def boundaries(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
-        """The weighted boundary loss of each pair.
+        """Computes the weighted boundary loss of each pair.
 
         Args:
             student: Pre-activations `[B, C, H, W]`, connected, shallow to deep.
