@@ -132,7 +132,7 @@ def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
         Uncuttable: There are stages, and behind none of them can the network be cut.
         NetworkError: There are no stages.
     """
-    found: dict[str, int] = {}
+    later_stages: dict[str, int] = {}
     reason: Uncuttable | None = None
     stages = list(tapped.shapes().stages)
     for number, stage in enumerate(stages, start=1):
@@ -141,10 +141,10 @@ def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
         except Uncuttable as error:
             reason = error
         else:
-            found[stage] = len(stages) - number
-    if found:
-        return found
-    wanted = f"method hsakd: copies what follows each stage of the {role}"
+            later_stages[stage] = len(stages) - number
+    if later_stages:
+        return later_stages
+    prefix = f"method hsakd: copies what follows each stage of the {role}"
     if reason is None:
-        raise NetworkError(f"{wanted}, and {tapped.model} has no stages; choose a convolutional network")
-    raise Uncuttable(f"{wanted}; {reason}") from reason
+        raise NetworkError(f"{prefix}, and {tapped.model} has no stages; choose a convolutional network")
+    raise Uncuttable(f"{prefix}; {reason}") from reason

@@ -151,9 +151,9 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def _slopes(own: dict[str, Tensor], other: dict[str, Tensor], apart: int) -> dict[str, tuple[int, ...]]:
     """Computes how much each axis of a tensor grows per class (or channel), for tensors that grow."""
-    found = {}
+    slopes = {}
     for key, tensor in own.items():
-        there = other.get(key)
-        if there is not None and there.ndim == tensor.ndim and there.shape != tensor.shape:
-            found[key] = tuple((b - a) // apart for a, b in zip(tensor.shape, there.shape, strict=True))
-    return found
+        larger = other.get(key)
+        if larger is not None and larger.ndim == tensor.ndim and larger.shape != tensor.shape:
+            slopes[key] = tuple((b - a) // apart for a, b in zip(tensor.shape, larger.shape, strict=True))
+    return slopes

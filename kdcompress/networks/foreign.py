@@ -185,13 +185,13 @@ def _at(candidates: list[_Candidate], at: str) -> list[_Candidate]:
     def plain(place: str) -> str:
         return place.removesuffix(".").replace(":", ".")
 
-    wanted = unwrapped(plain(at))
-    exact = [candidate for candidate in candidates if plain(str(candidate.place)) == wanted]
-    found = exact or [c for c in candidates if plain(str(c.place)).startswith(f"{wanted}.")]
-    if not found:
+    name = unwrapped(plain(at))
+    exact = [candidate for candidate in candidates if plain(str(candidate.place)) == name]
+    matches = exact or [c for c in candidates if plain(str(c.place)).startswith(f"{name}.")]
+    if not matches:
         places = [str(c.place) for c in candidates if c.fit.whole] or [str(c.place) for c in candidates]
         raise WeightsError(f"--at {shlex.quote(at)}: nothing of it stands there{suggest(at, places)}")
-    return found
+    return matches
 
 
 def _distinct(candidates: Sequence[_Candidate]) -> _Groups:
@@ -217,9 +217,9 @@ def _by_name(groups: _Groups) -> tuple[_Groups, _Groups]:
     roles = [{candidate.role for candidate in group} for group in groups]
     if not any("student" in role for role in roles):
         return groups, []
-    named = list(zip(groups, roles, strict=True))
-    kept = [group for group, role in named if role != {"teacher"}]
-    return kept, [group for group, role in named if role == {"teacher"}]
+    with_roles = list(zip(groups, roles, strict=True))
+    students = [group for group, role in with_roles if role != {"teacher"}]
+    return students, [group for group, role in with_roles if role == {"teacher"}]
 
 
 def _check_drop(chosen: _Candidate, pattern: Pattern, drop: Sequence[str]) -> None:

@@ -310,12 +310,12 @@ class Tapped:
 
     def _requested_taps(self, want: Want) -> dict[Tap, None]:
         assert self.task.has_classes or "logits" not in want, f"{self.model} is a backbone: it has no logits"
-        wanted = [self._classifier_tap()] if self.task.has_classes and "pooled" in want else []
+        taps = [self._classifier_tap()] if self.task.has_classes and "pooled" in want else []
         if "stages" in want:
-            wanted += self.taps.stages.values()
+            taps += self.taps.stages.values()
         if "pre" in want:
-            wanted += self.taps.pre.values()
-        return dict.fromkeys(wanted)  # a stage may be its own pre
+            taps += self.taps.pre.values()
+        return dict.fromkeys(taps)  # a stage may be its own pre
 
     def _collect(self, output: Any, readings: Mapping[Tap, Tensor], want: Want) -> Activations:
         if not isinstance(output, Tensor):

@@ -94,12 +94,12 @@ class Trace:
         for index in sorted(towards_output):
             for source in self.nodes[index].inputs:
                 last_reader[source] = index
-        found, open_until = [], 0
+        indices, open_until = [], 0
         for index in sorted(towards_output):
             if index > 0 and open_until <= index:
-                found.append(index)
+                indices.append(index)
             open_until = max(open_until, last_reader[index])
-        return found
+        return indices
 
 
 def record(network: nn.Module, images: Tensor, model: str) -> Trace:

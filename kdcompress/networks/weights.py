@@ -103,16 +103,16 @@ def resolve(spec: str, model: str, *, progress: bool = False) -> ResolvedWeights
         raise WeightsError(f"no weights file {spec!r}")
     family = family_of(model)
     name = model[len(family) + 1 :]
-    found: Pretrained = discovery.load("family", family).pretrained(name, spec, progress)
+    pretrained: Pretrained = discovery.load("family", family).pretrained(name, spec, progress)
     return ResolvedWeights(
-        state_dict=found.state_dict,
-        sha256=found.sha256,
+        state_dict=pretrained.state_dict,
+        sha256=pretrained.sha256,
         source=spec,
-        mean=found.mean,
-        std=found.std,
-        size=found.size,
-        class_names=found.class_names,
-        license=found.license_note,
+        mean=pretrained.mean,
+        std=pretrained.std,
+        size=pretrained.size,
+        class_names=pretrained.class_names,
+        license=pretrained.license_note,
     )
 
 
@@ -157,10 +157,10 @@ def load_into(
         raise WeightsError(_mismatch(source, own, state, missing, unexpected, misshaped))
     replaced = bool(missing or misshaped or (in_pretraining and head))
     if replaced and not allow_other_head:
-        wanted = _rows(own, places)
+        expected = _rows(own, places)
         have = f"{classes} classes" if classes is not None else "no classifier"
         raise WeightsError(
-            f"{source}: these weights have {have}, the network has {wanted}; "
+            f"{source}: these weights have {have}, the network has {expected}; "
             "with teacher.train: auto they would be fine-tuned to the data"
         )
     state = {key: tensor for key, tensor in state.items() if key not in dropped}

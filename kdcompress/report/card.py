@@ -116,18 +116,18 @@ def _latency(record: Record) -> str:
     """Writes one sentence per timing of the student."""
     if record.bench is None:
         return ""
-    told = []
+    sentences = []
     for result in record.bench["results"]:
         if not result["artefact"].startswith("student"):
             continue
         latency = result["latency_ms"]
         which = {"student (int8)": "int8 in ", "student (fp16)": "fp16 in "}.get(result["artefact"], "")
-        told.append(
+        sentences.append(
             f"{which}{result['runtime']} with {words.threads(result['threads'])} "
             f"at batch {result['batch']}: {numbers.milliseconds(latency['p50'])} "
             f"(95 % interval {numbers.interval(latency['ci95'])})"
         )
-    return f"Latency on {record.bench['env']['cpu']}: {'; '.join(told)}." if told else ""
+    return f"Latency on {record.bench['env']['cpu']}: {'; '.join(sentences)}." if sentences else ""
 
 
 def _weakest(record: Record) -> list[tuple[str, str]]:

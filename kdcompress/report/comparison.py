@@ -55,8 +55,8 @@ class Compared:
 
     def shares(self, key: str) -> list[float]:
         """Returns one figure of each seed, as far as it is known."""
-        found = [record.results["student"].get(key) for record in self.records]
-        return [share for share in found if share is not None]
+        values = [record.results["student"].get(key) for record in self.records]
+        return [share for share in values if share is not None]
 
 
 def figure_of(rows: Sequence[Compared]) -> tuple[str, str]:
@@ -96,8 +96,8 @@ def differing(rows: Sequence[Compared]) -> dict[str, list[Any]]:
     """
     flat = [dict(_flat(row.first.recipe)) for row in rows]
     keys = dict.fromkeys(key for values in flat for key in values)
-    found = {key: [values.get(key) for values in flat] for key in keys if key not in _OF_ITS_OWN}
-    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
+    by_key = {key: [values.get(key) for values in flat] for key in keys if key not in _OF_ITS_OWN}
+    return {key: values for key, values in by_key.items() if any(value != values[0] for value in values)}
 
 
 def write_comparison(rows: Sequence[Compared], path: Path) -> None:
@@ -160,7 +160,7 @@ def _table(
     for row in rows:
         entry = _entry(row, key)
         taught = f" from {row.first.teacher}" if row.first.teacher else ""
-        told = f"{entry['method']}: {entry['student']}{taught}"
+        description = f"{entry['method']}: {entry['student']}{taught}"
         cells = [
             _share(entry),
             _difference(row),
@@ -170,7 +170,7 @@ def _table(
             numbers.milliseconds(entry["p50_ms"]),
             numbers.duration(entry["seconds"]),
         ]
-        table.append((row, told, list(zip(columns, cells, strict=True))))
+        table.append((row, description, list(zip(columns, cells, strict=True))))
     return columns, table
 
 

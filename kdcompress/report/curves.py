@@ -60,11 +60,11 @@ def _losses(phase: str, lines: list[dict[str, Any]]) -> Chart | None:
 
 def _held_out(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float | None]]:
     """Draws one share in percent, epoch by epoch."""
-    found = []
+    points = []
     for line in lines:
         share = (line.get("held_out") or {}).get(key)
-        found.append((line["epoch"], None if share is None else 100 * share))
-    return found
+        points.append((line["epoch"], None if share is None else 100 * share))
+    return points
 
 
 def _line(name: str, points: Iterable[tuple[float, Any]], colour: int, dashed: bool) -> Line:

@@ -40,10 +40,12 @@ def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, s
     for section in (document["student"], document["teacher"], *document["peers"]):
         if section is not None and section["weights"] is not None:
             section["weights"] = Path(section["weights"]).name
-    told = {"recipe": json.dumps(document, sort_keys=True)}
+    metadata = {"recipe": json.dumps(document, sort_keys=True)}
     if teacher is not None:
-        told["teacher"] = json.dumps({**teacher, "weights": document["teacher"]["weights"]}, sort_keys=True)
-    return told
+        metadata["teacher"] = json.dumps(
+            {**teacher, "weights": document["teacher"]["weights"]}, sort_keys=True
+        )
+    return metadata
 
 
 def teacher_entry(
@@ -68,8 +70,8 @@ def teacher_entry(
 
 def versions() -> dict[str, str]:
     """Returns the versions of every package that decides the result."""
-    found = {"python": platform.python_version(), "kdcompress": __version__}
-    return found | {name: packages.version(name) for name in PACKAGES}
+    result = {"python": platform.python_version(), "kdcompress": __version__}
+    return result | {name: packages.version(name) for name in PACKAGES}
 
 
 def results(

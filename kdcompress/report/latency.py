@@ -47,10 +47,10 @@ def _chart(results: Sequence[dict[str, Any]], threads: int, batch: int, colours:
 
 
 def _colours(results: Sequence[dict[str, Any]]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    colours: dict[str, int] = {}
     others = 0
     for name in dict.fromkeys(result["artefact"] for result in results):
         role = name.split(" ")[0]
-        found[name] = _COLOURS[role] if role in _COLOURS else len(_COLOURS) + others % 4
+        colours[name] = _COLOURS[role] if role in _COLOURS else len(_COLOURS) + others % 4
         others += role not in _COLOURS
-    return found
+    return colours

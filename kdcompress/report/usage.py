@@ -26,13 +26,13 @@ def snippets(record: Record) -> list[Snippet]:
     spec = record.input_spec
     if spec is None:
         return []
-    found = []
+    result = []
     if record.has("student.onnx"):
-        found.append(Snippet("onnxruntime (nothing else is needed)", _onnxruntime(record, spec)))
+        result.append(Snippet("onnxruntime (nothing else is needed)", _onnxruntime(record, spec)))
     if record.has("student.safetensors"):
-        found.append(Snippet("kdcompress", _kdcompress(record, spec)))
-        found.append(Snippet("plain PyTorch", _torch(record, spec)))
-    return found
+        result.append(Snippet("kdcompress", _kdcompress(record, spec)))
+        result.append(Snippet("plain PyTorch", _torch(record, spec)))
+    return result
 
 
 def preprocessing(spec: InputSpec) -> str:

@@ -41,17 +41,17 @@ def sentence(record: Record) -> str:
 def tiles(record: Record) -> list[Tile]:
     """Builds the headline: accuracy, size, speed and gain, each as far as it is known."""
     student, teacher = record.results["student"], record.results.get("teacher")
-    found = [_accuracy_tile(record)]
+    result = [_accuracy_tile(record)]
     if teacher and teacher.get("params") and student.get("params"):
         sizes = f"{numbers.count(student['params'])} parameters against {numbers.count(teacher['params'])}"
-        found.append(
+        result.append(
             Tile(numbers.times(teacher["params"] / student["params"]), "smaller than the teacher", sizes)
         )
     else:
         size = numbers.megabytes(student.get("bytes"))
-        found.append(Tile(numbers.count(student.get("params")), "parameters", f"{size} as a file"))
-    found += [tile for tile in (_speed_tile(record), _gain_tile(record)) if tile]
-    return found
+        result.append(Tile(numbers.count(student.get("params")), "parameters", f"{size} as a file"))
+    result += [tile for tile in (_speed_tile(record), _gain_tile(record)) if tile]
+    return result
 
 
 def _accuracy_tile(record: Record) -> Tile:
@@ -111,14 +111,14 @@ def headline_result(record: Record) -> dict[str, Any] | None:
 
 def other_files(record: Record) -> list[str]:
     """Describes the ensemble and the int8 and fp16 files, with their verdicts; empty if the run has none."""
-    told = list(filter(None, [ensemble_sentence(record)]))
+    sentences = list(filter(None, [ensemble_sentence(record)]))
     for entry in (record.results.get("variants") or {}).values():
-        told.append(f"{entry['verdict']['sentence']}.")
+        sentences.append(f"{entry['verdict']['sentence']}.")
         if "qat" in entry:
-            told.append(f"{entry['file']}: {entry['qat']['sentence']}.")
+            sentences.append(f"{entry['file']}: {entry['qat']['sentence']}.")
         if entry["verdict"]["told"]:
-            told.append(f"{entry['file']}: {entry['verdict']['told']}.")
-    return told
+            sentences.append(f"{entry['file']}: {entry['verdict']['told']}.")
+    return sentences
 
 
 def ensemble_sentence(record: Record) -> str:
@@ -284,8 +284,8 @@ def _weights(section: dict[str, Any]) -> str | None:
 
 def _settings(values: dict[str, Any]) -> str:
     """Formats ` (epochs 60, precision auto)`, without settings that are None."""
-    told = [f"{key.replace('_', ' ')} {_value(value)}" for key, value in values.items() if value is not None]
-    return f" ({', '.join(told)})" if told else ""
+    parts = [f"{key.replace('_', ' ')} {_value(value)}" for key, value in values.items() if value is not None]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _value(value: Any) -> str:

@@ -92,8 +92,8 @@ def _against(reference: Compared, row: Compared, key: str) -> Compared:
     if len(row.records) > 1:
         by_seed = zip(row.shares(key), reference.shares(key), strict=True)
         points = [100 * (own - other) for own, other in by_seed]
-        told = {"points": statistics.fmean(points), "sd": statistics.stdev(points), "n": len(points)}
-        return dataclasses.replace(row, difference=told)
+        difference = {"points": statistics.fmean(points), "sd": statistics.stdev(points), "n": len(points)}
+        return dataclasses.replace(row, difference=difference)
     if key != "top1":
         points_alone = 100 * (row.shares(key)[0] - reference.shares(key)[0])
         return dataclasses.replace(row, why_not=f"{points_alone:+.2f} points, without an interval")
@@ -102,8 +102,8 @@ def _against(reference: Compared, row: Compared, key: str) -> Compared:
         return dataclasses.replace(row, why_not="its predictions are gone")
     if not own["labels"].equal(other["labels"]):
         return dataclasses.replace(row, why_not="other test images: not comparable")
-    told = verdict.gain(_right(own), _right(other))
-    return dataclasses.replace(row, difference=told)
+    difference = verdict.gain(_right(own), _right(other))
+    return dataclasses.replace(row, difference=difference)
 
 
 def _predictions(row: Compared) -> dict[str, Tensor] | None:

@@ -76,8 +76,8 @@ def pairs_of_one_size(student: Activations, teacher: Activations) -> tuple[Pair,
     Returns:
         Shallow to deep, each stage at most once; may be empty.
     """
-    found = _by_resolution(student, teacher, list(student.stages), list(teacher.stages))
-    return tuple(each for each in found if each.same_size)
+    matches = _by_resolution(student, teacher, list(student.stages), list(teacher.stages))
+    return tuple(each for each in matches if each.same_size)
 
 
 def pair(student: Activations, teacher: Activations, ours: str, theirs: str) -> Pair:
@@ -107,20 +107,20 @@ def _by_resolution(
     student: Activations, teacher: Activations, ours: list[str], theirs: list[str]
 ) -> list[Pair]:
     """Pairs stages from the deepest upwards; of two maps that do not match, the smaller is skipped."""
-    found: list[Pair] = []
+    matches: list[Pair] = []
     ours, theirs = list(ours), list(theirs)
     while ours and theirs:
         last = pair(student, teacher, ours[-1], theirs[-1])
         (_, h, w), (_, height, width) = last.student_shape, last.teacher_shape
         if max(h / height, height / h, w / width, width / w) < sqrt(2):
-            found.append(last)
+            matches.append(last)
             ours.pop()
             theirs.pop()
         elif h * w < height * width:
             ours.pop()
         else:
             theirs.pop()
-    return found[::-1]
+    return matches[::-1]
 
 
 def _shape(shapes: Activations, stage: str) -> tuple[int, int, int]:

@@ -27,9 +27,9 @@ def smoothed_soft_labels(classes_BM: Tensor, probabilities_BM: Tensor, num_class
         Shen & Xing, A Fast Knowledge Distillation Framework for Visual Recognition (FKD), ECCV 2022,
         "marginal smoothing"; the authors' code.
     """
-    kept = classes_BM.shape[1]
-    assert kept < num_classes, f"{kept} of {num_classes} classes leave none to spread the rest over"
-    rest_B1 = (1 - probabilities_BM.sum(1, keepdim=True)).clamp(min=0) / (num_classes - kept)
+    stored = classes_BM.shape[1]
+    assert stored < num_classes, f"{stored} of {num_classes} classes leave none to spread the rest over"
+    rest_B1 = (1 - probabilities_BM.sum(1, keepdim=True)).clamp(min=0) / (num_classes - stored)
     return rest_B1.repeat(1, num_classes).scatter(1, classes_BM, probabilities_BM)
 
 

@@ -48,9 +48,9 @@ def reversal(epoch: int, ramp_epochs: int, curriculum: Curriculum, *, start: flo
     Source:
         Li et al., Curriculum Temperature for Knowledge Distillation, AAAI 2023; the authors' code.
     """
-    done = min(epoch, ramp_epochs) / ramp_epochs
+    progress = min(epoch, ramp_epochs) / ramp_epochs
     if curriculum == "cosine":
-        return (1 + math.cos(math.pi * done)) / 2 * (start - end) + end
+        return (1 + math.cos(math.pi * progress)) / 2 * (start - end) + end
     if curriculum == "linear":
-        return start + (end - start) * done
+        return start + (end - start) * progress
     return (end - start) * min(epoch, ramp_epochs - 1) / ramp_epochs

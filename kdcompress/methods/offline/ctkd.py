@@ -91,10 +91,10 @@ class CTKD(Method):
 
         @model_validator(mode="before")
         @classmethod
-        def _weights_of_the_loss(cls, given: Any) -> Any:
-            if isinstance(given, dict) and given.get("loss") in _WEIGHTS:
-                return {**_WEIGHTS[given["loss"]], **given}
-            return given
+        def _weights_of_the_loss(cls, values: Any) -> Any:
+            if isinstance(values, dict) and values.get("loss") in _WEIGHTS:
+                return {**_WEIGHTS[values["loss"]], **values}
+            return values
 
         @model_validator(mode="after")
         def _nothing_unread(self) -> CTKD.Config:

@@ -88,9 +88,9 @@ class FitNet(FeatureKD):
         assert self.networks.teacher is not None
         c, student, teacher = self.config, self.networks.student, self.networks.teacher
         ours, theirs = student.shapes(), teacher.shapes()
-        for key, name, known in (("guided", c.guided, ours.stages), ("hint", c.hint, theirs.stages)):
-            if name is not None and name not in known:
-                raise NetworkError(f"method.{key}: no stage {name!r}{suggest(name, known)}")
+        for key, name, stages in (("guided", c.guided, ours.stages), ("hint", c.hint, theirs.stages)):
+            if name is not None and name not in stages:
+                raise NetworkError(f"method.{key}: no stage {name!r}{suggest(name, stages)}")
         if c.guided is not None and c.hint is not None:
             pairs: tuple[Pair, ...] = (losses.pair(ours, theirs, c.guided, c.hint),)
         else:

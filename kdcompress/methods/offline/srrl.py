@@ -105,8 +105,8 @@ class SRRL(FeatureKD):
             logits_BK: The teacher's logits, detached.
         """
         assert self.networks.teacher is not None
-        read_BK = self.networks.teacher.classify(connected_BD)
+        student_BK = self.networks.teacher.classify(connected_BD)
         return {
             "features": self.config.feature_weight * losses.mse(connected_BD, pooled_BD),
-            "classifier": self.config.classifier_weight * losses.mse(read_BK, logits_BK),
+            "classifier": self.config.classifier_weight * losses.mse(student_BK, logits_BK),
         }

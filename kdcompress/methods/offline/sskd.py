@@ -136,8 +136,8 @@ class SSKD(SoftLabelMethod):
         assert student.logits is not None
         with self.networks.student.autocast():
             projected = self.head_student(student.pooled)
-        taught = self.head_teacher(teacher.pooled)
-        return self.terms(student.logits, teacher.logits, projected, taught, batch.labels)
+        teacher_projected = self.head_teacher(teacher.pooled)
+        return self.terms(student.logits, teacher.logits, projected, teacher_projected, batch.labels)
 
     def terms(
         self,

@@ -90,13 +90,13 @@ class BYOT(Method):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce, ce_heads, soft and hint."""
         student = self.networks.student
-        seen = student(batch.images, self.needs(self.config).student)
-        assert seen.logits is not None
-        assert seen.pooled is not None
-        logits, features = [seen.logits], [seen.pooled]
+        outputs = student(batch.images, self.needs(self.config).student)
+        assert outputs.logits is not None
+        assert outputs.pooled is not None
+        logits, features = [outputs.logits], [outputs.pooled]
         for stage, head in zip(self.stages, self.heads, strict=True):
             with student.autocast():
-                feature_BD, logits_BK = head(seen.stages[stage])
+                feature_BD, logits_BK = head(outputs.stages[stage])
             logits.append(wide(logits_BK))
             features.append(wide(feature_BD))
         return self.terms(logits, features, list(self.adapters), batch.labels)
