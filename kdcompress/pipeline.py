@@ -223,7 +223,7 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
 def _baseline_of(run: Run) -> Run:
     """Returns the run of the same student, weights, real data, order, schedule and seed, on the labels alone.
 
-    Where the student also learns from other images, its epochs take more steps. The baseline then gets as
+    If the student also learns from other images, its epochs take more steps. The baseline then gets as
     many more epochs, so that a gain is not one of longer training.
     """
     train = run.recipe.train

@@ -14,7 +14,7 @@ from kdcompress.commands.strip import print_stripped
 
 
 def _per_channel(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-    """The numbers of `--mean` and `--std`."""
+    """Returns the numbers of `--mean` and `--std`."""
     if text is None:
         return None
     try:
@@ -37,7 +37,7 @@ _OF_INT8 = {
 
 
 def _of_smaller(command: F) -> F:
-    """The options that ask for smaller files."""
+    """Returns the options that ask for smaller files."""
     options = (
         click.option(
             "--int8",
@@ -147,10 +147,10 @@ def export(
 
     names = [name.strip() for name in formats.split(",")]
     progress = Progress(quiet)
-    told = {option: others.pop(option) for option in _OF_INT8}
-    changes = {_OF_INT8[option]: value for option, value in told.items() if value is not None}
+    int8_options = {option: others.pop(option) for option in _OF_INT8}
+    changes = {_OF_INT8[option]: value for option, value in int8_options.items() if value is not None}
     if changes and not int8:
-        first = next(option for option, value in told.items() if value is not None)
+        first = next(option for option, value in int8_options.items() if value is not None)
         raise click.UsageError(f"--{first.replace('_', '-')}: belongs to --int8")
     if rounds is not None and not (int8 or fp16):
         raise click.UsageError("--rounds: belongs to --int8 and --fp16, which are timed")
@@ -163,7 +163,7 @@ def export(
     if int8 or fp16:
         from kdcompress.export import add_compressed as adding
 
-        wanted = adding.compression_request(
+        request = adding.compression_request(
             source,
             int8=int8,
             fp16=fp16,
@@ -173,7 +173,7 @@ def export(
             allow_code=allow_code,
         )
         additions.append(
-            functools.partial(adding.add_beside, wanted=wanted, progress=progress, allow_code=allow_code)
+            functools.partial(adding.add_beside, wanted=request, progress=progress, allow_code=allow_code)
         )
     if source.is_file():
         from kdcompress.export import foreign as foreign_export
@@ -195,7 +195,7 @@ def export(
         given = click.get_current_context().get_parameter_source
         default = click.core.ParameterSource.DEFAULT
         if (int8 or fp16) and all(given(name) is default for name in ("out", "formats", "opset", "embed")):
-            summary = adding.add_to_run(source, wanted, progress, root=root, allow_code=allow_code)
+            summary = adding.add_to_run(source, request, progress, root=root, allow_code=allow_code)
         else:
             summary = export(
                 source,

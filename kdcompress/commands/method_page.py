@@ -30,7 +30,7 @@ def describe_method(name: str) -> dict[str, Any]:
     """Collects all that is known about a method.
 
     Args:
-        name: As listed by `kdcompress methods`.
+        name: A name that `kdcompress methods` lists.
 
     Returns:
         The document of schema `kdcompress.method/1`. Needs are those of the default options.

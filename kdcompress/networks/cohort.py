@@ -45,7 +45,7 @@ class Cohort(nn.Module):
         self._keys_in_branch = _keys_in_branch(student, parts)
 
     def __len__(self) -> int:
-        """The number of branches, the student's own included."""
+        """Returns the number of branches, the student's own included."""
         return 1 + len(self.tails)
 
     def forward(
