@@ -22,7 +22,7 @@ from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import write_config
 from kdcompress.deploy.derived import FAILED
 from kdcompress.deploy.files import parts_of
-from kdcompress.deploy.gate import GATES, Gate, document
+from kdcompress.deploy.gate import GATES, Gate, document, format_prefix
 from kdcompress.deploy.golden_file import NAME as GOLDEN
 from kdcompress.deploy.golden_file import Picker, write_golden
 from kdcompress.deploy.macs import count_macs, count_parameters
@@ -230,7 +230,7 @@ def _write_formats(
         try:
             plugin.write(plain, spec, path, metadata=metadata, opset=opset, task=task)
         except NetworkError as error:
-            gates.append(Gate(f"{name}_written", False, None, None, str(error)))
+            gates.append(Gate(f"{format_prefix(name)}written", False, None, None, str(error)))
             continue
         files[name] = path
     return files, gates
