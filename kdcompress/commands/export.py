@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,27 +152,18 @@ def export(
         raise click.UsageError(f"--{first.replace('_', '-')}: belongs to --int8")
     if rounds is not None and not (int8 or fp16):
         raise click.UsageError("--rounds: belongs to --int8 and --fp16, which are timed")
-    additions: list[Callable[..., dict[str, Any]]] = []
-    if embed == "resize":
-        from kdcompress.export import image_file
+    from kdcompress.export.derived import derived_request
 
-        image_file.check_run(source, names)
-        additions.append(lambda document, train, test, bench: image_file.add(document, test, progress))
-    if int8 or fp16:
-        from kdcompress.export import add_compressed as adding
-
-        request = adding.compression_request(
-            source,
-            int8=int8,
-            fp16=fp16,
-            changes=changes,
-            rounds=rounds,
-            formats=names,
-            allow_code=allow_code,
-        )
-        additions.append(
-            functools.partial(adding.add_beside, wanted=request, progress=progress, allow_code=allow_code)
-        )
+    derived = derived_request(
+        source,
+        names,
+        int8=int8,
+        fp16=fp16,
+        image=embed == "resize",
+        changes=changes,
+        rounds=rounds,
+        allow_code=allow_code,
+    )
     if source.is_file():
         from kdcompress.export import foreign as foreign_export
         from kdcompress.export.checkpoint_student import StripRequest
@@ -182,9 +171,7 @@ def export(
         which = {"side": "input_size", "student": "student", "at": "at", "drop": "drop"}
         asked = StripRequest(**{k: others.pop(v) for k, v in which.items()}, allow_code=allow_code)
         on = foreign_export.OnData(root=root, **others)
-        summary = foreign_export.export(
-            source, out, names, progress, asked, on, opset=opset, additions=additions
-        )
+        summary = foreign_export.export(source, out, names, progress, asked, on, opset=opset, derived=derived)
     else:
         from kdcompress.export.reexport import export
 
@@ -195,7 +182,9 @@ def export(
         given = click.get_current_context().get_parameter_source
         default = click.core.ParameterSource.DEFAULT
         if (int8 or fp16) and all(given(name) is default for name in ("out", "formats", "opset", "embed")):
-            summary = adding.add_to_run(source, request, progress, root=root, allow_code=allow_code)
+            from kdcompress.export.add_compressed import add_to_run
+
+            summary = add_to_run(source, derived, progress, root=root, allow_code=allow_code)
         else:
             summary = export(
                 source,
@@ -204,7 +193,7 @@ def export(
                 progress,
                 root=root,
                 opset=opset,
-                additions=additions,
+                derived=derived,
                 allow_code=allow_code,
             )
     print_result(summary, as_json, lambda: _print_files(summary))
