@@ -96,7 +96,9 @@ def test_the_card_of_a_backbone_promises_no_classes(tmp_path):
     assert '["embedding"]' in text
 
 
-@pytest.mark.parametrize("model", ["cifar/resnet8", "torchvision/mobilenet_v3_small"])
+@pytest.mark.parametrize(
+    "model", ["cifar/resnet8", pytest.param("torchvision/mobilenet_v3_small", marks=pytest.mark.exhaustive)]
+)
 def test_a_backbones_snippets_run(tmp_path, monkeypatch, capsys, model):
     folder = write_run(tmp_path / "run", backbone=True)
     for name in ("student.onnx", "student.safetensors", "config.json"):
