@@ -16,8 +16,8 @@ class Cohort(nn.Module):
     """Runs the student and further branches that start behind one of its stages.
 
     Branch 0 is the student's own later part and is not registered here: the student's parameters and modes
-    stay the student's. The further branches are freshly drawn (from torch's global generator) and are this
-    module's children.
+    stay the student's. The further branches have its architecture and freshly drawn weights (from torch's
+    global generator), and are this module's children. A compiled student is not used.
 
     Args:
         student: Trained in place.

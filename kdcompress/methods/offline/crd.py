@@ -1,4 +1,4 @@
-"""Contrastive representation distillation (Tian et al., ICLR 2020): tells images apart by embeddings."""
+"""Contrastive representation distillation (Tian et al., ICLR 2020): contrasts the embeddings of images."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ class CRD(FeatureKD):
     """ce_weight · CE(labels) + weight · (student's + teacher's contrastive loss) + kd_weight · KL.
 
     Each network's pooled vector goes through a linear map to a unit embedding. A bank per network remembers
-    the embeddings of all training images; the student's embedding is told apart in the teacher's bank, the
-    teacher's in the student's. The linear maps are trained and thrown away with the banks.
+    the embeddings of all training images. The student's embedding is contrasted with the teacher's bank, and
+    the teacher's with the student's: the image itself is the positive, images of other classes are the
+    negatives. Maps and banks are discarded after the training.
 
     Source:
         Tian, Krishnan & Isola, Contrastive Representation Distillation, ICLR 2020, and the authors' code.
         There the negatives of a row are drawn by the loader, without replacement where that is possible; here
-        on the device, with replacement, from the same images. Banks, normalisation and counters are part of
-        the checkpoint, which they are not there, and the same in every process.
+        on the device, with replacement, from the same images. Here banks, normalisation and counters are
+        saved in the checkpoint and are equal in all processes; the authors' code does not save them.
     """
 
     PRESETS: ClassVar[dict[str, Preset]] = {
@@ -73,7 +74,7 @@ class CRD(FeatureKD):
         weight: float = Field(0.8, gt=0)
         """Weight of the sum of both sides."""
         negatives: int = Field(16384, ge=1)
-        """K: images of other classes that each row meets."""
+        """Images of other classes that each row is contrasted with."""
         contrast_temperature: float = Field(0.07, gt=0)
         """Inner products of embeddings are divided by it."""
         momentum: float = Field(0.5, ge=0, lt=1)

@@ -28,7 +28,7 @@ class DML(Method):
 
     PRESETS: ClassVar[dict[str, Preset]] = {
         "cifar100": cifar100(
-            "The authors published no code for it: the schedule is that of the CRD set-up.",
+            "The authors' code has no CIFAR-100 setting: the schedule is that of the CRD set-up.",
             weight=1.0, temperature=1.0, over_peers="sum", target="each",
         ),
         "imagenet": imagenet(
@@ -56,7 +56,7 @@ class DML(Method):
         detach: bool = True
         """Stops the gradient of the targets."""
         shift: float = Field(0.0, ge=0)
-        """Added to target probabilities (1e-7 in the repositories that follow ONE)."""
+        """Added to target probabilities (1e-7 in repositories that follow ONE, Lan et al., NeurIPS 2018)."""
         guard: float = Field(0.0, ge=0)
         """Above 0: the authors' TensorFlow expression with its epsilons (1e-8), at T = 1. 0: exact, in log
         space."""
@@ -71,7 +71,7 @@ class DML(Method):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Requires at least one peer, of any class."""
+        """Requires at least one peer, of any architecture."""
         return Needs(peers=1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
