@@ -37,7 +37,7 @@ from kdcompress.deploy.calibration import calibration
 from kdcompress.deploy.formats import onnx
 from kdcompress.deploy.formats.onnx import PROVIDER, open_
 from kdcompress.deploy.gate import Gate
-from kdcompress.deploy.ship import ship
+from kdcompress.deploy.ship import Subject, ship
 from kdcompress.deploy.variants import Fp32Reference, to_fp16, to_int8
 from kdcompress.errors import GateFailed
 from kdcompress.networks.build import build
@@ -147,10 +147,8 @@ def row(name: str, side: int) -> list[str]:
     formats = ["onnx", "safetensors"] + ["openvino"] * (importlib.util.find_spec("openvino") is not None)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            shipped = ship(
-                network, name, spec, [f"class {number}" for number in range(CLASSES)], test, Path(folder),
-                formats=formats, metadata={},
-            )  # fmt: skip
+            classes = [f"class {number}" for number in range(CLASSES)]
+            shipped = ship(Subject(network, name, spec, classes, test, {}), Path(folder), formats=formats)
         except GateFailed as failed:
             return [name, str(side), "", f"**does not ship**: {str(failed).replace(chr(10), ' ')}"]
         exact = Fp32Reference(Path(folder) / "student.onnx", test)

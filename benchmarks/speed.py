@@ -25,7 +25,7 @@ from torch import Tensor
 from kdcompress.atomic import write_bytes
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.calibration import calibration
-from kdcompress.deploy.ship import ship
+from kdcompress.deploy.ship import Subject, ship
 from kdcompress.deploy.variants import Fp32Reference, to_int8
 from kdcompress.networks.build import build
 
@@ -52,7 +52,7 @@ def files(name: str, side: int, folder: Path) -> list[str]:
         return [(part, torch.full((len(part),), -1)) for part in images.split(16)]
 
     names = [f"class {number}" for number in range(CLASSES)]
-    ship(network, name, spec, names, test, folder, formats=["onnx", "safetensors"], metadata={})
+    ship(Subject(network, name, spec, names, test, {}), folder, formats=["onnx", "safetensors"])
     exact = Fp32Reference(folder / "student.onnx", test)
     labels = torch.full((CALIBRATION,), -1)
     drawn = calibration(labels, lambda indices: [train[indices]], CALIBRATION, 0)

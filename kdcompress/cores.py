@@ -59,7 +59,7 @@ def cpu_quota(proc: Path = _PROC) -> float | None:
 
 def _cgroup_mounts(mounts: list[str], *, is_v2: bool) -> list[tuple[str, Path]]:
     """Lists (root within the hierarchy, mount point) of the hierarchies that limit CPU time."""
-    found = []
+    points = []
     for line in mounts:
         # "36 35 98:0 /root /mount/point rw,... optional fields - fstype source super,options"
         before, separator, after = line.partition(" - ")
@@ -68,8 +68,8 @@ def _cgroup_mounts(mounts: list[str], *, is_v2: bool) -> list[tuple[str, Path]]:
         fields, (kind, _, options) = before.split(" "), [*after.split(" "), "", "", ""][:3]
         is_cpu = kind == "cgroup2" if is_v2 else kind == "cgroup" and "cpu" in options.split(",")
         if is_cpu:
-            found.append((_unescape(fields[3]), Path(_unescape(fields[4]))))
-    return found
+            points.append((_unescape(fields[3]), Path(_unescape(fields[4]))))
+    return points
 
 
 def _quotas_upward(mount_root: str, mount_point: Path, group: str, *, is_v2: bool) -> list[float]:

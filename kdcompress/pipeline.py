@@ -1,4 +1,4 @@
-"""The `distill` command as a list of steps. Read this file first to know the product.
+"""The `distill` command: `distill` checks everything, `_run_to_end` has the steps. Read this file first.
 
 recipe → data → networks → teacher → training (→ training for int8) → baseline → export → benchmark → report
 """
@@ -207,7 +207,7 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
     teacher = teaching.teacher if teaching else None
     run = select_extra_images(run, teacher)
     method = build_method(run, networks, teacher)
-    prepare(real, method, teacher)
+    prepare(real, method, teacher)  # trains the method's heads on the teacher, if it has any
     outcome = run_training(run, student_training(run, method))
     if run.recipe.export.int8 is not None and run.recipe.export.int8.qat_epochs:
         train_for_int8(run, method, outcome)
@@ -223,7 +223,7 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
 def _baseline_of(run: Run) -> Run:
     """Returns the run of the same student, weights, real data, order, schedule and seed, on the labels alone.
 
-    Where the student also learns from other images, its epochs take more steps. The baseline then gets as
+    If the student also learns from other images, its epochs take more steps. The baseline then gets as
     many more epochs, so that a gain is not one of longer training.
     """
     train = run.recipe.train

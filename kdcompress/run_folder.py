@@ -67,7 +67,7 @@ class RunFolder:
             raise RunFolderError(f"{path}: holds a single run; choose another folder for --seeds with --out")
 
     def recorded_recipe(self, allow_code: bool) -> Recipe | None:
-        """The resolved recipe of the run in this folder, or None if there is none."""
+        """Returns the resolved recipe of the run in this folder, or None if there is none."""
         file = self.path / "recipe.yaml"
         return load_recipe(str(file), allow_code=allow_code) if file.exists() else None
 
@@ -108,9 +108,9 @@ class RunFolder:
         """Writes the manifest with the hashes of the files.
 
         Args:
-            manifest: What it says beside them.
+            manifest: Its other entries.
             files: Names in the folder.
-            done: Whether this is all, so that a resume has nothing left to do.
+            done: True if the run is complete, so that a resume does nothing.
         """
         hashes = self._hashes(files)
         write_json(
@@ -132,7 +132,7 @@ class RunFolder:
             write_json(file, {**manifest, "files": {**kept, **self._hashes(written)}})
 
     def finished(self) -> dict[str, Any] | None:
-        """The manifest of a finished run whose files are as they were written, or None if it is not finished.
+        """Returns the manifest of a finished run with unchanged files, or None if it is not finished.
 
         Raises:
             RunFolderError: A file was changed or is gone.

@@ -14,6 +14,7 @@ from kdcompress import discovery
 from kdcompress.bench.runtimes import default_runtime
 from kdcompress.cli import main
 from kdcompress.deploy.files import format_of, formats
+from kdcompress.deploy.gate import format_prefix
 from kdcompress.report.card import write_card
 
 FINISHED = Path(__file__).parent / "fixtures" / "e33f4e2" / "finished"
@@ -105,3 +106,7 @@ def test_the_lists_are_computed_of_the_files():
     assert format_of(Path("a.fake")) == "fake"
     assert default_runtime(".fake") == "onnxruntime"
     assert "Fake" in {known.title for known in formats()}
+
+
+def test_the_gates_of_a_format_begin_with_its_name_without_hyphens():
+    assert format_prefix("my-format") == "my_format_"

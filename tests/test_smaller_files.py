@@ -164,7 +164,7 @@ def test_an_interruption_while_timing_leaves_the_run_as_it_was(run, monkeypatch)
         patch.setattr(variants, "measure", interrupt)
         assert kdcompress("export", run, "--int8", "--max-drop", 100).exit_code == 130
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
-    assert not (run / ".variants").exists()
+    assert not (run / ".derived").exists()
 
 
 def test_a_run_that_was_killed_while_files_were_placed_can_be_asked_again(run, monkeypatch):

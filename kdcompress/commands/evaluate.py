@@ -53,8 +53,10 @@ def evaluate(
     if knowledge:
         from kdcompress.tools import probe as probing
 
-        told = probing.knowledge(Path(source), Progress(quiet), images=images or probing.IMAGES, **options)
-        print_result(told, as_json, lambda: _print_knowledge(told))
+        document = probing.knowledge(
+            Path(source), Progress(quiet), images=images or probing.IMAGES, **options
+        )
+        print_result(document, as_json, lambda: _print_knowledge(document))
         return
     if probe is not None:
         from kdcompress.tools import probe as probing
@@ -88,9 +90,9 @@ def _print_probe(result: dict[str, Any]) -> None:
     )
 
 
-def _print_knowledge(told: dict[str, Any]) -> None:
+def _print_knowledge(result: dict[str, Any]) -> None:
     rows = [("", "entropy nats", "distortion", "concepts", "IoU of two views", "model")]
-    for name, row in told["networks"].items():
+    for name, row in result["networks"].items():
         spread = "" if row["sd"] is None else f" ± {row['sd']:.2f}"
         overlap = "" if row["iou"] is None else f"{row['iou']:.2f}"
         entropy, share = f"{row['entropy']:.2f}{spread}", f"{100 * row['concepts']:.1f} %"
@@ -100,5 +102,6 @@ def _print_knowledge(told: dict[str, Any]) -> None:
         middle = "  ".join(f"{text:>{width}}" for text, width in zip(figures, widths[1:-1], strict=True))
         click.echo(f"{first:<{widths[0]}}  {middle}  {last}".rstrip())
     click.echo(
-        f"{told['images']:,} images of {told['split']}; second view: {told['view']}. Maps: {told['picture']}"
+        f"{result['images']:,} images of {result['split']}; second view: {result['view']}. "
+        f"Maps: {result['picture']}"
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from kdcompress.commands.strip import print_stripped
 
 
 def _per_channel(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-    """The numbers of `--mean` and `--std`."""
+    """Returns the numbers of `--mean` and `--std`."""
     if text is None:
         return None
     try:
@@ -37,7 +35,7 @@ _OF_INT8 = {
 
 
 def _of_smaller(command: F) -> F:
-    """The options that ask for smaller files."""
+    """Returns the options that ask for smaller files."""
     options = (
         click.option(
             "--int8",
@@ -147,34 +145,25 @@ def export(
 
     names = [name.strip() for name in formats.split(",")]
     progress = Progress(quiet)
-    told = {option: others.pop(option) for option in _OF_INT8}
-    changes = {_OF_INT8[option]: value for option, value in told.items() if value is not None}
+    int8_options = {option: others.pop(option) for option in _OF_INT8}
+    changes = {_OF_INT8[option]: value for option, value in int8_options.items() if value is not None}
     if changes and not int8:
-        first = next(option for option, value in told.items() if value is not None)
+        first = next(option for option, value in int8_options.items() if value is not None)
         raise click.UsageError(f"--{first.replace('_', '-')}: belongs to --int8")
     if rounds is not None and not (int8 or fp16):
         raise click.UsageError("--rounds: belongs to --int8 and --fp16, which are timed")
-    additions: list[Callable[..., dict[str, Any]]] = []
-    if embed == "resize":
-        from kdcompress.export import image_file
+    from kdcompress.export.derived import derived_request
 
-        image_file.check_run(source, names)
-        additions.append(lambda document, train, test, bench: image_file.add(document, test, progress))
-    if int8 or fp16:
-        from kdcompress.export import add_compressed as adding
-
-        wanted = adding.compression_request(
-            source,
-            int8=int8,
-            fp16=fp16,
-            changes=changes,
-            rounds=rounds,
-            formats=names,
-            allow_code=allow_code,
-        )
-        additions.append(
-            functools.partial(adding.add_beside, wanted=wanted, progress=progress, allow_code=allow_code)
-        )
+    derived = derived_request(
+        source,
+        names,
+        int8=int8,
+        fp16=fp16,
+        image=embed == "resize",
+        changes=changes,
+        rounds=rounds,
+        allow_code=allow_code,
+    )
     if source.is_file():
         from kdcompress.export import foreign as foreign_export
         from kdcompress.export.checkpoint_student import StripRequest
@@ -182,9 +171,7 @@ def export(
         which = {"side": "input_size", "student": "student", "at": "at", "drop": "drop"}
         asked = StripRequest(**{k: others.pop(v) for k, v in which.items()}, allow_code=allow_code)
         on = foreign_export.OnData(root=root, **others)
-        summary = foreign_export.export(
-            source, out, names, progress, asked, on, opset=opset, additions=additions
-        )
+        summary = foreign_export.export(source, out, names, progress, asked, on, opset=opset, derived=derived)
     else:
         from kdcompress.export.reexport import export
 
@@ -195,7 +182,9 @@ def export(
         given = click.get_current_context().get_parameter_source
         default = click.core.ParameterSource.DEFAULT
         if (int8 or fp16) and all(given(name) is default for name in ("out", "formats", "opset", "embed")):
-            summary = adding.add_to_run(source, wanted, progress, root=root, allow_code=allow_code)
+            from kdcompress.export.add_compressed import add_to_run
+
+            summary = add_to_run(source, derived, progress, root=root, allow_code=allow_code)
         else:
             summary = export(
                 source,
@@ -204,7 +193,7 @@ def export(
                 progress,
                 root=root,
                 opset=opset,
-                additions=additions,
+                derived=derived,
                 allow_code=allow_code,
             )
     print_result(summary, as_json, lambda: _print_files(summary))

@@ -30,7 +30,7 @@ def describe_method(name: str) -> dict[str, Any]:
     """Collects all that is known about a method.
 
     Args:
-        name: As listed by `kdcompress methods`.
+        name: A name that `kdcompress methods` lists.
 
     Returns:
         The document of schema `kdcompress.method/1`. Needs are those of the default options.
@@ -55,6 +55,7 @@ def describe_method(name: str) -> dict[str, Any]:
         "kind": header.group,
         "summary": header.summary,
         "description": inspect.getdoc(inspect.getmodule(cls)),
+        "details": inspect.getdoc(cls),
         "needs": needs,
         "preparation_epochs": sum(p.epochs for p in preparations) or None,
         "options": list(_options(cls)),
@@ -68,8 +69,8 @@ def format_method(document: dict[str, Any]) -> str:
     """Writes the page as text that fits the terminal."""
     width = min(100, shutil.get_terminal_size((80, 24)).columns)
     lines = [f"{document['name']} ({_KINDS[document['kind']]})", ""]
-    for paragraph in document["description"].split("\n\n"):
-        lines += [*textwrap.wrap(paragraph, width), ""]
+    for paragraph in f"{document['description']}\n\n{document['details']}".split("\n\n"):
+        lines += [*textwrap.wrap(" ".join(paragraph.split()), width), ""]
     sections = {
         "Needs": _needs_lines(document),
         "Options (--set method.KEY=VALUE)": _option_lines(document["options"]),

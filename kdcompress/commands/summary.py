@@ -105,8 +105,8 @@ def _latencies(folder: Path) -> dict[str, str]:
     file = folder / "bench.json"
     if not file.exists():
         return {}
-    found: dict[str, str] = {}
+    latencies: dict[str, str] = {}
     for row in json.loads(file.read_text(encoding="utf-8"))["results"]:
         if row["runtime"] == "onnxruntime":
-            found.setdefault(row["artefact"], f"{row['latency_ms']['p50']:.3f}")
-    return found
+            latencies.setdefault(row["artefact"], f"{row['latency_ms']['p50']:.3f}")
+    return latencies

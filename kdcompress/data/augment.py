@@ -113,7 +113,7 @@ def augment(images: Tensor, indices: Tensor, *, seed: int, view: int, preset: st
         images: `[B, C, H, W]` uint8, on any device.
         indices: `[B]` int64 on the same device: positions in the training set, which key the draws.
         seed: The run's seed.
-        view: Which replayable view.
+        view: Number of the replayable view.
         preset: A resolved preset (`resolve_preset`).
         pad: Pixels added to each side before a padded crop.
 

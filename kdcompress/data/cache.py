@@ -9,7 +9,7 @@ import platformdirs
 
 
 def cache_folder() -> Path:
-    """The folder of everything that can be made or fetched again: data sets, weights, prepared teachers.
+    """Returns the folder of files that can be made or fetched again: data sets, weights, cached results.
 
     Returns:
         `$KDCOMPRESS_CACHE` if it is set and not empty (`~` expanded), else the user's cache folder for

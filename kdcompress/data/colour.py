@@ -69,7 +69,7 @@ def adjust_colours(images: Tensor, indices: Tensor, colours: Colours, *, seed: i
         indices: `[B]` int64 on the same device, positions in the training set.
         colours: Strengths and shares of the changes.
         seed: The run's seed.
-        view: Which replayable view.
+        view: Number of the replayable view.
 
     Returns:
         `[B, C, H, W]` uint8.
@@ -103,7 +103,7 @@ def adjust_colours(images: Tensor, indices: Tensor, colours: Colours, *, seed: i
 
 
 def _jitter(images: Tensor, order: Tensor, factors: list[Tensor]) -> Tensor:
-    """The four changes, in the order `[B, 4]` of each image."""
+    """Applies the four changes, in the order `[B, 4]` of each image."""
     changes = (brightness, contrast, saturation, hue) if images.shape[1] == 3 else (brightness, contrast)
     for turn in range(4):
         for number, change in enumerate(changes):
@@ -195,7 +195,7 @@ def blur(images: Tensor, levels: Tensor) -> Tensor:
 
 @cache
 def blur_kernels() -> Tensor:
-    """`[1024, 13]` float32: Gaussian kernels with standard deviations equally spaced over `SIGMA`."""
+    """Returns `[1024, 13]` float32: Gaussian kernels with standard deviations equally spaced over `SIGMA`."""
     sigmas = torch.linspace(*SIGMA, _SIGMAS, dtype=torch.float64)[:, None]
     kernels = torch.exp(-0.5 * (torch.arange(-_RADIUS, _RADIUS + 1) / sigmas) ** 2)
     return (kernels / kernels.sum(1, keepdim=True)).float()

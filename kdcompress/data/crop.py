@@ -40,7 +40,7 @@ def crop_box(
 
     Args:
         seed: The run's seed.
-        view: Which replayable view.
+        view: Number of the replayable view.
         index: Position in the training set.
         width: Pixels of the upright image.
         height: Pixels of the upright image.
@@ -85,7 +85,7 @@ def padded_crop(images: Tensor, indices: Tensor, *, seed: int, view: int, pad: i
         images: `[B, C, H, W]` uint8.
         indices: `[B]` int64, positions in the training set.
         seed: The run's seed.
-        view: Which replayable view.
+        view: Number of the replayable view.
         pad: Pixels added to each side.
         mirror: Also mirror half of the images.
 
@@ -116,7 +116,7 @@ def resized_crop(
         images: `[B, C, H, W]` uint8.
         indices: `[B]` int64, positions in the training set.
         seed: The run's seed.
-        view: Which replayable view.
+        view: Number of the replayable view.
         scale: Least and largest share of the area.
 
     Returns:

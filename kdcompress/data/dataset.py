@@ -196,7 +196,7 @@ class Data:
         )
 
     def _frequency(self) -> Tensor | None:
-        """`[N]` float64: how often each image is drawn, 1 on the average; None: equally often."""
+        """Returns how often each image is drawn, `[N]` float64 of mean 1; None: equally often."""
         if not self.pools:
             return None
         frequency = torch.zeros(len(self.train), dtype=torch.float64)

@@ -80,7 +80,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) in pixels once the image stands upright."""
+    """Returns (width, height) in pixels of the upright image."""
     return (image.height, image.width) if _orientation(image) >= 5 else image.size
 
 
@@ -123,7 +123,7 @@ def why_unreadable(error: Exception) -> str:
 
 
 def pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """`[C, H, W]` uint8 of an image of mode L or RGB."""
+    """Returns `[C, H, W]` uint8 of an image of mode L or RGB."""
     array = np.array(image)  # a copy: PIL's buffer is read-only
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 

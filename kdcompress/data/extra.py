@@ -59,7 +59,7 @@ class Extra:
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest's entry."""
+        """Returns the manifest's entry."""
         return {"name": self.name, "sha256": self.sha256, "counts": self.counts}
 
 
@@ -99,7 +99,7 @@ def open_extra(
 def _folder(
     root: Path, section: DataSection, class_names: Sequence[str], like: Part, progress: OnProgress | None
 ) -> tuple[FolderSource, str, int, list[str]]:
-    """(images, hash of the listing, broken files, warnings)."""
+    """Returns images, hash of the listing, broken files and warnings."""
     by_label: dict[int, list[str]] = {}
     warnings = []
     here = image_files.folders(root, KEY)
@@ -184,7 +184,7 @@ def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
 
 
 def _images(pixels: NDArray[Any], path: Path) -> Tensor:
-    """`[N, C, H, W]`."""
+    """Reads the images `[N, C, H, W]`."""
     shape = list(pixels.shape)
     if pixels.dtype != np.uint8:
         raise DataError(
@@ -205,7 +205,7 @@ def _images(pixels: NDArray[Any], path: Path) -> Tensor:
 
 
 def _labels(labels: NDArray[Any], count: int, class_names: Sequence[str], path: Path) -> Tensor:
-    """`[N]` int64."""
+    """Reads the labels `[N]` int64."""
     most = len(class_names) - 1
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise DataError(

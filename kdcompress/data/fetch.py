@@ -58,8 +58,8 @@ def fetch(
     for url in urls:
         try:
             with replacing(path) as temporary:
-                found = _receive(url, temporary, path.name, progress, timeout_s)
-                _check(found, md5, sha256_prefix)
+                digests = _receive(url, temporary, path.name, progress, timeout_s)
+                _check(digests, md5, sha256_prefix)
         except _Unusable as error:
             problems.append(f"{url}: {error}")
         else:
@@ -100,14 +100,14 @@ def _receive(
     return {"md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
 
 
-def _check(found: dict[str, str], md5: str | None, sha256_prefix: str | None) -> None:
-    if md5 is not None and found["md5"] != md5:
+def _check(digests: dict[str, str], md5: str | None, sha256_prefix: str | None) -> None:
+    if md5 is not None and digests["md5"] != md5:
         raise _Unusable(
-            f"is not the file that was expected (its MD5 is {found['md5']}, not the published {md5})"
+            f"is not the file that was expected (its MD5 is {digests['md5']}, not the published {md5})"
         )
-    if sha256_prefix is not None and not found["sha256"].startswith(sha256_prefix):
+    if sha256_prefix is not None and not digests["sha256"].startswith(sha256_prefix):
         raise _Unusable(
-            f"is not the file that was expected (its SHA-256 begins with {found['sha256'][:12]}, not with "
+            f"is not the file that was expected (its SHA-256 begins with {digests['sha256'][:12]}, not with "
             f"{sha256_prefix})"
         )
 

@@ -33,7 +33,7 @@ class ImageFile:
     Args:
         name: Relative to the data set's root.
         size: Bytes.
-        mtime_ns: When it was last written.
+        mtime_ns: Time of the last write, in ns since the epoch.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ImageFile:
 
 
 def image_file(root: Path, name: str) -> ImageFile:
-    """The listing's entry of a file.
+    """Returns the listing's entry of a file.
 
     Raises:
         DataError: It cannot be looked at.

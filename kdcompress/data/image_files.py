@@ -58,7 +58,7 @@ def is_image(name: str) -> bool:
 
 
 def listing_sha256(files: Iterable[ImageFile]) -> str:
-    """A hash of the files' names and sizes, in whatever order they come."""
+    """Computes a hash of the files' names and sizes, in any order."""
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda file: os.fsencode(file.name)):
         digest.update(b"%s\0%d\0" % (os.fsencode(Path(file.name).as_posix()), file.size))
@@ -68,7 +68,7 @@ def listing_sha256(files: Iterable[ImageFile]) -> str:
 def broken_sentence(
     root: Path, broken: Mapping[str, str], count: int, share: float, key: str = DATA_ROOT
 ) -> str:
-    """The sentence on broken files, unless they are too many.
+    """Returns the sentence on broken files, unless there are too many.
 
     Args:
         root: Their folder.

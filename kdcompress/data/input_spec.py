@@ -31,11 +31,11 @@ class InputSpec:
     interpolation: str = "bilinear"
 
     def to_json(self) -> dict[str, Any]:
-        """The `input` object of `config.json`."""
+        """Returns the `input` object of `config.json`."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> InputSpec:
-        """The inverse of `to_json`."""
+        """Reads the object that `to_json` writes."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}
         return cls(**fields)

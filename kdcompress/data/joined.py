@@ -63,13 +63,13 @@ class JoinedSource:
         return sum(part.nbytes for part in self.parts if isinstance(part, MemorySource))
 
     def to(self, device: torch.device) -> Self:
-        """The same with the pixels on a device; only for a set that is all in memory."""
+        """Moves the pixels to a device; only for a set that is all in memory."""
         assert self.in_memory
         parts = [part.to(device) for part in self.parts if isinstance(part, MemorySource)]
         return replace(self, parts=tuple(parts))
 
     def subset(self, indices: Tensor) -> Self:
-        """The images at these positions, renumbered from 0; those of an earlier part stand first."""
+        """Selects the images at these positions, renumbered from 0, in the order of the parts."""
         number = self._part_of(indices)
         assert bool((number.diff() >= 0).all()), "the parts cannot be mixed"
         parts = [part.subset(indices[number == i] - part.first) for i, part in enumerate(self.parts)]
@@ -80,7 +80,7 @@ class JoinedSource:
         return replace(self, parts=tuple(part.with_augment(preset) for part in self.parts))
 
     def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
-        """`[B, C, H, W]` uint8: the augmented view of that number.
+        """Returns one augmented view of each image, `[B, C, H, W]` uint8.
 
         Raises:
             DataError: A file cannot be read.
@@ -88,7 +88,7 @@ class JoinedSource:
         return self._collected(indices, lambda part, inside: part.training_images(inside, view, seed))
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
-        """`[B, C, H, W]` uint8, not augmented.
+        """Returns the images `[B, C, H, W]` uint8, not augmented.
 
         Raises:
             DataError: A file cannot be read.
@@ -96,7 +96,7 @@ class JoinedSource:
         return self._collected(indices, lambda part, inside: part.evaluation_images(inside))
 
     def _collected(self, indices: Tensor, images: Callable[[Part, Tensor], Tensor]) -> Tensor:
-        """Each part's images at the rows of the batch that ask for them."""
+        """Collects each part's images at their rows of the batch."""
         indices = indices.cpu()
         number, together = self._part_of(indices), None
         for i, part in enumerate(self.parts):
@@ -115,6 +115,6 @@ class JoinedSource:
         return together
 
     def _part_of(self, indices: Tensor) -> Tensor:
-        """`[B]` int64: which part holds each position."""
+        """Returns the number of the part that holds each position, `[B]` int64."""
         starts = torch.tensor([part.first for part in self.parts[1:]], dtype=torch.int64)
         return torch.bucketize(indices.cpu(), starts, right=True)

@@ -30,7 +30,7 @@ class BatchOrder(Protocol):
         """Batches of an epoch."""
 
     def __call__(self, epoch: int) -> Tensor:
-        """`[steps · batch_size]` int64, batch after batch."""
+        """Returns the sample indices of an epoch, `[steps · batch_size]` int64, batch after batch."""
 
 
 def batch_order(
@@ -83,7 +83,7 @@ class ShuffledOrder:
         self.steps = count // batch_size
 
     def __call__(self, epoch: int) -> Tensor:
-        """`[steps · batch_size]` int64, the sample indices of an epoch."""
+        """Returns the sample indices of an epoch, `[steps · batch_size]` int64."""
         return permutation(self._seed, epoch, self._count)[: self.steps * self._batch_size]
 
 
@@ -121,7 +121,7 @@ class PooledOrder:
         )[torch.tensor(places).argsort(stable=True)]
 
     def __call__(self, epoch: int) -> Tensor:
-        """`[steps · batch_size]` int64, the sample indices of an epoch."""
+        """Returns the sample indices of an epoch, `[steps · batch_size]` int64."""
         order = torch.empty(self.steps, len(self._pool_of_row), dtype=torch.int64)
         for number, (pool, count) in enumerate(zip(self._pools, self.counts, strict=True)):
             length, size = self.steps * count, len(pool.indices)
@@ -191,7 +191,7 @@ class GroupedOrder:
         )
 
     def __call__(self, epoch: int) -> Tensor:
-        """`[steps · batch_size]` int64, the sample indices of an epoch."""
+        """Returns the sample indices of an epoch, `[steps · batch_size]` int64."""
         before = epoch * self.steps
         turns = self._turn_draws(before * self._turns, self.steps * self._turns)
         turns = turns.repeat_interleave(self._rows_in_turn).reshape(self.steps, -1)
@@ -210,7 +210,7 @@ class GroupedOrder:
         return order
 
     def _turn_draws(self, start: int, length: int) -> Tensor:
-        """`[length]` int64: the groups that are given rows in turn."""
+        """Draws the groups that get rows in turn, `[length]` int64."""
         if length == 0:
             return torch.empty(0, dtype=torch.int64)
         count = len(self._in_turn)
@@ -280,7 +280,7 @@ def _even_rows(sizes: list[int], batch_size: int) -> list[int]:
 
 
 def _draws(seed: int, stream: int, count: int, start: int, length: int, together: int = 1) -> Tensor:
-    """Part of an endless sequence of shuffled passes through 0 … count - 1.
+    """Returns a slice of an endless sequence of shuffled passes through 0 … count - 1.
 
     Args:
         seed: The run's seed.
@@ -302,7 +302,7 @@ def _draws(seed: int, stream: int, count: int, start: int, length: int, together
 
 
 def _pass(seed: int, stream: int, number: int, count: int, together: int) -> Tensor:
-    """`[count]` int64: one shuffled pass, which depends on no other pass than the one before as drawn."""
+    """Draws one shuffled pass, `[count]` int64; it depends only on the previous pass as drawn."""
     order = permutation(seed, stream + number, count)
     edge = together - 1
     if edge == 0:

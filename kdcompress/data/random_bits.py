@@ -18,13 +18,13 @@ _ORDER_VIEW = -2  # views of images count from 0, evaluation is -1: sample order
 
 
 def uniform(seed: int, view: int, indices: Tensor, draw: int) -> Tensor:
-    """Uniform numbers, one per sample.
+    """Draws uniform numbers, one per sample.
 
     Args:
         seed: The run's seed.
-        view: Which replayable view the draw is for.
+        view: Number of the replayable view.
         indices: `[B]` int64, positions in the training set; the result is on their device.
-        draw: Which of the several draws that this view of a sample needs.
+        draw: Number of the draw within the view.
 
     Returns:
         `[B]` float32 in [0, 1), multiples of 2^-24.
@@ -34,19 +34,19 @@ def uniform(seed: int, view: int, indices: Tensor, draw: int) -> Tensor:
 
 
 def uniform_of_one(seed: int, view: int, index: int, draw: int) -> float:
-    """`uniform` of a single sample, as a Python number with the same bits."""
+    """Draws `uniform` of a single sample, as a Python number with the same bits."""
     x = (_key(seed, view, draw) + (index + 1) * _GAMMA) & _MASK
     return (_mix(x) >> 40) * 2.0**-24
 
 
 def integers(seed: int, view: int, indices: Tensor, draw: int, count: int) -> Tensor:
-    """Uniform integers, one per sample.
+    """Draws uniform integers, one per sample.
 
     Args:
         seed: The run's seed.
-        view: Which replayable view the draw is for.
+        view: Number of the replayable view.
         indices: `[B]` int64.
-        draw: Which of the view's draws.
+        draw: Number of the draw within the view.
         count: Number of values, at most 2^24.
 
     Returns:
@@ -58,7 +58,7 @@ def integers(seed: int, view: int, indices: Tensor, draw: int, count: int) -> Te
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:
-    """The order in which an epoch visits n samples.
+    """Draws the order in which an epoch visits n samples.
 
     Returns:
         `[n]` int64, each of 0 … n - 1 once.

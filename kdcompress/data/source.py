@@ -41,19 +41,19 @@ class Source(Protocol):
         """(H, W) of what the two image methods give."""
 
     def __len__(self) -> int:
-        """N."""
+        """Returns N."""
 
     def subset(self, indices: Tensor) -> Self:
-        """The images at these positions, renumbered from 0."""
+        """Selects the images at these positions, renumbered from 0."""
 
     def with_augment(self, preset: str) -> Self:
         """Gives the same images with another preset; weak and strong depend on the present one."""
 
     def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
-        """`[B, C, H, W]` uint8: the augmented view of that number."""
+        """Returns one augmented view of each image, `[B, C, H, W]` uint8."""
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
-        """`[B, C, H, W]` uint8, not augmented."""
+        """Returns the images `[B, C, H, W]` uint8, not augmented."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class MemorySource:
         return self.images.numel()
 
     def subset(self, indices: Tensor) -> Self:
-        """The images at these positions, renumbered from 0."""
+        """Selects the images at these positions, renumbered from 0."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def with_augment(self, preset: str) -> Self:
@@ -111,11 +111,11 @@ class MemorySource:
         return replace(self, preset=resolve_preset(preset, self.preset))
 
     def with_channels(self, channels: int) -> Self:
-        """The same images with grey repeated on three channels, or as they are."""
+        """Returns the same images with grey repeated on three channels, or unchanged."""
         return replace(self, channels=channels)
 
     def with_size(self, size: tuple[int, int]) -> Self:
-        """The same images, given in another size; those of a small set are resized once and for all."""
+        """Returns the same images in another size; those of a small set are resized once."""
         count, channels = self.images.shape[:2]
         if count * channels * math.prod(size) > MATERIALISE_BYTES:
             return replace(self, size=size)
@@ -123,11 +123,11 @@ class MemorySource:
         return replace(self, images=torch.cat(parts) if parts else self.images, size=size)
 
     def to(self, device: torch.device) -> Self:
-        """The same with the pixels on a device; the labels stay on the CPU."""
+        """Moves the pixels to a device; the labels stay on the CPU."""
         return replace(self, images=self.images.to(device))
 
     def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
-        """`[B, C, H, W]` uint8 on the pixels' device: the augmented view of that number."""
+        """Returns one augmented view of each image, `[B, C, H, W]` uint8 on the pixels' device."""
         indices = indices.to(self.images.device)
         pad = usual_pad(min(self.image_size)) if self.pad is None else self.pad
         images = resize_images(self.images[indices], self.image_size)
@@ -135,7 +135,7 @@ class MemorySource:
         return images.expand(-1, self.channels, -1, -1)
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
-        """`[B, C, H, W]` uint8 on the pixels' device, not augmented."""
+        """Returns the images `[B, C, H, W]` uint8 on the pixels' device, not augmented."""
         images = resize_images(self.images[indices.to(self.images.device)], self.image_size)
         return images.expand(-1, self.channels, -1, -1)
 
@@ -182,7 +182,7 @@ class FolderSource:
         return round(self.side / self.crop_share)
 
     def subset(self, indices: Tensor) -> Self:
-        """The images at these positions, renumbered from 0."""
+        """Selects the images at these positions, renumbered from 0."""
         files = tuple(self.files[i] for i in indices.tolist())
         return replace(self, files=files, labels=self.labels[indices])
 
@@ -191,7 +191,7 @@ class FolderSource:
         return replace(self, preset=resolve_preset(preset, self.preset))
 
     def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
-        """`[B, C, H, W]` uint8: the augmented view of that number.
+        """Returns one augmented view of each image, `[B, C, H, W]` uint8.
 
         Raises:
             DataError: A file cannot be read.
@@ -208,7 +208,7 @@ class FolderSource:
         return adjust_colours(images, positions, pipeline.colours, seed=seed, view=view)
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
-        """`[B, C, H, W]` uint8: the shorter side resized, then the central crop.
+        """Resizes the shorter side and returns the central crops, `[B, C, H, W]` uint8.
 
         Raises:
             DataError: A file cannot be read.

@@ -67,7 +67,7 @@ class Workers:
         self._loader: DataLoader[Any] | None = None
 
     def run(self, tasks: Sequence[Task]) -> Iterator[list[Tensor]]:
-        """The results of the tasks, in their order, decoded ahead.
+        """Yields the results of the tasks in their order, decoded ahead.
 
         Raises:
             WorldError: A worker died.

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdcompress.atomic import sha256_of, translated
+from kdcompress.atomic import sha256_of, staging_folder, translated
 from kdcompress.deploy.gate import GATES, Gate, merge
 from kdcompress.errors import GateFailed
+from kdcompress.progress import Progress
 
 FAILED = "failed"
+_STAGING = ".derived"
 
 
 class DerivedFile(ABC):
@@ -52,6 +56,45 @@ class DerivedFile(ABC):
 
 
 File = TypeVar("File", bound=DerivedFile)
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedMaker:
+    """One derived file to make.
+
+    Args:
+        name: Its name in the progress display, such as int8.
+        make: Makes and proves the file: takes the folder of the proven files, the folder to write it to, and
+            the `student` object of `results.json`. A file that fails a gate is returned like any other.
+    """
+
+    name: str
+    make: Callable[[Path, Path, dict[str, Any]], DerivedFile]
+
+
+@contextmanager
+def derived_files(
+    folder: Path, makers: Sequence[DerivedMaker], student: dict[str, Any], progress: Progress
+) -> Iterator[list[DerivedFile]]:
+    """Makes and proves files in a staging folder, for the caller to `place`; the rest is removed at the end.
+
+    Args:
+        folder: Holds the proven files that they are made of.
+        makers: Their makers, in this order.
+        student: The `student` object of `results.json`.
+        progress: Progress display.
+
+    Raises:
+        UserError: A file cannot be had of this network or these images.
+    """
+    with staging_folder(folder / _STAGING) as staging:
+        files = []
+        with progress.counter() as tell:
+            for number, maker in enumerate(makers):
+                tell(f"{maker.name} file", number, len(makers))
+                files.append(maker.make(folder, staging, student))
+                tell(f"{maker.name} file", number + 1, len(makers))
+        yield files
 
 
 def place(files: Sequence[File], folder: Path) -> list[File]:

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from kdcompress import __version__
-from kdcompress.atomic import staging_folder
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.accuracy import Batches, outputs_of
-from kdcompress.deploy.derived import DerivedFile, place
+from kdcompress.deploy.derived import DerivedFile
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.gate import Gate
 from kdcompress.deploy.graph_gates import graph_gates
@@ -40,8 +39,6 @@ from kdcompress.tasks.classification import mean_prediction
 
 NAME = "ensemble.onnx"
 PREFIX = "ensemble_"
-
-_STAGING = ".ensemble"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +112,14 @@ def write_ensemble(
     opset: int | None = None,
     allow_code: bool = False,
 ) -> EnsembleFile:
-    """Exports an ensemble as one ONNX file, proves it, and gives it its final name.
+    """Exports an ensemble as one ONNX file and proves it.
 
     Each member is loaded strictly into a fresh network of its class; the file is compared with these in
-    PyTorch on the whole test split and at batch sizes 1, 2 and 3. The gates are added to `gates.json`, if
-    the folder has one. A file that failed is under `failed/`; nothing is raised, see `derived.failure`.
+    PyTorch on the whole test split and at batch sizes 1, 2 and 3.
 
     Args:
         members: Two or more classifiers of the same classes and the same image size.
-        folder: The run folder.
+        folder: Destination.
         class_names: K names, by class number.
         test_batches: Opens the test split, which is not empty; called several times.
         metadata: For the file, under `kdcompress.*`, such as the recipe.
@@ -145,17 +141,15 @@ def write_ensemble(
         gates += more
         if network is not None:
             plain.append((network, member.spec))
-    with staging_folder(folder / _STAGING) as staging:
-        made = EnsembleFile(staging / NAME, gates)
-        if len(plain) == len(members):
-            made = _written(
-                made, members, Ensemble(plain).eval(), spec, class_names, test_batches, metadata, opset
-            )
-        if made.facts:
-            made.facts["cost"] = made.facts["macs"] / student_macs
-            made.facts["sentence"] = _sentence(made.facts)
-        (placed,) = place([made], folder)
-    return placed
+    made = EnsembleFile(folder / NAME, gates)
+    if len(plain) == len(members):
+        made = _written(
+            made, members, Ensemble(plain).eval(), spec, class_names, test_batches, metadata, opset
+        )
+    if made.facts:
+        made.facts["cost"] = made.facts["macs"] / student_macs
+        made.facts["sentence"] = _sentence(made.facts)
+    return made
 
 
 def _sentence(facts: dict[str, Any]) -> str:

@@ -58,6 +58,11 @@ def relative(figure: float, scale: float) -> float:
     return figure / scale if scale > 0 else (0.0 if figure == 0 else math.inf)
 
 
+def format_prefix(name: str) -> str:
+    """Beginning of the names of a format's gates, without hyphens: that of `my-format` is `my_format_`."""
+    return name.replace("-", "_") + "_"
+
+
 def document(gates: Sequence[Gate]) -> dict[str, Any]:
     """The content of `gates.json`."""
     return {"schema": SCHEMA, "gates": [gate.to_json() for gate in gates]}

@@ -22,7 +22,7 @@ from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import write_config
 from kdcompress.deploy.derived import FAILED
 from kdcompress.deploy.files import parts_of
-from kdcompress.deploy.gate import GATES, Gate, document
+from kdcompress.deploy.gate import GATES, Gate, document, format_prefix
 from kdcompress.deploy.golden_file import NAME as GOLDEN
 from kdcompress.deploy.golden_file import Picker, write_golden
 from kdcompress.deploy.macs import count_macs, count_parameters
@@ -37,6 +37,34 @@ from kdcompress.tasks.base import Scorer
 LABELS = "labels.json"
 
 _STAGING = ".staging"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A network to write and prove, with the content of its files.
+
+    Args:
+        network: The trained network, or the candidate that ships; takes normalised images. Neither changed
+            nor moved.
+        model: The `FAMILY/NAME` whose plain class it is.
+        spec: Its input.
+        class_names: K names, by class number; none: it has no classifier, and its features ship.
+        test_batches: Opens the test split, which is not empty; called several times, for the same images.
+        metadata: What the exported file shall say under `kdcompress.*`, such as recipe and teacher; labels,
+            input, model, version and accuracy are added. No path of this machine: a gate looks for them.
+        teacher_outputs: The teacher's logits `[N, K]` on the test split, for an embedding its pooled
+            features `[N, D']`; None: there is no teacher to agree with.
+        extra_gates: Gates checked before the export (the teacher is unchanged, …); they join the others.
+    """
+
+    network: nn.Module
+    model: str
+    spec: InputSpec
+    class_names: Sequence[str]
+    test_batches: Callable[[], Batches]
+    metadata: dict[str, str]
+    teacher_outputs: Tensor | None = None
+    extra_gates: Sequence[Gate] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,37 +85,21 @@ class Shipped:
 
 
 def ship(
-    trained: nn.Module,
-    model: str,
-    spec: InputSpec,
-    class_names: Sequence[str],
-    test_batches: Callable[[], Batches],
+    subject: Subject,
     folder: Path,
     *,
     formats: Sequence[str],
-    metadata: dict[str, str],
     allow_code: bool = False,
-    extra_gates: Sequence[Gate] = (),
     opset: int | None = None,
-    teacher_outputs: Tensor | None = None,
 ) -> Shipped:
     """Exports a trained student, proves the files, and gives them their final names in `folder`.
 
     Args:
-        trained: The candidate that ships; takes normalised images. Neither changed nor moved.
-        model: The `FAMILY/NAME` whose plain class it is.
-        spec: Its input.
-        class_names: K names, by class number; none: it has no classifier, and its features ship.
-        test_batches: Opens the test split, which is not empty; called several times, for the same images.
+        subject: The student.
         folder: The run folder; exists. Nobody else ships into it meanwhile.
         formats: Names from `discovery.names("format")`, at least one.
-        metadata: What the exported file shall say under `kdcompress.*`, such as recipe and teacher; labels,
-            input, model, version and accuracy are added here. No path of this machine: a gate looks for them.
         allow_code: True: a `python:` network may be built.
-        extra_gates: Proved elsewhere (the teacher is unchanged, …); they join the others.
         opset: ONNX opset; None: the exporter's choice.
-        teacher_outputs: The teacher's logits `[N, K]` on the test split, for an embedding its pooled
-            features `[N, D']`; None: there is no teacher to agree with.
 
     Returns:
         Names, hashes and figures. `gates.json` is written as well.
@@ -97,9 +109,11 @@ def ship(
         NetworkError: No such network.
         WorldError: The disk is full or fails.
     """
+    trained, spec, class_names = subject.network, subject.spec, subject.class_names
+    test_batches, teacher_outputs = subject.test_batches, subject.teacher_outputs
     fresh = functools.partial(
         fresh_student,
-        model,
+        subject.model,
         num_classes=len(class_names),
         channels=spec.channels,
         image_size=(spec.height, spec.width),
@@ -111,18 +125,18 @@ def ship(
         if not loaded.passed:
             tensors = {key: tensor.detach().cpu().clone() for key, tensor in trained.state_dict().items()}
             write_bytes(staging / "trained.safetensors", safetensors.torch.save(tensors))
-            raise _failed(folder, staging, [loaded, *extra_gates])
-        load_strictly(plain, trained.state_dict(), model)
+            raise _failed(folder, staging, [loaded, *subject.extra_gates])
+        load_strictly(plain, trained.state_dict(), subject.model)
         plain.eval()
         task = task_of(len(class_names))
         picker = Picker()
-        reference_NK, score = _score(
-            plain, spec, lambda: picker.through(test_batches()), task, len(class_names), teacher_outputs
-        )
+        deployed = Deployed(plain, spec).eval()
+        reference_NK, labels_N = outputs_of(deployed.run, picker.through(test_batches()))
+        score = _figures(scored(task, reference_NK, labels_N, len(class_names)), teacher_outputs)
         write_golden(staging / GOLDEN, picker, reference_NK, limit=PARITY_LIMIT, task=task)
-        described = _describe(metadata, model, spec, class_names, score)
+        described = _describe(subject, score)
         features = _features(plain, len(class_names)) if task.has_classes else reference_NK.shape[1]
-        _write_config(staging, model, spec, class_names, features)
+        _write_config(staging, subject, features)
         files, gates = _write_formats(plain, spec, staging, formats, described, opset, task)
         proof = prove(
             trained=trained,
@@ -136,16 +150,16 @@ def ship(
             allow_code=allow_code,
             task=task,
         )
-        gates = [*gates, *proof.gates, *extra_gates]
+        gates = [*gates, *proof.gates, *subject.extra_gates]
         if proof.exported is None or not all(gate.passed for gate in gates):
             raise _failed(folder, staging, gates)
-        scored = files[scored_format(files)]
+        file = files[scored_format(files)]
         student = {
             **_figures(proof.exported, teacher_outputs),
             "params": count_parameters(plain),
             "macs": count_macs(plain, spec.channels, spec.height, spec.width),
-            "bytes": sum(part.stat().st_size for part in parts_of(scored)),
-            "file": scored.name,
+            "bytes": sum(part.stat().st_size for part in parts_of(file)),
+            "file": file.name,
             "top1_pytorch": score["top1"],
         }
         shipped = _give_final_names(staging, folder)
@@ -153,36 +167,19 @@ def ship(
     return Shipped(shipped, gates, student, proof.exported)
 
 
-def _score(
-    plain: nn.Module,
-    spec: InputSpec,
-    batches: Callable[[], Batches],
-    task: Task,
-    num_classes: int,
-    teacher_outputs: Tensor | None,
-) -> tuple[Tensor, dict[str, Any]]:
-    """PyTorch's outputs on the test split, and how good they are."""
-    deployed = Deployed(plain, spec)
-    deployed.eval()
-    outputs_NK, labels_N = outputs_of(deployed.run, batches())
-    return outputs_NK, _figures(scored(task, outputs_NK, labels_N, num_classes), teacher_outputs)
-
-
 def _figures(scorer: Scorer, teacher_outputs: Tensor | None) -> dict[str, Any]:
     agreement = {} if teacher_outputs is None else {"agreement": scorer.agreement(teacher_outputs)}
     return {**scorer.result(), **agreement}
 
 
-def _describe(
-    metadata: dict[str, str], model: str, spec: InputSpec, class_names: Sequence[str], score: dict[str, Any]
-) -> dict[str, str]:
+def _describe(subject: Subject, score: dict[str, Any]) -> dict[str, str]:
     described = {
-        **metadata,
+        **subject.metadata,
         "version": __version__,
-        "model": model,
-        "labels": json.dumps(list(class_names), ensure_ascii=False),
+        "model": subject.model,
+        "labels": json.dumps(list(subject.class_names), ensure_ascii=False),
         # Mean and std are told for the record; the graph already applies them.
-        "input": json.dumps(spec.to_json()),
+        "input": json.dumps(subject.spec.to_json()),
         "normalisation": "in the graph: images in [0, 1]",
     }
     # Without labels only the agreement with the teacher is known.
@@ -203,18 +200,16 @@ def _features(plain: nn.Module, num_classes: int) -> int | None:
     return features[-1] if features else None
 
 
-def _write_config(
-    staging: Path, model: str, spec: InputSpec, class_names: Sequence[str], features: int | None
-) -> None:
+def _write_config(staging: Path, subject: Subject, features: int | None) -> None:
     write_config(
         staging / CONFIG,
-        model=model,
-        num_classes=len(class_names),
-        spec=spec,
-        class_names=tuple(class_names),
+        model=subject.model,
+        num_classes=len(subject.class_names),
+        spec=subject.spec,
+        class_names=tuple(subject.class_names),
         extra={"num_features": features} if features is not None else {},
     )
-    write_json(staging / LABELS, list(class_names))
+    write_json(staging / LABELS, list(subject.class_names))
 
 
 def _write_formats(
@@ -235,7 +230,7 @@ def _write_formats(
         try:
             plugin.write(plain, spec, path, metadata=metadata, opset=opset, task=task)
         except NetworkError as error:
-            gates.append(Gate(f"{name}_written", False, None, None, str(error)))
+            gates.append(Gate(f"{format_prefix(name)}written", False, None, None, str(error)))
             continue
         files[name] = path
     return files, gates

@@ -30,7 +30,7 @@ from kdcompress.deploy.accuracy import (
     spread,
 )
 from kdcompress.deploy.formats import onnx, safetensors
-from kdcompress.deploy.gate import Gate, at_most, relative
+from kdcompress.deploy.gate import Gate, at_most, format_prefix, relative
 from kdcompress.deploy.graph_gates import graph_gates
 from kdcompress.deploy.network_gates import network_gates
 from kdcompress.deploy.normalised import Deployed
@@ -144,7 +144,7 @@ def prove(
             found = comparison
             gates += more
         else:
-            gates += [dataclasses.replace(gate, gate=f"{name}_{gate.gate}") for gate in more]
+            gates += [dataclasses.replace(gate, gate=format_prefix(name) + gate.gate) for gate in more]
     if found is None:
         return Proof(gates, None, None)
     return Proof(gates, found.exported, found.reference)
@@ -256,7 +256,7 @@ def _open(name: str, path: Path, opset: int | None, allow_code: bool) -> tuple[R
         opened: Run = plugin.open_(path, threads)
         return opened, plugin.gates(opened, opset)
     except UserError as error:
-        return None, [Gate(f"{name}_opens", False, None, None, str(error))]
+        return None, [Gate(f"{format_prefix(name)}opens", False, None, None, str(error))]
 
 
 def _round_trip(path: Path, plain: nn.Module, deployed: Deployed, file: Run | None, images: Tensor) -> Gate:

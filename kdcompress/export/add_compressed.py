@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from pathlib import Path
 from typing import Any
 
 from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
-from kdcompress.data.source import Source
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import read_config
-from kdcompress.deploy.derived import failure
+from kdcompress.deploy.derived import derived_files, failure, place
 from kdcompress.deploy.gate import GATES
 from kdcompress.deploy.load import GRAPH
-from kdcompress.deploy.qat_int8 import QatStudent
-from kdcompress.deploy.quantize import check_rescue
 from kdcompress.deploy.variants import NAMES
 from kdcompress.errors import UserError
-from kdcompress.export.compressed import (
-    CompressedFiles,
-    CompressionRequest,
-    compress_and_time,
-    verdict_entries,
-)
-from kdcompress.export.int8_inputs import load_qat_student
-from kdcompress.export.reexport import EXPORT_SCHEMA, check_single, data_of, images_of
+from kdcompress.export.compressed import CompressedFiles, time_compressed, verdict_entries
+from kdcompress.export.derived import DerivedRequest
+from kdcompress.export.reexport import check_single, data_of, export_document, first_images, images_of
 from kdcompress.progress import Progress
-from kdcompress.recipe import BenchSection, Int8Section, Recipe
+from kdcompress.recipe import Recipe
 from kdcompress.report.documents import read_json
 from kdcompress.report.pages import PAGES, write_pages
 from kdcompress.run_folder import RunFolder, check_writable
@@ -37,46 +29,9 @@ _AGAIN = "student (beside {})"
 """The float32 file, timed once more."""
 
 
-def compression_request(
-    source: Path,
-    *,
-    int8: bool,
-    fp16: bool,
-    changes: dict[str, Any],
-    rounds: int | None,
-    formats: Sequence[str],
-    allow_code: bool,
-) -> CompressionRequest:
-    """Makes the request from a command line; what it leaves open is as in the run's recipe.
-
-    Args:
-        source: A run folder, or a checkpoint, which has no recipe.
-        int8: True: an int8 file.
-        fp16: True: an fp16 file.
-        changes: Values of `export.int8` that go before the recipe's.
-        rounds: Rounds of the timing; None: the recipe's `bench.rounds`.
-        formats: That are written with it.
-        allow_code: True: the run's recipe may name `python:` networks.
-
-    Raises:
-        UserError: It cannot be had.
-    """
-    if "onnx" not in formats:
-        asked = "--int8" if int8 else "--fp16"
-        raise UserError(f"{asked}: is made from {GRAPH}; add onnx to --format")
-    if not int8:
-        return CompressionRequest(None, fp16, rounds)
-    recipe = RunFolder(source).recorded_recipe(allow_code) if source.is_dir() else None
-    section = (recipe and recipe.export.int8) or Int8Section()
-    section = section.model_copy(update=changes)
-    if (source / GRAPH).is_file():
-        check_rescue(source / GRAPH, section.rescue)
-    return CompressionRequest(section, fp16, rounds, source if source.is_dir() else None)
-
-
 def add_to_run(
     source: Path,
-    wanted: CompressionRequest,
+    wanted: DerivedRequest,
     progress: Progress,
     *,
     root: str | None = None,
@@ -102,122 +57,34 @@ def add_to_run(
     spec = read_config(source / CONFIG).spec
     data = data_of(recipe, root, (spec.height, spec.width), spec.channels, progress)
     workers = granted_cores()
+    test = functools.partial(images_of, data.test, workers=workers)
+    makers = wanted.makers(
+        data.train, data.test, test, held_out=data.held_out, workers=workers, allow_code=allow_code
+    )
     with run.held():
         results = read_json(source / "results.json")
-        with compress_and_time(
-            source,
-            wanted,
-            data.train,
-            lambda: images_of(data.test, workers=workers),
-            recipe.bench,
-            results["student"],
-            progress,
-            workers=workers,
-            tuned=load_qat_student(source, source, data.held_out, workers=workers, allow_code=allow_code),
-        ) as (made, bench):
+        with derived_files(source, makers, results["student"], progress) as files:
+            made = CompressedFiles.of(files)
+            assert made is not None
+            section = wanted.timing(recipe.bench)
+            bench = time_compressed(made, first_images(data.test), section, results["student"], progress)
             names = {NAMES[variant.precision] for variant in made.variants}
             # Written one by one: whoever is killed in between leaves a run that can be asked again.
             run.update_manifest_hashes([], {GATES, "bench.json", "results.json", *PAGES, *names})
-            made = made.move_to(source)
+            made = CompressedFiles(made.exact, tuple(place(made.variants, source)))
             entries = verdict_entries(made, bench)
         new = {variant.precision for variant in made.variants}
         others = {name: entry for name, entry in results.get("variants", {}).items() if name not in new}
         write_json(source / "results.json", {**results, "variants": {**others, **entries}})
         write_json(source / "bench.json", _joined(source / "bench.json", bench, new))
-        files = [variant.path.name for variant in made.passed]
-        run.update_manifest_hashes([GATES, "bench.json", "results.json", *files])
+        shipped = [variant.path.name for variant in made.passed]
+        run.update_manifest_hashes([GATES, "bench.json", "results.json", *shipped])
         # The pages read the manifest, and it vouches for them: it comes before and after.
         run.update_manifest_hashes(write_pages(source))
     failed = failure(made.variants)
     if failed is not None:
         raise failed
-    return document_of_files(source, made, entries, results["student"])
-
-
-def add_beside(
-    document: dict[str, Any],
-    train: Source,
-    test: Source,
-    bench: BenchSection,
-    *,
-    wanted: CompressionRequest,
-    progress: Progress,
-    allow_code: bool = False,
-) -> dict[str, Any]:
-    """Adds smaller files to what `export` has just written, with a `bench.json` of their own.
-
-    Args:
-        document: Document of the export.
-        train: The training images, to calibrate with.
-        test: The images that the files were proved on.
-        bench: How they are timed.
-        wanted: Which files.
-        progress: Progress display.
-        allow_code: True: the network may be built where it is a `python:` one.
-
-    Returns:
-        The document with them in it.
-
-    Raises:
-        GateFailed: A file failed a gate; it is under `failed/`.
-    """
-    folder, workers = Path(document["folder"]), granted_cores()
-    with compress_and_time(
-        folder,
-        wanted,
-        train,
-        lambda: images_of(test, workers=workers),
-        bench,
-        document["student"],
-        progress,
-        workers=workers,
-        tuned=_qat_student_of(wanted.tuned_in, folder, workers, allow_code),
-    ) as (made, timed):
-        made = made.move_to(folder)
-        entries = verdict_entries(made, timed)
-    write_json(folder / "bench.json", timed)
-    failed = failure(made.variants)
-    if failed is not None:
-        raise failed
-    more = document_of_files(folder, made, entries, document["student"])
-    return {
-        **document,
-        "files": {**document["files"], **more["files"]},
-        "gates": [*document["gates"], *more["gates"]],
-        "variants": more["variants"],
-    }
-
-
-def document_of_files(
-    folder: Path, made: CompressedFiles, entries: dict[str, dict[str, Any]], student: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns the document of `export` for smaller files.
-
-    Args:
-        folder: Their folder.
-        made: All of them, with their gates.
-        entries: Their figures and verdicts.
-        student: The float32 file's figures.
-    """
-    return {
-        "schema": EXPORT_SCHEMA,
-        "folder": str(folder),
-        "files": {variant.path.name: variant.entry() for variant in made.passed},
-        "gates": [gate.to_json() for variant in made.variants for gate in variant.gates],
-        "student": student,
-        "variants": entries,
-    }
-
-
-def _qat_student_of(run: Path | None, folder: Path, workers: int, allow_code: bool) -> QatStudent | None:
-    """The weights that a run tuned for int8, unless they did worse there; None where it tuned none."""
-    results = None if run is None else run / "results.json"
-    if run is None or results is None or not results.is_file():
-        return None
-    known = read_json(results).get("variants", {}).get("int8", {}).get("qat")
-    if known is not None and not known["kept"]:
-        return None
-    return load_qat_student(run, folder, None, workers=workers, allow_code=allow_code)
+    return {**export_document(source, made.variants, results["student"]), "variants": entries}
 
 
 def _opened(source: Path, allow_code: bool) -> tuple[RunFolder, Recipe]:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompress.atomic import staging_folder
 from kdcompress.bench.environment import environment
 from kdcompress.bench.measure import Artefact, measure
 from kdcompress.bench.paired import paired
 from kdcompress.data.source import Source
-from kdcompress.deploy.accuracy import Batches, as_input
-from kdcompress.deploy.derived import DerivedFile, place
+from kdcompress.deploy.accuracy import Batches
+from kdcompress.deploy.derived import DerivedFile, DerivedMaker
 from kdcompress.deploy.gate import Gate
 from kdcompress.deploy.int8_diagnosis import slow_causes, usual_target
 from kdcompress.deploy.load import GRAPH
@@ -30,39 +28,13 @@ from kdcompress.deploy.variants import NAMES, Fp32Reference, Variant, to_fp16, t
 from kdcompress.errors import NetworkError
 from kdcompress.export.int8_inputs import calibration_images, int8_target
 from kdcompress.progress import Progress
-from kdcompress.recipe import BenchSection, ExportSection, Int8Section
+from kdcompress.recipe import BenchSection, Int8Section
 from kdcompress.report import verdict
 
 Test = Callable[[], Batches]
 """Opens the test split."""
 
-_STAGING = ".variants"
 _ON_X86 = "onnxruntime computes float16 in float32 on x86 processors, so nothing but the size is gained"
-
-
-@dataclass(frozen=True, slots=True)
-class CompressionRequest:
-    """Which smaller files.
-
-    Args:
-        int8: How; None: not at all.
-        fp16: True: an fp16 file.
-        rounds: Rounds of the timing that the verdicts rest on; None: `bench.rounds`.
-        tuned_in: A run whose student may have been tuned for int8.
-    """
-
-    int8: Int8Section | None
-    fp16: bool
-    rounds: int | None = None
-    tuned_in: Path | None = None
-
-    @classmethod
-    def of(cls, export: ExportSection) -> CompressionRequest:
-        """Reads the request from a recipe."""
-        return cls(export.int8, export.fp16)
-
-    def __bool__(self) -> bool:
-        return self.int8 is not None or self.fp16
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,46 +64,52 @@ class CompressedFiles:
         assert exact is not None
         return cls(exact, variants)
 
-    def move_to(self, folder: Path) -> CompressedFiles:
-        """Moves the files to their places in a folder and adds their gates to the others."""
-        return dataclasses.replace(self, variants=tuple(place(self.variants, folder)))
 
-
-def make(
-    folder: Path,
-    wanted: CompressionRequest,
+def compressed_makers(
+    int8: Int8Section | None,
+    fp16: bool,
     train: Source,
     test: Test,
-    progress: Progress,
     *,
     workers: int,
-    tuned: QatStudent | None = None,
-) -> CompressedFiles:
-    """Makes and proves the files beside `student.onnx`; their gates join the others in `gates.json`.
+    tuned: Callable[[Path], QatStudent | None],
+) -> list[DerivedMaker]:
+    """Describes how the int8 and the fp16 file are made and proved; they share one float32 reference.
 
     Args:
-        folder: Holds the float32 file, proved.
-        wanted: Which.
+        int8: How the int8 file is made; None: not at all.
+        fp16: True: an fp16 file.
         train: The training split, to calibrate with.
         test: Opens the test split.
-        progress: Progress display.
         workers: Processes that decode images.
-        tuned: The student with weights that were tuned for int8, if it was.
-
-    Raises:
-        UserError: There is no float32 file, or it does not take these images.
+        tuned: Loads the student with weights that were tuned for int8, for a folder; None: it was not.
     """
-    with staging_folder(folder / _STAGING) as staging:
-        with progress.counter() as tell:
-            made = _compress(folder, staging, wanted, train, test, tell, workers, tuned)
-        return made.move_to(folder)
+    section = int8 or Int8Section()
+    images = functools.cache(lambda: calibration_images(section, train, workers=workers))
+    reference = functools.cache(lambda folder: Fp32Reference(folder / GRAPH, test))
+
+    def make_int8(folder: Path, staging: Path, _: dict[str, Any]) -> Variant:
+        settings = {key: getattr(section, key) for key in ("ranges", "rescue", "max_drop")}
+        settings["target"] = int8_target(section)
+        inputs = (reference(folder), images(), staging)
+        student = tuned(folder)
+        if student is None:
+            return _attempted("int8", staging, inputs[0], lambda: to_int8(*inputs, **settings))
+        return _attempted("int8", staging, inputs[0], lambda: choose_int8(*inputs, student, **settings))
+
+    def make_fp16(folder: Path, staging: Path, _: dict[str, Any]) -> Variant:
+        inputs = (reference(folder), images(), staging)
+        return _attempted("fp16", staging, inputs[0], lambda: to_fp16(*inputs))
+
+    makers = [DerivedMaker("int8", make_int8)] if int8 is not None else []
+    return [*makers, DerivedMaker("fp16", make_fp16)] if fp16 else makers
 
 
 def artefacts(made: CompressedFiles, student: dict[str, Any]) -> list[Artefact]:
     """The files that passed, to be timed.
 
     Args:
-        made: Result of `compress`.
+        made: Files made by `compressed_makers`.
         student: The `student` object of `results.json`.
     """
     facts = {key: student[key] for key in ("params", "macs")}
@@ -145,59 +123,40 @@ def verdict_entries(made: CompressedFiles, bench: dict[str, Any]) -> dict[str, d
     """Makes the `results.json` entries of the files that passed, by precision: figures, making and verdict.
 
     Args:
-        made: Result of `compress`.
+        made: Files made by `compressed_makers`.
         bench: A benchmark of them and the student, of the document's schema.
     """
     return {variant.precision: _entry(variant, made.exact, bench) for variant in made.passed}
 
 
-@contextmanager
-def compress_and_time(
-    folder: Path,
-    wanted: CompressionRequest,
-    train: Source,
-    test: Test,
+def time_compressed(
+    made: CompressedFiles,
+    images: NDArray[np.float32],
     bench: BenchSection,
     student: dict[str, Any],
     progress: Progress,
-    *,
-    workers: int,
-    tuned: QatStudent | None = None,
-) -> Iterator[tuple[CompressedFiles, dict[str, Any]]]:
-    """Makes the files and times them against the float32 one, and leaves it to the caller to `place` them.
-
-    Until then an interruption leaves the folder as it was; what is not placed is gone at the end.
+) -> dict[str, Any]:
+    """Times the files that passed against the float32 one and returns the benchmark's document.
 
     Args:
-        folder: Holds the float32 file, proved.
-        wanted: Which.
-        train: The training split, to calibrate with.
-        test: Opens the test split.
-        bench: How it is timed.
+        made: The files, under whatever names they have now.
+        images: `[N, C, H, W]` of the test split.
+        bench: How they are timed.
         student: The `student` object of `results.json`.
         progress: Progress display.
-        workers: Processes that decode images.
-        tuned: See `make`.
-
-    Yields:
-        The files, and the benchmark's document.
     """
-    with staging_folder(folder / _STAGING) as staging:
-        with progress.counter() as tell:
-            made = _compress(folder, staging, wanted, train, test, tell, workers, tuned)
-        facts = {key: student[key] for key in ("params", "macs")}
-        exact = Artefact("student", made.exact.path, ("onnxruntime",), **facts)
-        with progress.counter() as tell:
-            document = measure(
-                [exact, *artefacts(made, student)],
-                threads=bench.threads,
-                batch=bench.batch,
-                rounds=wanted.rounds or bench.rounds,
-                baseline="student",
-                images=_images(test),
-                progress=lambda done, total, what: tell(f"bench: {what.split()[0]}", done, total),
-            )
-        yield made, document
+    facts = {key: student[key] for key in ("params", "macs")}
+    exact = Artefact("student", made.exact.path, ("onnxruntime",), **facts)
+    with progress.counter() as tell:
+        return measure(
+            [exact, *artefacts(made, student)],
+            threads=bench.threads,
+            batch=bench.batch,
+            rounds=bench.rounds,
+            baseline="student",
+            images=images,
+            progress=lambda done, total, what: tell(f"bench: {what.split()[0]}", done, total),
+        )
 
 
 def lines(entries: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -214,44 +173,16 @@ def lines(entries: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield f"      {entry['verdict']['told']}"
 
 
-def _compress(
-    folder: Path,
-    staging: Path,
-    wanted: CompressionRequest,
-    train: Source,
-    test: Test,
-    tell: Any,
-    workers: int,
-    tuned: QatStudent | None,
-) -> CompressedFiles:
-    steps = 2 + wanted.fp16 + (wanted.int8 is not None)
-    tell("smaller files", 0, steps)
-    exact = Fp32Reference(folder / GRAPH, test)
-    tell("smaller files", 1, steps)
-    section = wanted.int8 or Int8Section()
-    images = calibration_images(section, train, workers=workers)
-    variants = []
-    if wanted.int8 is not None:
-        settings = {key: getattr(section, key) for key in ("ranges", "rescue", "max_drop")}
-        settings["target"] = int8_target(section)
-        make_it = functools.partial(to_int8, exact, images, staging, **settings)
-        if tuned is not None:
-            make_it = functools.partial(choose_int8, exact, images, staging, tuned, **settings)
-        variants.append(_attempted("int8", staging, make_it))
-        tell("smaller files", 2, steps)
-    if wanted.fp16:
-        variants.append(_attempted("fp16", staging, functools.partial(to_fp16, exact, images, staging)))
-    tell("smaller files", steps, steps)
-    return CompressedFiles(exact, tuple(dataclasses.replace(file, exact=exact) for file in variants))
-
-
-def _attempted(precision: str, staging: Path, make_it: Callable[[], Variant]) -> Variant:
+def _attempted(
+    precision: str, staging: Path, exact: Fp32Reference, make_it: Callable[[], Variant]
+) -> Variant:
     """The file, or the gate that says why this network cannot be had so."""
     try:
-        return make_it()
+        made = make_it()
     except NetworkError as error:
         gate = Gate(f"{precision}_made", False, None, None, str(error))
-        return Variant(precision, staging / NAMES[precision], [gate], {})
+        made = Variant(precision, staging / NAMES[precision], [gate], {})
+    return dataclasses.replace(made, exact=exact)
 
 
 def _entry(variant: Variant, exact: Fp32Reference, bench: dict[str, Any]) -> dict[str, Any]:
@@ -301,7 +232,3 @@ def _foreign_target(variant: Variant) -> str | None:
 
 def _called(precision: str) -> str:
     return f"student ({precision})"
-
-
-def _images(test: Test) -> NDArray[np.float32]:
-    return as_input(next(iter(test()))[0])

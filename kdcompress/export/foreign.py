@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.source import Source
@@ -20,6 +21,7 @@ from kdcompress.deploy.config import DeployedConfig, read_config
 from kdcompress.deploy.formats import safetensors
 from kdcompress.deploy.load import WEIGHTS
 from kdcompress.deploy.macs import evaluating
+from kdcompress.deploy.ship import Subject
 from kdcompress.errors import DataError, NetworkError, UserError
 from kdcompress.export.checkpoint_student import (
     StripRequest,
@@ -28,15 +30,15 @@ from kdcompress.export.checkpoint_student import (
     load_student,
     strip_document,
 )
+from kdcompress.export.derived import DerivedRequest
 from kdcompress.export.reexport import (
-    Addition,
     batches_of,
     check_folder,
     check_formats,
+    finish_export,
     open_section,
-    write_files,
 )
-from kdcompress.export.subject import Subject
+from kdcompress.export.subject import write_subject
 from kdcompress.networks.build import accepted_channels
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, load_recipe
@@ -75,7 +77,7 @@ def export(
     on: OnData,
     *,
     opset: int | None = None,
-    additions: Sequence[Addition] = (),
+    derived: DerivedRequest | None = None,
 ) -> dict[str, Any]:
     """Writes the files of a checkpoint's student and proves them, in a folder of their own.
 
@@ -90,7 +92,7 @@ def export(
         asked: Which network is meant.
         on: The images it is proved on, and how it takes them.
         opset: ONNX opset; None: the exporter's choice.
-        additions: Make more files of the ONNX file, in this order.
+        derived: Derived files to make; None: none.
 
     Raises:
         UserError: Something is missing or does not fit.
@@ -117,18 +119,22 @@ def export(
     if names is None and config is not None:
         names = config.class_names
     names, test = _named(count, names, data, source)
+    wanted = derived or DerivedRequest()
     with batches_of(test) as batches:
         subject = Subject(network, model, spec, names, batches, {})
-        document = write_files(subject, folder, formats, opset=opset, allow_code=asked.allow_code)
-    top1 = document["student"]["top1"]
+        code = asked.allow_code
+        makers = wanted.makers(data.train, test, batches, workers=granted_cores(), allow_code=code)
+        shipped, files = write_subject(
+            subject, folder, formats, makers, progress, opset=opset, allow_code=code
+        )
+    top1 = shipped.student["top1"]
     if top1 is not None and count > 2 and top1 < _NEAR_CHANCE / count:
         progress.warn(
             f"top-1 is {100 * top1:.1f} % with {count} classes, which is near chance: are --mean and --std "
             f"those of its training, were its images {spec.height}×{spec.width} (--input-size), and are the "
             "classes in the order of its logits (--labels)?"
         )
-    for add in additions:
-        document = add(document, data.train, test, BenchSection())
+    document = finish_export(folder, shipped, files, test, wanted.timing(BenchSection()), progress)
     return {**document, "stripped": strip_document(found, model, network, source)}
 
 

@@ -14,26 +14,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdcompress.atomic import staging_folder
 from kdcompress.data.decode import decode_image, open_image, quiet_pillow
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.source import FolderSource, Source
 from kdcompress.deploy import image_gates, image_graph
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import read_config
-from kdcompress.deploy.derived import DerivedFile, failure, place
+from kdcompress.deploy.derived import DerivedFile, DerivedMaker
 from kdcompress.deploy.gate import Gate
 from kdcompress.deploy.golden_file import NAME as GOLDEN
 from kdcompress.deploy.golden_file import read_golden
 from kdcompress.deploy.image_gates import ReferenceImage
 from kdcompress.deploy.load import GRAPH
-from kdcompress.errors import UserError
-from kdcompress.progress import Progress
 
 OPTION = "--embed-preprocess resize"
 KEY = "export.embed_preprocess: resize"
 IMAGES = 64
-_STAGING = ".image"
 _QUALITY = 95
 _STRETCHES = ((1.0, 1.0), (1.5, 1.5), (1.9, 1.3), (1.2, 2.6), (4.0, 3.0))
 """Widths and heights of test images that are no files, in parts of their own: to have something to resize."""
@@ -59,69 +55,24 @@ class ImageFile(DerivedFile):
         return "image_"
 
 
-def check_run(source: Path, formats: list[str]) -> None:
-    """Refuses what cannot be had of a run, before anything is written.
+def image_maker(test: Source, asked: str = OPTION) -> DerivedMaker:
+    """Describes how `student.image.onnx` is made and proved.
 
     Args:
-        source: A run folder, or a checkpoint, whose input its data says later.
-        formats: That are written with it.
-
-    Raises:
-        UserError: It cannot.
-    """
-    if "onnx" not in formats:
-        raise UserError(f"{OPTION}: is made from {GRAPH}; add onnx to --format")
-    config = source / CONFIG
-    if config.is_file():
-        image_graph.check_spec(read_config(config).spec, OPTION)
-
-
-def make(folder: Path, test: Source, progress: Progress, asked: str = OPTION) -> ImageFile:
-    """Makes and proves the file; its gates join the others in `gates.json`.
-
-    Args:
-        folder: Holds `student.onnx`, proved, with its config and golden images.
         test: The test split.
-        progress: Progress display.
         asked: Option or key that requested it, for messages.
-
-    Raises:
-        UserError: It cannot be had of this network.
     """
-    spec = read_config(folder / CONFIG).spec
-    image_graph.check_spec(spec, asked)
-    with staging_folder(folder / _STAGING) as staging, progress.counter() as tell:
-        tell("image input", 0, 1)
+
+    def make(folder: Path, staging: Path, _: dict[str, Any]) -> ImageFile:
+        spec = read_config(folder / CONFIG).spec
+        image_graph.check_spec(spec, asked)
         path = staging / image_graph.NAME
         with _images(test, spec) as (images, source):
             spread = read_golden(folder / GOLDEN).spread
             gates = image_gates.make(folder / GRAPH, path, spec, images, spread, source)
-        tell("image input", 1, 1)
-        made = ImageFile(path, gates, (spec.channels, *image_gates.typical(images)))
-        (placed,) = place([made], folder)
-    return placed
+        return ImageFile(path, gates, (spec.channels, *image_gates.typical(images)))
 
-
-def add(exported: dict[str, Any], test: Source, progress: Progress) -> dict[str, Any]:
-    """Adds the file to the files of an export.
-
-    Args:
-        exported: The document of the export.
-        test: The test images.
-        progress: Progress display.
-
-    Raises:
-        GateFailed: A gate failed; the file is under `failed/`.
-    """
-    made = make(Path(exported["folder"]), test, progress)
-    failed = failure([made])
-    if failed is not None:
-        raise failed
-    return {
-        **exported,
-        "files": {**exported["files"], made.path.name: made.entry()},
-        "gates": [*exported["gates"], *(gate.to_json() for gate in made.gates)],
-    }
+    return DerivedMaker("image", make)
 
 
 @contextlib.contextmanager

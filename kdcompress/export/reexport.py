@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcompress import discovery
-from kdcompress.atomic import translated
+from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.source import Source
-from kdcompress.deploy.accuracy import Batches
+from kdcompress.deploy.accuracy import Batches, as_input
+from kdcompress.deploy.derived import DerivedFile, failure
 from kdcompress.deploy.files import check_installed
 from kdcompress.deploy.formats import onnx, safetensors
-from kdcompress.deploy.image_graph import NAME as IMAGE_GRAPH
 from kdcompress.deploy.load import GRAPH, WEIGHTS
-from kdcompress.deploy.variants import NAMES
+from kdcompress.deploy.ship import Shipped, Subject
 from kdcompress.errors import UserError, suggest
-from kdcompress.export.subject import Subject, write_subject
+from kdcompress.export.compressed import CompressedFiles, time_compressed, verdict_entries
+from kdcompress.export.derived import DerivedRequest
+from kdcompress.export.subject import write_subject
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, Recipe
 from kdcompress.report import documents
 from kdcompress.report.documents import read_json
-from kdcompress.run_folder import RunFolder, check_writable, create_folder
+from kdcompress.run_folder import RunFolder, check_writable
 
 EXPORT_SCHEMA = "kdcompress.export/1"
-
-Addition = Callable[[dict[str, Any], Source, Source, BenchSection], dict[str, Any]]
-"""Adds files to an export: takes its document, the training and the test images, and how files are timed;
-returns the document with the files in it."""
 
 
 def export(
@@ -45,7 +45,7 @@ def export(
     *,
     root: str | None = None,
     opset: int | None = None,
-    additions: Sequence[Addition] = (),
+    derived: DerivedRequest | None = None,
     allow_code: bool,
 ) -> dict[str, Any]:
     """Writes a run's student again and proves the files, in a folder of their own.
@@ -57,7 +57,7 @@ def export(
         progress: Progress display.
         root: Folder of the data; None: the recipe's.
         opset: ONNX opset; None: the exporter's choice.
-        additions: Make more files of the ONNX file, in this order.
+        derived: Derived files to make; None: none.
         allow_code: True: a `python:` network may be built.
 
     Raises:
@@ -82,12 +82,14 @@ def export(
     network, config = safetensors.read(file, allow_code=allow_code)
     data = data_of(recipe, root, (config.spec.height, config.spec.width), config.spec.channels, progress)
     metadata = documents.file_metadata(recipe, _teacher_of(source))
+    wanted = derived or DerivedRequest()
     with batches_of(data.test) as test:
         subject = Subject(network, config.model, config.spec, config.class_names, test, metadata)
-        document = write_files(subject, folder, formats, opset=opset, allow_code=allow_code)
-    for add in additions:
-        document = add(document, data.train, data.test, recipe.bench)
-    return document
+        makers = wanted.makers(data.train, data.test, test, workers=granted_cores(), allow_code=allow_code)
+        written = write_subject(
+            subject, folder, formats, makers, progress, opset=opset, allow_code=allow_code
+        )
+    return finish_export(folder, *written, data.test, wanted.timing(recipe.bench), progress)
 
 
 def check_folder(folder: Path) -> None:
@@ -120,48 +122,58 @@ def check_formats(formats: list[str], opset: int | None) -> None:
     onnx.check_opset(opset)
 
 
-def write_files(
-    subject: Subject, folder: Path, formats: list[str], *, opset: int | None, allow_code: bool
+def finish_export(
+    folder: Path,
+    shipped: Shipped,
+    derived: Sequence[DerivedFile],
+    test: Source,
+    bench: BenchSection,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Writes a network in every format and proves the files.
+    """Times the smaller files of an export into its `bench.json`, and makes the document of the export.
 
     Args:
-        subject: The network to write.
-        folder: Destination; made if it is not there.
-        formats: Names from `discovery.names("format")`.
-        opset: ONNX opset; None: the exporter's choice.
-        allow_code: True: a `python:` network may be built.
+        folder: Folder of the files.
+        shipped: The network's own files.
+        derived: The files derived from them.
+        test: The test split.
+        bench: How they are timed.
+        progress: Progress display.
 
     Raises:
-        UserError: The exporter cannot write this opset.
-        GateFailed: A gate failed.
+        GateFailed: A derived file failed a gate; it is under `failed/`.
     """
-    made = not folder.exists()
-    create_folder(folder)
-    try:
-        shipped, _ = write_subject(subject, folder, formats, opset=opset, allow_code=allow_code)
-    except UserError:
-        if made:
-            with contextlib.suppress(OSError):  # it is kept if something is in it
-                folder.rmdir()
-        raise
-    _drop_stale(folder, shipped.files)
+    compressed = CompressedFiles.of(derived)
+    entries: dict[str, Any] = {}
+    if compressed is not None:
+        timed = time_compressed(compressed, first_images(test), bench, shipped.student, progress)
+        write_json(folder / "bench.json", timed)
+        entries = {"variants": verdict_entries(compressed, timed)}
+    failed = failure(derived)
+    if failed is not None:
+        raise failed
+    return {**export_document(folder, derived, shipped.student, shipped), **entries}
+
+
+def export_document(
+    folder: Path, derived: Sequence[DerivedFile], student: dict[str, Any], shipped: Shipped | None = None
+) -> dict[str, Any]:
+    """Makes the document of `export`.
+
+    Args:
+        folder: Folder of the files.
+        derived: The derived files, which passed.
+        student: The float32 file's figures.
+        shipped: The network's own files; None: they were not written now.
+    """
+    files, gates = ({}, []) if shipped is None else (shipped.files, shipped.gates)
     return {
         "schema": EXPORT_SCHEMA,
         "folder": str(folder),
-        "files": shipped.files,
-        "gates": [gate.to_json() for gate in shipped.gates],
-        "student": shipped.student,
+        "files": {**files, **{file.path.name: file.entry() for file in derived}},
+        "gates": [gate.to_json() for own in (gates, *(file.gates for file in derived)) for gate in own],
+        "student": student,
     }
-
-
-def _drop_stale(folder: Path, shipped: Container[str]) -> None:
-    """Removes files, and their timings, that were made from what an earlier export wrote here."""
-    names = [name for name in (*NAMES.values(), IMAGE_GRAPH) if name not in shipped]
-    stale = [folder / name for name in names if (folder / name).exists()]
-    for path in (*stale, folder / "bench.json") if stale else ():
-        with translated(path):
-            path.unlink(missing_ok=True)
 
 
 def _teacher_of(run: Path) -> dict[str, Any] | None:
@@ -235,3 +247,8 @@ def images_of(split: Source, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]
     """Un-augmented batches: images `[B, C, H, W]` in [0, 1] and labels `[B]`, on the CPU."""
     for batch in EvaluationLoader(split, device=torch.device("cpu"), workers=workers):
         yield batch.images, batch.labels
+
+
+def first_images(split: Source) -> NDArray[np.float32]:
+    """`[N, C, H, W]` in [0, 1], to time on; no process that decodes images is left running."""
+    return as_input(next(images_of(split, workers=0))[0])

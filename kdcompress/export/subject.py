@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Container, Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
-
-from kdcompress.data.input_spec import InputSpec
-from kdcompress.deploy.accuracy import Batches
-from kdcompress.deploy.derived import DerivedFile
-from kdcompress.deploy.gate import Gate
-from kdcompress.deploy.ship import Shipped, ship
-
-DerivedMaker = Callable[[Path, Shipped], Sequence[DerivedFile]]
-"""Makes files from the proven `student.onnx` of a folder, proves them and gives them their final names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A network to write and prove, with the content of its files.
-
-    Args:
-        network: The trained network; takes normalised images.
-        model: Its `FAMILY/NAME`.
-        spec: Its input.
-        class_names: K names; none: a backbone.
-        test: Opens the images that the files are proved on; called several times.
-        metadata: Metadata of the files, such as the recipe.
-        teacher_outputs: The teacher's outputs on the same images; None: no teacher.
-        extra_gates: Gates that were checked before the export.
-    """
-
-    network: nn.Module
-    model: str
-    spec: InputSpec
-    class_names: Sequence[str]
-    test: Callable[[], Batches]
-    metadata: dict[str, str]
-    teacher_outputs: Tensor | None = None
-    extra_gates: Sequence[Gate] = ()
+from kdcompress.atomic import translated
+from kdcompress.deploy.derived import DerivedFile, DerivedMaker, derived_files, place
+from kdcompress.deploy.image_graph import NAME as IMAGE_GRAPH
+from kdcompress.deploy.ship import Shipped, Subject, ship
+from kdcompress.deploy.variants import NAMES
+from kdcompress.errors import UserError
+from kdcompress.progress import Progress
+from kdcompress.run_folder import create_folder
 
 
 def write_subject(
     subject: Subject,
     folder: Path,
     formats: Sequence[str],
-    makers: Sequence[DerivedMaker] = (),
+    makers: Sequence[DerivedMaker],
+    progress: Progress,
     *,
     opset: int | None = None,
     allow_code: bool = False,
@@ -56,31 +30,41 @@ def write_subject(
 
     Args:
         subject: The network.
-        folder: An existing folder.
+        folder: Destination; made if it is not there.
         formats: Names from `discovery.names("format")`.
         makers: Makers of derived files, in this order.
+        progress: Progress display.
         opset: ONNX opset; None: the exporter's choice.
         allow_code: True: a `python:` network may be built.
 
     Returns:
-        The proven files, and the derived files, those that failed a gate among them.
+        The proven files, and the derived files, those that failed a gate among them (see
+        `deploy.derived.failure`).
 
     Raises:
-        UserError: The exporter cannot write this opset.
+        UserError: The exporter cannot write this opset, or a derived file cannot be had.
         GateFailed: A gate of the network's own files failed.
     """
-    shipped = ship(
-        subject.network,
-        subject.model,
-        subject.spec,
-        subject.class_names,
-        subject.test,
-        folder,
-        formats=list(dict.fromkeys(formats)),
-        metadata=subject.metadata,
-        allow_code=allow_code,
-        extra_gates=subject.extra_gates,
-        opset=opset,
-        teacher_outputs=subject.teacher_outputs,
-    )
-    return shipped, [file for make in makers for file in make(folder, shipped)]
+    is_new = not folder.exists()
+    create_folder(folder)
+    try:
+        shipped = ship(
+            subject, folder, formats=list(dict.fromkeys(formats)), opset=opset, allow_code=allow_code
+        )
+    except UserError:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is kept if something is in it
+                folder.rmdir()
+        raise
+    _drop_stale(folder, shipped.files)
+    with derived_files(folder, makers, shipped.student, progress) as files:
+        return shipped, place(files, folder)
+
+
+def _drop_stale(folder: Path, shipped: Container[str]) -> None:
+    """Removes files, and their timings, that were made from what an earlier export wrote here."""
+    names = [name for name in (*NAMES.values(), IMAGE_GRAPH) if name not in shipped]
+    stale = [folder / name for name in names if (folder / name).exists()]
+    for path in (*stale, folder / "bench.json") if stale else ():
+        with translated(path):
+            path.unlink(missing_ok=True)

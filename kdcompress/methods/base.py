@@ -1,5 +1,7 @@
 """The interface of all distillation methods.
 
+Shape letters are those of `kdcompress.data.batch`.
+
 A method is an `nn.Module` that owns only what is discarded after training (heads, memory banks, queues,
 gates, temperatures). The networks stand beside it, unregistered and unmodified, so nothing has to be cut out
 of the student afterwards.
@@ -33,16 +35,18 @@ class Needs:
 
     Args:
         teacher: True if there must be a frozen teacher.
-        peers: The least number of peers beside the student; None: the method cannot use any.
+        peers: The least number of whole networks trained beside the student (branches of the student are no
+            peers); None: the method cannot use any.
         views: Augmentations of each image in a batch.
         augment: Augmentation preset of each view (`kdcompress.data.augment`); empty: the recipe's for all.
         order: Name of the batch order (`kdcompress.data.orders`).
         labels: True if there must be labels.
         unlabelled: True if the method also learns from images without a label; otherwise they are left out.
-        student: Outputs read from the student.
+        student: Outputs read from the student. With more than logits `train.compile` is refused; a method
+            that runs branches itself (`networks.cohort`) names what it reads there.
         read_of_teacher: Outputs read from the teacher.
-        cut: True if the student must be a network that can be split at its stages (heads or branches are
-            copies of the later ones).
+        cut: True if the student must be a network that can be split at its stages, since heads or branches
+            have the architecture of the later ones. `exit_after` and `Cohort` refuse other networks.
         task: Task of the student. Embedding if no classifier is trained: the student is built without one,
             and its output is its pooled features.
     """
@@ -129,9 +133,9 @@ class Candidate:
     """A trained network that may ship.
 
     Args:
-        like: A network of the class that the state fits. Class, input normalisation and precision are taken
-            from it, so that a peer is scored and shipped with its own and not with the student's.
-        state: Returns the state dictionary of that plain class as it is now.
+        like: A network of the architecture that the state fits. Architecture, input normalisation and
+            precision are taken from it, so that a peer is scored and shipped with its own.
+        state: Returns the state dictionary of that plain network as it is now.
         module: The module that holds this state and can be scored directly; None: `state` is loaded into a
             scratch network for scoring.
         outputs: Names of the outputs of the exported file.
@@ -173,8 +177,12 @@ class Method(nn.Module):
     Buffers of a method must be equal in all processes (write them with gathered rows, see `gather`); the
     first process's values are copied to the others at each checkpoint. Batch-norm statistics are averaged.
 
-    Half precision: heads and gates run under `networks.student.autocast()`, their outputs become float32 with
-    `networks.tapped.wide`, and losses are functions under `methods.losses.widening.full_precision`.
+    Half precision: heads and gates run under `networks.student.autocast()`, and their outputs become float32
+    with `networks.tapped.wide` (`Cohort` and `Exit` do both). Every softmax, logarithm, norm or matrix
+    product of a loss stands in a function under `methods.losses.widening.full_precision`.
+
+    A constructor draws weights from torch's global generator, which is seeded before. The networks are on
+    their device; the method is moved there afterwards.
 
     Args:
         config: The recipe's `method:` section.
@@ -194,8 +202,7 @@ class Method(nn.Module):
     def __init__(self, config: Any, networks: Networks, data: DataInfo) -> None:
         super().__init__()
         self.config = config
-        # Beside the method, not inside it: a plain tuple keeps nn.Module from registering them.
-        self._beside = (networks,)
+        self.networks = networks  # a dataclass, so nn.Module registers none of them
         self.data = data
         self.epoch = 0
         self.epochs = 1
@@ -203,11 +210,6 @@ class Method(nn.Module):
         self._some_unlabelled = bool((data.labels < 0).any())
         weights = data.class_weights
         self.register_buffer("class_weights", None if weights is None else weights.float(), persistent=False)
-
-    @property
-    def networks(self) -> Networks:
-        """Student, teacher and peers."""
-        return self._beside[0]
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
@@ -247,7 +249,10 @@ class Method(nn.Module):
         return [Phase("main", 1.0, tuple(self.parameter_sets()))]
 
     def step(self, batch: Batch, minimise: Minimise) -> None:
-        """Runs one step; by default the sum of the losses updates everything."""
+        """Handles one batch; by default the sum of the losses updates everything.
+
+        With `train.accumulate` several batches make an optimiser step.
+        """
         minimise(minimise.losses(batch))
 
     def on_phase_start(self, name: str, resumed: bool) -> None:
@@ -265,13 +270,19 @@ class Method(nn.Module):
         self.epoch, self.epochs = epoch, epochs
 
     def after_step(self, batch: Batch) -> None:
-        """Updates banks, queues and moving averages; called once per optimiser step."""
+        """Updates banks, queues and moving averages; called once per optimiser step, with its last batch.
+
+        With `train.accumulate`, what the earlier batches gave is collected in `losses`.
+        """
 
     def on_epoch_end(self) -> None:
         """Finishes an epoch, before the candidates are scored."""
 
     def candidates(self) -> dict[str, Candidate]:
-        """Names the networks that may ship as the student; by default the student alone."""
+        """Names the networks that may ship as the student; by default the student alone.
+
+        The first one stands for the training: its figures are logged, and `train.ship: last` ships it.
+        """
         return {"student": Candidate.of(self.networks.student)}
 
     def members(self) -> dict[str, Candidate]:

@@ -46,23 +46,23 @@ class TeacherHeads(Method):
 
     @classmethod
     def needs(cls, config: Section) -> Needs:
-        """A teacher with its stage maps, and labels."""
+        """Requires labels and a teacher with stage maps."""
         return Needs(teacher=True, read_of_teacher=frozenset({"stages"}))
 
     def parameter_sets(self) -> dict[str, ParameterSet]:
-        """The classifiers alone."""
+        """Trains the auxiliary classifiers only."""
         return {"main": ParameterSet(tuple(self.parameters()))}
 
     def candidates(self) -> dict[str, Candidate]:
-        """The classifiers alone, by stage of the teacher; no network that could run by itself."""
+        """Returns the classifiers by stage of the teacher, to be cached; they cannot ship as a network."""
         return {"heads": Candidate(self.networks.student, self.heads.state_dict, self.heads)}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """A term for each stage of the teacher."""
+        """Computes one cross-entropy term for each stage of the teacher."""
         return self.terms(self.joint_logits(losses.four_rotations(batch.images)), batch.labels)
 
     def terms(self, joint: Mapping[str, Tensor], labels_B: Tensor) -> dict[str, Tensor]:
-        """The terms of given outputs.
+        """Computes the terms from the classifiers' outputs.
 
         Args:
             joint: `[4·B, 4·K]` by stage; row 4·i + k is image i turned k times.
@@ -77,7 +77,7 @@ class TeacherHeads(Method):
         }
 
     def joint_logits(self, images: Tensor) -> dict[str, Tensor]:
-        """`[R, 4·K]` of each classifier, by stage, for `[R, C, H, W]` images in [0, 1]."""
+        """Computes the joint logits `[R, 4·K]` of each stage for `[R, C, H, W]` images in [0, 1]."""
         teacher = self._teacher
         maps = teacher(images, frozenset({"stages"})).stages
         return {stage: head(maps[stage]).logits for stage, head in self.heads.items()}
@@ -98,7 +98,7 @@ class TeacherHeads(Method):
 
 
 def joint_heads(tapped: Tapped, stages: Iterable[str]) -> nn.ModuleDict:
-    """A newly drawn classifier of 4·K joint classes behind each stage.
+    """Builds a randomly initialised classifier of 4·K joint classes for each stage.
 
     Each is a copy of what follows the stage in the network itself, down to pooling and classifier; only the
     last linear layer is wider.
@@ -119,7 +119,7 @@ def joint_heads(tapped: Tapped, stages: Iterable[str]) -> nn.ModuleDict:
 
 
 def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
-    """The stages behind which a network can be cut, each with the number of stages that follow it.
+    """Lists the stages behind which a network can be split, with the number of later stages.
 
     Args:
         tapped: Left as it was.
@@ -132,7 +132,7 @@ def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
         Uncuttable: There are stages, and behind none of them can the network be cut.
         NetworkError: There are no stages.
     """
-    found: dict[str, int] = {}
+    later_stages: dict[str, int] = {}
     reason: Uncuttable | None = None
     stages = list(tapped.shapes().stages)
     for number, stage in enumerate(stages, start=1):
@@ -141,10 +141,10 @@ def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
         except Uncuttable as error:
             reason = error
         else:
-            found[stage] = len(stages) - number
-    if found:
-        return found
-    wanted = f"method hsakd: copies what follows each stage of the {role}"
+            later_stages[stage] = len(stages) - number
+    if later_stages:
+        return later_stages
+    prefix = f"method hsakd: copies what follows each stage of the {role}"
     if reason is None:
-        raise NetworkError(f"{wanted}, and {tapped.model} has no stages; choose a convolutional network")
-    raise Uncuttable(f"{wanted}; {reason}") from reason
+        raise NetworkError(f"{prefix}, and {tapped.model} has no stages; choose a convolutional network")
+    raise Uncuttable(f"{prefix}; {reason}") from reason

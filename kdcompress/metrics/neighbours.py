@@ -25,7 +25,7 @@ _ROWS = 1_000
 
 
 def knn_top1(features_ND: Tensor, labels_N: Tensor, *, most: int = MOST_IMAGES) -> float | None:
-    """The share of images whose nearest neighbours vote for their own class, each vote exp(cosine / 0.07).
+    """Computes the share of images whose neighbours vote for their class; a vote weighs exp(cosine / 0.07).
 
     Args:
         features_ND: One row per image.
@@ -52,7 +52,7 @@ def knn_top1(features_ND: Tensor, labels_N: Tensor, *, most: int = MOST_IMAGES) 
 
 
 def vote(cosines_Rk: Tensor, labels_Rk: Tensor, num_classes: int) -> Tensor:
-    """The class that neighbours vote for, each with the weight exp(cosine / 0.07).
+    """Predicts the class that neighbours vote for, each with the weight exp(cosine / 0.07).
 
     Args:
         cosines_Rk: Nearest first.
@@ -69,7 +69,7 @@ def vote(cosines_Rk: Tensor, labels_Rk: Tensor, num_classes: int) -> Tensor:
 
 
 def overlap(features_ND: Tensor, others_ND: Tensor, *, most: int = MOST_IMAGES) -> float | None:
-    """The share of an image's ten nearest neighbours that two embeddings agree on, averaged over the images.
+    """Computes the mean share of an image's ten nearest neighbours that two embeddings agree on.
 
     Args:
         features_ND: One row per image.

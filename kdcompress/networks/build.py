@@ -66,8 +66,8 @@ def build(
         raise NetworkError(f"{model}: a classifier needs at least one class, got {num_classes}")
     accepted = accepted_channels(model)
     if channels not in accepted:
-        wanted = " or ".join(map(str, sorted(accepted)))
-        raise NetworkError(f"{model}: takes images of {wanted} channels, got {channels}")
+        channel_list = " or ".join(map(str, sorted(accepted)))
+        raise NetworkError(f"{model}: takes images of {channel_list} channels, got {channels}")
     if min(image_size) < MIN_PIXELS:
         height, width = image_size
         raise NetworkError(

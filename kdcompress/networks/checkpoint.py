@@ -53,7 +53,7 @@ class Dropped:
 def dictionaries(
     content: Any, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """The tensors that each container itself holds, by its path."""
+    """Returns the tensors that each container itself holds, by its path."""
     if isinstance(content, list | tuple):
         content = dict(enumerate(content))
     if not isinstance(content, Mapping) or len(path) == _MAX_DEPTH:
@@ -67,7 +67,7 @@ def dictionaries(
 
 
 def unwrapped(name: str) -> str:
-    """A tensor's name without what torch.compile and its like put into it."""
+    """Removes from a tensor's name what torch.compile and other wrappers add."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPED)
 
 

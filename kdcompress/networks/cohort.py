@@ -16,8 +16,8 @@ class Cohort(nn.Module):
     """Runs the student and further branches that start behind one of its stages.
 
     Branch 0 is the student's own later part and is not registered here: the student's parameters and modes
-    stay the student's. The further branches are freshly drawn (from torch's global generator) and are this
-    module's children.
+    stay the student's. The further branches have its architecture and freshly drawn weights (from torch's
+    global generator), and are this module's children. A compiled student is not used.
 
     Args:
         student: Trained in place.
@@ -45,7 +45,7 @@ class Cohort(nn.Module):
         self._keys_in_branch = _keys_in_branch(student, parts)
 
     def __len__(self) -> int:
-        """The number of branches, the student's own included."""
+        """Returns the number of branches, the student's own included."""
         return 1 + len(self.tails)
 
     def forward(

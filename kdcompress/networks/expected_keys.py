@@ -112,7 +112,7 @@ class Pattern:
     def _describe(
         self, tensors: Mapping[str, Tensor], slopes: dict[str, tuple[int, ...]], start: int
     ) -> int | None:
-        """The number that the sizes of the tensors tell, where some follow it."""
+        """Derives the number from the sizes of the tensors that depend on it."""
         for key, slope in slopes.items():
             own = self._own[key].shape
             if key not in tensors or tensors[key].ndim != len(own):
@@ -141,7 +141,7 @@ class Pattern:
 
 
 def elements(tensors: Iterable[tuple[str, Tensor]]) -> int:
-    """The numbers in tensors whose names are not those of batch-norm statistics: a network's parameters."""
+    """Counts the elements of all tensors but batch-norm statistics."""
     return sum(tensor.numel() for name, tensor in tensors if not name.endswith((*STATISTICS, COUNTER)))
 
 
@@ -150,10 +150,10 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _slopes(own: dict[str, Tensor], other: dict[str, Tensor], apart: int) -> dict[str, tuple[int, ...]]:
-    """By how much each axis of a tensor grows per class (or channel), for those tensors that grow."""
-    found = {}
+    """Computes how much each axis of a tensor grows per class (or channel), for tensors that grow."""
+    slopes = {}
     for key, tensor in own.items():
-        there = other.get(key)
-        if there is not None and there.ndim == tensor.ndim and there.shape != tensor.shape:
-            found[key] = tuple((b - a) // apart for a, b in zip(tensor.shape, there.shape, strict=True))
-    return found
+        larger = other.get(key)
+        if larger is not None and larger.ndim == tensor.ndim and larger.shape != tensor.shape:
+            slopes[key] = tuple((b - a) // apart for a, b in zip(tensor.shape, larger.shape, strict=True))
+    return slopes

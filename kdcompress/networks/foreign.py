@@ -164,7 +164,7 @@ _Groups = list[list[_Candidate]]
 
 
 def _candidates(path: tuple[str, ...], tensors: dict[str, Tensor], pattern: Pattern) -> Iterator[_Candidate]:
-    """The prefixes in a dictionary under which the network stands, and the nearest to that."""
+    """Lists the prefixes in a dictionary that hold the network, and the closest mismatch."""
     met: Counter[str] = Counter()
     for name in tensors:
         starts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]
@@ -180,22 +180,22 @@ def _candidates(path: tuple[str, ...], tensors: dict[str, Tensor], pattern: Patt
 
 
 def _at(candidates: list[_Candidate], at: str) -> list[_Candidate]:
-    """Those at a place or, if there is none, within it."""
+    """Returns the candidates at a place or, if there are none, within it."""
 
     def plain(place: str) -> str:
         return place.removesuffix(".").replace(":", ".")
 
-    wanted = unwrapped(plain(at))
-    exact = [candidate for candidate in candidates if plain(str(candidate.place)) == wanted]
-    found = exact or [c for c in candidates if plain(str(c.place)).startswith(f"{wanted}.")]
-    if not found:
+    name = unwrapped(plain(at))
+    exact = [candidate for candidate in candidates if plain(str(candidate.place)) == name]
+    matches = exact or [c for c in candidates if plain(str(c.place)).startswith(f"{name}.")]
+    if not matches:
         places = [str(c.place) for c in candidates if c.fit.whole] or [str(c.place) for c in candidates]
         raise WeightsError(f"--at {shlex.quote(at)}: nothing of it stands there{suggest(at, places)}")
-    return found
+    return matches
 
 
 def _distinct(candidates: Sequence[_Candidate]) -> _Groups:
-    """The candidates in groups of equal tensors."""
+    """Groups the candidates by equal tensors."""
     groups: _Groups = []
     for candidate in candidates:
         group = next((group for group in groups if _equal(group[0].state, candidate.state)), None)
@@ -213,13 +213,13 @@ def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def _by_name(groups: _Groups) -> tuple[_Groups, _Groups]:
-    """(what may be the student, what is named a teacher while something else is named a student)."""
+    """Splits candidates into possible students and those named teacher beside one named student."""
     roles = [{candidate.role for candidate in group} for group in groups]
     if not any("student" in role for role in roles):
         return groups, []
-    named = list(zip(groups, roles, strict=True))
-    kept = [group for group, role in named if role != {"teacher"}]
-    return kept, [group for group, role in named if role == {"teacher"}]
+    with_roles = list(zip(groups, roles, strict=True))
+    students = [group for group, role in with_roles if role != {"teacher"}]
+    return students, [group for group, role in with_roles if role == {"teacher"}]
 
 
 def _check_drop(chosen: _Candidate, pattern: Pattern, drop: Sequence[str]) -> None:
@@ -253,7 +253,7 @@ def _larger(candidate: _Candidate, pattern: Pattern, drop: Sequence[str], source
 
 
 def _outermost(name: str, pattern: Pattern) -> str:
-    """The shortest beginning of a name that is no module of the network's own."""
+    """Returns the shortest prefix of a name that is no module of the network's own."""
     parts = name.split(".")
     for count in range(1, len(parts)):
         module = ".".join(parts[:count])

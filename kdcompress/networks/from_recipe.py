@@ -75,7 +75,7 @@ def load_network(
         allow_code: True: `python:` networks may be built.
         keep_classes: True: weights with another number of classes keep them; that is an error, unless
             `headless` says otherwise.
-        headless: When it is built without a classifier. Without weights all but "always" is "never".
+        headless: Condition to build it without a classifier; without weights "never", unless "always".
         progress: True: shows a download.
 
     Raises:
@@ -92,27 +92,27 @@ def load_network(
     network = built(num_classes)
     if section.weights is None:
         return LoadedNetwork(network, None, False, num_classes)
-    found = weights.resolve(section.weights, section.model, progress=progress)
+    pretrained = weights.resolve(section.weights, section.model, progress=progress)
     if headless in ("if_weights_are", "unless_classes_fit") and num_classes:
-        known = weights.classifier_classes(found.state_dict, network)
+        known = weights.classifier_classes(pretrained.state_dict, network)
         useless = headless == "unless_classes_fit" and keep_classes and known != num_classes
         if known is None or useless:
             num_classes, network = 0, built(0)
     if num_classes == 0:
         loaded = weights.load_into(
-            network, found.state_dict, source=found.source, allow_other_head=False, headless=True
+            network, pretrained.state_dict, source=pretrained.source, allow_other_head=False, headless=True
         )
-        return LoadedNetwork(network, found, False, 0, loaded.dropped)
-    classes = weights.classifier_classes(found.state_dict, network)
+        return LoadedNetwork(network, pretrained, False, 0, loaded.dropped)
+    classes = weights.classifier_classes(pretrained.state_dict, network)
     if keep_classes and classes is not None and classes != num_classes:
         raise UserError(
-            f"{purpose}.weights: {found.source} knows {classes} classes, the data has {num_classes}; take "
-            f"{purpose}.train: auto to fine-tune it to the data, or data with its classes"
+            f"{purpose}.weights: {pretrained.source} knows {classes} classes, the data has {num_classes}; "
+            f"take {purpose}.train: auto to fine-tune it to the data, or data with its classes"
         )
     loaded = weights.load_into(
-        network, found.state_dict, source=found.source, allow_other_head=not keep_classes
+        network, pretrained.state_dict, source=pretrained.source, allow_other_head=not keep_classes
     )
-    return LoadedNetwork(network, found, loaded.head_replaced, num_classes, loaded.dropped)
+    return LoadedNetwork(network, pretrained, loaded.head_replaced, num_classes, loaded.dropped)
 
 
 def headless_teacher(section: TeacherSection, *, logits_read: bool, task: Task) -> Headless:
@@ -147,19 +147,20 @@ def class_names_of_weights(
         WeightsError: They have no classifier.
     """
     assert section.weights is not None
-    found = weights.resolve(section.weights, section.model, progress=progress)
+    pretrained = weights.resolve(section.weights, section.model, progress=progress)
     # Of any number of classes: it says where the classifier stands.
     network = build(
         section.model, num_classes=2, channels=channels, image_size=image_size, allow_code=allow_code
     )
-    count = weights.classifier_classes(found.state_dict, network)
+    count = weights.classifier_classes(pretrained.state_dict, network)
     if count is None:
         raise WeightsError(
-            f"teacher.weights: {found.source} has no classifier, so nobody says which classes the images "
-            "without labels have; take weights with a classifier, or a method that trains a backbone"
+            f"teacher.weights: {pretrained.source} has no classifier, so nobody says which classes "
+            "the images without labels have; take weights with a classifier, or a method "
+            "that trains a backbone"
         )
-    if found.class_names is not None and len(found.class_names) == count:
-        return found.class_names
+    if pretrained.class_names is not None and len(pretrained.class_names) == count:
+        return pretrained.class_names
     return tuple(str(number) for number in range(count))
 
 

@@ -27,13 +27,13 @@ def activation_levels(low_S: Tensor, high_S: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded_activation(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """The nearest level of each value, those beyond the ends at the ends; straight-through gradient."""
+    """Rounds each value to the nearest level, clamped; straight-through gradient."""
     rounded: Tensor = torch.fake_quantize_per_tensor_affine(values, scale, zero, 0, LEVELS)
     return rounded
 
 
 def rounded_weight(weight: Tensor, axis: int | None, bits: int = 8) -> Tensor:
-    """A weight with whole multiples of its scale, which is symmetric around 0; straight-through gradient.
+    """Rounds a weight to whole multiples of its symmetric scale; straight-through gradient.
 
     Args:
         weight: A tensor of any shape.
@@ -52,7 +52,7 @@ def rounded_weight(weight: Tensor, axis: int | None, bits: int = 8) -> Tensor:
 
 @torch.no_grad()
 def weight_scales(weight: Tensor, axis: int | None, most: int) -> Tensor:
-    """`[C]`, or `[1]` without an axis: what a step of each output channel means, float32.
+    """Returns the scale of each output channel, `[C]` float32, or `[1]` without an axis.
 
     Args:
         weight: A tensor of any shape.

@@ -26,7 +26,7 @@ class Networks:
     peers: tuple[Tapped, ...] = ()
 
     def trained(self) -> Iterator[nn.Module]:
-        """The student's and the peers' modules."""
+        """Returns the student's and the peers' modules."""
         yield self.student.network
         for peer in self.peers:
             yield peer.network

@@ -109,7 +109,7 @@ class Rounding(nn.Module):
 
     @contextmanager
     def rounded(self) -> Iterator[None]:
-        """The block of one pass: from the images to the outputs, once.
+        """Rounds the tensors of one forward pass within the block.
 
         Raises:
             NetworkError: The pass computes otherwise than the one that was recorded.
@@ -187,7 +187,7 @@ class _Planned(Pass):
         self._next = self._next_fold = 0
 
     def site(self, function: str) -> int:
-        """The site that is read next; -1: levels already."""
+        """Returns the site that is read next; -1: levels already."""
         if self._next == len(self._plan.reads) or self._plan.reads[self._next][0] != function:
             raise NetworkError(
                 f"the network computes otherwise from pass to pass (here a {function}, then not), so it "
@@ -213,7 +213,7 @@ class _Measuring(_Planned):
         self._seen: set[int] = set()
 
     def new(self) -> _Measuring:
-        """The same, at the beginning of a pass."""
+        """Returns a copy at the beginning of a pass."""
         self._next = self._next_fold = 0
         self._seen = set()
         return self

@@ -62,7 +62,7 @@ Rule = Callable[[Pass, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 def _read_all(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An operator whose operands are all rounded."""
+    """Handles an operator whose operands are all rounded."""
     func = _NOT_IN_PLACE.get(func.__name__, func)
 
     def read(value: Any) -> Any:
@@ -73,7 +73,7 @@ def _read_all(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _joined(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A concatenation; of one tensor alone it is left out of the exported graph."""
+    """Handles a concatenation; of one tensor alone it is left out of the exported graph."""
     tensors = args[0] if args else kwargs["tensors"]
     if len(tensors) > 1:
         return _read_all(this, func, args, kwargs)
@@ -83,13 +83,13 @@ def _joined(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _read_first(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An operator that reads one tensor and has settings."""
+    """Handles an operator that reads one tensor and has settings."""
     tensor, rest, kwargs = _operand(args, kwargs)
     return func(this.read(tensor, func.__name__), *rest, **kwargs)
 
 
 def _keeps_scale(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An operator that gives no other levels than it gets: it chooses or moves values."""
+    """Handles an operator that selects or moves values: its output has its input's levels."""
     tensor, rest, kwargs = _operand(args, kwargs)
     if not tensor.is_floating_point():
         return func(tensor, *rest, **kwargs)
@@ -99,7 +99,7 @@ def _keeps_scale(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _same_levels(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An operator whose output has the levels of its input."""
+    """Handles an operator whose output has the levels of its input."""
     tensor, rest, kwargs = _operand(args, kwargs)
     output = this.requantise(func(this.read(tensor, func.__name__), *rest, **kwargs))
     this.record_output(output, levels=True)
@@ -107,7 +107,7 @@ def _same_levels(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _fused_into_producer(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An activation that is done by the rounding of its output, or a copy."""
+    """Handles an activation that is fused into the rounding of its output, or a copy."""
     source = args[0] if args else kwargs["input"]
     output = func(*args, **kwargs)
     this.copy_scale(source, output)
@@ -169,7 +169,7 @@ def _layer_norm(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _gated(gate: Callable[[Tensor], Tensor]) -> Rule:
-    """An activation that is exported as x · gate(x), with a rounding between the two."""
+    """Handles an activation that is exported as x · gate(x), with a rounding between the two."""
 
     def does(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor, _, _ = _operand(args, kwargs)
@@ -182,7 +182,7 @@ def _gated(gate: Callable[[Tensor], Tensor]) -> Rule:
 def _operand(
     args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "input"
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """A tensor that is given by position or by name, and the other arguments."""
+    """Returns a tensor passed by position or by name, and the other arguments."""
     if args:
         return args[0], args[1:], kwargs
     return kwargs.get(name), args, {key: value for key, value in kwargs.items() if key != name}

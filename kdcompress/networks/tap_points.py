@@ -67,7 +67,7 @@ def find_taps(
         model: Named in errors.
         named: `{"stage1": module path, ..., "classifier": module path}`. Stages named here replace all
             found ones. Of a module that is called several times the last call is read.
-        task: If it has no classes, no layer counts as a classifier, whatever the last one is.
+        task: Task of the network; without classes, no layer is the classifier.
 
     Raises:
         NetworkError: A named tap does not exist or is no map.
@@ -161,7 +161,7 @@ def _check_map(trace: Trace, name: str, call: Call, model: str) -> None:
 
 
 def _classifier(trace: Trace) -> Call | None:
-    """The last linear layer, if the network returns its output."""
+    """Returns the last linear layer, if the network returns its output."""
     calls = [call for call in trace.calls if isinstance(call.module, nn.Linear)]
     return next((call for call in reversed(calls) if call.wrote == trace.output), None)
 
@@ -199,7 +199,7 @@ def _stages(trace: Trace) -> list[Call]:
 
 
 def _runs(trace: Trace) -> list[_Run]:
-    """The bottlenecks from the images to the global pooling, cut where the resolution changes."""
+    """Splits the bottlenecks from the images to the global pooling where the resolution changes."""
     height, width = trace.nodes[0].shape[2:]
     convolutions = [index for index, node in enumerate(trace.nodes) if node.operation == "convolution"]
     last_convolution = convolutions[-1] if convolutions else 0
@@ -250,7 +250,7 @@ def _is_global_pooling(trace: Trace, index: int, last_convolution: int) -> bool:
 
 
 def _outermost_writers(trace: Trace) -> dict[int, Call]:
-    """For each node that is a module's output, the outermost such call; of several such, the first."""
+    """Returns, for each node that is a module's output, the outermost such call, the first of several."""
     writers: dict[int, Call] = {}
     for call in trace.calls:
         if call.wrote is None or not call.path:

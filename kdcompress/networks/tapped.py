@@ -45,10 +45,10 @@ class Tapped:
 
     Attributes:
         network: The network itself.
-        model: As given.
-        image_size: As given.
-        channels: As given.
-        task: As given.
+        model: `FAMILY/NAME`.
+        image_size: (H, W) in pixels.
+        channels: 1 or 3.
+        task: Task of the network.
         input_spec: The way from an image to its input.
         num_classes: K, from a dry run; 0 for a task without classes.
         taps: The modules that are read.
@@ -189,7 +189,7 @@ class Tapped:
         return self._collect(output, readings, want)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """`(images - mean) / std`, channels-last, in one pass over the memory.
+        """Computes `(images - mean) / std`, channels-last, in one pass over the memory.
 
         Args:
             images: `[B, C, H, W]` in [0, 1].
@@ -260,7 +260,7 @@ class Tapped:
             freeze_batch_norm(self.network)
 
     def autocast(self) -> torch.autocast:
-        """The context that passes run in; idle when `precision` is None."""
+        """Returns the autocast context of forward passes; it does nothing if `precision` is None."""
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
 
     def with_network(self, network: nn.Module) -> Tapped:
@@ -285,7 +285,7 @@ class Tapped:
         return other
 
     def sample(self, image_size: tuple[int, int] | None = None) -> Tensor:
-        """Two normalised images of noise `[2, C, H, W]`, always the same; no global generator moves."""
+        """Returns two fixed noise images `[2, C, H, W]`, normalised, without using a global generator."""
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(2, self.channels, *(image_size or self.image_size), generator=generator)
         parameter = next(self.network.parameters(), None)
@@ -310,12 +310,12 @@ class Tapped:
 
     def _requested_taps(self, want: Want) -> dict[Tap, None]:
         assert self.task.has_classes or "logits" not in want, f"{self.model} is a backbone: it has no logits"
-        wanted = [self._classifier_tap()] if self.task.has_classes and "pooled" in want else []
+        taps = [self._classifier_tap()] if self.task.has_classes and "pooled" in want else []
         if "stages" in want:
-            wanted += self.taps.stages.values()
+            taps += self.taps.stages.values()
         if "pre" in want:
-            wanted += self.taps.pre.values()
-        return dict.fromkeys(wanted)  # a stage may be its own pre
+            taps += self.taps.pre.values()
+        return dict.fromkeys(taps)  # a stage may be its own pre
 
     def _collect(self, output: Any, readings: Mapping[Tap, Tensor], want: Want) -> Activations:
         if not isinstance(output, Tensor):

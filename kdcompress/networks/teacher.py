@@ -115,8 +115,8 @@ class FrozenTeacher:
             where they differ more than `FOLD_TOLERANCE`, nothing is folded and `folded` is 0.
 
     Attributes:
-        tapped: As given, read at the teacher's own size.
-        size: As given.
+        tapped: The network with its taps, read at the teacher's own size.
+        size: (H, W) in pixels that images are resized to; None: unchanged.
         folded: Number of batch norms that were folded.
         foldable: Number of batch norms that could be folded; `folded` is 0 if that would change the outputs.
     """

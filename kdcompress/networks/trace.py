@@ -74,7 +74,7 @@ class Trace:
     output: int = -1
 
     def consumers(self) -> dict[int, list[int]]:
-        """For each node, the nodes that were computed from it."""
+        """Returns the nodes that were computed from each node."""
         readers: dict[int, list[int]] = {index: [] for index in range(len(self.nodes))}
         for index, node in enumerate(self.nodes):
             for source in node.inputs:
@@ -82,7 +82,7 @@ class Trace:
         return readers
 
     def bottlenecks(self) -> list[int]:
-        """The nodes that everything on its way to the output passes through, in order, without the images.
+        """Lists the nodes that every path to the output passes through, in order, without the images.
 
         A residual block's inner maps are none: its shortcut goes around them.
         """
@@ -94,12 +94,12 @@ class Trace:
         for index in sorted(towards_output):
             for source in self.nodes[index].inputs:
                 last_reader[source] = index
-        found, open_until = [], 0
+        indices, open_until = [], 0
         for index in sorted(towards_output):
             if index > 0 and open_until <= index:
-                found.append(index)
+                indices.append(index)
             open_until = max(open_until, last_reader[index])
-        return found
+        return indices
 
 
 def record(network: nn.Module, images: Tensor, model: str) -> Trace:
@@ -129,7 +129,7 @@ def record(network: nn.Module, images: Tensor, model: str) -> Trace:
 
 
 def run_once(network: Callable[[Tensor], Any], images: Tensor, model: str) -> Tensor:
-    """The network's output `[B, K]`; what goes wrong inside it is told as the user's, with the image size.
+    """Returns the network's output `[B, K]`; an error inside it becomes a user error with the image size.
 
     Raises:
         NetworkError: It cannot run on these images, or does not return one tensor `[B, K]`.
@@ -193,7 +193,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def hooks(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        """The pair that opens and closes a call of the module at `path`."""
+        """Returns the hooks that open and close a call of the module at `path`."""
         count = 0
 
         def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -218,7 +218,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return enter, leave
 
     def finish(self, output: Tensor) -> Trace:
-        """The trace, once it is known what was rewritten."""
+        """Returns the trace, with the calls marked whose input or output was rewritten in place."""
         for index, (tensor, version) in self._read.items():
             self.trace.calls[index].read_is_rewritten = self._rewritten(index, tensor, version)
         for index, (tensor, version) in self._wrote.items():

@@ -103,16 +103,16 @@ def resolve(spec: str, model: str, *, progress: bool = False) -> ResolvedWeights
         raise WeightsError(f"no weights file {spec!r}")
     family = family_of(model)
     name = model[len(family) + 1 :]
-    found: Pretrained = discovery.load("family", family).pretrained(name, spec, progress)
+    pretrained: Pretrained = discovery.load("family", family).pretrained(name, spec, progress)
     return ResolvedWeights(
-        state_dict=found.state_dict,
-        sha256=found.sha256,
+        state_dict=pretrained.state_dict,
+        sha256=pretrained.sha256,
         source=spec,
-        mean=found.mean,
-        std=found.std,
-        size=found.size,
-        class_names=found.class_names,
-        license=found.license_note,
+        mean=pretrained.mean,
+        std=pretrained.std,
+        size=pretrained.size,
+        class_names=pretrained.class_names,
+        license=pretrained.license_note,
     )
 
 
@@ -126,8 +126,7 @@ def load_into(
 ) -> LoadResult:
     """Loads every tensor into its place, or leaves the network as it was.
 
-    Of a self-supervised checkpoint the network itself is taken. What stands in the classifier's place there,
-    a projection head, is no classifier: it is left out like a classifier of other classes.
+    A self-supervised checkpoint's projection head is left out, like a classifier of other classes.
 
     Args:
         network: Changed in place.
@@ -158,10 +157,10 @@ def load_into(
         raise WeightsError(_mismatch(source, own, state, missing, unexpected, misshaped))
     replaced = bool(missing or misshaped or (in_pretraining and head))
     if replaced and not allow_other_head:
-        wanted = _rows(own, places)
+        expected = _rows(own, places)
         have = f"{classes} classes" if classes is not None else "no classifier"
         raise WeightsError(
-            f"{source}: these weights have {have}, the network has {wanted}; "
+            f"{source}: these weights have {have}, the network has {expected}; "
             "with teacher.train: auto they would be fine-tuned to the data"
         )
     state = {key: tensor for key, tensor in state.items() if key not in dropped}
@@ -192,7 +191,7 @@ def classifier_classes(state: Mapping[str, Tensor], network: nn.Module) -> int |
 def _of_network(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], in_pretraining: bool = False
 ) -> tuple[Mapping[str, Tensor], bool]:
-    """The tensors by the network's own keys, and whether they lay among others of a pretraining."""
+    """Returns the tensors by the network's own keys, and True if a pretraining's tensors surrounded them."""
     state = _with_prefix_of(own, state)
     if any(key in own for key in state):
         return state, in_pretraining
@@ -225,7 +224,7 @@ def _with_prefix_of(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> M
 
 
 def _classifier(network: nn.Module) -> tuple[str, ...]:
-    """The path of the last linear layer, else of the last convolution, in the order of registration.
+    """Returns the path of the last linear layer, else convolution, in the order of registration.
 
     Returns:
         It, as its keys begin; empty if there is none.

@@ -18,7 +18,7 @@ MARGIN = 0.2
 
 
 def concepts(entropy_NHW: Tensor, seen_HW: Tensor, margin: float = MARGIN) -> Tensor:
-    """`[N, H, W]` bool: the pixels of the images' visual concepts.
+    """Returns `[N, H, W]` bool: the pixels of the images' visual concepts.
 
     Args:
         entropy_NHW: In nats.
@@ -30,7 +30,7 @@ def concepts(entropy_NHW: Tensor, seen_HW: Tensor, margin: float = MARGIN) -> Te
 
 
 def overlap(first_NHW: Tensor, second_NHW: Tensor) -> Tensor:
-    """Intersection over union of two views' concepts, of each image.
+    """Computes the intersection over union of two views' concepts, for each image.
 
     Args:
         first_NHW: Bool.

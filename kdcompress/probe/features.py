@@ -29,7 +29,7 @@ class Features:
     labels: Tensor
 
     def labelled(self) -> Features:
-        """The rows that have a label."""
+        """Returns the rows that have a label."""
         known = self.labels >= 0
         return Features(self.values[known], self.labels[known])
 
@@ -55,7 +55,7 @@ def pooled(tapped: Tapped) -> Read:
 
 
 def features(read: Read, batches: Iterable[tuple[Tensor, Tensor]]) -> Features:
-    """One pass over a split.
+    """Computes the features of a split in one pass.
 
     Args:
         read: The network.
@@ -75,7 +75,7 @@ def features(read: Read, batches: Iterable[tuple[Tensor, Tensor]]) -> Features:
 
 
 def variance(values_ND: Tensor) -> float:
-    """The features' total variance over images, `mean ‖f − mean f‖²`: the scale of a change of features.
+    """Computes the features' total variance over images, `mean ‖f − mean f‖²`.
 
     Raises:
         DataError: All images have the same features.

@@ -13,7 +13,7 @@ _CHUNK = 512  # queries at a time: bounds the similarities to 512 × N
 
 
 def knn(bank: Features, queries_QD: Tensor, num_classes: int, *, k: int = NEIGHBOURS) -> Tensor:
-    """The class that the k most similar labelled images vote for, each with the weight exp(cos / 0.07).
+    """Predicts the class that the k most similar labelled images vote for, each weighted exp(cos / 0.07).
 
     Args:
         bank: Bank of the labelled images; not empty.

@@ -90,7 +90,7 @@ class ImageKnowledge:
 
 
 def passes(images: int, height: int, width: int, search: Search) -> int:
-    """How often `entropies` will call `advance` for so many images."""
+    """Returns how often `entropies` calls `advance` for so many images."""
     return -(-images // _at_once(height, width, search)) * search.steps
 
 
@@ -104,14 +104,14 @@ def entropies(
     view: View = ORIGINAL,
     advance: Callable[[], None] = lambda: None,
 ) -> ImageKnowledge:
-    """The entropy of each pixel given the features.
+    """Computes the entropy of each pixel given the features.
 
     Args:
         read: The network; gradients must reach the images.
         images_NCHW: Float32 in [0, 1].
         variance: σ_f² of this network.
         seed: Seed of the noise, which is the same for every network and every view.
-        search: How; None: as usual.
+        search: Settings of the search; None: the defaults.
         view: The view of the images that the network sees; the noise is put on the original's pixels.
         advance: Called after each step.
     """
@@ -138,7 +138,7 @@ def _entropies(
     rows, columns = torch.arange(height) // cell, torch.arange(width) // cell
 
     def of_pixels(cells_NRS: Tensor) -> Tensor:
-        """`[N, H, W]`; the last cells of a row or column may have fewer pixels."""
+        """Returns `[N, H, W]`; the last cells of a row or column may have fewer pixels."""
         return cells_NRS[:, rows][:, :, columns]
 
     def distortion(sigma_NHW: Tensor, samples: int) -> Tensor:

@@ -42,7 +42,7 @@ class LinearProbe:
 
 
 def linear(train: Features, queries_QD: Tensor, held_out: Features | None) -> LinearProbe:
-    """Logistic regression on standardised features (mean 0, standard deviation 1 over the training images).
+    """Fits logistic regression on features standardised over the training images (mean 0, deviation 1).
 
     Args:
         train: Train of the labelled training images.

@@ -45,13 +45,13 @@ class Column:
 
 
 def picture(images_NCHW: Tensor, columns: Sequence[Column], title: str, subtitle: str) -> bytes:
-    """A PNG.
+    """Draws a PNG.
 
     Args:
         images_NCHW: In [0, 1]; one or three channels. The first `ROWS` are shown.
         columns: At least one, of as many images.
         title: Title of the drawing. As in `caption`, Latin letters only.
-        subtitle: How it was measured.
+        subtitle: Description of the measurement.
     """
     shown = min(len(images_NCHW), ROWS)
     low, high = scale([column.entropy[:shown] for column in columns])
@@ -81,7 +81,7 @@ def picture(images_NCHW: Tensor, columns: Sequence[Column], title: str, subtitle
 
 
 def scale(maps: Sequence[Tensor]) -> tuple[float, float]:
-    """(low, high) in nats for all maps: whole halves around all but the lowest and highest hundredth."""
+    """Returns (low, high) in nats for all maps: multiples of 0.5 around the 1st to 99th percentile."""
     values = torch.cat([entropy.flatten() for entropy in maps]).double().numpy()
     low, high = np.quantile(values, [0.01, 0.99])
     ends = float(np.floor(2 * low) / 2), float(np.ceil(2 * high) / 2)
@@ -89,7 +89,7 @@ def scale(maps: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def coloured(entropy_HW: Tensor, low: float, high: float) -> NDArray[np.uint8]:
-    """`[H, W, 3]`: dark at `low` and below, light at `high` and above."""
+    """Returns `[H, W, 3]`: dark at `low` and below, light at `high` and above."""
     place = (entropy_HW.double().numpy() - low) / (high - low)
     place = np.clip(place, 0, 1) * (len(_COLOURS) - 1)
     below = np.minimum(place.astype(int), len(_COLOURS) - 2)

@@ -40,7 +40,7 @@ FLIPPED = View("flipped", lambda images: images.flip(-1), _all)
 
 
 def shifted(pixels: int) -> View:
-    """The image moved down and to the right; zeros come in, and the last rows and columns go out.
+    """Moves the image down and to the right and fills with zeros.
 
     Args:
         pixels: 1 or more.

@@ -18,7 +18,7 @@ class RecipeDraft:
     """A recipe's document while options change it; it is checked afterwards.
 
     Args:
-        document: As read from the recipe file.
+        document: Content of the recipe file.
 
     Attributes:
         document: The document with all changes so far.

@@ -41,7 +41,7 @@ def write_card(run: Path) -> Path:
 
 
 def card(record: Record) -> str:
-    """The model card as Markdown."""
+    """Returns the model card as Markdown."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # Markdown, not HTML; what comes from outside goes through `md`
@@ -91,7 +91,7 @@ def _file_names() -> list[str]:
 
 
 def escaped(text: object) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escapes text so that Markdown shows it unchanged, on one line."""
     return _MARKUP.sub(r"\\\1", str(text).replace("\n", " "))
 
 
@@ -113,25 +113,25 @@ def _front_matter(record: Record) -> str:
 
 
 def _latency(record: Record) -> str:
-    """One sentence per timing of the student."""
+    """Writes one sentence per timing of the student."""
     if record.bench is None:
         return ""
-    told = []
+    sentences = []
     for result in record.bench["results"]:
         if not result["artefact"].startswith("student"):
             continue
         latency = result["latency_ms"]
         which = {"student (int8)": "int8 in ", "student (fp16)": "fp16 in "}.get(result["artefact"], "")
-        told.append(
+        sentences.append(
             f"{which}{result['runtime']} with {words.threads(result['threads'])} "
             f"at batch {result['batch']}: {numbers.milliseconds(latency['p50'])} "
             f"(95 % interval {numbers.interval(latency['ci95'])})"
         )
-    return f"Latency on {record.bench['env']['cpu']}: {'; '.join(told)}." if told else ""
+    return f"Latency on {record.bench['env']['cpu']}: {'; '.join(sentences)}." if sentences else ""
 
 
 def _weakest(record: Record) -> list[tuple[str, str]]:
-    """Up to three classes with the lowest top-1, and it."""
+    """Returns up to three classes with the lowest top-1, and their top-1."""
     shares = record.results["student"].get("per_class") or []
     names = record.class_names or [f"class {number}" for number in range(len(shares))]
     known = sorted((share, name) for share, name in zip(shares, names, strict=True) if share is not None)

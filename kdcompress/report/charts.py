@@ -175,12 +175,12 @@ def dot_chart(
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that enclose a range.
+    """Returns round numbers (1, 2 or 5 times a power of ten apart) that enclose a range.
 
     Args:
         low: Least value.
         high: Greatest value, not below `low`.
-        about: How many are wanted; at least 2 are given.
+        about: Approximate number of ticks; at least 2 are returned.
     """
     if high - low < 1e-12 * max(abs(low), abs(high), 1):
         margin = abs(low) * 0.1 or 1.0  # a flat curve lies in the middle

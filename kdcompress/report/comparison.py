@@ -54,13 +54,13 @@ class Compared:
         return self.records[0]
 
     def shares(self, key: str) -> list[float]:
-        """One figure of each seed, as far as it is known."""
-        found = [record.results["student"].get(key) for record in self.records]
-        return [share for share in found if share is not None]
+        """Returns one figure of each seed, as far as it is known."""
+        values = [record.results["student"].get(key) for record in self.records]
+        return [share for share in values if share is not None]
 
 
 def figure_of(rows: Sequence[Compared]) -> tuple[str, str]:
-    """By what the runs are compared, as (heading, key in `results.json`): what all of them know.
+    """Returns the figure that all runs have, as (heading, key in `results.json`).
 
     Raises:
         ValueError: They have no figure in common.
@@ -89,15 +89,15 @@ def document(rows: Sequence[Compared]) -> dict[str, Any]:
 
 
 def differing(rows: Sequence[Compared]) -> dict[str, list[Any]]:
-    """The recipe's values that are not the same in all rows, by dotted key: one value per row.
+    """Returns the recipe values that differ between rows, by dotted key: one value per row.
 
     Args:
         rows: The runs; of several seeds the first counts.
     """
     flat = [dict(_flat(row.first.recipe)) for row in rows]
     keys = dict.fromkeys(key for values in flat for key in values)
-    found = {key: [values.get(key) for values in flat] for key in keys if key not in _OF_ITS_OWN}
-    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
+    by_key = {key: [values.get(key) for values in flat] for key in keys if key not in _OF_ITS_OWN}
+    return {key: values for key, values in by_key.items() if any(value != values[0] for value in values)}
 
 
 def write_comparison(rows: Sequence[Compared], path: Path) -> None:
@@ -153,14 +153,14 @@ def _entry(row: Compared, key: str) -> dict[str, Any]:
 def _table(
     rows: Sequence[Compared], heading: str, key: str
 ) -> tuple[list[str], list[tuple[Compared, str, list[tuple[str, str]]]]]:
-    """The columns, and of each row the run, its networks in a few words, and (column, cell) pairs."""
+    """Returns the columns, and for each row the run, its networks and (column, cell) pairs."""
     columns = [heading, f"against {words.shortened(rows[0].name, 24)}", "parameters", "MACs", "file"]
     columns += ["latency", "training"]
     table = []
     for row in rows:
         entry = _entry(row, key)
         taught = f" from {row.first.teacher}" if row.first.teacher else ""
-        told = f"{entry['method']}: {entry['student']}{taught}"
+        description = f"{entry['method']}: {entry['student']}{taught}"
         cells = [
             _share(entry),
             _difference(row),
@@ -170,7 +170,7 @@ def _table(
             numbers.milliseconds(entry["p50_ms"]),
             numbers.duration(entry["seconds"]),
         ]
-        table.append((row, told, list(zip(columns, cells, strict=True))))
+        table.append((row, description, list(zip(columns, cells, strict=True))))
     return columns, table
 
 
@@ -240,7 +240,7 @@ def _notes(rows: Sequence[Compared]) -> Iterator[str]:
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of so many images, in percent."""
+    """Computes the 95 % interval, in percent, of a share of so many images."""
     centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
     return 100 * (centre - half), 100 * (centre + half)

@@ -14,7 +14,7 @@ _ROLES = {"student": 0, "teacher": 1, "baseline": 2}
 
 
 def charts(record: Record) -> list[Chart]:
-    """Held-out accuracy first, then one chart of loss terms per phase; what was not logged is left out."""
+    """Draws held-out accuracy, then one chart of loss terms per phase, as far as they were logged."""
     by_role: dict[str, list[dict[str, Any]]] = {}
     for line in record.log:
         by_role.setdefault(line["phase"].split("/")[0], []).append(line)
@@ -59,12 +59,12 @@ def _losses(phase: str, lines: list[dict[str, Any]]) -> Chart | None:
 
 
 def _held_out(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float | None]]:
-    """One share in percent, epoch by epoch."""
-    found = []
+    """Draws one share in percent, epoch by epoch."""
+    points = []
     for line in lines:
         share = (line.get("held_out") or {}).get(key)
-        found.append((line["epoch"], None if share is None else 100 * share))
-    return found
+        points.append((line["epoch"], None if share is None else 100 * share))
+    return points
 
 
 def _line(name: str, points: Iterable[tuple[float, Any]], colour: int, dashed: bool) -> Line:

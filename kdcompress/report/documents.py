@@ -40,16 +40,18 @@ def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, s
     for section in (document["student"], document["teacher"], *document["peers"]):
         if section is not None and section["weights"] is not None:
             section["weights"] = Path(section["weights"]).name
-    told = {"recipe": json.dumps(document, sort_keys=True)}
+    metadata = {"recipe": json.dumps(document, sort_keys=True)}
     if teacher is not None:
-        told["teacher"] = json.dumps({**teacher, "weights": document["teacher"]["weights"]}, sort_keys=True)
-    return told
+        metadata["teacher"] = json.dumps(
+            {**teacher, "weights": document["teacher"]["weights"]}, sort_keys=True
+        )
+    return metadata
 
 
 def teacher_entry(
     recipe: Recipe, weights: ResolvedWeights | None, sha256: str | None
 ) -> dict[str, Any] | None:
-    """The manifest's `teacher` object.
+    """Builds the manifest's `teacher` object.
 
     Args:
         recipe: Resolved.
@@ -68,8 +70,8 @@ def teacher_entry(
 
 def versions() -> dict[str, str]:
     """Returns the versions of every package that decides the result."""
-    found = {"python": platform.python_version(), "kdcompress": __version__}
-    return found | {name: packages.version(name) for name in PACKAGES}
+    result = {"python": platform.python_version(), "kdcompress": __version__}
+    return result | {name: packages.version(name) for name in PACKAGES}
 
 
 def results(
@@ -79,7 +81,7 @@ def results(
     gain: dict[str, Any] | None,
     training: dict[str, Any],
 ) -> dict[str, Any]:
-    """`results.json`.
+    """Builds `results.json`.
 
     Args:
         student: Figures of the exported file on the test split.
@@ -99,7 +101,7 @@ def results(
 
 
 def seeds(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`seeds.json`: one figure of each seed, its mean and its spread.
+    """Builds `seeds.json`: one figure of each seed, its mean and its spread.
 
     That is the top-1; of a backbone the top-1 by nearest neighbours; where there are no labels, the agreement
     with the teacher. `figure` says which.

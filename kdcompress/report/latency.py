@@ -13,7 +13,7 @@ _COLOURS = {"student": 0, "teacher": 1}
 
 
 def latency_charts(results: Sequence[dict[str, Any]]) -> list[Chart]:
-    """A chart for each (threads, batch), in the order of the results.
+    """Draws a chart for each (threads, batch), in the order of the results.
 
     Args:
         results: Results of a benchmark document.
@@ -47,10 +47,10 @@ def _chart(results: Sequence[dict[str, Any]], threads: int, batch: int, colours:
 
 
 def _colours(results: Sequence[dict[str, Any]]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    colours: dict[str, int] = {}
     others = 0
     for name in dict.fromkeys(result["artefact"] for result in results):
         role = name.split(" ")[0]
-        found[name] = _COLOURS[role] if role in _COLOURS else len(_COLOURS) + others % 4
+        colours[name] = _COLOURS[role] if role in _COLOURS else len(_COLOURS) + others % 4
         others += role not in _COLOURS
-    return found
+    return colours

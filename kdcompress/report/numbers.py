@@ -11,23 +11,23 @@ _SPACE = "\N{NO-BREAK SPACE}"
 
 
 def percent(share: float | None) -> str:
-    """A share of 1 as `71.4 %`."""
+    """Formats a share of 1 as `71.4 %`."""
     return UNKNOWN if share is None else f"{100 * share:.1f}{_SPACE}%"
 
 
 def points(value: float | None) -> str:
-    """A difference in percentage points with its sign: `+1.4`, `−0.3`."""
+    """Formats a difference in percentage points with its sign: `+1.4`, `−0.3`."""
     return UNKNOWN if value is None else f"{value:+.1f}".replace("-", "−")
 
 
 def points_interval(gain: dict[str, Any]) -> str:
-    """`+0.6 to +2.2`."""
+    """Formats an interval of percentage points: `+0.6 to +2.2`."""
     low, high = gain["ci95"]
     return f"{points(low)} to {points(high)}"
 
 
 def count(number: float | None) -> str:
-    """A large number with its unit: `11.7 M`, `1.81 G`, `640`."""
+    """Formats a large number with its unit: `11.7 M`, `1.81 G`, `640`."""
     if number is None:
         return UNKNOWN
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -42,22 +42,22 @@ def megabytes(size: float | None) -> str:
 
 
 def milliseconds(duration: float | None) -> str:
-    """`12.3 ms`."""
+    """Formats milliseconds: `12.3 ms`."""
     return UNKNOWN if duration is None else f"{_three(duration)}{_SPACE}ms"
 
 
 def interval(ends: list[float] | None) -> str:
-    """`2.4 to 2.6`; n/a where there were too few rounds."""
+    """Formats an interval: `2.4 to 2.6`; n/a if there were too few rounds."""
     return "n/a" if ends is None else f"{_three(ends[0])} to {_three(ends[1])}"
 
 
 def times(ratio: float | None) -> str:
-    """A ratio as `7.8×`."""
+    """Formats a ratio as `7.8×`."""
     return UNKNOWN if ratio is None else f"{_three(ratio)}×"
 
 
 def figure(value: Any) -> str:
-    """A gate's figure or limit, whatever its type."""
+    """Formats a gate's figure or limit of any type."""
     if value is None:
         return UNKNOWN
     if isinstance(value, bool):
@@ -68,7 +68,7 @@ def figure(value: Any) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`48 s`, `12 min`, `3 h 05 min`."""
+    """Formats a duration: `48 s`, `12 min`, `3 h 05 min`."""
     if seconds is None:
         return UNKNOWN
     if seconds < 90:
@@ -78,7 +78,7 @@ def duration(seconds: float | None) -> str:
 
 
 def _three(number: float) -> str:
-    """Three significant digits, never in exponent form."""
+    """Formats three significant digits, never in exponent form."""
     if number >= 100:
         return f"{number:.0f}"
     if number >= 10:

@@ -43,7 +43,7 @@ def write_report(run: Path) -> Path:
 
 
 def page(record: Record) -> str:
-    """The report as HTML."""
+    """Builds the report as HTML."""
     loader = jinja2.FileSystemLoader(_HERE)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
@@ -74,7 +74,7 @@ def page(record: Record) -> str:
 
 
 def networks(record: Record) -> dict[str, Any]:
-    """The table of networks: `network_columns`, and `networks` with (column, cell) pairs."""
+    """Builds the table of networks: `network_columns`, and `networks` with (column, cell) pairs."""
     results, bench = record.results, record.bench
     compared = comparable(results["student"])
     columns = [figure.title for figure in compared] + ["parameters", "MACs", "file"]
@@ -143,7 +143,7 @@ def _bench_row(result: dict[str, Any], baseline: str | None) -> dict[str, Any]:
 
 
 def _by_class(record: Record) -> Chart | None:
-    """The student's accuracy by class, weakest first, with the teacher's beside it."""
+    """Builds the table of student and teacher accuracy by class, weakest first."""
     student = record.results["student"].get("per_class") or []
     if not student:
         return None  # a backbone, whatever classes its teacher knows

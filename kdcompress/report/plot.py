@@ -21,7 +21,7 @@ _CHARACTERS = 78
 
 
 def plot(document: dict[str, Any], suffix: str) -> bytes:
-    """The latencies, a chart for each thread count and batch size.
+    """Draws the latencies, one chart per thread count and batch size.
 
     Args:
         document: Document of schema `kdcompress.bench/1`, with at least one result.
@@ -61,7 +61,7 @@ def _svg(document: dict[str, Any]) -> str:
 
 
 def _body(chart: Chart) -> tuple[float, Markup]:
-    """Height, and what is inside a chart's `<svg>` but its title, which stands above it here."""
+    """Returns height and body of a chart's `<svg>`, without the title."""
     matched = re.fullmatch(
         r'<svg class="chart" viewBox="0 0 [\d.]+ ([\d.]+)"[^>]*><title.*?</title><desc.*?</desc>(.*)</svg>',
         str(chart.svg),
@@ -89,7 +89,7 @@ def _text(kind: str, y: float, text: str) -> Markup:
 
 
 def _style() -> str:
-    """The report's rules that concern charts, and a few for what a page has around them."""
+    """Returns the report's style rules for charts, and a few for the page."""
     sheet = _STYLE_SHEET.read_text(encoding="utf-8")
     dark = r"@media \(prefers-color-scheme: dark\)"
     colours = re.findall(rf"^(?::root|{dark}) \{{.*?^\}}", sheet, re.M | re.S)
@@ -106,7 +106,7 @@ def _style() -> str:
 
 
 def _light_colours() -> dict[str, str]:
-    """The style sheet's colours by name, such as `c0`, on white paper."""
+    """Returns the style sheet's light-mode colours by name, such as `c0`."""
     root = re.search(r"^:root \{(.*?)^\}", _STYLE_SHEET.read_text(encoding="utf-8"), re.M | re.S)
     assert root is not None
     return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", root[1]))

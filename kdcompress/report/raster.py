@@ -24,7 +24,7 @@ _REPLACED = str.maketrans({"−": "-", "×": "x", "·": "|", "\N{NO-BREAK SPACE}
 
 
 def to_png(svg: str, colours: dict[str, str]) -> bytes:
-    """A PNG of a drawing made by charts.py.
+    """Draws an SVG of charts.py as a PNG.
 
     Args:
         svg: A whole document, its elements under translated groups at the most.
@@ -49,7 +49,7 @@ class _Sheet:
         self.texts: list[tuple[float, float, str, Sequence[str]]] = []
 
     def draw(self, parent: ET.Element, left: float, top: float) -> None:
-        """The elements within, in their order; texts are kept for later."""
+        """Draws the child elements in their order; texts are drawn later by `write`."""
         for element in parent:
             name = element.tag.rpartition("}")[2]
             classes = element.get("class", "").split()
@@ -71,7 +71,7 @@ class _Sheet:
                 self.texts.append((left + x, top + y, element.text or "", classes))
 
     def segment(self, classes: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
-        """A line, in its style's width and colour."""
+        """Draws a line in its style's width and colour."""
         if classes[0] in _STROKES:
             colour, width = _STROKES[classes[0]]
             fill = self.mixed(self.colours[colour], 1.0)
@@ -82,7 +82,7 @@ class _Sheet:
         self.pen.line([(x * factor, y * factor) for x, y in points], fill, round(width * factor), "curve")
 
     def circle(self, classes: Sequence[str], x: float, y: float, radius: float) -> None:
-        """A dot with its pale rim; a round's is faint and has none."""
+        """Draws a dot with its pale rim; the dot of a round is faint and has none."""
         factor = SCALE * _SMOOTH
         box = [(x - radius) * factor, (y - radius) * factor, (x + radius) * factor, (y + radius) * factor]
         if "round" in classes:
@@ -91,7 +91,7 @@ class _Sheet:
             self.pen.ellipse(box, self.colour(classes), self.colours["paper"], round(1.2 * factor))
 
     def write(self, page: Image.Image) -> None:
-        """The texts, at the page's own size."""
+        """Draws the texts at the page's own size."""
         pen = ImageDraw.Draw(page)
         for x, y, text, classes in self.texts:
             size = next((_SIZES[name] for name in classes if name in _SIZES), 12)
@@ -110,6 +110,6 @@ class _Sheet:
         return next(self.colours[name] for name in classes if re.fullmatch(r"c\d", name))
 
     def mixed(self, colour: str, opacity: float) -> tuple[int, ...]:
-        """The colour over the paper."""
+        """Blends the colour with the background."""
         pairs = zip(ImageColor.getrgb(colour), ImageColor.getrgb(self.colours["paper"]), strict=True)
         return tuple(round(opacity * above + (1 - opacity) * below) for above, below in pairs)

@@ -78,7 +78,7 @@ class Record:
         return (self.folder / name).is_file()
 
     def seconds(self, phase: str) -> float | None:
-        """Training time of a phase, or None if the log has none of it."""
+        """Returns the training time of a phase, or None if the log has none of it."""
         spent = [
             line["seconds"] for line in self.log if line["phase"] == phase and line.get("seconds") is not None
         ]
@@ -113,12 +113,12 @@ def read_run(run: Path) -> Record:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The document, or an empty one if there is no such file."""
+    """Reads a document; an empty one if there is no such file."""
     return _document(path, path.read_text(encoding="utf-8"), "") if path.is_file() else {}
 
 
 def _baseline_lines(path: Path) -> list[dict[str, Any]]:
-    """The baseline is a run of its own, whose student is our baseline."""
+    """Reads the log lines of the baseline, which is a run with its own student."""
     return [{**line, "phase": line["phase"].replace("student", "baseline", 1)} for line in _lines(path)]
 
 

@@ -22,21 +22,21 @@ class Snippet:
 
 
 def snippets(record: Record) -> list[Snippet]:
-    """One per way to load the files that this run shipped; empty without a `config.json`."""
+    """Returns one snippet per way to load the shipped files; empty without a `config.json`."""
     spec = record.input_spec
     if spec is None:
         return []
-    found = []
+    result = []
     if record.has("student.onnx"):
-        found.append(Snippet("onnxruntime (nothing else is needed)", _onnxruntime(record, spec)))
+        result.append(Snippet("onnxruntime (nothing else is needed)", _onnxruntime(record, spec)))
     if record.has("student.safetensors"):
-        found.append(Snippet("kdcompress", _kdcompress(record, spec)))
-        found.append(Snippet("plain PyTorch", _torch(record, spec)))
-    return found
+        result.append(Snippet("kdcompress", _kdcompress(record, spec)))
+        result.append(Snippet("plain PyTorch", _torch(record, spec)))
+    return result
 
 
 def preprocessing(spec: InputSpec) -> str:
-    """The way from an image file to the network's input, in words."""
+    """Describes the way from an image file to the network's input."""
     colours = "grey, 1 channel" if spec.channels == 1 else "RGB, 3 channels"
     steps = [f"decode as {colours}"]
     if spec.resize is not None:
@@ -50,7 +50,7 @@ def preprocessing(spec: InputSpec) -> str:
 
 
 def _images(spec: InputSpec) -> str:
-    """Code that makes `images`, a float32 array [1, C, H, W] in [0, 1]."""
+    """Returns code that makes `images`, a float32 array [1, C, H, W] in [0, 1]."""
     mode, method = ("L" if spec.channels == 1 else "RGB"), spec.interpolation.upper()
     lines = [f'image = Image.open("image.jpg").convert("{mode}")']
     if spec.resize is not None:
@@ -127,7 +127,7 @@ std = torch.tensor([{std}]).view(1, -1, 1, 1)
 
 
 def _called(record: Record) -> str:
-    """Code that runs `network` on `images`, normalised by `mean` and `std`."""
+    """Returns code that runs `network` on `images`, normalised by `mean` and `std`."""
     name, shown = "logits", "logits.softmax(1)"
     if not record.task.has_classes:
         name, shown = "embedding", "torch.nn.functional.normalize(embedding)"
@@ -137,7 +137,7 @@ print({shown})"""
 
 
 def _construction(record: Record, spec: InputSpec) -> tuple[str, str]:
-    """(import, expression and what follows it) of a fresh network of the student's class."""
+    """Returns import, expression and following code of a new network of the student's class."""
     family, _, name = record.student.partition("/")
     classes = record.config["num_classes"]
     if family == "torchvision" and not record.task.has_classes:

@@ -15,7 +15,7 @@ _Z = 1.959963984540054
 
 
 def gain(student_correct: ArrayLike, baseline_correct: ArrayLike) -> dict[str, Any]:
-    """The paired difference in top-1, with its 95 % interval, in percentage points.
+    """Describes the paired difference in top-1, with its 95 % interval, in percentage points.
 
     Both classifiers saw the same images, so only the images on which they differ carry information
     (McNemar). The interval is the adjusted Wald interval for paired proportions: one image is added to each

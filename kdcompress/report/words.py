@@ -39,19 +39,19 @@ def sentence(record: Record) -> str:
 
 
 def tiles(record: Record) -> list[Tile]:
-    """The headline: accuracy, size, speed and gain, each as far as it is known."""
+    """Builds the headline: accuracy, size, speed and gain, each as far as it is known."""
     student, teacher = record.results["student"], record.results.get("teacher")
-    found = [_accuracy_tile(record)]
+    result = [_accuracy_tile(record)]
     if teacher and teacher.get("params") and student.get("params"):
         sizes = f"{numbers.count(student['params'])} parameters against {numbers.count(teacher['params'])}"
-        found.append(
+        result.append(
             Tile(numbers.times(teacher["params"] / student["params"]), "smaller than the teacher", sizes)
         )
     else:
         size = numbers.megabytes(student.get("bytes"))
-        found.append(Tile(numbers.count(student.get("params")), "parameters", f"{size} as a file"))
-    found += [tile for tile in (_speed_tile(record), _gain_tile(record)) if tile]
-    return found
+        result.append(Tile(numbers.count(student.get("params")), "parameters", f"{size} as a file"))
+    result += [tile for tile in (_speed_tile(record), _gain_tile(record)) if tile]
+    return result
 
 
 def _accuracy_tile(record: Record) -> Tile:
@@ -104,21 +104,21 @@ def _gain_tile(record: Record) -> Tile | None:
 
 
 def headline_result(record: Record) -> dict[str, Any] | None:
-    """The student's first timing, or None."""
+    """Returns the student's first timing, or None."""
     results = record.bench["results"] if record.bench else []
     return next((result for result in results if result["artefact"] == "student"), None)
 
 
 def other_files(record: Record) -> list[str]:
     """Describes the ensemble and the int8 and fp16 files, with their verdicts; empty if the run has none."""
-    told = list(filter(None, [ensemble_sentence(record)]))
+    sentences = list(filter(None, [ensemble_sentence(record)]))
     for entry in (record.results.get("variants") or {}).values():
-        told.append(f"{entry['verdict']['sentence']}.")
+        sentences.append(f"{entry['verdict']['sentence']}.")
         if "qat" in entry:
-            told.append(f"{entry['file']}: {entry['qat']['sentence']}.")
+            sentences.append(f"{entry['file']}: {entry['qat']['sentence']}.")
         if entry["verdict"]["told"]:
-            told.append(f"{entry['file']}: {entry['verdict']['told']}.")
-    return told
+            sentences.append(f"{entry['file']}: {entry['verdict']['told']}.")
+    return sentences
 
 
 def ensemble_sentence(record: Record) -> str:
@@ -172,7 +172,7 @@ def gain_sentence(record: Record) -> str:
 
 
 def split_sentence(record: Record) -> str:
-    """On which images the figures were measured."""
+    """Describes the images that the figures were measured on."""
     count = record.manifest.get("data", {}).get("counts", {}).get("test") or record.results["student"].get(
         "n"
     )
@@ -182,7 +182,7 @@ def split_sentence(record: Record) -> str:
 
 
 def recipe_rows(record: Record) -> list[tuple[str, str]]:
-    """The recipe, as far as a reader wants it: (term, words)."""
+    """Returns the main recipe values as (term, words)."""
     recipe, rows = record.recipe, []
     method = {key: value for key, value in recipe["method"].items() if key != "name"}
     rows.append(("student", _network(recipe["student"])))
@@ -262,12 +262,12 @@ def teacher_licence(entry: dict[str, Any]) -> str:
 
 
 def threads(count: int) -> str:
-    """`1 thread`, `2 threads`."""
+    """Formats `1 thread`, `2 threads`."""
     return f"{count} thread" + ("s" if count != 1 else "")
 
 
 def shortened(text: str, most: int) -> str:
-    """The text, cut with an ellipsis if it is longer than `most` characters."""
+    """Cuts the text with an ellipsis if it is longer than `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -283,9 +283,9 @@ def _weights(section: dict[str, Any]) -> str | None:
 
 
 def _settings(values: dict[str, Any]) -> str:
-    """` (epochs 60, precision auto)`, leaving out what is not set."""
-    told = [f"{key.replace('_', ' ')} {_value(value)}" for key, value in values.items() if value is not None]
-    return f" ({', '.join(told)})" if told else ""
+    """Formats ` (epochs 60, precision auto)`, without settings that are None."""
+    parts = [f"{key.replace('_', ' ')} {_value(value)}" for key, value in values.items() if value is not None]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _value(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,14 @@ from torch import Tensor
 from kdcompress import __version__
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench.measure import Artefact, measure
-from kdcompress.deploy.derived import DerivedFile, failure
+from kdcompress.deploy.derived import DerivedFile, DerivedMaker, failure
 from kdcompress.deploy.ensemble import EnsembleFile, Member, write_ensemble
 from kdcompress.deploy.files import formats
-from kdcompress.deploy.ship import Shipped
-from kdcompress.deploy.variants import Variant
-from kdcompress.export import image_file as image_input
-from kdcompress.export.compressed import CompressedFiles, CompressionRequest, artefacts, make, verdict_entries
-from kdcompress.export.image_file import ImageFile
-from kdcompress.export.int8_inputs import load_qat_student
-from kdcompress.export.subject import DerivedMaker, Subject, write_subject
+from kdcompress.deploy.ship import Shipped, Subject
+from kdcompress.export.compressed import CompressedFiles, artefacts, verdict_entries
+from kdcompress.export.derived import DerivedRequest
+from kdcompress.export.image_file import KEY, ImageFile
+from kdcompress.export.subject import write_subject
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.report import documents, verdict
@@ -105,18 +104,14 @@ def deliver(
         outputs,
         gates,
     )
-    makers: list[DerivedMaker] = []
-    request = CompressionRequest.of(run.recipe.export)
-    if request:
-        makers.append(lambda folder, _: _compressed(run, folder, request, test))
-    if run.recipe.export.embed_preprocess == "resize":
-        makers.append(
-            lambda folder, _: [image_input.make(folder, run.data.test, run.progress, image_input.KEY)]
-        )
+    folder, data = run.folder.path, run.data
+    makers = DerivedRequest.of(run.recipe.export, folder, KEY).makers(
+        data.train, data.test, test, held_out=data.held_out, workers=run.workers, allow_code=run.allow_code
+    )
     if outcome.ensemble:
-        makers.append(lambda _, shipped: [_ensemble(run, method, outcome, shipped, test)])
+        makers.append(DerivedMaker("ensemble", functools.partial(_ensemble, run, method, outcome, test)))
     shipped, derived = write_subject(
-        subject, run.folder.path, run.recipe.export.formats, makers, allow_code=run.allow_code
+        subject, folder, run.recipe.export.formats, makers, run.progress, allow_code=run.allow_code
     )
     if isinstance(shipped.predictions, Predictions):
         predictions = {"classes": shipped.predictions.classes, "labels": shipped.predictions.labels}
@@ -124,15 +119,15 @@ def deliver(
     return Delivery(shipped, on_test, derived)
 
 
-def _compressed(run: Run, folder: Path, request: CompressionRequest, test: TestSplit) -> tuple[Variant, ...]:
-    """Makes the int8 and fp16 files of a run."""
-    held_out = run.data.held_out
-    qat = load_qat_student(folder, folder, held_out, workers=run.workers, allow_code=run.allow_code)
-    made = make(folder, request, run.data.train, test, run.progress, workers=run.workers, tuned=qat)
-    return made.variants
-
-
-def _ensemble(run: Run, method: Method, outcome: Outcome, shipped: Shipped, test: TestSplit) -> EnsembleFile:
+def _ensemble(
+    run: Run,
+    method: Method,
+    outcome: Outcome,
+    test: TestSplit,
+    _: Path,
+    staging: Path,
+    student: dict[str, Any],
+) -> EnsembleFile:
     """Writes and proves `ensemble.onnx` of the chosen states of all members."""
     members = []
     for name, member in method.members().items():
@@ -141,11 +136,11 @@ def _ensemble(run: Run, method: Method, outcome: Outcome, shipped: Shipped, test
         members.append(Member(name, member.model, network.cpu(), member.like.input_spec))
     return write_ensemble(
         members,
-        run.folder.path,
+        staging,
         class_names=run.data.class_names,
         test_batches=test,
         metadata=documents.file_metadata(run.recipe, None),
-        student_macs=shipped.student["macs"],
+        student_macs=student["macs"],
         allow_code=run.allow_code,
     )
 

@@ -109,7 +109,7 @@ class Task(ABC):
         """Says what is wrong with a network's outputs for this task; None if nothing is.
 
         Args:
-            outputs: What the network gave, of any type.
+            outputs: The network's output, of any type.
             batch: Images it was given.
         """
 
@@ -139,5 +139,5 @@ class Task(ABC):
         """Makes an empty comparison of two networks' outputs."""
 
     def class_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The class names that ship with a network, given those of its data."""
+        """Returns the class names that ship with a network, given those of its data."""
         return tuple(names) if self.has_classes else ()

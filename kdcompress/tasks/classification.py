@@ -45,11 +45,11 @@ class Predictions(Scorer):
         return torch.cat([labels for _, _, labels in self._batches])
 
     def result(self) -> dict[str, Any]:
-        """The keys of `accuracy`."""
+        """Returns the keys of `accuracy`."""
         return accuracy(self.classes, self.labels, self.num_classes, losses=self.losses)
 
     def agreement(self, teacher_outputs: Tensor) -> float:
-        """The share of images whose class is that of the teacher's largest logit."""
+        """Returns the share of images whose class is that of the teacher's largest logit."""
         return float((self.classes == teacher_outputs.argmax(1)).double().mean())
 
 
@@ -86,7 +86,7 @@ class ClassDeviation(Deviation):
         return self.figure >= self.least
 
     def detail(self, reference: str, images: str) -> str:
-        """See the base."""
+        """Describes the figure; see the base class."""
         return f"share of {reference} classes {images}, {self.ties} ties aside"
 
 
@@ -115,7 +115,7 @@ class Classification(Task):
     def score(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> dict[str, Any]:
         """Computes `top1` (0 to 1) and `loss` (mean cross-entropy, nats) on the labelled images.
 
-        Where no image has a label: `agreement` (share of images with the teacher's class) and `kl` (mean
+        Without labels: `agreement` (share of images with the teacher's class) and `kl` (mean
         divergence of the softmax from the teacher's, nats). A loss that is not finite is None.
         """
         known = labels >= 0

@@ -34,13 +34,13 @@ class Embeddings(Scorer):
         return torch.cat([labels for _, labels in self._batches])
 
     def result(self) -> dict[str, Any]:
-        """The keys of `accuracy`, empty, and `knn_top1`, None without labels."""
+        """Returns the keys of `accuracy`, empty, and `knn_top1`, None without labels."""
         labels = self.labels
         empty = accuracy(torch.zeros(0, dtype=torch.int64), labels[:0], 0)
         return {**empty, "knn_top1": knn_top1(self.features, labels), "n": int((labels >= 0).sum())}
 
     def agreement(self, teacher_outputs: Tensor) -> float | None:
-        """The share of nearest neighbours that are also the teacher's; None of a single image."""
+        """Returns the share of nearest neighbours that are also the teacher's; None of a single image."""
         return overlap(self.features, teacher_outputs)
 
 
@@ -66,7 +66,7 @@ class DirectionDeviation(Deviation):
 
     @property
     def limit(self) -> float:
-        """An embedding as long as the spread in every feature is turned so far by errors of the limit."""
+        """Largest 1 - cosine allowed: what an error of `parity` times the spread in every feature causes."""
         return self.parity**2 / 2
 
     @property
@@ -75,7 +75,7 @@ class DirectionDeviation(Deviation):
         return self.figure <= self.limit
 
     def detail(self, reference: str, images: str) -> str:
-        """See the base."""
+        """Describes the figure; see the base class."""
         return f"largest 1 - cosine between {reference} and the file's embedding {images}"
 
 

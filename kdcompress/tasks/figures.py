@@ -18,8 +18,8 @@ class Figure:
         chart: Title of its chart.
         axis: The chart's y axis.
         unit: "%" (the figure itself is a share, 0 to 1) or "nats".
-        higher_is_better: Whether more of it is better.
-        decides: Whether a checkpoint may be selected by it.
+        higher_is_better: True if a larger figure is better.
+        decides: True if checkpoints can be selected by it.
     """
 
     key: str

@@ -22,8 +22,8 @@ from kdcompress.bench.targets import LOCAL, parse_target
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data
 from kdcompress.deploy.accuracy import score_split
-from kdcompress.deploy.files import format_of
-from kdcompress.deploy.formats import executorch, onnx, openvino, safetensors
+from kdcompress.deploy.files import format_of, formats
+from kdcompress.deploy.formats import onnx, openvino, safetensors
 from kdcompress.deploy.graph_size import GraphFacts, graph_facts
 from kdcompress.deploy.image_graph import contract_of
 from kdcompress.deploy.ir_size import ir_facts
@@ -236,18 +236,15 @@ def _same(one: tuple[str | None, Path], other: tuple[str | None, Path]) -> bool:
 def _names(files: Sequence[tuple[str | None, Path]]) -> list[str]:
     """Gives the files the shortest names that differ: as after a training, file names, or whole paths.
 
-    After a training a file is called by its name without suffix, and by its runtime too if an ONNX file has
+    After a training a file is called by its name without suffix, and by its format too if an ONNX file has
     the same name.
     """
     graphs = {path.stem for _, path in files if path.suffix == onnx.SUFFIX}
+    titles = {known.suffix: known.title for known in formats() if known.suffix != onnx.SUFFIX}
 
     def name_in_run(path: Path) -> str:
-        runtime = {
-            safetensors.SUFFIX: "PyTorch",
-            openvino.SUFFIX: "OpenVINO",
-            executorch.SUFFIX: "ExecuTorch",
-        }.get(path.suffix)
-        return f"{path.stem} ({runtime})" if runtime and path.stem in graphs else path.stem
+        title = titles.get(path.suffix)
+        return f"{path.stem} ({title})" if title and path.stem in graphs else path.stem
 
     shapes: tuple[Callable[[Path], str], ...] = (name_in_run, lambda path: path.name, str)
     for shape in shapes:
@@ -272,8 +269,6 @@ def _artefact(name: str, path: Path, request: BenchRequest) -> Artefact:
     artefact = Artefact(name, path, own_runtimes, network=network)
     if path.suffix in {onnx.SUFFIX, openvino.SUFFIX}:
         return _describe_graph(artefact, request.input_size)
-    if path.suffix == executorch.SUFFIX:
-        return _describe_program(artefact)
     if path.suffix == safetensors.SUFFIX:
         module, config = safetensors.read(path, allow_code=request.allow_code)
         spec = config.spec
@@ -287,19 +282,6 @@ def _artefact(name: str, path: Path, request: BenchRequest) -> Artefact:
         raise UserError(f"{path}: expected {runtimes.EXPECTED}")
     side = request.input_size
     return dataclasses.replace(artefact, precision="unknown", shape=None if side is None else (3, side, side))
-
-
-def _describe_program(artefact: Artefact) -> Artefact:
-    """Reads an ExecuTorch program's metadata; a program of other tools has its image size alone."""
-    file = executorch.open_(artefact.file)
-    params, macs = (file.metadata.get(onnx.PREFIX + key) for key in ("params", "macs"))
-    channels, height, width = (int(size) for size in file.input_shape[1:] if size is not None)
-    return dataclasses.replace(
-        artefact,
-        shape=(channels, height, width),
-        params=None if params is None else int(params),
-        macs=None if macs is None else int(macs),
-    )
 
 
 def _describe_graph(artefact: Artefact, side: int | None) -> Artefact:

@@ -62,7 +62,7 @@ def compare(sources: Sequence[Path], out: Path | None) -> dict[str, Any]:
 
 
 def _runs(source: Path) -> list[Path]:
-    """The run folders of one source: itself, or its seeds in order."""
+    """Returns the run folders of one source: itself, or its seeds in order."""
     seeds = Path(source) / "seeds"
     if not seeds.is_dir():
         return [Path(source)]
@@ -70,7 +70,7 @@ def _runs(source: Path) -> list[Path]:
 
 
 def _names(sources: Sequence[Path]) -> list[str]:
-    """The folders' own names, or as much of their paths as tells them apart."""
+    """Returns the shortest ends of the folders' paths that differ."""
     paths = [Path(source).resolve() for source in sources]
     if len(set(paths)) < len(paths):
         raise UserError("a run is given twice; give each once")
@@ -83,7 +83,7 @@ def _names(sources: Sequence[Path]) -> list[str]:
 
 
 def _against(reference: Compared, row: Compared, key: str) -> Compared:
-    """The row with its difference to the reference, or with the reason why there is none."""
+    """Adds to the row its difference to the reference, or the reason why there is none."""
     images = [entry.first.manifest.get("data", {}) for entry in (reference, row)]
     if images[0].get("listing_sha256") != images[1].get("listing_sha256"):
         return dataclasses.replace(row, why_not="other data: not comparable")
@@ -92,8 +92,8 @@ def _against(reference: Compared, row: Compared, key: str) -> Compared:
     if len(row.records) > 1:
         by_seed = zip(row.shares(key), reference.shares(key), strict=True)
         points = [100 * (own - other) for own, other in by_seed]
-        told = {"points": statistics.fmean(points), "sd": statistics.stdev(points), "n": len(points)}
-        return dataclasses.replace(row, difference=told)
+        difference = {"points": statistics.fmean(points), "sd": statistics.stdev(points), "n": len(points)}
+        return dataclasses.replace(row, difference=difference)
     if key != "top1":
         points_alone = 100 * (row.shares(key)[0] - reference.shares(key)[0])
         return dataclasses.replace(row, why_not=f"{points_alone:+.2f} points, without an interval")
@@ -102,8 +102,8 @@ def _against(reference: Compared, row: Compared, key: str) -> Compared:
         return dataclasses.replace(row, why_not="its predictions are gone")
     if not own["labels"].equal(other["labels"]):
         return dataclasses.replace(row, why_not="other test images: not comparable")
-    told = verdict.gain(_right(own), _right(other))
-    return dataclasses.replace(row, difference=told)
+    difference = verdict.gain(_right(own), _right(other))
+    return dataclasses.replace(row, difference=difference)
 
 
 def _predictions(row: Compared) -> dict[str, Tensor] | None:

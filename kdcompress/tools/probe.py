@@ -161,9 +161,9 @@ def knowledge(
         data: Folder of the data; goes before the recipe's.
         overrides: See `distill`.
         split: test or held_out.
-        images: How many of it; all, if it has fewer.
+        images: Number of its images; all, if it has fewer.
         allow_code: True: a `python:` network may be built.
-        search: How the noise is found; None: as usual.
+        search: Settings of the search for the noise; None: the defaults.
 
     Raises:
         UserError: No finished run, or one whose networks are not all there.
@@ -242,10 +242,10 @@ class _Look:
 
     Args:
         images: The split; the images are drawn from it.
-        count: How many are looked at.
+        count: Number of images to analyse.
         seed: Seed of the draw and of the noise.
         second: The second view of each image.
-        search: How the noise is found; None: as usual.
+        search: Settings of the search for the noise; None: the defaults.
     """
 
     def __init__(self, images: Source, count: int, seed: int, second: View, search: Search | None) -> None:
@@ -257,12 +257,12 @@ class _Look:
 
     @property
     def steps(self) -> int:
-        """How often a look at one network moves a bar on."""
+        """Returns the number of progress steps for one network."""
         count, _, height, width = self.pixels.shape
         return 2 * passes(count, height, width, self.search)
 
     def __call__(self, network: _Network, advance: Callable[[], None]) -> tuple[dict[str, Any], Tensor]:
-        """The figures of a network, and its entropy maps `[N, H, W]`."""
+        """Returns the figures of a network, and its entropy maps `[N, H, W]`."""
         spread = variance(features(network.read, _batches(self.for_variance)).values)
         original, other = (
             entropies(
@@ -297,7 +297,7 @@ def _same_training_images(recorded: Recipe, resolved: Recipe) -> bool:
 
 
 def _teacher(run: Run) -> Read:
-    """The features of the teacher that a finished run has learnt from."""
+    """Returns the features of the teacher that a finished run has learnt from."""
     section = run.recipe.teacher
     assert section is not None
     # The other networks' weights have no part in it and may be gone.
@@ -333,7 +333,7 @@ def _student(file: Path, recipe: Recipe, *, allow_code: bool) -> tuple[Read, Dep
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Torch's threads within the block: those that the networks were trained with suit their size."""
+    """Sets torch's threads within the block to those that the networks were trained with."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -354,7 +354,7 @@ def _split(data: Data, split: str) -> Source:
 
 
 def _labelled(images: Source | None) -> Source | None:
-    """The images that have a label, or None if there are none."""
+    """Returns the images that have a label, or None if there are none."""
     if images is None:
         return None
     known = (images.labels >= 0).nonzero().flatten()

@@ -43,11 +43,11 @@ def strip(source: Path, out: Path, request: StripRequest) -> dict[str, Any]:
     check_writable(out.parent)
     assert request.student is not None
     side = request.side or default_side(request.student)
-    found = find_student_in(source, request.student, side, request)
-    network = load_student(found, request.student, side, request, source)
+    match = find_student_in(source, request.student, side, request)
+    network = load_student(match, request.student, side, request, source)
     safetensors.write_tensors(network, out)
     return {
-        **strip_document(found, request.student, network, source),
+        **strip_document(match, request.student, network, source),
         "file": str(out),
         "sha256": sha256_of(out),
         "bytes": out.stat().st_size,

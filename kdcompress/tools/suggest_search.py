@@ -201,7 +201,7 @@ def _ram_mb(result: dict[str, Any] | None) -> float | None:
 
 
 def _file_mb(candidate: StudentCandidate) -> float:
-    """Size of the file, or of the weights alone if it was not exported."""
+    """Returns the size of the file, or of the weights alone if it was not exported."""
     assert candidate.params is not None
     return candidate.bytes / 1e6 if candidate.bytes is not None else 4 * candidate.params / 1e6
 

@@ -34,7 +34,7 @@ class StoredResult:
         state: Its tensors by name, such as a state dictionary.
         note: Facts about it: how it was made and what it scored.
         key: Hash of everything it depends on.
-        sha256: Of its file; goes into the keys of the results that build on this one.
+        sha256: SHA-256 of its file; goes into the keys of the results that build on this one.
     """
 
     state: dict[str, Tensor]

@@ -107,7 +107,7 @@ def test_other_weights_under_the_same_name_are_warned_of(student, tmp_path):
     assert any("is it the same network?" in warning for warning in warnings)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_compiled_network_gives_what_the_eager_one_gives(student):
     artefact = Artefact("student", student / "student.safetensors", ("torch", "torch-compile"))
     document = measure([artefact], rounds=1, batch=[2], images=images(4).numpy(), protocol=SHORT)

@@ -4,7 +4,7 @@ import pytest
 from small_student import CLASSES, MODEL, SPEC, batches, trained_student
 from spoilt import TwoLayers, written
 
-from kdcompress.deploy.ship import ship
+from kdcompress.deploy.ship import Subject, ship
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def run(student, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     metadata = {"recipe": "tiny", "teacher": "none"}
     formats = ["onnx", "safetensors"]
-    return folder, ship(student, MODEL, SPEC, CLASSES, batches, folder, formats=formats, metadata=metadata)
+    return folder, ship(Subject(student, MODEL, SPEC, CLASSES, batches, metadata), folder, formats=formats)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from kdcompress.deploy.accuracy import compare
 from kdcompress.deploy.config import read_config
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.formats import safetensors as safetensors_format
-from kdcompress.deploy.ship import ship
+from kdcompress.deploy.ship import Subject, ship
 from kdcompress.deploy.verify import PARITY_LIMIT, parity_gates, split_gates
 from kdcompress.errors import GateFailed, NetworkError, UserError
 from kdcompress.metrics.neighbours import knn_top1, overlap
@@ -53,8 +53,8 @@ def taught():
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    settings = {"formats": FORMATS, "metadata": {"recipe": "tiny"}, "teacher_outputs": taught()}
-    return folder, ship(bare(), MODEL, SPEC, (), batches, folder, **settings)
+    subject = Subject(bare(), MODEL, SPEC, (), batches, {"recipe": "tiny"}, taught())
+    return folder, ship(subject, folder, formats=FORMATS)
 
 
 def test_a_backbone_passes_every_gate_and_ships_as_itself(shipped):
@@ -113,13 +113,13 @@ def test_without_labels_and_teacher_nothing_is_claimed(tmp_path):
     def unlabelled():
         return [(images, torch.full_like(labels, -1)) for images, labels in batches()]
 
-    found = ship(bare(), MODEL, SPEC, (), unlabelled, tmp_path, formats=["onnx"], metadata={})
+    found = ship(Subject(bare(), MODEL, SPEC, (), unlabelled, {}), tmp_path, formats=["onnx"])
     assert found.student["knn_top1"] is None
     assert "agreement" not in found.student
     assert "kdcompress.accuracy" not in onnx_format.open_(tmp_path / "student.onnx").metadata
     other = tmp_path / "taught"
     other.mkdir()
-    ship(bare(), MODEL, SPEC, (), unlabelled, other, formats=["onnx"], metadata={}, teacher_outputs=taught())
+    ship(Subject(bare(), MODEL, SPEC, (), unlabelled, {}, teacher_outputs=taught()), other, formats=["onnx"])
     accuracy = json.loads(onnx_format.open_(other / "student.onnx").metadata["kdcompress.accuracy"])
     assert accuracy.keys() == {"split", "agreement", "n"}
 
@@ -228,7 +228,7 @@ def test_parity_speaks_of_features():
 def test_a_classifier_is_not_shipped_as_a_backbone(tmp_path):
     network = randomise(build(MODEL, num_classes=5, channels=3, image_size=(16, 16)))
     with pytest.raises(GateFailed, match=r"strict_load: 2 .*fc\.weight"):
-        ship(network, MODEL, SPEC, (), batches, tmp_path, formats=FORMATS, metadata={})
+        ship(Subject(network, MODEL, SPEC, (), batches, {}), tmp_path, formats=FORMATS)
 
 
 def test_a_network_that_gives_maps_is_no_backbone(tmp_path):
@@ -246,7 +246,7 @@ def test_a_classifier_agrees_with_its_teacher_where_their_classes_are_the_same(s
     logits = torch.randn(50, 5, generator=torch.Generator().manual_seed(2))
     names = ("a", "b", "c", "d", "e")
     found = ship(
-        student, MODEL, SPEC, names, batches, tmp_path, formats=["onnx"], metadata={}, teacher_outputs=logits
+        Subject(student, MODEL, SPEC, names, batches, {}, teacher_outputs=logits), tmp_path, formats=["onnx"]
     )
     assert isinstance(found.predictions, Predictions)
     expected = (found.predictions.classes == logits.argmax(1)).double().mean().item()

@@ -10,7 +10,8 @@ import torch
 from small_student import CLASSES, MODEL, SPEC, batches, images, randomise, trained_student
 
 import kdcompress
-from kdcompress.deploy.derived import failure
+from kdcompress.atomic import staging_folder
+from kdcompress.deploy.derived import failure, place
 from kdcompress.deploy.ensemble import NAME, Ensemble, Member, write_ensemble
 from kdcompress.deploy.gate import document
 from kdcompress.deploy.macs import count_macs
@@ -41,7 +42,9 @@ def normalised(x, spec):
 
 def written(folder, chosen, **options):
     settings = {"metadata": {"recipe": "tiny"}, "student_macs": MACS, "test_batches": batches, **options}
-    return write_ensemble(chosen, folder, class_names=CLASSES, **settings)
+    with staging_folder(folder / ".staging") as staging:
+        (made,) = place([write_ensemble(chosen, staging, class_names=CLASSES, **settings)], folder)
+    return made
 
 
 @pytest.fixture(scope="module")

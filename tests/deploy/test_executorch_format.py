@@ -15,7 +15,7 @@ from kdcompress.bench.measure import Artefact, Protocol, measure
 from kdcompress.deploy.files import check_installed
 from kdcompress.deploy.formats import executorch, onnx
 from kdcompress.deploy.normalised import Deployed
-from kdcompress.deploy.ship import ship
+from kdcompress.deploy.ship import Subject, ship
 from kdcompress.errors import UserError
 
 installed = pytest.mark.skipif(
@@ -28,7 +28,7 @@ def shipped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     formats = ["onnx", "safetensors", "executorch"]
     metadata = {"recipe": "tiny", "teacher": "none"}
-    told = ship(trained_student(), MODEL, SPEC, CLASSES, batches, folder, formats=formats, metadata=metadata)
+    told = ship(Subject(trained_student(), MODEL, SPEC, CLASSES, batches, metadata), folder, formats=formats)
     return folder, told
 
 

@@ -15,7 +15,7 @@ from small_student import CLASSES, MODEL, SPEC, batches, images, trained_student
 from kdcompress.deploy.formats import onnx
 from kdcompress.deploy.golden_file import NAME, Picker, read_golden, write_golden
 from kdcompress.deploy.normalised import Deployed
-from kdcompress.deploy.ship import ship
+from kdcompress.deploy.ship import Subject, ship
 from kdcompress.errors import UserError
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 
@@ -106,7 +106,7 @@ def test_it_names_no_file_and_bears_no_date(run, tmp_path):
     with zipfile.ZipFile(folder / NAME) as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     again = ship(
-        trained_student(), MODEL, SPEC, CLASSES, batches, tmp_path, formats=["safetensors"], metadata={}
+        Subject(trained_student(), MODEL, SPEC, CLASSES, batches, {}), tmp_path, formats=["safetensors"]
     )
     assert again.files[NAME] == shipped.files[NAME]
 

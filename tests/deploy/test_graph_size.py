@@ -68,7 +68,9 @@ def test_groups_and_transposed_convolutions_and_matrix_products(tmp_path):
     assert facts.parameters == 27 + 24 + 14 + 7
 
 
-@pytest.mark.parametrize("name", ["cifar/resnet8", "torchvision/mobilenet_v3_small"])
+@pytest.mark.parametrize(
+    "name", ["cifar/resnet8", pytest.param("torchvision/mobilenet_v3_small", marks=pytest.mark.exhaustive)]
+)
 def test_an_exported_network_counts_as_the_one_it_was_made_from(tmp_path, name):
     network = build(name, num_classes=4, channels=3, image_size=(32, 32)).eval()
     randomise(network)  # equal tensors, as of a fresh batch norm, are stored once

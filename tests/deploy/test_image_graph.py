@@ -18,12 +18,13 @@ from kdcompress.bench.measure import Artefact, Protocol, measure
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.source import FolderSource, MemorySource
 from kdcompress.deploy import image_gates, image_graph
-from kdcompress.deploy.derived import failure
+from kdcompress.deploy.derived import derived_files, failure, place
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.graph_size import graph_facts
-from kdcompress.deploy.ship import ship
+from kdcompress.deploy.ship import Subject, ship
 from kdcompress.errors import GateFailed, UserError
 from kdcompress.export import image_file as image_input
+from kdcompress.export.derived import derived_request
 from kdcompress.progress import Progress
 
 RESIZE, SIDE = 18, 16
@@ -57,11 +58,17 @@ def folder(tmp_path_factory):
     return FolderSource(root, names, labels, SIDE, 3, "none", SIDE / RESIZE)
 
 
+def image_made(run, source):
+    makers = [image_input.image_maker(source)]
+    with derived_files(run, makers, {}, Progress(quiet=True)) as files:
+        return place(files, run)[0]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, folder):
     run = tmp_path_factory.mktemp("run")
-    ship(trained_student(), MODEL, SPEC, CLASSES, batches, run, formats=["onnx"], metadata={"recipe": "tiny"})
-    return run, image_input.make(run, folder, Progress(quiet=True))
+    ship(Subject(trained_student(), MODEL, SPEC, CLASSES, batches, {"recipe": "tiny"}), run, formats=["onnx"])
+    return run, image_made(run, folder)
 
 
 def figure(result, name):
@@ -122,7 +129,7 @@ def test_the_metadata_say_the_contract_and_no_path(made):
 def test_the_same_weights_and_images_give_the_same_bytes(made, folder, tmp_path):
     run, _ = made
     before = (run / "student.image.onnx").read_bytes()
-    assert image_input.make(run, folder, Progress(quiet=True)).passed
+    assert image_made(run, folder).passed
     assert (run / "student.image.onnx").read_bytes() == before
 
 
@@ -190,7 +197,7 @@ def test_a_file_that_fails_is_set_aside(made, folder, tmp_path, monkeypatch):
         (tmp_path / name).write_bytes((made[0] / name).read_bytes())
     (tmp_path / "student.image.onnx").write_bytes(b"of an earlier export")
     monkeypatch.setattr(image_gates, "PIXEL_LIMIT", -1.0)
-    result = image_input.make(tmp_path, folder, Progress(quiet=True))
+    result = image_made(tmp_path, folder)
     assert not result.passed
     assert not (tmp_path / "student.image.onnx").exists()
     assert (tmp_path / "failed" / "student.image.onnx").is_file()
@@ -213,7 +220,10 @@ def test_what_the_graph_cannot_do_is_refused(change, message):
 
 def test_it_is_refused_before_anything_is_written_without_onnx(tmp_path):
     with pytest.raises(UserError, match=r"made from student\.onnx; add onnx to --format"):
-        image_input.check_run(tmp_path, ["safetensors"])
+        derived_request(
+            tmp_path, ["safetensors"], image=True, int8=False, fp16=False, changes={}, rounds=None,
+            allow_code=False,
+        )  # fmt: skip
 
 
 def test_who_wants_resized_images_is_told_to_take_the_other_file(made):

@@ -22,7 +22,7 @@ from kdcompress.deploy.formats import onnx, openvino
 from kdcompress.deploy.graph_size import graph_facts
 from kdcompress.deploy.ir_size import ir_facts
 from kdcompress.deploy.normalised import Deployed
-from kdcompress.deploy.ship import ship
+from kdcompress.deploy.ship import Subject, ship
 from kdcompress.errors import GateFailed, UserError
 
 pytestmark = pytest.mark.skipif(
@@ -37,7 +37,7 @@ def shipped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     formats = ["onnx", "safetensors", "openvino"]
     metadata = {"recipe": "tiny", "teacher": "none"}
-    told = ship(trained_student(), MODEL, SPEC, LABELS, batches, folder, formats=formats, metadata=metadata)
+    told = ship(Subject(trained_student(), MODEL, SPEC, LABELS, batches, metadata), folder, formats=formats)
     return folder, told
 
 
@@ -98,14 +98,9 @@ def test_equal_weights_give_equal_bytes_and_the_size_of_the_onnx_graph(tmp_path)
 
 def test_without_onnx_it_is_the_file_that_is_scored(tmp_path):
     told = ship(
-        trained_student(),
-        MODEL,
-        SPEC,
-        CLASSES,
-        batches,
+        Subject(trained_student(), MODEL, SPEC, CLASSES, batches, {}),
         tmp_path,
         formats=["safetensors", "openvino"],
-        metadata={},
     )
     assert told.student["file"] == "student.xml"
     assert told.student["bytes"] == sum(path.stat().st_size for path in parts_of(tmp_path / "student.xml"))
@@ -117,14 +112,9 @@ def test_wrong_outputs_of_it_alone_do_not_ship(tmp_path, monkeypatch):
     monkeypatch.setattr(openvino.OpenVinoModel, "__call__", lambda self, x: right(self, x) * 1.02)
     with pytest.raises(GateFailed, match="openvino_parity_batch_1"):
         ship(
-            trained_student(),
-            MODEL,
-            SPEC,
-            CLASSES,
-            batches,
+            Subject(trained_student(), MODEL, SPEC, CLASSES, batches, {}),
             tmp_path,
             formats=["onnx", "openvino"],
-            metadata={},
         )
     assert {path.name for path in (tmp_path / "failed").iterdir()} >= {"student.xml", "student.bin"}
     assert not (tmp_path / "student.xml").exists()

@@ -12,7 +12,7 @@ from torch import nn
 from kdcompress.atomic import sha256_of
 from kdcompress.deploy.formats import onnx
 from kdcompress.deploy.gate import Gate
-from kdcompress.deploy.ship import ship
+from kdcompress.deploy.ship import Subject, ship
 from kdcompress.errors import GateFailed
 
 FILES = {"config.json", "golden.npz", "labels.json", "student.onnx", "student.safetensors"}
@@ -24,8 +24,10 @@ GATES = {
 
 
 def shipping(trained, folder, **changes):
-    arguments = {"formats": ["onnx", "safetensors"], "metadata": {}, **changes}
-    return ship(trained, MODEL, SPEC, CLASSES, batches, folder, **arguments)
+    options = {"formats": ["onnx", "safetensors"], "metadata": {}, **changes}
+    keys = ("metadata", "teacher_outputs", "extra_gates")
+    about = {key: options.pop(key) for key in keys if key in options}
+    return ship(Subject(trained, MODEL, SPEC, CLASSES, batches, **about), folder, **options)
 
 
 def test_a_good_student_passes_every_gate_and_gets_its_final_names(run):

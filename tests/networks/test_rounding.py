@@ -73,7 +73,7 @@ def of_the_file(network, side, seen, asked, folder):
     [
         ("cifar/resnet8", 32, 0.3),
         ("cifar/wrn-16-1", 32, 0.3),
-        ("torchvision/mobilenet_v3_small", 32, 0.45),
+        pytest.param("torchvision/mobilenet_v3_small", 32, 0.45, marks=pytest.mark.exhaustive),
     ],
 )
 def test_rounded_passes_are_nearer_to_the_int8_file_than_the_file_is_to_float(name, side, bound, tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from run_folders import CLASSES, write_run
 
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.deploy.ship import ship
+from kdcompress.deploy.ship import Subject, ship
 from kdcompress.networks.build import build
 from kdcompress.report.card import card, escaped, write_card
 from kdcompress.report.page import write_report
@@ -96,7 +96,9 @@ def test_the_card_of_a_backbone_promises_no_classes(tmp_path):
     assert '["embedding"]' in text
 
 
-@pytest.mark.parametrize("model", ["cifar/resnet8", "torchvision/mobilenet_v3_small"])
+@pytest.mark.parametrize(
+    "model", ["cifar/resnet8", pytest.param("torchvision/mobilenet_v3_small", marks=pytest.mark.exhaustive)]
+)
 def test_a_backbones_snippets_run(tmp_path, monkeypatch, capsys, model):
     folder = write_run(tmp_path / "run", backbone=True)
     for name in ("student.onnx", "student.safetensors", "config.json"):
@@ -109,7 +111,7 @@ def test_a_backbones_snippets_run(tmp_path, monkeypatch, capsys, model):
     recipe["student"]["model"] = model
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     spec = InputSpec(3, 32, 32, (0.5,) * 3, (0.2,) * 3)
-    ship(network, model, spec, (), lambda: batches, folder, formats=["onnx", "safetensors"], metadata={})
+    ship(Subject(network, model, spec, (), lambda: batches, {}), folder, formats=["onnx", "safetensors"])
     Image.fromarray(np.full((40, 30, 3), 99, np.uint8)).save(folder / "image.jpg")
     monkeypatch.chdir(folder)
     printed = []

@@ -40,7 +40,7 @@ WHERE = CifarSet(
 
 
 def read(section: DataSection, progress: OnProgress | None) -> Raw:
-    """The official splits.
+    """Returns the official splits.
 
     Raises:
         DataError: A file is missing or damaged.

@@ -27,7 +27,7 @@ _MOST = 16  # the pixels count set bits in 4 × 4 blocks: 0 to 16
 
 
 def read(section: DataSection, progress: OnProgress | None) -> Raw:
-    """All digits, uncut.
+    """Returns all digits, without splits.
 
     Raises:
         DataError: A folder is named, which the set has no use for.

@@ -34,7 +34,7 @@ WHERE = IdxSet(
 
 
 def read(section: DataSection, progress: OnProgress | None) -> Raw:
-    """The official splits.
+    """Returns the official splits.
 
     Raises:
         DataError: A file is missing or damaged.

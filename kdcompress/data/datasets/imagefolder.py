@@ -52,7 +52,7 @@ class _FileCheck:
 
 
 def read(section: DataSection, progress: OnProgress | None) -> Raw:
-    """The folder's images, those that cannot be read left out.
+    """Returns the folder's images without those that cannot be read.
 
     Up to `data.max_broken` of all image files may be broken: that share rounded down, but at least one file
     unless it is 0.
@@ -99,7 +99,7 @@ def read(section: DataSection, progress: OnProgress | None) -> Raw:
 
 
 def class_names(section: DataSection) -> tuple[str, ...]:
-    """The classes that the folder tells, no image opened; none where it holds images alone.
+    """Returns the class names from the folder names; none if the folder holds images only.
 
     Raises:
         DataError: There is no such folder, or no classes can be told from it.
@@ -112,7 +112,7 @@ def class_names(section: DataSection) -> tuple[str, ...]:
 
 
 def _unlabelled(root: Path, section: DataSection, progress: OnProgress | None) -> Raw:
-    """Every image below the folder, or below its splits, without a label."""
+    """Lists every image below the folder, or below its splits, without a label."""
     named = [name for name in image_files.folders(root) if name in _SPLITS]
     warnings: list[str] = []
     folders = {"train": ""}
@@ -151,7 +151,7 @@ def _raw(
 def _check_files(
     root: Path, splits: dict[str, _Split], section: DataSection, progress: OnProgress | None
 ) -> _FileCheck:
-    """All files of the splits, and which of them cannot be read."""
+    """Lists all files of the splits and those of them that cannot be read."""
     files = [
         image_file(root, name)
         for split in splits.values()
@@ -181,7 +181,7 @@ def _root(section: DataSection) -> Path:
 
 
 def _splits(root: Path) -> tuple[dict[str, _Split], list[str]]:
-    """The folder's splits under the names `train`, `held_out` and `test`, and what to warn of."""
+    """Returns the folder's splits by the names `train`, `held_out` and `test`, and warnings."""
     folders = image_files.folders(root)
     if not folders:
         raise DataError(f"data.root: {root}: the folder is empty; a folder per class is expected")
@@ -199,7 +199,7 @@ def _splits(root: Path) -> tuple[dict[str, _Split], list[str]]:
 
 
 def _split_folders(root: Path, named: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Which folder is which split, train/ being there, and what to warn of."""
+    """Maps splits to folders, if there is a train/, and returns warnings."""
     vals = [name for name in named if name in _VAL]
     if len(vals) > 1:
         raise DataError(f"data.root: {root}: {quote_names(vals)} mean the same split; keep one")

@@ -33,7 +33,7 @@ _PAD = 2  # the digits are centred with a margin of 4: a shift by more would pus
 
 
 def read(section: DataSection, progress: OnProgress | None) -> Raw:
-    """The official splits.
+    """Returns the official splits.
 
     Raises:
         DataError: A file is missing or damaged.

@@ -128,6 +128,18 @@ def gates(file: ExecuTorchModel, opset: int | None) -> list[Gate]:
     ]
 
 
+def describe(path: Path) -> dict[str, Any]:
+    """Reads `params`, `macs` and `shape` of a program; one of other tools has its image size alone.
+
+    Args:
+        path: The file.
+    """
+    file = open_(path)
+    known = {key: file.metadata.get(onnx.PREFIX + key) for key in ("params", "macs")}
+    sizes = {key: None if value is None else int(value) for key, value in known.items()}
+    return {**sizes, "shape": tuple(int(size) for size in file.input_shape[1:] if size is not None)}
+
+
 class ExecuTorchModel:
     """Computes logits or features of images in [0, 1] through ExecuTorch.
 

@@ -18,13 +18,13 @@ GUARD = 1e-7
 
 @full_precision
 def embedding(features_BD: Tensor, weight_ED: Tensor, bias_E: Tensor) -> Tensor:
-    """A linear map followed by division by the L2 norm: unit rows `[B, E]`."""
+    """Applies a linear map and divides each row by its L2 norm; returns `[B, E]`."""
     return F.normalize(F.linear(features_BD, weight_ED, bias_E), dim=1)
 
 
 @full_precision
 def bank_scores(embedding_BE: Tensor, bank_NE: Tensor, columns_BM: Tensor, temperature: float) -> Tensor:
-    """exp(⟨embedding, remembered embedding⟩ / temperature), not normalised.
+    """Computes exp(⟨embedding, stored embedding⟩ / temperature), not normalised.
 
     Args:
         embedding_BE: `[B, E]` unit rows; gradients reach it.
@@ -47,7 +47,7 @@ def bank_scores(embedding_BE: Tensor, bank_NE: Tensor, columns_BM: Tensor, tempe
 
 @full_precision
 def noise_contrastive(scores_BM: Tensor, size: int) -> Tensor:
-    """Binary decisions between one positive and K negatives, summed over the columns, mean over rows.
+    """Computes the noise-contrastive loss of one positive and K negatives: sum over columns, mean over rows.
 
     With c = K/N, P the positive's score and P' a negative's:
     −log(P / (P + c + 1e-7)) − Σ log(c / (P' + c + 1e-7)).

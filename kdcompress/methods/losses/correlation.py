@@ -16,13 +16,13 @@ column of tiny probabilities, whose correlation would otherwise count, and push,
 def inter_class(
     student_BK: Tensor, teacher_BK: Tensor, temperature: float, *, squared_factor: bool = True
 ) -> Tensor:
-    """T² · mean over rows of (1 - the correlation of the two softmaxes over the classes).
+    """Computes T² · mean over rows of (1 - correlation of both softmaxes over the classes).
 
     Args:
         student_BK: `[B, K]` logits.
         teacher_BK: `[B, K]` logits, detached by the caller.
         temperature: T > 0, of both softmaxes.
-        squared_factor: Whether the factor T² stands before it: the code has it, the paper's listing does not.
+        squared_factor: True to multiply by T², as the code does and the paper's listing does not.
 
     Returns:
         Scalar in [0, 2·T²]; 0 when every row of probabilities is a positive multiple of the other network's,
@@ -38,13 +38,13 @@ def inter_class(
 def intra_class(
     student_BK: Tensor, teacher_BK: Tensor, temperature: float, *, squared_factor: bool = True
 ) -> Tensor:
-    """T² · mean over classes of (1 - the correlation of the two columns of probabilities over the batch).
+    """Computes T² · mean over classes of (1 - correlation of both probabilities over the batch).
 
     Args:
         student_BK: `[B, K]` logits of the whole batch: it is no mean over rows.
         teacher_BK: `[B, K]` logits, detached by the caller.
         temperature: T > 0, of both softmaxes.
-        squared_factor: As in `inter_class`.
+        squared_factor: True to multiply by T², as the code does.
 
     Returns:
         Scalar in [0, 2·T²]; 0 when every column is a positive multiple of the other network's, plus a

@@ -11,7 +11,7 @@ from kdcompress.methods.losses.widening import full_precision
 
 @full_precision
 def tckd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float | Tensor) -> Tensor:
-    """T² · KL(teacher ‖ student) between (labelled class, all others together), mean over labelled rows.
+    """Computes T² · KL(teacher ‖ student) of (labelled class, all others summed), mean over labelled rows.
 
     Written in log space: the authors take the logarithm of a softmax, which is -inf once a class saturates.
 
@@ -34,7 +34,7 @@ def tckd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: 
 
 @full_precision
 def nckd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float | Tensor) -> Tensor:
-    """T² · KL(teacher ‖ student) between the softmaxes over all classes but the labelled one.
+    """Computes T² · KL(teacher ‖ student) of the softmaxes over all classes but the labelled one.
 
     The labelled column is dropped. The authors push it down by 1000 instead, which leaves teacher
     probabilities of exactly 0 and with them a NaN gradient of a learnt temperature.
@@ -57,13 +57,13 @@ def nckd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: 
 
 
 def _target_against_rest(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """`[B, 2]` logits of the two-way softmax."""
+    """Returns the logits `[B, 2]` of labelled class against all others."""
     target_B1 = logits_BK.gather(1, labels_B.clamp(min=0).unsqueeze(1))
     return torch.cat([target_B1, _without_target(logits_BK, labels_B).logsumexp(1, keepdim=True)], dim=1)
 
 
 def _without_target(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """`[B, K - 1]`. By indices and not by a mask, whose count a device would have to report back."""
+    """Returns `[B, K - 1]`, by indices: a mask would make the device report its count."""
     columns = torch.arange(logits_BK.shape[1] - 1, device=logits_BK.device).unsqueeze(0)
     return logits_BK.gather(1, columns + (columns >= labels_B.clamp(min=0).unsqueeze(1)))
 

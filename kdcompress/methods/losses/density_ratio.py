@@ -17,7 +17,7 @@ def density_ratio(real_B: Tensor, generated_B: Tensor, penalty_weight: float) ->
 
     Args:
         real_B: `[B]` or `[B, 1]`, the network's ratios p_real / p_generated ≥ 0 of real images.
-        generated_B: Of generated images, as many or not.
+        generated_B: `[B']` or `[B', 1]`, the ratios of generated images.
         penalty_weight: ≥ 0; 0.01 in the paper. Under the generated images' density the true ratio has mean 1.
 
     Returns:

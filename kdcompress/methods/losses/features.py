@@ -10,7 +10,7 @@ from kdcompress.methods.losses.widening import full_precision
 
 @full_precision
 def euclidean(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """The Euclidean norm of the whole `[B, D]` difference: not squared, not averaged.
+    """Computes the Euclidean norm of the whole `[B, D]` difference: not squared, not averaged.
 
     The gradient has norm 1 whatever the distance or the batch; at distance 0 it is 0.
 

@@ -14,7 +14,7 @@ CLOSEST = 1e-6
 
 @full_precision
 def mutual_distances(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
-    """Smooth-L1 (beta 1) between two matrices of distances, mean over all B² entries.
+    """Computes smooth L1 (beta 1) between two distance matrices, mean over all B² entries.
 
     Each network's Euclidean distances are divided by their own mean over the pairs of different rows, so
     neither the scale nor the width of the features matters.
@@ -37,7 +37,7 @@ def mutual_distances(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
 
 @full_precision
 def mutual_angles(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
-    """Smooth-L1 (beta 1) between two tensors of cosines, mean over all B³ entries.
+    """Computes smooth L1 (beta 1) between two cosine tensors, mean over all B³ entries.
 
     Entry (i, j, k) is the cosine of the angle between rows j and k as seen from row i. It is 0, without a
     gradient, where j or k is closer to i than `CLOSEST`. Memory per network: B²·D and B³ numbers.

@@ -9,7 +9,7 @@ from kdcompress.methods.losses.widening import full_precision
 
 
 def joint_labels(labels_B: Tensor) -> Tensor:
-    """The joint labels of the rows that `four_rotations` gives.
+    """Computes the joint labels of the rows that `four_rotations` returns.
 
     Args:
         labels_B: `[B]` int64; -1 means no label.

@@ -12,7 +12,7 @@ from kdcompress.methods.losses.widening import full_precision
 def cross_entropy(
     logits_BK: Tensor, labels_B: Tensor, class_weights_K: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy with the labels, mean over the rows that have one.
+    """Computes the cross-entropy with the labels, mean over the labelled rows.
 
     Args:
         logits_BK: `[B, K]`.
@@ -33,7 +33,7 @@ def cross_entropy(
 
 @full_precision
 def kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float | Tensor, *, shift: float = 0.0) -> Tensor:
-    """T² · KL(teacher ‖ student) of softened logits, summed over classes, mean over rows.
+    """Computes T² · KL(teacher ‖ student) of softened logits: sum over classes, mean over rows.
 
     Args:
         student_BK: `[B, K]` logits.
@@ -54,7 +54,7 @@ def kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float | Tensor, *, s
 def kl_rows(
     student_BK: Tensor, teacher_BK: Tensor, temperature: float | Tensor, *, shift: float = 0.0
 ) -> Tensor:
-    """`kl` before its mean: `[B]`, each row with its factor T²; for the losses that are made of it."""
+    """Computes `kl` before its mean: `[B]`, each row with its factor T²."""
     log_student = F.log_softmax(student_BK / temperature, dim=1)
     log_teacher = F.log_softmax(teacher_BK / temperature, dim=1)
     target = log_teacher.exp()
@@ -66,7 +66,7 @@ def kl_rows(
 
 @full_precision
 def guarded_kl(student_BK: Tensor, teacher_BK: Tensor, guard: float) -> Tensor:
-    """KL(teacher ‖ student) at T = 1 with the guards of the DML authors' TensorFlow expression.
+    """Computes KL(teacher ‖ student) at T = 1 with the guards of the DML authors' TensorFlow code.
 
     Args:
         student_BK: `[B, K]` logits.
@@ -85,7 +85,7 @@ def guarded_kl(student_BK: Tensor, teacher_BK: Tensor, guard: float) -> Tensor:
 
 @full_precision
 def soft_cross_entropy(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy between softened distributions, mean over rows, without a factor of T².
+    """Computes the cross-entropy of softened distributions, mean over rows, without a factor of T².
 
     Its gradient is that of `kl` divided by T²; its value is larger by the target's entropy.
 

@@ -10,7 +10,7 @@ from kdcompress.methods.losses.widening import full_precision
 
 @full_precision
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """The squared difference, mean over all elements.
+    """Computes the mean squared difference over all elements.
 
     Args:
         student: Any shape, rows first.
@@ -30,7 +30,7 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 @full_precision
 def attention_transfer(student_BCHW: Tensor, teacher_BCHW: Tensor, power: float = 2.0) -> Tensor:
-    """The squared difference of two attention maps, mean over rows and positions.
+    """Computes the squared difference of two attention maps, mean over rows and positions.
 
     An attention map is the mean over channels of |f|^power, flattened and divided by its L2 norm. Where the
     sizes differ, the larger map is averaged down to the smaller one first (adaptively).
@@ -65,7 +65,7 @@ def _attention(map_BCHW: Tensor, size: tuple[int, int], power: float) -> Tensor:
 
 @full_precision
 def activation_boundaries(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
-    """Squared distance of pre-activations to the side of the teacher's sign, summed, mean over rows.
+    """Computes the squared hinge loss of pre-activations to the teacher's signs: sum, mean over rows.
 
     An element costs max(0, margin - s)² where the teacher is above 0, and max(0, margin + s)² elsewhere (a
     teacher of exactly 0 counts as inactive).
@@ -90,7 +90,7 @@ def activation_boundaries(student: Tensor, teacher: Tensor, margin: float = 1.0)
 
 @full_precision
 def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
-    """The squared difference of two matrices of similarities between the images of a batch, over B².
+    """Computes the squared difference of two `[B, B]` similarity matrices, divided by B².
 
     A network's matrix is the Gram matrix `[B, B]` of its flattened maps, each row divided by its L2 norm.
 

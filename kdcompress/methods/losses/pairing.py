@@ -42,7 +42,7 @@ class Pair:
 
 
 def pairs(student: Activations, teacher: Activations) -> tuple[Pair, ...]:
-    """The stages of two networks, paired by the resolution of their maps.
+    """Pairs the stages of two networks by the resolution of their maps.
 
     The deepest stage pairs with the deepest, whatever their sizes. Of the others, those pair whose heights
     and widths differ by less than a factor of √2 (33 pixels halve to 17 in one network and to 16 in another);
@@ -64,7 +64,7 @@ def pairs(student: Activations, teacher: Activations) -> tuple[Pair, ...]:
 
 
 def pairs_of_one_size(student: Activations, teacher: Activations) -> tuple[Pair, ...]:
-    """The pairs whose maps have exactly the same height and width, for losses between the maps' pixels.
+    """Pairs the stages whose maps have the same height and width, for losses between pixels.
 
     Other than in `pairs`, the deepest stages are no exception: where a student halves its maps once more
     than its teacher, the teacher's deepest stage pairs with the student's of that size.
@@ -76,12 +76,12 @@ def pairs_of_one_size(student: Activations, teacher: Activations) -> tuple[Pair,
     Returns:
         Shallow to deep, each stage at most once; may be empty.
     """
-    found = _by_resolution(student, teacher, list(student.stages), list(teacher.stages))
-    return tuple(each for each in found if each.same_size)
+    matches = _by_resolution(student, teacher, list(student.stages), list(teacher.stages))
+    return tuple(each for each in matches if each.same_size)
 
 
 def pair(student: Activations, teacher: Activations, ours: str, theirs: str) -> Pair:
-    """The pair of two stages that somebody named.
+    """Pairs two stages by name.
 
     Args:
         student: Its `shapes()`.
@@ -106,21 +106,21 @@ def stage_maps(model: str, shapes: Activations) -> str:
 def _by_resolution(
     student: Activations, teacher: Activations, ours: list[str], theirs: list[str]
 ) -> list[Pair]:
-    """A walk from the deepest stages upwards that leaves out whichever map is smaller than the other."""
-    found: list[Pair] = []
+    """Pairs stages from the deepest upwards; of two maps that do not match, the smaller is skipped."""
+    matches: list[Pair] = []
     ours, theirs = list(ours), list(theirs)
     while ours and theirs:
         last = pair(student, teacher, ours[-1], theirs[-1])
         (_, h, w), (_, height, width) = last.student_shape, last.teacher_shape
         if max(h / height, height / h, w / width, width / w) < sqrt(2):
-            found.append(last)
+            matches.append(last)
             ours.pop()
             theirs.pop()
         elif h * w < height * width:
             ours.pop()
         else:
             theirs.pop()
-    return found[::-1]
+    return matches[::-1]
 
 
 def _shape(shapes: Activations, stage: str) -> tuple[int, int, int]:

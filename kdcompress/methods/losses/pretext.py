@@ -12,7 +12,7 @@ from kdcompress.methods.losses.widening import full_precision
 
 
 def turned_views(views_BCHW: Sequence[Tensor]) -> Tensor:
-    """Four augmentations of the same images, the k-th turned by k quarters.
+    """Rotates view k of each image by k quarter turns, for four views.
 
     Args:
         views_BCHW: Four views of square images, H = W.
@@ -26,7 +26,7 @@ def turned_views(views_BCHW: Sequence[Tensor]) -> Tensor:
 
 
 def rotation_rows(rows_RD: Tensor) -> Tensor:
-    """The `[3·B, D]` rows of turned images among the `[4·B, D]` of `turned_views`, in their order."""
+    """Selects the `[3·B, D]` rows of rotated images from the `[4·B, D]` rows of `turned_views`."""
     return rows_RD.reshape(-1, 4, rows_RD.shape[1])[:, 1:].flatten(0, 1)
 
 
@@ -44,13 +44,13 @@ def turned_cosines(rows_RD: Tensor) -> Tensor:
 
 
 def own_images(cosines_AB: Tensor) -> Tensor:
-    """The column of each row's own image in `turned_cosines`: `[3·B]` int64."""
+    """Returns the column of each row's own image in `turned_cosines`: `[3·B]` int64."""
     return torch.arange(cosines_AB.shape[1], device=cosines_AB.device).repeat_interleave(3)
 
 
 @full_precision
 def own_image_cross_entropy(rows_RD: Tensor) -> Tensor:
-    """Cross-entropy of each turned image with its own upright one as the class, of all in the batch.
+    """Computes the cross-entropy of finding a rotated image's upright version among those of the batch.
 
     Args:
         rows_RD: `[4·B, D]`, of what `turned_views` gives.

@@ -15,13 +15,13 @@ from kdcompress.methods.losses.widening import full_precision
 
 @full_precision
 def unit_rows(rows_BD: Tensor) -> Tensor:
-    """The rows divided by their L2 norms: `[B, D]`; a row of zeros stays one."""
+    """Divides the rows `[B, D]` by their L2 norms; a row of zeros stays zero."""
     return F.normalize(rows_BD, dim=1)
 
 
 @full_precision
 def queue_logits(embedding_BD: Tensor, own_BD: Tensor, queue_DQ: Tensor, temperature: float) -> Tensor:
-    """Inner products with the image's own target and with the queue, divided by the temperature.
+    """Computes inner products with the image's own target and with the queue, over the temperature.
 
     Never in half precision: at a temperature of 1e-4 its rounding alone is ±10 in a logit.
 

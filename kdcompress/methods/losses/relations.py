@@ -12,7 +12,7 @@ from kdcompress.methods.losses.widening import full_precision
 
 @full_precision
 def cosine_alignment(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """2 - 2 · cosine, mean over rows: the squared distance of the unit vectors.
+    """Computes 2 - 2 · cosine, mean over rows: the squared distance of unit vectors.
 
     Args:
         student_BD: `[B, D]`.
@@ -29,7 +29,7 @@ def cosine_alignment(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 @full_precision
 def squared_alignment(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """Squared Euclidean distance, summed over the features, mean over rows.
+    """Computes the squared Euclidean distance: sum over features, mean over rows.
 
     Args:
         student_BD: `[B, D]`.
@@ -52,7 +52,7 @@ def relation_kl(
     teacher_NE: Tensor,
     temperature: float,
 ) -> Tensor:
-    """KL(teacher ‖ student) of each row's softmax over its cosines with the N others, without T².
+    """Computes KL(teacher ‖ student) of each row's softmaxed cosines with the N plain images, without T².
 
     Args:
         student_AD: `[A, D]`, of augmented images.
@@ -81,7 +81,7 @@ def supervised_contrast(
     *,
     across: bool = False,
 ) -> Tensor:
-    """Supervised contrast: −log probability of rows of the anchor's class, for anchors of both networks.
+    """Computes the supervised contrastive loss, with anchors from both networks.
 
     Args:
         student_BD: `[B, D]`, not yet of unit length.

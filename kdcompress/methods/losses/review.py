@@ -13,7 +13,7 @@ PYRAMID = (4, 2, 1)
 
 @full_precision
 def hierarchical_context(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Squared differences of two maps at full size and averaged down, as a weighted mean.
+    """Computes the weighted mean of squared differences of two maps at several scales.
 
     Each scale is a mean over all elements. Full size weighs 1; each of the sides 4, 2 and 1 that is smaller
     than the map weighs half of the scale before it; the sum is divided by the weights' sum.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def four_rotations(images_BCHW: Tensor) -> Tensor:
-    """Each image turned by 0, 90, 180 and 270 degrees.
+    """Rotates each image by 0, 90, 180 and 270 degrees.
 
     Args:
         images_BCHW: Square images, H = W.

@@ -43,15 +43,15 @@ def top_ratio_correct(ranks_R: Tensor, ratio: float) -> Tensor:
     """
     wrong = (ranks_R > 0).sum()
     # Stays on the device: reading the count would wait for it. In float64, like a Python number.
-    kept = len(ranks_R) - wrong + (wrong.double() * ratio).floor()
+    count = len(ranks_R) - wrong + (wrong.double() * ratio).floor()
     place_R = torch.empty_like(ranks_R)
     place_R[ranks_R.argsort(stable=True)] = torch.arange(len(ranks_R), device=ranks_R.device)
-    return place_R < kept
+    return place_R < count
 
 
 @full_precision
 def masked_kl(student_RK: Tensor, teacher_RK: Tensor, kept_R: Tensor, temperature: float) -> Tensor:
-    """T² · KL(teacher ‖ student) of softened scores, summed over columns, mean over the kept rows.
+    """Computes T² · KL(teacher ‖ student) of softened scores: sum over columns, mean over kept rows.
 
     Args:
         student_RK: `[R, K]` logits or similarities.

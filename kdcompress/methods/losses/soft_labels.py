@@ -13,7 +13,7 @@ from kdcompress.methods.losses.widening import full_precision
 
 @full_precision
 def smoothed_soft_labels(classes_BM: Tensor, probabilities_BM: Tensor, num_classes: int) -> Tensor:
-    """Whole distributions in which the mass that was not kept lies evenly on the other classes.
+    """Builds full distributions; the probability that is not stored is spread over the other classes.
 
     Args:
         classes_BM: `[B, M]` int64, distinct within a row, M < K.
@@ -27,15 +27,15 @@ def smoothed_soft_labels(classes_BM: Tensor, probabilities_BM: Tensor, num_class
         Shen & Xing, A Fast Knowledge Distillation Framework for Visual Recognition (FKD), ECCV 2022,
         "marginal smoothing"; the authors' code.
     """
-    kept = classes_BM.shape[1]
-    assert kept < num_classes, f"{kept} of {num_classes} classes leave none to spread the rest over"
-    rest_B1 = (1 - probabilities_BM.sum(1, keepdim=True)).clamp(min=0) / (num_classes - kept)
+    stored = classes_BM.shape[1]
+    assert stored < num_classes, f"{stored} of {num_classes} classes leave none to spread the rest over"
+    rest_B1 = (1 - probabilities_BM.sum(1, keepdim=True)).clamp(min=0) / (num_classes - stored)
     return rest_B1.repeat(1, num_classes).scatter(1, classes_BM, probabilities_BM)
 
 
 @full_precision
 def renormalised_soft_labels(classes_BM: Tensor, probabilities_BM: Tensor, num_classes: int) -> Tensor:
-    """Whole distributions in which the kept classes share all of the mass, and the others have none.
+    """Builds full distributions; the stored classes share all the probability, others get 0.
 
     Args:
         classes_BM: `[B, M]` int64, distinct within a row.
@@ -54,7 +54,7 @@ def renormalised_soft_labels(classes_BM: Tensor, probabilities_BM: Tensor, num_c
 
 @full_precision
 def soft_label_cross_entropy(student_BK: Tensor, target_BK: Tensor) -> Tensor:
-    """Cross-entropy with given distributions at T = 1, mean over rows.
+    """Computes the cross-entropy with target distributions at T = 1, mean over rows.
 
     Args:
         student_BK: `[B, K]` logits.

@@ -9,7 +9,7 @@ from kdcompress.methods.losses.widening import full_precision
 
 @full_precision
 def standardized(logits_BK: Tensor) -> Tensor:
-    """Each row less its mean, over (its standard deviation + 1e-7); gradients go through both.
+    """Computes z-scores of each row; gradients go through mean and deviation.
 
     Args:
         logits_BK: `[B, K]`, K ≥ 2.

@@ -11,16 +11,16 @@ Curriculum = Literal["cosine", "linear", "linear_reference"]
 
 
 def learnt_temperature(raw: Tensor, start: float, width: float, gradient_factor: float) -> Tensor:
-    """T = start + width · σ(raw), whose gradient reaches `raw` times a factor.
+    """Computes T = start + width · σ(raw); the gradient of `raw` is multiplied by a factor.
 
     Args:
         raw: Unbounded, of any shape.
         start: The lowest T.
-        width: Of the range of T.
+        width: Width of the range of T.
         gradient_factor: λ; below 0, a descent of the loss by everything else is an ascent by `raw`.
 
     Returns:
-        Of the shape of `raw`, in (start, start + width).
+        T, in the shape of `raw`, in (start, start + width).
 
     Source:
         Li et al., Curriculum Temperature for Knowledge Distillation, AAAI 2023. In the authors' code too the
@@ -32,7 +32,7 @@ def learnt_temperature(raw: Tensor, start: float, width: float, gradient_factor:
 
 
 def reversal(epoch: int, ramp_epochs: int, curriculum: Curriculum, *, start: float, end: float) -> float:
-    """λ of an epoch: from `start` to `end` over a ramp, `end` from then on.
+    """Computes λ of an epoch: from `start` to `end` over a ramp, then `end`.
 
     Args:
         epoch: Counted from 1; 0 gives `start`.
@@ -48,9 +48,9 @@ def reversal(epoch: int, ramp_epochs: int, curriculum: Curriculum, *, start: flo
     Source:
         Li et al., Curriculum Temperature for Knowledge Distillation, AAAI 2023; the authors' code.
     """
-    done = min(epoch, ramp_epochs) / ramp_epochs
+    progress = min(epoch, ramp_epochs) / ramp_epochs
     if curriculum == "cosine":
-        return (1 + math.cos(math.pi * done)) / 2 * (start - end) + end
+        return (1 + math.cos(math.pi * progress)) / 2 * (start - end) + end
     if curriculum == "linear":
-        return start + (end - start) * done
+        return start + (end - start) * progress
     return (end - start) * min(epoch, ramp_epochs - 1) / ramp_epochs

@@ -1,4 +1,4 @@
-"""Terms that keep embeddings spread out, for learning from pairs of equal meaning without negatives."""
+"""Losses that keep embeddings spread out, for learning from positive pairs without negatives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VARIANCE_FLOOR = 1e-4
 
 @full_precision
 def variance_shortfall(rows_BD: Tensor) -> Tensor:
-    """Shortfall of each feature's standard deviation over the batch below 1, mean over features.
+    """Computes how far each feature's standard deviation is below 1, mean over features.
 
     Args:
         rows_BD: `[B, D]`, B ≥ 2; variances are those with B − 1.
@@ -30,7 +30,7 @@ def variance_shortfall(rows_BD: Tensor) -> Tensor:
 
 @full_precision
 def covariance_energy(rows_BD: Tensor) -> Tensor:
-    """Squared covariances between different features, summed over the pairs, divided by D.
+    """Sums the squared covariances between different features and divides by D.
 
     Args:
         rows_BD: `[B, D]`, B ≥ 2; covariances are those with B − 1.
@@ -56,14 +56,14 @@ def squeeze(
     variance_weight: float = 10.0,
     covariance_weight: float = 1.0,
 ) -> Tensor:
-    """The student's embedding of a generated image is held to what the generator knew of it.
+    """Compares the student's embeddings of generated images with the generator's squeezed features.
 
     Args:
-        generator_BD: `[B, D]`, squeezed features of the generator; similarity alone reaches it.
-        student_BD: `[B, D]`, of the generated images; the only side that is kept spread out.
-        similarity_weight: Of the squared difference, mean over all elements.
-        variance_weight: Of `variance_shortfall`.
-        covariance_weight: Of `covariance_energy`.
+        generator_BD: `[B, D]`, squeezed features of the generator; only the similarity has a gradient to it.
+        student_BD: `[B, D]` embeddings of the generated images.
+        similarity_weight: Weight of the mean squared difference.
+        variance_weight: Weight of `variance_shortfall`.
+        covariance_weight: Weight of `covariance_energy`.
 
     Returns:
         Scalar ≥ 0.
@@ -84,14 +84,14 @@ def span(
     variance_weight: float = 10.0,
     covariance_weight: float = 1.0,
 ) -> Tensor:
-    """The student's embeddings of two crops of a real image are held to each other, both kept spread out.
+    """Compares the student's embeddings of two crops of an image and keeps both spread out.
 
     Args:
         first_BD: `[B, D]`.
         second_BD: `[B, D]`, of the same images.
-        similarity_weight: Of the squared difference, mean over all elements.
-        variance_weight: Of the sum of both sides' `variance_shortfall`.
-        covariance_weight: Of the sum of both sides' `covariance_energy`.
+        similarity_weight: Weight of the mean squared difference.
+        variance_weight: Weight of the sum of both sides' `variance_shortfall`.
+        covariance_weight: Weight of the sum of both sides' `covariance_energy`.
 
     Returns:
         Scalar ≥ 0; the same with the sides exchanged.

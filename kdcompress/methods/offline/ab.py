@@ -95,7 +95,7 @@ class AB(FeatureKD):
         return frozenset({"pre"}), frozenset({"pre"})
 
     def parameter_sets(self) -> dict[str, ParameterSet]:
-        """The student's features and the rest of it (its classifier), and connectors if there are any."""
+        """Names the student's features, the rest of it (its classifier), and connectors if there are any."""
         trainable = [p for p in self.networks.student.network.parameters() if p.requires_grad]
         features = self._makes_maps(trainable)
         sets = {
@@ -106,7 +106,7 @@ class AB(FeatureKD):
         return {name: ParameterSet(tuple(parameters)) for name, parameters in sets.items() if parameters}
 
     def phases(self) -> list[Phase]:
-        """First boundaries, then labels."""
+        """Lists the phases boundaries and labels."""
         sets, share = self.parameter_sets(), self.config.initial_share
         return [
             Phase("boundaries", share, tuple(name for name in sets if name != "rest")),
@@ -114,16 +114,16 @@ class AB(FeatureKD):
         ]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Term boundaries in the first phase; ce and kd in the second."""
+        """Computes boundaries in the first phase, ce and kd in the second."""
         if self.phase == "boundaries":
             return {"boundaries": self._boundaries(batch)}
         assert self.networks.teacher is not None
         logits = self.networks.student(batch.images).logits
-        taught = self.networks.teacher(batch.views[0]).logits if self.config.kd_weight else None
-        return self.label_terms(logits, taught, batch.labels)
+        teacher_logits = self.networks.teacher(batch.views[0]).logits if self.config.kd_weight else None
+        return self.label_terms(logits, teacher_logits, batch.labels)
 
     def boundaries(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
-        """The weighted boundary loss of each pair.
+        """Computes the weighted boundary loss of each pair.
 
         Args:
             student: Pre-activations `[B, C, H, W]`, connected, shallow to deep.
@@ -140,21 +140,22 @@ class AB(FeatureKD):
         student = self.networks.student
         images = torch.zeros(2, student.channels, *student.image_size, device=student.device)
         with undisturbed(student.network), torch.enable_grad():
-            seen = student(images, frozenset({"pre"})).pre
-            total = torch.stack([seen[pair.student].sum() for pair in self.pairs]).sum()
+            maps = student(images, frozenset({"pre"})).pre
+            total = torch.stack([maps[pair.student].sum() for pair in self.pairs]).sum()
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         return [gradient is not None for gradient in gradients]
 
     def _boundaries(self, batch: Batch) -> Tensor:
         assert self.networks.teacher is not None
         student = self.networks.student
-        seen = student(batch.images, frozenset({"pre"})).pre
-        taught = self.networks.teacher(batch.views[0], frozenset({"pre"})).pre
+        ours = student(batch.images, frozenset({"pre"})).pre
+        theirs = self.networks.teacher(batch.views[0], frozenset({"pre"})).pre
         for stage, connector in self.connectors.items():
             with student.autocast():
-                seen[stage] = connector(seen[stage])
+                ours[stage] = connector(ours[stage])
         each = self.boundaries(
-            [seen[pair.student] for pair in self.pairs], [taught[pair.teacher] for pair in self.pairs]
+            [ours[pair.student] for pair in self.pairs],
+            [theirs[pair.teacher] for pair in self.pairs],
         )
         return torch.stack(each).sum()
 

@@ -81,7 +81,7 @@ class AT(FeatureKD):
         return {"attention": self.attention(student, teacher)}
 
     def attention(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """The weighted sum over pairs of maps `[B, C, H, W]`."""
+        """Computes the weighted attention loss, summed over pairs of maps `[B, C, H, W]`."""
         each = [
             losses.attention_transfer(s, t, self.config.power) for s, t in zip(student, teacher, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation (Tian et al., ICLR 2020): tells images apart by embeddings."""
+"""Contrastive representation distillation (Tian et al., ICLR 2020): contrasts the embeddings of images."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ class CRD(FeatureKD):
     """ce_weight · CE(labels) + weight · (student's + teacher's contrastive loss) + kd_weight · KL.
 
     Each network's pooled vector goes through a linear map to a unit embedding. A bank per network remembers
-    the embeddings of all training images; the student's embedding is told apart in the teacher's bank, the
-    teacher's in the student's. The linear maps are trained and thrown away with the banks.
+    the embeddings of all training images. The student's embedding is contrasted with the teacher's bank, and
+    the teacher's with the student's: the image itself is the positive, images of other classes are the
+    negatives. Maps and banks are discarded after the training.
 
     Source:
         Tian, Krishnan & Isola, Contrastive Representation Distillation, ICLR 2020, and the authors' code.
         There the negatives of a row are drawn by the loader, without replacement where that is possible; here
-        on the device, with replacement, from the same images. Banks, normalisation and counters are part of
-        the checkpoint, which they are not there, and the same in every process.
+        on the device, with replacement, from the same images. Here banks, normalisation and counters are
+        saved in the checkpoint and are equal in all processes; the authors' code does not save them.
     """
 
     PRESETS: ClassVar[dict[str, Preset]] = {
@@ -73,7 +74,7 @@ class CRD(FeatureKD):
         weight: float = Field(0.8, gt=0)
         """Weight of the sum of both sides."""
         negatives: int = Field(16384, ge=1)
-        """K: images of other classes that each row meets."""
+        """Images of other classes that each row is contrasted with."""
         contrast_temperature: float = Field(0.07, gt=0)
         """Inner products of embeddings are divided by it."""
         momentum: float = Field(0.5, ge=0, lt=1)
@@ -140,7 +141,7 @@ class CRD(FeatureKD):
         return replace(super().needs(config), labels=True, unlabelled=False)
 
     def on_epoch_start(self, epoch: int, epochs: int) -> None:
-        """Also called first after a resume: learns whether the normalisation is set."""
+        """Reads from the state if the normalisation is set; also called first after a resume."""
         super().on_epoch_start(epoch, epochs)
         # Asked here and not at every step, which would wait for the device.
         self._normalised = bool(self.normalisation.all())
@@ -155,7 +156,7 @@ class CRD(FeatureKD):
     def contrast(
         self, student_BD: Tensor, teacher_BD: Tensor, indices_B: Tensor, columns_BM: Tensor
     ) -> Tensor:
-        """The weighted term of given pooled vectors, which `after_step` will remember.
+        """Computes the weighted term; `after_step` stores the embeddings in the banks.
 
         Args:
             student_BD: `[B, D]`.
@@ -171,7 +172,7 @@ class CRD(FeatureKD):
         return self.config.weight * torch.stack(each).sum()
 
     def embeddings(self, student_BD: Tensor, teacher_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """The unit embeddings `[B, E]` of both networks' pooled vectors."""
+        """Computes the unit embeddings `[B, E]` of both networks' pooled vectors."""
         ours, theirs = self.embed_student, self.embed_teacher
         return (
             losses.embedding(student_BD, ours.weight, ours.bias),
@@ -179,7 +180,7 @@ class CRD(FeatureKD):
         )
 
     def scores(self, ours_BE: Tensor, theirs_BE: Tensor, columns_BM: Tensor) -> tuple[Tensor, Tensor]:
-        """The normalised scores `[B, 1 + K]` of the student's and of the teacher's embeddings.
+        """Computes the normalised scores `[B, 1 + K]` of the student's and of the teacher's embeddings.
 
         The first call sets the normalisation: the mean of the scores times the number of images.
         """
@@ -195,7 +196,7 @@ class CRD(FeatureKD):
         return raw[0] / self.normalisation[0], raw[1] / self.normalisation[1]
 
     def columns(self, indices_B: Tensor) -> Tensor:
-        """Which rows of a bank each image meets in this step: itself, then K images of other classes.
+        """Draws the bank rows that each image is compared with: its own, then K of other classes.
 
         Determined by the run's seed, the step and the image, whichever process draws them.
 
@@ -221,7 +222,7 @@ class CRD(FeatureKD):
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
-        """Both banks remember what the step's batches, in all processes, were embedded as."""
+        """Updates both banks with the embeddings of the step's batches, from all processes."""
         for indices_B, *embeddings in self._unremembered:
             indices_B = self.gather(indices_B)
             for bank_NE, new_BE in zip((self.bank_student, self.bank_teacher), embeddings, strict=True):

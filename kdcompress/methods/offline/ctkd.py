@@ -91,10 +91,10 @@ class CTKD(Method):
 
         @model_validator(mode="before")
         @classmethod
-        def _weights_of_the_loss(cls, given: Any) -> Any:
-            if isinstance(given, dict) and given.get("loss") in _WEIGHTS:
-                return {**_WEIGHTS[given["loss"]], **given}
-            return given
+        def _weights_of_the_loss(cls, values: Any) -> Any:
+            if isinstance(values, dict) and values.get("loss") in _WEIGHTS:
+                return {**_WEIGHTS[values["loss"]], **values}
+            return values
 
         @model_validator(mode="after")
         def _nothing_unread(self) -> CTKD.Config:
@@ -110,7 +110,7 @@ class CTKD(Method):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """A teacher; labels for the cross-entropy and for dkd."""
+        """Requires a teacher, and labels for the cross-entropy and for dkd."""
         decoupled = config.loss == "dkd"
         return Needs(teacher=True, labels=config.ce_weight > 0 or decoupled, unlabelled=not decoupled)
 
@@ -119,7 +119,7 @@ class CTKD(Method):
         return self.terms(*self.both_logits(batch), batch.labels)
 
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
-        """The weighted terms of given logits."""
+        """Computes the weighted terms from logits `[B, K]`."""
         c = self.config
         logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
         temperature = self.temperature()
@@ -135,12 +135,12 @@ class CTKD(Method):
         return terms
 
     def temperature(self) -> Tensor:
-        """T, scalar; its gradient reaches the parameter times this epoch's λ."""
+        """Returns T, a scalar; the parameter's gradient is multiplied by this epoch's λ."""
         c = self.config
         return losses.learnt_temperature(self.raw_temperature, c.t_start, c.t_range, self.reversal())
 
     def reversal(self) -> float:
-        """λ of this epoch."""
+        """Returns λ of this epoch."""
         c = self.config
         return losses.reversal(
             self.epoch + 1, c.ramp_epochs, c.curriculum, start=c.reversal_start, end=c.reversal_end

@@ -54,7 +54,7 @@ class DIST(Method):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """A teacher, and labels unless their weight is 0."""
+        """Requires a teacher, and labels unless their weight is 0."""
         return Needs(teacher=True, labels=config.ce_weight > 0, unlabelled=True)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ class DIST(Method):
         return self.terms(*self.both_logits(batch), batch.labels)
 
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
-        """The weighted terms of given logits."""
+        """Computes the weighted terms from logits `[B, K]`."""
         c = self.config
         logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
         inter = losses.inter_class(*logits, c.temperature, squared_factor=c.squared_factor)

@@ -81,7 +81,7 @@ class DKD(Method):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """A teacher and labels, which say what is to be decoupled."""
+        """Requires a teacher and labels."""
         return Needs(teacher=True)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ class DKD(Method):
         return self.terms(*self.both_logits(batch), batch.labels)
 
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
-        """The weighted terms of given logits."""
+        """Computes the weighted terms from logits `[B, K]`."""
         c = self.config
         logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
         ramp = self.ramp()
@@ -100,5 +100,5 @@ class DKD(Method):
         }
 
     def ramp(self) -> float:
-        """The warm-up's factor in this epoch, in (0, 1]."""
+        """Returns the warm-up's factor in this epoch, in (0, 1]."""
         return min((self.epoch + 1) / max(self.config.warmup_epochs, 1), 1.0)

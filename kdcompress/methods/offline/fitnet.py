@@ -80,7 +80,7 @@ class FitNet(FeatureKD):
         return {"hint": self.config.weight * losses.mse(regressed, hint)}
 
     def _select_pair(self) -> Pair:
-        """The pair that the Config names, or the middle one of those that a regressor can join.
+        """Returns the configured pair, or the middle one of those that a regressor can connect.
 
         Raises:
             NetworkError: A stage does not exist, or no regressor joins any pair.
@@ -88,9 +88,9 @@ class FitNet(FeatureKD):
         assert self.networks.teacher is not None
         c, student, teacher = self.config, self.networks.student, self.networks.teacher
         ours, theirs = student.shapes(), teacher.shapes()
-        for key, name, known in (("guided", c.guided, ours.stages), ("hint", c.hint, theirs.stages)):
-            if name is not None and name not in known:
-                raise NetworkError(f"method.{key}: no stage {name!r}{suggest(name, known)}")
+        for key, name, stages in (("guided", c.guided, ours.stages), ("hint", c.hint, theirs.stages)):
+            if name is not None and name not in stages:
+                raise NetworkError(f"method.{key}: no stage {name!r}{suggest(name, stages)}")
         if c.guided is not None and c.hint is not None:
             pairs: tuple[Pair, ...] = (losses.pair(ours, theirs, c.guided, c.hint),)
         else:
@@ -120,16 +120,16 @@ def reachable(student_CHW: Sequence[int], teacher_CHW: Sequence[int]) -> bool:
 
 
 class Regressor(nn.Module):
-    """A convolution to the teacher's shape with batch norm and, by default, ReLU.
+    """Maps the student's map to the teacher's shape: convolution, batch norm and, by default, ReLU.
 
     A map of half the size goes through a transposed 4×4 convolution of stride 2, one of twice the size
-    through a 3×3 convolution of stride 2, any other through an unpadded one whose kernel takes away what is
-    too much (1×1 between maps of one size).
+    through a 3×3 convolution of stride 2, any other through an unpadded convolution whose kernel gives the
+    teacher's size (1×1 between maps of one size).
 
     Args:
-        student_CHW: The shape of what it is given.
-        teacher_CHW: The shape of what it gives; `reachable`.
-        activation: Whether a ReLU comes last.
+        student_CHW: Shape of the input.
+        teacher_CHW: Shape of the output; `reachable`.
+        activation: True to end with a ReLU.
     """
 
     def __init__(
@@ -150,6 +150,6 @@ class Regressor(nn.Module):
         self.activation = nn.ReLU() if activation else nn.Identity()
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
-        """The student's map, in the teacher's shape."""
+        """Returns the student's map in the teacher's shape."""
         regressed: Tensor = self.activation(self.norm(self.conv(map_BCHW)))
         return regressed

@@ -97,7 +97,7 @@ class HSAKD(SoftLabelMethod):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Both networks' logits and stage maps, and a student that can be cut; labels if CE has a weight."""
+        """Requires logits and stage maps of both networks and a student that can be split."""
         want: Want = frozenset({"logits", "stages"})
         return Needs(
             teacher=True,
@@ -110,7 +110,7 @@ class HSAKD(SoftLabelMethod):
 
     @classmethod
     def preparations(cls, config: Config) -> tuple[Preparation, ...]:
-        """The teacher's auxiliary classifiers."""
+        """Lists the training of the teacher's auxiliary classifiers."""
         heads = Preparation(
             TeacherHeads,
             TeacherHeads.Config(),
@@ -147,7 +147,7 @@ class HSAKD(SoftLabelMethod):
         joint: Mapping[str, tuple[Tensor, Tensor]],
         labels_B: Tensor,
     ) -> dict[str, Tensor]:
-        """The weighted terms of given outputs; row 4·i + k is image i turned k times.
+        """Computes the weighted terms; row 4·i + k is image i turned k times.
 
         Args:
             student_RK: `[4·B, K]` logits.

@@ -73,7 +73,7 @@ class KD(Method):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """A teacher, and labels unless their weight is 0."""
+        """Requires a teacher, and labels unless their weight is 0."""
         return Needs(teacher=True, labels=config.ce_weight > 0, unlabelled=True)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ class KD(Method):
         return self.terms(*self.both_logits(batch), batch.labels)
 
     def terms(self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
-        """The weighted terms of given logits."""
+        """Computes the weighted terms from logits `[B, K]`."""
         c = self.config
         logits = losses.maybe_standardized(student_BK, teacher_BK, standardize=c.logit_standardization)
         terms = {"kd": c.kd_weight * losses.kl(*logits, c.temperature)}

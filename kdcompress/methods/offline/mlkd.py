@@ -20,7 +20,7 @@ from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 
 
 class MLKD(SoftLabelMethod):
-    """CE and KD of the upright images, and three terms between the pooled features of all four rotations.
+    """Adds three terms between the pooled features of four rotations to CE and KD of upright images.
 
     Each rotation is of an augmentation of its own. Alignment of each student feature with the teacher's;
     correlation of the turned with the upright images (KL of softmaxed cosines); contrast of the rows of one
@@ -90,7 +90,7 @@ class MLKD(SoftLabelMethod):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Both networks' pooled features; labels if cross-entropy or contrast has a weight."""
+        """Requires both networks' pooled features; labels if cross-entropy or contrast has a weight."""
         both: Want = frozenset({"logits", "pooled"})
         classifier = config.ce_weight > 0 or config.kd_weight > 0
         return Needs(
@@ -124,11 +124,11 @@ class MLKD(SoftLabelMethod):
         labels_B: Tensor,
         teacher_RK: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted terms of given outputs.
+        """Computes the weighted terms from the networks' outputs.
 
         Args:
-            logits_RK: `[4·B, K]`, of the student; row 4·i + k is image i turned k times. None of a backbone.
-            projected: Of the same rows.
+            logits_RK: `[4·B, K]`, of the student; row 4·i + k is image i turned k times. None for a backbone.
+            projected: Projections of the same rows.
             teacher_RE: `[4·B, E]` pooled features.
             labels_B: `[B]`.
             teacher_RK: `[4·B, K]`, the teacher's logits; not read where kd_weight is 0.
@@ -194,7 +194,7 @@ class Projections(nn.Module):
         self.embed_teacher = nn.Linear(teacher, width) if sup else None
 
     def forward(self, student_RD: Tensor, teacher_RE: Tensor) -> Projected:
-        """`[R, D]` and `[R, E]` pooled features to what the terms compare."""
+        """Projects the pooled features `[R, D]` and `[R, E]`."""
         contrasted = None
         if self.embed_student is not None and self.embed_teacher is not None:
             contrasted = (self.embed_student(student_RD), self.embed_teacher(teacher_RE))
@@ -210,6 +210,6 @@ def _two_layers(width: int, hidden: int, out: int) -> nn.Sequential:
 
 
 def _turned_and_upright(rows_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """`[3·B, D]` and `[B, D]`."""
+    """Splits the rows into turned `[3·B, D]` and upright `[B, D]`."""
     by_image = rows_RD.reshape(-1, 4, rows_RD.shape[1])
     return by_image[:, 1:].flatten(0, 1), by_image[:, 0]

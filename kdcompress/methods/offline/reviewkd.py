@@ -118,7 +118,7 @@ class ReviewKD(FeatureKD):
         return {"review": self.review(fused, targets)}
 
     def levels(self, seen: Activations, taught: Activations) -> tuple[list[Tensor], list[Tensor]]:
-        """The student's and the teacher's maps of each level, deepest first."""
+        """Returns the student's and the teacher's map of each level, deepest first."""
         assert seen.pooled is not None
         assert taught.pooled is not None
         ours = seen.pre if self.config.student_maps == "pre" else seen.stages
@@ -132,8 +132,8 @@ class ReviewKD(FeatureKD):
         """Fuses the student's maps into one of the shape of each of the teacher's.
 
         Args:
-            maps: The student's, deepest first.
-            targets: The teacher's; only their sizes are read.
+            maps: The student's maps, deepest first.
+            targets: The teacher's maps; only their sizes are read.
         """
         outputs: list[Tensor] = []
         below: Tensor | None = None
@@ -143,20 +143,20 @@ class ReviewKD(FeatureKD):
         return outputs
 
     def review(self, fused: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """The weighted term of given fused maps; 0 in the first epoch of a ramp."""
+        """Computes the weighted term; 0 in the first epoch of a ramp."""
         ramp = min(1.0, self.epoch / self.config.warmup_epochs) if self.config.warmup_epochs else 1.0
         each = [losses.hierarchical_context(f, t) for f, t in zip(fused, targets, strict=True)]
         return self.config.weight * ramp * torch.stack(each).sum()
 
 
 class Fusion(nn.Module):
-    """A map of one level joined with the fused map of the level below it, by two gates per pixel.
+    """Fuses a map with the fused map of the level below, with two gates per pixel.
 
     Args:
         before: Channels of the student's map.
         middle: Channels of the fused map.
         after: Channels of the teacher's map.
-        reviews: Whether there is a level below.
+        reviews: True if there is a deeper level.
     """
 
     def __init__(self, before: int, middle: int, after: int, *, reviews: bool) -> None:
@@ -166,12 +166,12 @@ class Fusion(nn.Module):
         self.expand = nn.Sequential(nn.Conv2d(middle, after, 3, padding=1, bias=False), nn.BatchNorm2d(after))
 
     def forward(self, map_BCHW: Tensor, below: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """The fused map `[B, middle, *size]` and what is made of it `[B, after, *size]`.
+        """Returns the fused map `[B, middle, *size]` and the output `[B, after, *size]`.
 
         Args:
-            map_BCHW: The student's.
+            map_BCHW: The student's map.
             below: The fused map of the level below, of any size; None at the deepest.
-            size: Of the teacher's map.
+            size: (H, W) of the teacher's map.
         """
         fused = self.reduce(map_BCHW)
         if self.gates is not None:

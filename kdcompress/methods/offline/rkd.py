@@ -68,7 +68,7 @@ class RKD(FeatureKD):
         return self.relations(ours.pooled, theirs.pooled)
 
     def relations(self, student_BD: Tensor, teacher_BE: Tensor) -> dict[str, Tensor]:
-        """The weighted terms distance and angle of given pooled vectors.
+        """Computes the weighted terms distance and angle.
 
         Args:
             student_BD: `[B, D]`.

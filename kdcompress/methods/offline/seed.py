@@ -92,13 +92,13 @@ class SEED(BackboneMethod):
         self._unqueued: list[Tensor] = []
 
     def feature_terms(self, student_BD: Tensor, teacher_BE: Tensor) -> dict[str, Tensor]:
-        """The term similarities."""
+        """Computes the term similarities."""
         with self.networks.student.autocast():
             ours_BE = self.head(student_BD)
         return {"similarities": self.similarities(ours_BE, teacher_BE)}
 
     def similarities(self, ours_BE: Tensor, theirs_BE: Tensor) -> Tensor:
-        """The weighted term of given embeddings; `after_step` will queue the teacher's.
+        """Computes the weighted term; `after_step` queues the teacher's embeddings.
 
         Args:
             ours_BE: `[B, E]` of any length.
@@ -113,7 +113,7 @@ class SEED(BackboneMethod):
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
-        """The teacher's embeddings of the step's batches, of all processes, replace the queue's oldest."""
+        """Replaces the queue's oldest rows by the teacher's embeddings of the step, from all processes."""
         places = self.queue.shape[1]
         for rows_BE in self._unqueued:
             rows_BE = self.gather(rows_BE)

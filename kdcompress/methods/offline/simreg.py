@@ -75,11 +75,11 @@ class SimReg(BackboneMethod):
         self.head = nn.Sequential(*layers)
 
     def feature_terms(self, student_BD: Tensor, teacher_BE: Tensor) -> dict[str, Tensor]:
-        """The term regression."""
+        """Computes the term regression."""
         with self.networks.student.autocast():
             predicted_BE = self.head(student_BD)
         return {"regression": self.regression(predicted_BE, teacher_BE)}
 
     def regression(self, predicted_BE: Tensor, teacher_BE: Tensor) -> Tensor:
-        """The weighted term of the head's output and the teacher's features, whatever their lengths."""
+        """Computes the weighted term of the head's output and the teacher's features, of any lengths."""
         return self.config.weight * losses.cosine_alignment(predicted_BE, teacher_BE)

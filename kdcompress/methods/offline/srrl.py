@@ -27,9 +27,8 @@ class SRRL(FeatureKD):
     """ce_weight · CE + feature_weight · MSE(features) + classifier_weight · MSE(logits) + kd_weight · KL.
 
     A connector (1×1 convolution, batch norm, ReLU; thrown away) brings the student's last map to the width of
-    what the teacher's classifier reads, and its average is held to that. What the teacher's classifier makes
-    of the average is held to the teacher's logits; the gradient passes through the classifier, which stays
-    frozen.
+    the teacher's pooled features, and its average imitates them. The teacher's frozen classifier reads the
+    average, and its output imitates the teacher's logits; the gradient passes through the classifier.
 
     Source:
         Yang, Martinez, Bulat & Tzimiropoulos, Knowledge Distillation via Softmax Regression Representation
@@ -86,7 +85,7 @@ class SRRL(FeatureKD):
 
     @classmethod
     def reads(cls, config: Config) -> tuple[Want, Want]:
-        """Returns the student's stage maps, and what the teacher's classifier reads and returns."""
+        """Returns the student's stage maps and the teacher's pooled features and logits."""
         return frozenset({"stages"}), frozenset({"logits", "pooled"})
 
     def compare(self, ours: Activations, theirs: Activations, batch: Batch) -> dict[str, Tensor]:
@@ -98,16 +97,16 @@ class SRRL(FeatureKD):
         return self.regressions(wide(connected_BDHW).mean((2, 3)), theirs.pooled, theirs.logits)
 
     def regressions(self, connected_BD: Tensor, pooled_BD: Tensor, logits_BK: Tensor) -> dict[str, Tensor]:
-        """The weighted terms features and classifier.
+        """Computes the weighted terms features and classifier.
 
         Args:
             connected_BD: The averaged output of the connector.
-            pooled_BD: What the teacher's classifier reads, a constant.
-            logits_BK: The teacher's, a constant.
+            pooled_BD: The teacher's pooled features, detached.
+            logits_BK: The teacher's logits, detached.
         """
         assert self.networks.teacher is not None
-        read_BK = self.networks.teacher.classify(connected_BD)
+        student_BK = self.networks.teacher.classify(connected_BD)
         return {
             "features": self.config.feature_weight * losses.mse(connected_BD, pooled_BD),
-            "classifier": self.config.classifier_weight * losses.mse(read_BK, logits_BK),
+            "classifier": self.config.classifier_weight * losses.mse(student_BK, logits_BK),
         }

@@ -24,12 +24,12 @@ READS = "projects the pooled features of images"
 
 
 class SSKD(SoftLabelMethod):
-    """CE and soft labels of the upright images, soft labels and similarities of the turned ones.
+    """Adds soft labels and similarities of rotated images to CE and soft labels of the upright ones.
 
     Each network's pooled features go through a projection head. The cosines between the projections of
-    turned and of upright images say how sure the network is which upright image a turned one is; the student
-    imitates the teacher's, except those in which the teacher errs most. The student's head is trained with it
-    and thrown away, the teacher's is trained beside the frozen teacher before (`Pretext`). Both networks see
+    turned and of upright images are softmaxed; the student imitates the teacher's, except those in which the
+    teacher errs most. The student's head is trained with it and discarded; the teacher's is trained before,
+    on the frozen teacher (`Pretext`). Both networks see
     4·B images a step.
 
     Source:
@@ -104,7 +104,7 @@ class SSKD(SoftLabelMethod):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Both networks' pooled features; labels for the cross-entropy and to rank the turned images."""
+        """Requires both networks' pooled features; labels for cross-entropy and for ranking turned images."""
         soft_labels = config.kd_weight > 0 or config.tf_weight > 0
         return Needs(
             teacher=True,
@@ -117,7 +117,7 @@ class SSKD(SoftLabelMethod):
 
     @classmethod
     def preparations(cls, config: Config) -> tuple[Preparation, ...]:
-        """The training of the teacher's projection head."""
+        """Lists the training of the teacher's projection head."""
         milestones = tuple(config.head_milestones)
         c = config
         return (Preparation(cls.Pretext, cls.Pretext.Config(), c.head_epochs, c.head_lr, milestones),)
@@ -136,8 +136,8 @@ class SSKD(SoftLabelMethod):
         assert student.logits is not None
         with self.networks.student.autocast():
             projected = self.head_student(student.pooled)
-        taught = self.head_teacher(teacher.pooled)
-        return self.terms(student.logits, teacher.logits, projected, taught, batch.labels)
+        teacher_projected = self.head_teacher(teacher.pooled)
+        return self.terms(student.logits, teacher.logits, projected, teacher_projected, batch.labels)
 
     def terms(
         self,
@@ -147,17 +147,17 @@ class SSKD(SoftLabelMethod):
         taught_RE: Tensor,
         labels_B: Tensor,
     ) -> dict[str, Tensor]:
-        """The weighted terms of given outputs.
+        """Computes the weighted terms from the networks' outputs.
 
         Args:
             student_RK: `[4·B, K]` logits; row 4·i + k is image i turned k times.
-            teacher_RK: Of the same rows; None where it was not asked for, kd_weight and tf_weight being 0.
-            projected_RD: `[4·B, D]`, of the student's head.
+            teacher_RK: `[4·B, K]` logits; None if kd_weight and tf_weight are 0.
+            projected_RD: `[4·B, D]` outputs of the student's head.
             taught_RE: `[4·B, E]`, of the teacher's.
             labels_B: `[B]`.
         """
         c = self.config
-        # The images of all processes are told apart, and the least wrong of all are kept.
+        # Images of all processes are compared, and the least wrong of all are selected.
         ours_AB = losses.turned_cosines(self.gather(projected_RD))
         theirs_AB = losses.turned_cosines(self.gather(taught_RE))
         kept_A = losses.top_ratio_correct(losses.rank_of(theirs_AB, losses.own_images(theirs_AB)), c.ss_ratio)
@@ -166,7 +166,7 @@ class SSKD(SoftLabelMethod):
             assert teacher_RK is not None
             ours_AK, theirs_AK = losses.rotation_rows(student_RK), losses.rotation_rows(teacher_RK)
             labels_A = labels_B.repeat_interleave(VIEWS - 1)
-            if c.tf_ratio < 1:  # a mean over all rows needs nobody else's
+            if c.tf_ratio < 1:  # a mean over all rows needs no rows of other processes
                 ours_AK, theirs_AK = self.gather(ours_AK), self.gather(theirs_AK)
                 labels_A = self.gather(labels_A)
             kept_A = losses.top_ratio_correct(losses.rank_of(theirs_AK, labels_A), c.tf_ratio)
@@ -175,7 +175,7 @@ class SSKD(SoftLabelMethod):
         return terms | self.label_terms(student_RK[0::VIEWS], upright_BK, labels_B)
 
     class Pretext(Method):
-        """Cross-entropy of a turned image's cosines to all upright ones with its own; the head alone moves.
+        """Trains the teacher's head to find a rotated image's upright version by cosine.
 
         Nested, since a method's file defines one method. The head runs in the precision of the teacher's
         features, float32, here and beside the student.
@@ -185,7 +185,7 @@ class SSKD(SoftLabelMethod):
         """
 
         class Config(Section):
-            """Nothing is left open."""
+            """No options."""
 
         config: Config
 
@@ -197,25 +197,25 @@ class SSKD(SoftLabelMethod):
 
         @classmethod
         def needs(cls, config: Config) -> Needs:
-            """The teacher's pooled features, and no labels."""
+            """Requires the teacher's pooled features and no labels."""
             return Needs(teacher=True, views=VIEWS, labels=False, unlabelled=True, read_of_teacher=POOLED)
 
         def parameter_sets(self) -> dict[str, ParameterSet]:
-            """The head."""
+            """Trains the head alone."""
             return {"head": ParameterSet(tuple(self.head.parameters()))}
 
         def candidates(self) -> dict[str, Candidate]:
-            """The head, which `SSKD.take_prepared` takes."""
+            """Returns the head, which `SSKD.take_prepared` loads."""
             assert self.networks.teacher is not None
             return {"head": Candidate(self.networks.student, self.head.state_dict, self.head)}
 
         def losses(self, batch: Batch) -> dict[str, Tensor]:
-            """Term pretext."""
+            """Computes the term pretext."""
             assert self.networks.teacher is not None
             return self.terms(self.head(self.networks.teacher(_turned(batch), POOLED).pooled))
 
         def terms(self, projected_RE: Tensor) -> dict[str, Tensor]:
-            """The term of given projections `[4·B, E]`, told apart from the images of all processes."""
+            """Computes the term from projections `[4·B, E]`, gathered from all processes."""
             return {"pretext": losses.own_image_cross_entropy(self.gather(projected_RE))}
 
 

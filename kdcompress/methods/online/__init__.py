@@ -1,1 +1,1 @@
-"""Peers trained together teach each other."""
+"""Online methods: networks trained together learn from each other."""

@@ -16,19 +16,19 @@ from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagen
 
 
 class DML(Method):
-    """For every network: CE(labels) + the divergence from each other network's prediction.
+    """Minimises, for every network, CE(labels) + weight · KL from each other network's prediction.
 
-    One batch, one forward pass per network, targets detached, one joint backward pass: the simultaneous form,
-    which every re-implementation uses; the authors' code updates one network after the other.
+    All networks are updated at once from one batch with detached targets, as in every re-implementation;
+    the authors' code updates one network after the other.
 
     Source:
-        Zhang, Xiang, Hospedales & Lu, Deep Mutual Learning, CVPR 2018. The code sums over the other networks,
-        the paper divides by their number; they agree for two networks, and `over_peers` chooses.
+        Zhang, Xiang, Hospedales & Lu, Deep Mutual Learning, CVPR 2018. `over_peers` selects a sum over
+        the other networks, as in the code, or a mean, as in the paper; for two networks they are equal.
     """
 
     PRESETS: ClassVar[dict[str, Preset]] = {
         "cifar100": cifar100(
-            "The authors published no code for it: the schedule is that of the CRD set-up.",
+            "The authors' code has no CIFAR-100 setting: the schedule is that of the CRD set-up.",
             weight=1.0, temperature=1.0, over_peers="sum", target="each",
         ),
         "imagenet": imagenet(
@@ -43,7 +43,7 @@ class DML(Method):
     )  # fmt: skip
 
     class Config(Section):
-        """The switches on which versions of this loss differ; the defaults are the authors' code's."""
+        """Selects the version of the loss; the defaults are those of the authors' code."""
 
         weight: float = Field(1.0, ge=0)
         """Weight of the divergence beside the cross-entropy."""
@@ -56,7 +56,7 @@ class DML(Method):
         detach: bool = True
         """Stops the gradient of the targets."""
         shift: float = Field(0.0, ge=0)
-        """Added to target probabilities (1e-7 in the repositories that follow ONE)."""
+        """Added to target probabilities (1e-7 in repositories that follow ONE, Lan et al., NeurIPS 2018)."""
         guard: float = Field(0.0, ge=0)
         """Above 0: the authors' TensorFlow expression with its epsilons (1e-8), at T = 1. 0: exact, in log
         space."""
@@ -71,7 +71,7 @@ class DML(Method):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """One peer or more, of any class."""
+        """Requires at least one peer, of any architecture."""
         return Needs(peers=1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -85,11 +85,11 @@ class DML(Method):
         return terms
 
     def mimicry(self, logits: list[Tensor], learner: int) -> Tensor:
-        """The weighted divergence of one network from the others.
+        """Computes the weighted divergence of one network from the others.
 
         Args:
             logits: `[B, K]` of every network.
-            learner: Which of them imitates.
+            learner: Index of the network that imitates.
 
         Returns:
             Scalar; 0 when all networks agree.
@@ -106,11 +106,11 @@ class DML(Method):
         return c.weight * (total / len(each) if c.over_peers == "mean" else total)
 
     def network_names(self) -> list[str]:
-        """student, peer1, peer2, ..."""
+        """Returns student, peer1, peer2, ..."""
         return ["student", *(f"peer{i + 1}" for i in range(len(self.networks.peers)))]
 
     def candidates(self) -> dict[str, Candidate]:
-        """The student and every peer of its class: trained alike, so the best on held-out data ships."""
+        """Names the student and every peer of its class: the best of them on held-out data ships."""
         student = self.networks.student
         same = {
             name: Candidate.of(network)

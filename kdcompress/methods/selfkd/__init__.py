@@ -1,1 +1,1 @@
-"""The student teaches itself."""
+"""Self-distillation methods: the student learns from its own outputs."""

@@ -21,18 +21,16 @@ from kdcompress.networks.tapped import wide
 
 
 class BYOT(Method):
-    """CE of the deepest classifier; of each shallower head its CE, soft labels and a feature hint.
+    """Adds a CE, a soft-label and a feature-hint term for a head on each shallower stage.
 
     With heads counted from the deepest (0) to the shallowest, the total is
-    CE₀ + Σ_{i≥1} [(1−α)·CEᵢ + α·SCE_T(zᵢ ← z₀)] + λ·Σ_{i≥2} ‖Aᵢfᵢ − f₀‖, as the authors' journal code has it:
-    the soft term is a cross-entropy without T², the hint an unsquared norm over the batch, and the head next
-    to the deepest has no hint. Attention gates, heads and the linear maps A are thrown away; what ships is
-    the plain student.
+    CE₀ + Σ_{i≥1} [(1−α)·CEᵢ + α·SCE_T(zᵢ ← z₀)] + λ·Σ_{i≥2} ‖Aᵢfᵢ − f₀‖, as in the authors' journal code: the
+    soft term is a cross-entropy without T², the hint an unsquared norm over the batch, and the head next to
+    the deepest has no hint. Attention gates, heads and linear maps A are discarded; the plain student ships.
 
     Source:
         Zhang, Bao & Ma, Self-Distillation: Towards Efficient and Compact Neural Networks, TPAMI 2022
-        (conference version ICCV 2019). The heads end in an average over whatever map is left, where the code
-        wants 4×4.
+        (conference version ICCV 2019). The heads average their last map of any size; the code expects 4×4.
     """
 
     PRESETS: ClassVar[dict[str, Preset]] = {
@@ -86,19 +84,19 @@ class BYOT(Method):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """The student's stage maps and pooled vector."""
+        """Requires the student's stage maps and pooled vector."""
         return Needs(student=frozenset({"logits", "pooled", "stages"}))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce, ce_heads, soft and hint."""
         student = self.networks.student
-        seen = student(batch.images, self.needs(self.config).student)
-        assert seen.logits is not None
-        assert seen.pooled is not None
-        logits, features = [seen.logits], [seen.pooled]
+        outputs = student(batch.images, self.needs(self.config).student)
+        assert outputs.logits is not None
+        assert outputs.pooled is not None
+        logits, features = [outputs.logits], [outputs.pooled]
         for stage, head in zip(self.stages, self.heads, strict=True):
             with student.autocast():
-                feature_BD, logits_BK = head(seen.stages[stage])
+                feature_BD, logits_BK = head(outputs.stages[stage])
             logits.append(wide(logits_BK))
             features.append(wide(feature_BD))
         return self.terms(logits, features, list(self.adapters), batch.labels)
@@ -110,7 +108,7 @@ class BYOT(Method):
         adapters: Sequence[nn.Module],
         labels_B: Tensor,
     ) -> dict[str, Tensor]:
-        """The weighted terms of given head outputs.
+        """Computes the weighted terms from the heads' outputs.
 
         Args:
             logits: `[B, K]` of each head, deepest first.
@@ -136,19 +134,19 @@ class BYOT(Method):
 
 
 class Head(nn.Module):
-    """An attention gate, halvings down to the depth of the last stage, an average and a classifier.
+    """Classifies a stage map: attention gate, strided blocks to D channels, average, linear layer.
 
     Args:
-        channels: Of the stage map.
-        width: D, of the student's pooled vector.
+        channels: Channels of the stage map.
+        width: D, width of the student's pooled vector.
         num_classes: K.
-        halvings: How many strided blocks to apply; the last one reaches D channels.
+        halvings: Number of strided blocks; the last one has D channels.
     """
 
     def __init__(self, channels: int, width: int, num_classes: int, halvings: int) -> None:
         super().__init__()
         self.gate = nn.Sequential(*_separable(channels, channels))
-        # Channels grow to D geometrically, rounded to whole numbers, as the stages of the backbone do.
+        # Channels grow to D geometrically, rounded, as in the stages of the backbone.
         ratio = (width / channels) ** (1 / halvings)
         steps = [channels, *(round(channels * ratio**k) for k in range(1, halvings)), width]
         self.chain = nn.Sequential(
@@ -157,7 +155,7 @@ class Head(nn.Module):
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(self, map_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, C, H, W]` to (`[B, D]`, `[B, K]`)."""
+        """Maps `[B, C, H, W]` to features `[B, D]` and logits `[B, K]`."""
         gate = F.interpolate(
             self.gate(map_BCHW), size=map_BCHW.shape[2:], mode="bilinear", align_corners=False
         )
@@ -166,7 +164,7 @@ class Head(nn.Module):
 
 
 def _separable(before: int, after: int) -> list[nn.Module]:
-    """A depthwise-separable convolution that halves the map."""
+    """Builds a depthwise-separable convolution that halves the map."""
     return [
         nn.Conv2d(before, before, 3, stride=2, padding=1, groups=before, bias=False),
         nn.Conv2d(before, after, 1, bias=False),

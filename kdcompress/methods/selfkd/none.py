@@ -14,10 +14,10 @@ from kdcompress.methods.presets import CRD_TABLES, Preset, PublishedFigure, cifa
 
 
 class Plain(Method):
-    """CE(labels); with `classifier_first`, the usual two steps of fine-tuning.
+    """Minimises CE(labels); with `classifier_first`, in the usual two steps of fine-tuning.
 
-    While only the classifier moves, the batch-norm statistics stay as the weights brought them: features that
-    nobody corrects must not drift.
+    While only the classifier is trained, the batch-norm statistics are fixed: features that no loss corrects
+    must not drift.
     """
 
     PRESETS: ClassVar[dict[str, Preset]] = {"cifar100": cifar100(), "imagenet": imagenet()}  # fmt: skip
@@ -47,26 +47,26 @@ class Plain(Method):
     )  # fmt: skip
 
     class Config(Section):
-        """Turns fine-tuning in two steps on."""
+        """Enables fine-tuning in two steps."""
 
         classifier_first: float = Field(0.0, ge=0, lt=1)
-        """Share of the epochs in which only the classifier moves."""
+        """Share of the epochs in which only the classifier is trained."""
 
     config: Config
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Labels."""
+        """Requires labels."""
         return Needs()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """One term, ce."""
+        """Computes the term ce."""
         logits = self.networks.student(batch.images).logits
         assert logits is not None
         return {"ce": self.cross_entropy(logits, batch.labels)}
 
     def parameter_sets(self) -> dict[str, ParameterSet]:
-        """main; or classifier and backbone where the classifier goes first."""
+        """Names main, or classifier and backbone if the classifier is trained first."""
         if not self.config.classifier_first:
             return super().parameter_sets()
         student = self.networks.student
@@ -78,7 +78,7 @@ class Plain(Method):
         }
 
     def phases(self) -> list[Phase]:
-        """One; or classifier, then all."""
+        """Lists one phase, or the phases classifier and all."""
         share = self.config.classifier_first
         if not share:
             return super().phases()

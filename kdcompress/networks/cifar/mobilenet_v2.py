@@ -44,7 +44,7 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's map; no activation follows the projection."""
+        """Returns the block's map; no activation follows the projection."""
         out: Tensor = self.conv(x)
         return x + out if self.has_shortcut else out
 

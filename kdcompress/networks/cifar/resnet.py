@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's map, after its last activation."""
+        """Returns the block's map, after its last activation."""
         shortcut = x if self.downsample is None else self.downsample(x)
         inner = self.relu1(self.bn1(self.conv1(x)))
         out: Tensor = self.relu2(self.bn2(self.conv2(inner)) + shortcut)

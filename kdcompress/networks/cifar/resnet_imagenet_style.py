@@ -30,7 +30,7 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's map, after its last activation."""
+        """Returns the block's map, after its last activation."""
         inner = self.relu1(self.bn1(self.conv1(x)))
         out: Tensor = self.relu2(self.bn2(self.conv2(inner)) + self.shortcut(x))
         return out
@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's map, after its last activation."""
+        """Returns the block's map, after its last activation."""
         inner = self.relu1(self.bn1(self.conv1(x)))
         inner = self.relu2(self.bn2(self.conv2(inner)))
         out: Tensor = self.relu3(self.bn3(self.conv3(inner)) + self.shortcut(x))

@@ -17,7 +17,7 @@ class ChannelShuffle(nn.Module):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]`, with C in another order."""
+        """Returns `[B, C, H, W]`, with C in another order."""
         _, channels, height, width = x.shape
         # The batch is the free dimension: it is the one that stays dynamic in an exported graph.
         grouped = x.reshape(-1, self.groups, channels // self.groups, height, width)

@@ -45,7 +45,7 @@ class Unit(nn.Module):
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The unit's map, after its last activation."""
+        """Returns the unit's map, after its last activation."""
         inner = self.shuffle1(self.relu1(self.bn1(self.conv1(x))))
         inner = self.relu2(self.bn2(self.conv2(inner)))
         own, shortcut = self.bn3(self.conv3(inner)), self.shortcut(x)

@@ -34,7 +34,7 @@ class Unit(nn.Module):
         self.shuffle = ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The unit's map."""
+        """Returns the unit's map."""
         passed, own = x.chunk(2, 1)
         own = self.relu1(self.bn1(self.conv1(own)))
         own = self.relu3(self.bn3(self.conv3(self.bn2(self.conv2(own)))))
@@ -64,7 +64,7 @@ class DownUnit(nn.Module):
         self.shuffle = ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The unit's map."""
+        """Returns the unit's map."""
         left = self.relu2(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
         right = self.relu3(self.bn3(self.conv3(x)))
         right = self.relu5(self.bn5(self.conv5(self.bn4(self.conv4(right)))))

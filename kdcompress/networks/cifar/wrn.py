@@ -26,7 +26,7 @@ class PreActivationBlock(nn.Module):
             self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's map, before any activation."""
+        """Returns the block's map, before any activation."""
         active = self.relu1(self.bn1(x))
         # A projection starts from the activated map, an identity from the plain one.
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
@@ -43,7 +43,7 @@ class Stage(nn.Module):
         self.layer = nn.Sequential(PreActivationBlock(inputs, outputs, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stage's map, before any activation."""
+        """Returns the stage's map, before any activation."""
         out: Tensor = self.layer(x)
         return out
 

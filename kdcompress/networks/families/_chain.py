@@ -21,7 +21,7 @@ def chain(stem: nn.Module, stages: Sequence[nn.Module], head: nn.Module) -> Chai
 
 
 def head(*parts: nn.Module) -> nn.Sequential:
-    """Pooling, flattening and classifier: `[B, C, H, W]` to `[B, K]`.
+    """Builds pooling, flattening and classifier: `[B, C, H, W]` to `[B, K]`.
 
     Args:
         parts: Modules before the flattening, and last the classifier.
@@ -51,7 +51,7 @@ def down_samples(block: nn.Module) -> bool:
 
 
 def flat(blocks: Iterable[nn.Module]) -> list[nn.Module]:
-    """The blocks, with the plain containers around them taken off."""
+    """Returns the blocks without the plain containers around them."""
     opened: list[nn.Module] = []
     for block in blocks:
         # Exactly Sequential: its subclasses (a convolution with its norm and activation) are blocks.

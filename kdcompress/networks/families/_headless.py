@@ -8,7 +8,7 @@ from kdcompress.errors import NetworkError
 
 
 def without_classifier(network: nn.Module, model: str) -> nn.Module:
-    """The network with its last linear layer replaced by `nn.Identity`: its output is what that layer read.
+    """Replaces the network's last linear layer by `nn.Identity`: the output is that layer's input.
 
     A hidden layer in front of it (MobileNetV3, VGG) stays, and so does a dropout, idle in evaluation: what a
     backbone gives is what `pooled` is of the same network with its classifier.

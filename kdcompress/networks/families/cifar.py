@@ -62,7 +62,7 @@ _IMAGENET_STYLE: dict[str, tuple[_Block, tuple[int, int, int, int]]] = {
 
 
 def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, int]) -> nn.Module:
-    """A network of this family with random weights; see `networks.build.build`."""
+    """Builds a network of this family with random weights; see `networks.build.build`."""
     if num_classes == 0:
         classifier = build(name, num_classes=1, channels=channels, image_size=image_size)
         return without_classifier(classifier, f"cifar/{name}")
@@ -93,7 +93,7 @@ def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, 
 
 
 def segments(name: str, network: nn.Module) -> Chain:
-    """The network as a chain; see `networks.build.segments`."""
+    """Splits the network into a chain; see `networks.build.segments`."""
     match network:
         case resnet.ResNet():
             stem = nn.Sequential(network.conv1, network.bn1, network.relu)

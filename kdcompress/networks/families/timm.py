@@ -19,7 +19,7 @@ CHANNELS = (1, 3)
 
 
 def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, int]) -> nn.Module:
-    """A network of this family with random weights; see `networks.build.build`."""
+    """Builds a network of this family with random weights; see `networks.build.build`."""
     timm = _timm(name)
     config = timm.models.get_pretrained_cfg(name)
     # Networks with position embeddings are made for one size; the others do not know the argument.
@@ -37,7 +37,7 @@ def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, 
 
 
 def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
-    """Published weights of a network.
+    """Loads published weights of a network.
 
     Args:
         name: One of `timm.list_models()`.
@@ -76,7 +76,7 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
 
 
 def segments(name: str, network: nn.Module) -> Chain:
-    """The network as a chain; see `networks.build.segments`."""
+    """Splits the network into a chain; see `networks.build.segments`."""
     models = _timm(name).models
     parts: Any = network  # timm's classes are not typed
     match network:
@@ -104,7 +104,7 @@ def segments(name: str, network: nn.Module) -> Chain:
 
 
 def _timm(name: str) -> ModuleType:
-    """The package, once it is known that it has the network."""
+    """Imports timm and checks that it has the network."""
     try:
         import timm
     except ModuleNotFoundError as error:

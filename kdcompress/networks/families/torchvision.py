@@ -97,7 +97,7 @@ _DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
 
 
 def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, int]) -> nn.Module:
-    """A network of this family with random weights; see `networks.build.build`."""
+    """Builds a network of this family with random weights; see `networks.build.build`."""
     _check(name)
     least = next((pixels for start, pixels in _LEAST_PIXELS.items() if name.startswith(start)), 0)
     if min(image_size) < least:
@@ -110,7 +110,7 @@ def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, 
 
 
 def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
-    """Published ImageNet weights of a network.
+    """Loads published ImageNet weights of a network.
 
     Args:
         name: One of `NAMES`.
@@ -149,7 +149,7 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
 
 
 def published_top1(name: str) -> tuple[float, str]:
-    """The best published top-1 (0 to 1) on ImageNet-1K of weights trained on it alone, and their name.
+    """Returns the best published ImageNet-1K top-1 (0 to 1) of weights trained on it alone, and their name.
 
     Nothing is fetched.
     """
@@ -165,7 +165,7 @@ def published_top1(name: str) -> tuple[float, str]:
 
 
 def segments(name: str, network: nn.Module) -> Chain:
-    """The network as a chain; see `networks.build.segments`."""
+    """Splits the network into a chain; see `networks.build.segments`."""
     stem: nn.Module
     stages: list[nn.Module]
     match network:
