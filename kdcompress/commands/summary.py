@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kdcompress.report.record import read_run
+from kdcompress.report.words import cautions
 from kdcompress.tasks.figures import FIGURES, comparable
 
 
@@ -69,6 +71,8 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
             f"Against the baseline: {gain['points']:+.2f} points "
             f"(95 % interval {low:+.2f} to {high:+.2f}): {gain['verdict']}"
         )
+    for caution in cautions(read_run(folder)):
+        console.print(caution)
     for entry in summary.get("variants", {}).values():
         console.print(entry["verdict"]["sentence"])
         if "qat" in entry:

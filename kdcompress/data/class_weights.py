@@ -10,9 +10,23 @@ from torch import Tensor
 
 from kdcompress.errors import UserError
 
+UNEQUAL = 2.0
+"""Ratio of the largest class to the smallest from which classes are unequal. Those of ImageNet's training
+split (732 to 1,300 images) are equal."""
+
+
+def unequal_classes(counts: Sequence[int]) -> bool:
+    """Returns True if the largest class has at least `UNEQUAL` times the images of the smallest.
+
+    Args:
+        counts: Number of images by class; classes without any do not count.
+    """
+    present = [count for count in counts if count]
+    return len(present) > 1 and max(present) >= UNEQUAL * min(present)
+
 
 def scaled_class_weights(
-    weights: Literal["none", "balanced"] | Sequence[float] | None,
+    weights: Literal["auto", "none", "balanced"] | Sequence[float] | None,
     labels: Tensor,
     num_classes: int,
     frequency: Tensor | None = None,
@@ -20,7 +34,8 @@ def scaled_class_weights(
     """Scales class weights to a mean of 1 over the labelled images.
 
     Args:
-        weights: `balanced`: inversely proportional to the number of images drawn of a class; a list: one per
+        weights: `auto`: `balanced` where the classes are unequal (`unequal_classes`), else equal. `balanced`:
+            inversely proportional to the number of images drawn of a class; a list: one per
             class; `none` or None: equal weights.
         labels: `[N]` int64; -1 means no label.
         num_classes: K.
@@ -34,6 +49,10 @@ def scaled_class_weights(
     """
     if weights is None or weights == "none":
         return None
+    if weights == "auto":
+        if not unequal_classes(torch.bincount(labels[labels >= 0], minlength=num_classes).tolist()):
+            return None
+        weights = "balanced"
     has_label = labels >= 0
     drawn = None if frequency is None else frequency[has_label]
     counts = torch.bincount(labels[has_label], weights=drawn, minlength=num_classes).double()

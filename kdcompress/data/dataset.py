@@ -13,7 +13,7 @@ from torch import Tensor
 from kdcompress import discovery
 from kdcompress.data.augment import resolve_preset
 from kdcompress.data.batch import Batch, DataInfo
-from kdcompress.data.class_weights import scaled_class_weights
+from kdcompress.data.class_weights import scaled_class_weights, unequal_classes
 from kdcompress.data.extra import KEY as EXTRA_ROOT
 from kdcompress.data.extra import Extra
 from kdcompress.data.image_check import image_file, shared_images
@@ -150,7 +150,7 @@ class Data:
 
     def info(
         self,
-        class_weights: Literal["none", "balanced"] | Sequence[float] | None = None,
+        class_weights: Literal["auto", "none", "balanced"] | Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         *,
         train_batch_size: int = 0,
@@ -240,6 +240,7 @@ def open_data(
     warnings = [*raw.warnings, *warnings, *_shared(splits)]
     if bool((train.labels >= 0).any()):
         warnings += _tiny_classes(train.labels, raw.class_names)
+        warnings += _unequal_classes(train.labels, raw.class_names)
     mean, std = normalisation(measured, train.channels)
     counts = {name: len(splits[name]) if name in splits else 0 for name in sources}
     return Data(
@@ -290,6 +291,19 @@ def _tiny_classes(labels: Tensor, class_names: Sequence[str]) -> list[str]:
     more = f" and {len(tiny) - _NAMED} more" if len(tiny) > _NAMED else ""
     classes = "1 class has" if len(tiny) == 1 else f"{len(tiny)} classes have"
     return [f"{classes} fewer than {TINY_CLASS} training images: {named}{more}"]
+
+
+def _unequal_classes(labels: Tensor, class_names: Sequence[str]) -> list[str]:
+    """Says that classes are unequal, since other figures and weights of the loss apply then."""
+    counts = torch.bincount(labels[labels >= 0], minlength=len(class_names)).tolist()
+    if not unequal_classes(counts):
+        return []
+    ordered = sorted((count, name) for name, count in zip(class_names, counts, strict=True) if count)
+    (fewest, rarest), (most, commonest) = ordered[0], ordered[-1]
+    return [
+        f"the classes are unequal: {commonest!r} has {most:,} training images, {rarest!r} has {fewest:,}. So "
+        "balanced top-1 decides, the mean over the classes, and the loss is weighted (train.class_weights)"
+    ]
 
 
 def _shared(splits: dict[str, MemorySource | FolderSource]) -> list[str]:

@@ -145,9 +145,10 @@ class TrainSection(Section):
     candidate is scored and on up to all of them for the network that ships; the running statistics ship if
     they score higher on held-out images. off: use the running statistics. freeze_bn implies off."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    class_weights: Literal["none", "balanced"] | list[float] = "none"
-    """Weights of the cross-entropy. balanced: inverse class frequency; a list: one per class. Scaled to a
-    mean of 1 over the images."""
+    class_weights: Literal["auto", "none", "balanced"] | list[float] = "auto"
+    """Weights of the cross-entropy. balanced: inverse class frequency; auto: balanced if the largest class
+    has at least twice the images of the smallest, otherwise none; a list: one per class. Scaled to a mean of
+    1 over the images."""
     ship: str = Field("best", pattern=CANDIDATE_NAME)
     """Candidate to ship. best: the epoch and candidate with the best held-out top-1; last: the student of the
     last epoch; ensemble: the best member, and `ensemble.onnx` with all members; or the NAME of a candidate

@@ -14,20 +14,27 @@ _Z = 1.959963984540054
 """The normal quantile of a two-sided 95 % interval."""
 
 
-def gain(student_correct: ArrayLike, baseline_correct: ArrayLike) -> dict[str, Any]:
-    """Describes the paired difference in top-1, with its 95 % interval, in percentage points.
+def gain(
+    student_correct: ArrayLike, baseline_correct: ArrayLike, classes: ArrayLike | None = None
+) -> dict[str, Any]:
+    """Computes the paired difference in top-1, with its 95 % interval, in percentage points.
 
     Both classifiers saw the same images, so only the images on which they differ carry information
     (McNemar). The interval is the adjusted Wald interval for paired proportions: one image is added to each
     kind of disagreement, which keeps its coverage near 95 % for few images and gives it a width even when
     the two never differ.
 
+    With classes it is the difference in balanced top-1, the mean of the classes' differences; the added
+    images are shared out among the classes.
+
     Args:
         student_correct: `[n]` booleans, whether each image is classified rightly.
         baseline_correct: `[n]` booleans, of the same images in the same order.
+        classes: `[n]` true classes, for the balanced top-1; None: every image counts the same.
 
     Returns:
-        `points` (student less baseline; 0 when equal), `ci95` (low, high) and `verdict`: "better" or
+        `figure` (top1 or balanced_top1), `points` (student less baseline; 0 when equal), `ci95` (low, high)
+        and `verdict`: "better" or
         "worse" only if the whole interval lies on that side of 0.
 
     Raises:
@@ -42,15 +49,20 @@ def gain(student_correct: ArrayLike, baseline_correct: ArrayLike) -> dict[str, A
         raise ValueError(
             f"expected two equally long lists of images, got {student.shape} and {baseline.shape}"
         )
-    count = len(student)
-    won, lost = int((student & ~baseline).sum()), int((~student & baseline).sum())
-    share_won, share_lost = (won + 1) / (count + 2), (lost + 1) / (count + 2)
-    centre = share_won - share_lost
-    half = _Z * math.sqrt((share_won + share_lost - centre**2) / (count + 2))
+    groups = np.zeros(len(student), dtype=np.int64) if classes is None else np.asarray(classes)
+    _, group_of = np.unique(groups, return_inverse=True)
+    counts = np.bincount(group_of)
+    won, lost = (np.bincount(group_of, weights=w) for w in (student & ~baseline, ~student & baseline))
+    added = 1 / len(counts)
+    share_won, share_lost = ((part + added) / (counts + 2 * added) for part in (won, lost))
+    difference = share_won - share_lost
+    variance = ((share_won + share_lost - difference**2) / (counts + 2 * added)).sum() / len(counts) ** 2
+    centre, half = float(difference.mean()), _Z * math.sqrt(variance)
     low, high = max(-1.0, centre - half), min(1.0, centre + half)
     verdict: Verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
     return {
-        "points": 100 * (won - lost) / count,
+        "figure": "top1" if classes is None else "balanced_top1",
+        "points": 100 * float(((won - lost) / counts).mean()),
         "ci95": [100 * low, 100 * high],
         "verdict": verdict,
     }

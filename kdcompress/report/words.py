@@ -8,6 +8,7 @@ from typing import Any
 
 from kdcompress.report import numbers
 from kdcompress.report.record import Record
+from kdcompress.tasks.figures import FIGURES, deciding
 
 _OF_NEIGHBOURS = (
     "kNN top-1: the 20 nearest other images (cosine) vote on an image's class. Agreement: the share of the "
@@ -56,8 +57,8 @@ def tiles(record: Record) -> list[Tile]:
 
 def _accuracy_tile(record: Record) -> Tile:
     student, teacher = record.results["student"], record.results.get("teacher") or {}
-    key = next((key for key in ("top1", "knn_top1") if student.get(key) is not None), None)
-    if key is None:
+    key = deciding(student)
+    if key is None or key == "agreement":
         what = "of nearest neighbours are also the teacher's"
         return Tile(
             numbers.percent(student.get("agreement")),
@@ -68,8 +69,8 @@ def _accuracy_tile(record: Record) -> Tile:
     if teacher.get(key) is not None:
         below = 100 * (student[key] - teacher[key])
         detail = f"teacher {numbers.percent(teacher[key])} ({numbers.points(below)} points)"
-    by = "" if key == "top1" else " by nearest neighbours"
-    return Tile(numbers.percent(student[key]), f"top-1{by} on the test split", detail)
+    name = {"knn_top1": "top-1 by nearest neighbours"}.get(key, FIGURES[key].title)
+    return Tile(numbers.percent(student[key]), f"{name} on the test split", detail)
 
 
 def _speed_tile(record: Record) -> Tile | None:
@@ -165,10 +166,30 @@ def gain_sentence(record: Record) -> str:
     return (
         "The baseline is the same network, trained by the same recipe without distillation"
         f"{real}. On the same test "
-        f"images the student differs from it by {numbers.points(gain['points'])} points "
+        f"images the student differs from it by {numbers.points(gain['points'])} points of "
+        f"{FIGURES[gain.get('figure', 'top1')].title} "
         f"(95 % interval {numbers.points_interval(gain)}): {gain['verdict']}. "
         "One seed each; the interval covers the choice of test images, not that of the seed."
     )
+
+
+def cautions(record: Record) -> list[str]:
+    """Lists what speaks against using the student, in sentences: one class for all, or no gain and why."""
+    student, sentences = record.results["student"], []
+    number = student.get("single_class")
+    if number is not None:
+        name = record.class_names[number] if record.class_names else f"class {number}"
+        balanced = numbers.percent(student.get("balanced_top1"))
+        sentences.append(
+            f"The student gives nearly all test images the class {name!r}; the mean accuracy over the "
+            f"classes is {balanced}. It is of no use as it is."
+        )
+    gain = record.results.get("gain") or {}
+    cause = gain.get("cause")
+    if cause is not None:
+        result = "Distillation made it worse" if gain["verdict"] == "worse" else "No gain is shown"
+        sentences.append(f"{result}. Most likely: {cause['sentence']}. Next: {cause['advice']}.")
+    return sentences
 
 
 def split_sentence(record: Record) -> str:

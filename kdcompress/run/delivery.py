@@ -27,11 +27,13 @@ from kdcompress.export.subject import write_subject
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.report import documents, verdict
+from kdcompress.report.cause import find_cause
 from kdcompress.report.documents import read_json as read_json
 from kdcompress.report.pages import write_pages
 from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged_gate
 from kdcompress.tasks.classification import Predictions
+from kdcompress.tasks.figures import deciding
 from kdcompress.train.job import Outcome
 
 PREDICTIONS = "test_predictions.safetensors"
@@ -204,12 +206,22 @@ def report(
         baseline = read_json(folder / "baseline" / "results.json")["student"]
         # There is no top-1 for a backbone or without labels.
         if shipped.student["top1"] is not None:
-            gain = verdict.gain(
-                *(_right(path) for path in (folder.checkpoints, folder / "baseline" / "checkpoints"))
+            (right, labels), (baseline_right, _) = (
+                _right(path) for path in (folder.checkpoints, folder / "baseline" / "checkpoints")
             )
+            train, figure = run.recipe.train, deciding(shipped.student)
+            balanced = figure == "balanced_top1"
+            gain = verdict.gain(right, baseline_right, labels if balanced else None)
+            assert figure is not None, "there is a top-1"
+            likely = find_cause(
+                gain, shipped.student, teacher, baseline, figure=figure, steps=outcome.steps,
+                epochs=train.epochs, cut_short=train.max_steps == outcome.steps,
+            )  # fmt: skip
+            gain["cause"] = None if likely is None else likely.to_json()
     training = {
         "candidate": outcome.candidate,
         "epoch": outcome.epoch,
+        "steps": outcome.steps,
         "best": outcome.best,
         "last": outcome.last,
         "bn_statistics": outcome.bn_statistics,
@@ -253,10 +265,11 @@ def report(
     return {**read_json(folder / "results.json"), "folder": str(folder.path)}
 
 
-def _right(checkpoints: Path) -> Tensor:
-    """Reads which test images a run's exported file classified correctly."""
+def _right(checkpoints: Path) -> tuple[Tensor, Tensor]:
+    """Reads which labelled test images a run's exported file classified correctly, and their labels."""
     tensors = safetensors.torch.load_file(checkpoints / PREDICTIONS)
-    return tensors["classes"] == tensors["labels"]
+    known = tensors["labels"] >= 0
+    return (tensors["classes"] == tensors["labels"])[known], tensors["labels"][known]
 
 
 def _device_name(device: torch.device) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ from kdcompress.train.evaluate import predict_teacher
 
 CLASSIFIER_FIRST = 0.2
 """Share of a fine-tuning in which only the new classifier is trained: its random start spoils features."""
+ONE_SIDED = 1.645
+"""The normal quantile of a one-sided 95 % interval."""
 VARIATION = 1e-4
 """Least variation of a teacher's outputs between images, checked where no labels say how good it is."""
 HELD_OUT_SAMPLE = 2_000
@@ -136,27 +140,62 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
     figures = run.processes.agree(figures)
     count = len(images)
     on = f"on {count:,} {where} images, before training"
-    gate = _gate(section, figures, on, len(data.class_names))
+    counts = torch.bincount(images.labels[images.labels >= 0]).tolist()
+    gate = _gate(section, figures, on, counts)
     if not gate.passed:
         raise WeakTeacher(
             f"teacher {section.model}: {gate.detail}: {_percent(gate.figure)}, at least "
             f"{_percent(gate.limit)} is expected. Check its weights, its class order and its input "
             "(teacher.input), give it more teacher.epochs, or waive this with teacher.min_top1: 0"
         )
+    by = deciding(figures)
+    if by is not None and section.min_top1 is None and run.processes.first:
+        usual = usual_top1(chance_level(by, counts))
+        if figures[by] < usual:
+            run.progress.warn(
+                f"teacher {section.model}: {gate.detail}: {_percent(gate.figure)}. That is above chance, "
+                f"but weak: below {_percent(usual)} a student has little to learn from it. More "
+                "teacher.epochs, or a teacher with pretrained weights, may help"
+            )
     return {**figures, "n": count, "split": where}, gate
 
 
-def least_top1(num_classes: int) -> float:
-    """Returns the held-out top-1 that a teacher must reach unless the recipe says otherwise (0 to 1).
+def chance_level(figure: str, counts: Sequence[int]) -> float:
+    """Returns the figure of a teacher that gives every image the same class (0 to 1).
 
-    Three times chance, and at most halfway from chance to certainty: 0.3 for ten classes, 0.003 for a
-    thousand, 0.75 for two.
+    Args:
+        figure: balanced_top1 or another share of correct images.
+        counts: Number of labelled images by class.
     """
-    chance = 1 / num_classes
+    present = [count for count in counts if count]
+    return 1 / len(present) if figure == "balanced_top1" else max(present) / sum(present)
+
+
+def least_top1(figure: str, counts: Sequence[int]) -> float:
+    """Returns the held-out figure that a teacher must reach unless the recipe says otherwise (0 to 1).
+
+    The upper end of the one-sided 95 % interval that a teacher at chance level has on so few images: 0.147
+    for ten classes of 18 images, 0.011 for a thousand of 10, 0.73 for 100 images of which 65 are of a class.
+
+    Args:
+        figure: balanced_top1 or another share of correct images.
+        counts: Number of labelled images by class.
+    """
+    chance = chance_level(figure, counts)
+    present = [count for count in counts if count]
+    if figure == "balanced_top1":
+        variance = chance * (1 - chance) * sum(1 / count for count in present) / len(present) ** 2
+    else:
+        variance = chance * (1 - chance) / sum(present)
+    return min(chance + ONE_SIDED * math.sqrt(variance), (1 + chance) / 2)
+
+
+def usual_top1(chance: float) -> float:
+    """Returns the figure below which a teacher is called weak: three times chance, at most halfway to 1."""
     return min(3 * chance, (1 + chance) / 2)
 
 
-def _gate(section: TeacherSection, figures: dict[str, Any], on: str, num_classes: int) -> Gate:
+def _gate(section: TeacherSection, figures: dict[str, Any], on: str, counts: Sequence[int]) -> Gate:
     """Compares the held-out figures with the least accepted: a top-1, or without labels outputs that vary."""
     by = deciding(figures)
     waived = ", waived by teacher.min_top1: 0" if section.min_top1 == 0 else ""
@@ -165,8 +204,8 @@ def _gate(section: TeacherSection, figures: dict[str, Any], on: str, num_classes
         detail = f"spread of {section.model}'s outputs between images over their mean size {on}{waived}"
         varies = figures["variation"]
         return Gate("teacher_outputs_vary", varies >= least, varies, least, detail)
-    least = least_top1(num_classes) if section.min_top1 is None else section.min_top1
-    what = "top-1" if by == "top1" else "top-1 by nearest neighbours"
+    least = least_top1(by, counts) if section.min_top1 is None else section.min_top1
+    what = {"top1": "top-1", "balanced_top1": "balanced top-1"}.get(by, "top-1 by nearest neighbours")
     detail = f"{what} of {section.model} {on}{waived}"
     return Gate(f"teacher_{by}", figures[by] >= least, figures[by], least, detail)
 

@@ -90,6 +90,7 @@ def run_training(run: Run, training: Training) -> Outcome:
         epochs=training.epochs,
         fp16=run.precision == "fp16",
         resume_hint=_resume_hint(run.command, run.processes.world),
+        class_names=tuple(run.data.class_names),
     )
     journal = Journal(run.folder.path if run.processes.first else None, training.train.tensorboard)
     # Each process has its own dropout: its rows are different ones.

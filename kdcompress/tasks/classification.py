@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcompress.data.class_weights import unequal_classes
 from kdcompress.tasks.base import Deviation, Scorer, Task
 
 
@@ -115,14 +116,17 @@ class Classification(Task):
     def score(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> dict[str, Any]:
         """Computes `top1` (0 to 1) and `loss` (mean cross-entropy, nats) on the labelled images.
 
+        Where classes are unequal also `balanced_top1`, which then `decides`; `single_class` as in `accuracy`.
         Without labels: `agreement` (share of images with the teacher's class) and `kl` (mean
         divergence of the softmax from the teacher's, nats). A loss that is not finite is None.
         """
         known = labels >= 0
         if bool(known.any()):
-            logits_NK, labels = outputs[known], labels[known]
-            top1 = (logits_NK.argmax(1) == labels).double().mean().item()
-            return {"top1": top1, "loss": _finite(F.cross_entropy(logits_NK, labels))}
+            full = accuracy(outputs, labels, outputs.shape[1])
+            figures = {"top1": full["top1"], "loss": full["loss"]}
+            if "decides" in full:
+                figures |= {"balanced_top1": full["balanced_top1"], "decides": full["decides"]}
+            return figures | ({"single_class": full["single_class"]} if "single_class" in full else {})
         if teacher_outputs is None:
             return {}
         agreement = (outputs.argmax(1) == teacher_outputs.argmax(1)).double().mean().item()
@@ -153,7 +157,9 @@ def accuracy(
     Returns:
         `top1` and `balanced_top1` (mean over the classes that occur) in [0, 1], `per_class` (top-1 by class
         number, None where a class does not occur), `loss` (mean, in nats, None if unknown or not finite)
-        and `n`. Without any labelled row everything but `n` = 0 is None.
+        and `n`. Without any labelled row everything but `n` = 0 is None. `decides`: "balanced_top1", where
+        the classes are unequal (`unequal_classes`). `single_class`: the number of the class that (nearly) all
+        images are given (`single_class`), where there is one.
     """
     if predictions.ndim == 2:
         if losses is None:
@@ -168,13 +174,37 @@ def accuracy(
     right_of_class = torch.bincount(labels[right], minlength=num_classes).tolist()
     per_class = [r / n if n else None for r, n in zip(right_of_class, of_class, strict=True)]
     present = [share for share in per_class if share is not None]
-    return {
+    figures = {
         "top1": int(right.sum()) / count,
         "balanced_top1": sum(present) / len(present),
         "per_class": per_class,
         "loss": None if losses is None else _finite(losses[known].double().mean()),
         "n": count,
     }
+    if unequal_classes(of_class):
+        figures["decides"] = "balanced_top1"
+    single = single_class(predictions[known], per_class)
+    return figures if single is None else {**figures, "single_class": single}
+
+
+def single_class(predictions: Tensor, per_class: Sequence[float | None]) -> int | None:
+    """Returns the class that (nearly) all images are given by a network that tells no classes apart.
+
+    Args:
+        predictions: `[N]` int64.
+        per_class: Recall by class; None for a class without images.
+
+    Returns:
+        A class that at least 90 % of the images are given, if the mean recall of all other classes is below
+        20 %; None: there is none, or fewer than two classes occur.
+    """
+    if sum(recall is not None for recall in per_class) < 2:
+        return None
+    largest = torch.bincount(predictions).argmax().item()
+    share = (predictions == largest).double().mean().item()
+    recalls = [recall for i, recall in enumerate(per_class) if recall is not None and i != largest]
+    collapsed = share >= 0.9 and sum(recalls) / len(recalls) < 0.2
+    return int(largest) if collapsed else None
 
 
 def cross_entropies(logits_BK: Tensor, labels_B: Tensor) -> Tensor:

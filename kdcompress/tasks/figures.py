@@ -36,7 +36,10 @@ FIGURES: dict[str, Figure] = {
     figure.key: figure
     for figure in (
         Figure("top1", "top-1", "top-1", "Accuracy", "top-1 on held-out images, %", decides=True),
-        Figure("balanced_top1", "balanced top-1", "balanced top-1"),
+        Figure(
+            "balanced_top1", "balanced top-1", "balanced top-1", "Balanced accuracy",
+            "balanced top-1 on held-out images, %",
+        ),
         Figure(
             "knn_top1", "kNN top-1", "kNN top-1", "Nearest neighbours",
             "top-1 by nearest neighbours on held-out images, %", decides=True,
@@ -56,8 +59,12 @@ DECIDING = tuple(key for key, figure in FIGURES.items() if figure.decides)
 
 
 def deciding(score: Mapping[str, Any]) -> str | None:
-    """Returns the name of the figure that a checkpoint is selected by, or None if the score has none."""
-    return next((key for key in DECIDING if score.get(key) is not None), None)
+    """Returns the name of the figure that a checkpoint is selected by, or None if the score has none.
+
+    Where classes are unequal, a score says itself that it is the balanced top-1.
+    """
+    own = score.get("decides")
+    return own or next((key for key in DECIDING if score.get(key) is not None), None)
 
 
 def comparable(student: Mapping[str, Any]) -> list[Figure]:
@@ -67,5 +74,6 @@ def comparable(student: Mapping[str, Any]) -> list[Figure]:
         student: Figures of the student; those that are known of it decide.
     """
     if student["top1"] is not None:
-        return [FIGURES["top1"], FIGURES["balanced_top1"]]
+        both = [FIGURES["top1"], FIGURES["balanced_top1"]]
+        return both[::-1] if deciding(student) == "balanced_top1" else both
     return [FIGURES[key] for key in ("knn_top1", "agreement") if student.get(key) is not None]

@@ -24,6 +24,7 @@ class Job:
         epochs: Number of epochs of all phases together.
         fp16: True if gradients need a loss scaler.
         resume_hint: The command that continues after an interruption.
+        class_names: By class number, for messages; empty: not known.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Job:
     epochs: int
     fp16: bool
     resume_hint: str
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Outcome:
         ensemble: State dictionaries of the ensemble's members, by name; empty if none ships.
         ensemble_best: Held-out figures of the ensemble at its chosen epoch; None if none ships or nothing is
             held out.
+        steps: Optimiser steps of the training.
         bn_statistics: Facts about its batch-norm statistics (`train.choice`); None: they are the running
             ones.
     """
@@ -64,6 +67,7 @@ class Outcome:
     ensemble: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     ensemble_best: dict[str, Any] | None = None
     bn_statistics: dict[str, Any] | None = None
+    steps: int = 0
 
     @property
     def model(self) -> str:

@@ -62,7 +62,7 @@ class Journal:
             # Hides the points that an interrupted session wrote from this epoch on.
             self._writers[phase] = SummaryWriter(str(folder / phase), purge_step=epoch)
         held_out = (
-            {f"held_out/{name}": v for name, v in line["held_out"].items() if name != "candidates"}
+            {f"held_out/{name}": v for name, v in line["held_out"].items() if isinstance(v, int | float)}
             if line["held_out"]
             else {}
         )

@@ -7,6 +7,7 @@ checkpoints, signals) is here.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,8 @@ from kdcompress.train.processes import Processes, batch_norm_statistics
 
 STEPS_BETWEEN_SAMPLES = 50
 """Optimiser steps between two lines of `steps.jsonl`."""
+SINGLE_CLASS_EPOCHS = 3
+"""Consecutive epochs with a single predicted class before a warning."""
 
 
 @dataclass(slots=True)
@@ -131,6 +134,7 @@ class Trainer:
         self.sets = method.parameter_sets()
         self.phases = method.phases()
         self._own_statistics: list[Tensor] | None = None
+        self._single_class_epochs = 0
         if job.train.compile:
             student.compiled = torch.compile(student.network)
             if method.networks.teacher is not None:
@@ -167,7 +171,7 @@ class Trainer:
                     continue
                 in_phase = state if state is not None and state["position"]["phase"] == number else None
                 minimise = self._run_phase(number, start, ends[number], in_phase, minimise, stop, bar)
-        return self.choice.outcome(self.at.epoch, self.at.seconds)
+        return dataclasses.replace(self.choice.outcome(self.at.epoch, self.at.seconds), steps=self.at.step)
 
     def _run_phase(
         self,
@@ -252,6 +256,7 @@ class Trainer:
         self.processes.average_statistics(self._modules().values())
         self.processes.share(self._modules().values())
         figures = self.choice.score(at.epoch + 1, frozen_statistics=phase.freeze_bn)
+        self._warn_of_single_class(figures)
         losses, logged = self.means.values()
         self.journal.epoch(
             {
@@ -268,6 +273,19 @@ class Trainer:
         )
         at.epoch, at.batch = at.epoch + 1, 0
         self._save(minimise)
+
+    def _warn_of_single_class(self, figures: dict[str, Any] | None) -> None:
+        """Warns once when a network gives all held-out images one class after several epochs in a row."""
+        number: int | None = (figures or {}).get("single_class")
+        self._single_class_epochs = 0 if number is None else self._single_class_epochs + 1
+        if number is None or self._single_class_epochs != SINGLE_CLASS_EPOCHS or not self.processes.first:
+            return
+        name = self.job.class_names[number] if self.job.class_names else f"class {number}"
+        self.progress.warn(
+            f"{self.job.label}: for {SINGLE_CLASS_EPOCHS} epochs it has given nearly all held-out images the "
+            f"class {name!r}, so it tells no classes apart yet. If that lasts: more train.epochs, a lower "
+            "optim.lr, or train.class_weights: balanced"
+        )
 
     def _images_per_s(self) -> float:
         return self.at.batch * self.loader.batch_size / self.at.epoch_seconds
