@@ -36,6 +36,7 @@ from kdcompress.run.extra_images import (
 from kdcompress.run.networks import load_networks, needs_of, tapped, with_classes
 from kdcompress.run.preparation import build_preparation, prepare
 from kdcompress.run.qat import check_int8_training, train_for_int8
+from kdcompress.run.schedule import resolve_schedule, with_recorded, with_schedule
 from kdcompress.run.teacher import load_teacher
 from kdcompress.run.training import build_method, run_training, steps_per_epoch, student_training
 from kdcompress.run_folder import RunFolder, same_recipe
@@ -92,10 +93,6 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         complete = _complete_recipe(recipe, request, processes, folder) if processes.first else None
         recipe = processes.agree(complete)
         torch.set_num_threads(recipe.train.threads)
-        if recipe.data.batch_size % processes.world:
-            raise UserError(
-                f"data.batch_size: {recipe.data.batch_size} is no multiple of the {processes.world} processes"
-            )
         check_installed(recipe.export.formats, "export.formats")
         with processes.in_turn():
             data = _open_data(recipe, progress)
@@ -104,6 +101,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             )
             with progress.counter() as tell:
                 data = with_extra(recipe, data, tell)
+        recipe = _scheduled(recipe, data, processes, progress)
         if request.baseline:
             _check_baseline(recipe, data)
         if recipe.export.embed_preprocess == "resize":
@@ -141,8 +139,26 @@ def _complete_recipe(recipe: Recipe, request: Request, processes: Processes, fol
         threads = max(1, granted_cores() // processes.world)
     recipe = recipe.replace(data=data, train=recipe.train.model_copy(update={"threads": threads}))
     if recorded is not None:
+        recipe = with_recorded(recipe, recorded)
         same_recipe(recorded, recipe, folder.path)
     return recipe
+
+
+def _scheduled(recipe: Recipe, data: Data, processes: Processes, progress: Progress) -> Recipe:
+    """Resolves batch size and epochs that the recipe leaves to the data, and says what was taken."""
+    needs = needs_of(recipe)
+    used = data.for_method(labels=needs.labels, unlabelled=needs.unlabelled).train
+    schedule = resolve_schedule(recipe, images=len(used), labelled=data.labelled)
+    if processes.first:
+        for reason in schedule.reasons:
+            write_notice(reason)
+        for warning in schedule.warnings:
+            progress.warn(warning)
+    if schedule.batch_size % processes.world:
+        raise UserError(
+            f"data.batch_size: {schedule.batch_size} is no multiple of the {processes.world} processes"
+        )
+    return with_schedule(recipe, schedule)
 
 
 def _check_baseline(recipe: Recipe, data: Data) -> None:
@@ -251,7 +267,7 @@ def _check_buildable(run: Run) -> None:
         teacher = FrozenTeacher(tapped(run, run.recipe.teacher, networks["teacher"]), fold=False)
     run = check_extra_images(run, teacher)
     method = build_method(run, networks, teacher)
-    phase_ends(method.phases(), run.recipe.train.epochs)
+    phase_ends(method.phases(), run.recipe.epochs)
     check_int8_training(run, method, networks["student"])
     check_ship(method, run.recipe.train.ship, ema=run.recipe.train.ema is not None)
     for preparation in method.preparations(method.config):

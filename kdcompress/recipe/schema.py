@@ -46,8 +46,9 @@ class DataSection(Section):
     system)."""
     image_size: int | None = Field(None, ge=8, le=4096)
     """Side of the training images in pixels. None: the default of the data set (224 for an image folder)."""
-    batch_size: int = Field(64, ge=2)
-    """Global batch size, summed over all processes."""
+    batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] = 64
+    """Global batch size, summed over all processes. auto: 256, halved down to 32 while an epoch has fewer
+    than 50 steps; `optim.lr` is then that of 256 images and is scaled in proportion."""
     held_out: float = Field(0.1, ge=0)
     """Share (below 1) or number (1 and above) of the training images held out for model selection. 0: train
     on all images and ship the last epoch."""
@@ -106,8 +107,9 @@ class TeacherSection(NetworkSection):
     train: Literal["auto", "always", "never"] = "auto"
     """auto: train it if it has no weights, fine-tune it if its classes differ from those of the data. never:
     use the weights unchanged; other classes are an error."""
-    epochs: int = Field(10, ge=1)
-    """Epochs of its training or fine-tuning, if any."""
+    epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Epochs of its training or fine-tuning, if any. auto: as the student's; for a fine-tuning 1,000
+    optimiser steps, at least 10 and at most 60 epochs."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of its training. Separate from the run's, so that `--seeds` keeps one teacher for all students."""
     lr: float | None = Field(None, gt=0)
@@ -121,8 +123,9 @@ class TeacherSection(NetworkSection):
 class TrainSection(Section):
     """`train:` the training loop."""
 
-    epochs: int = Field(ge=1)
-    """Epochs of the student's training."""
+    epochs: Annotated[int, Field(ge=1)] | Literal["auto"]
+    """Epochs of the student's training. auto: as many as give 3,000 optimiser steps, at least 100 and at most
+    300."""
     max_steps: int | None = Field(None, ge=1)
     """Maximum optimiser steps of every training in the run, the teacher's included; for trial runs."""
     threads: int | None = Field(None, ge=1, le=MAX_THREADS)
@@ -273,12 +276,24 @@ class Recipe(Section):
         """Returns a copy with whole sections replaced."""
         return self.model_copy(update=sections)
 
+    @property
+    def epochs(self) -> int:
+        """Epochs of the student's training, once `auto` is resolved."""
+        assert isinstance(self.train.epochs, int), "resolved when the data is known"
+        return self.train.epochs
+
+    @property
+    def batch_size(self) -> int:
+        """Global batch size, once `auto` is resolved."""
+        assert isinstance(self.data.batch_size, int), "resolved when the data is known"
+        return self.data.batch_size
+
     def lengthened(self, times: float) -> Self:
         """Returns a copy with the epochs, and milestones and warm-up counted in epochs, multiplied."""
         if times == 1:
             return self
-        epochs = max(1, round(self.train.epochs * times))
-        times = epochs / self.train.epochs
+        epochs = max(1, round(self.epochs * times))
+        times = epochs / self.epochs
         optim, milestones = self.optim, [m if m < 1 else m * times for m in self.optim.milestones]
         warmup = optim.warmup if optim.warmup < 1 else optim.warmup * times
         return self.replace(

@@ -215,7 +215,7 @@ def report(
             assert figure is not None, "there is a top-1"
             likely = find_cause(
                 gain, shipped.student, teacher, baseline, figure=figure, steps=outcome.steps,
-                epochs=train.epochs, cut_short=train.max_steps == outcome.steps,
+                epochs=run.recipe.epochs, cut_short=train.max_steps == outcome.steps,
             )  # fmt: skip
             gain["cause"] = None if likely is None else likely.to_json()
     training = {

@@ -182,7 +182,7 @@ def info(run: Run) -> DataInfo:
     return run.data.info(
         class_weights=train.class_weights,
         label_smoothing=train.label_smoothing,
-        train_batch_size=run.recipe.data.batch_size,
+        train_batch_size=run.recipe.batch_size,
         device=run.device,
         workers=run.workers,
     )

@@ -85,7 +85,7 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
     bits = 7 if int8_target(section) == "x86-novnni" else 8
     on_device = [student.normalise(torch.from_numpy(batch).to(run.device)) for batch in images.batches]
     rounding = Rounding(student.network, on_device, weight_bits=bits)
-    qat = QuantizationAwareTraining(method, rounding, run.processes, recipe.train.epochs)
+    qat = QuantizationAwareTraining(method, rounding, run.processes, recipe.epochs)
     train = recipe.train.model_copy(
         update={"ema": None, "compile": False, "ship": "best", "precision": "fp32", "bn_statistics": "off"}
     )

@@ -111,16 +111,17 @@ def _train_or_find(run: Run, start: LoadedNetwork) -> None:
 
 
 def _training(run: Run, section: TeacherSection, start: LoadedNetwork) -> Training:
-    recipe, fine_tuned = run.recipe, start.weights is not None
+    recipe, fine_tuned, epochs = run.recipe, start.weights is not None, section.epochs
+    assert isinstance(epochs, int), "resolved when the data is known"
     rate = section.lr or recipe.optim.lr * (0.1 if fine_tuned else 1.0)
     plain = find_method("none")
-    in_two = fine_tuned and section.epochs > 1
+    in_two = fine_tuned and epochs > 1
     config = plain.Config.model_validate({"classifier_first": CLASSIFIER_FIRST if in_two else 0.0})
     data = info(for_method(run, plain, config))
     method = plain(config, Networks(tapped(run, section, start)), data).to(run.device)
     train = recipe.train.model_copy(update={"ema": None, "compile": False, "ship": "best"})
     optim = recipe.optim.model_copy(update={"lr": rate})
-    return Training("teacher", method, section.seed, section.epochs, train, optim)
+    return Training("teacher", method, section.seed, epochs, train, optim)
 
 
 def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:

@@ -54,7 +54,7 @@ class Training:
 def student_training(run: Run, method: Method) -> Training:
     """Describes the training of the recipe's student."""
     recipe = run.recipe
-    return Training("student", method, recipe.seed, recipe.train.epochs, recipe.train, recipe.optim)
+    return Training("student", method, recipe.seed, recipe.epochs, recipe.train, recipe.optim)
 
 
 def run_training(run: Run, training: Training) -> Outcome:
@@ -72,7 +72,7 @@ def run_training(run: Run, training: Training) -> Outcome:
     needs = method.needs(method.config)
     loader = TrainingLoader(
         data.train,
-        batch_size=recipe.data.batch_size,
+        batch_size=recipe.batch_size,
         views=needs.views,
         order=_order(run, needs, data, seed),
         seed=seed,
@@ -172,7 +172,7 @@ def steps_per_epoch(run: Run) -> int:
 
 
 def _order(run: Run, needs: Needs, data: Data, seed: int) -> BatchOrder:
-    size = run.recipe.data.batch_size
+    size = run.recipe.batch_size
     return batch_order(needs.order, data.train.labels, batch_size=size, seed=seed, pools=data.pools)
 
 

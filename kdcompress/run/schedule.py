@@ -1,0 +1,147 @@
+"""Resolves `auto` batch sizes and epochs from the number of training images.
+
+A recipe made for 1.2 million images (100 epochs, batches of 256) gives 2,000 images 700 optimiser steps:
+too few. Here a training has at least `STEPS` of them, in smaller batches with a lower learning rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdcompress.recipe import Recipe
+
+LARGE_BATCH, SMALL_BATCH = 256, 32
+"""Bounds of the batch size. With `data.batch_size: auto`, `optim.lr` is that of the larger."""
+STEPS_PER_EPOCH = 50
+"""Steps of an epoch that the batch size is chosen for."""
+STEPS = 3_000
+"""Least number of optimiser steps of a training from random weights."""
+EPOCHS = (100, 300)
+"""Bounds of the epochs of a training from random weights; 100 is usual for ImageNet."""
+FINE_TUNING_STEPS = 1_000
+"""Least number of optimiser steps of a fine-tuning."""
+FINE_TUNING_EPOCHS = (10, 60)
+"""Bounds of the epochs of a fine-tuning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Batch size and epochs of a run.
+
+    Args:
+        batch_size: Images of a global batch.
+        lr: Base learning rate for such batches.
+        epochs: Epochs of the student.
+        teacher_epochs: Epochs of the teacher, if it is trained.
+        reasons: A sentence for each value that was resolved.
+        warnings: A sentence for each value of the user that is far too low.
+    """
+
+    batch_size: int
+    lr: float
+    epochs: int
+    teacher_epochs: int
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def auto_batch_size(images: int) -> int:
+    """Returns the largest power of two between the bounds that gives an epoch enough steps.
+
+    Args:
+        images: Number of training images.
+    """
+    size = LARGE_BATCH
+    while size > SMALL_BATCH and images / size < STEPS_PER_EPOCH:
+        size //= 2
+    return size
+
+
+def auto_epochs(steps_per_epoch: int, steps: int = STEPS, bounds: tuple[int, int] = EPOCHS) -> int:
+    """Returns the epochs that give a training enough optimiser steps, within bounds.
+
+    Args:
+        steps_per_epoch: Optimiser steps of an epoch.
+        steps: Least number of steps.
+        bounds: Fewest and most epochs.
+    """
+    return min(max(-(-steps // steps_per_epoch), bounds[0]), bounds[1])
+
+
+def resolve_schedule(recipe: Recipe, *, images: int, labelled: int) -> Schedule:
+    """Computes the values that a recipe leaves open, and looks at those that it gives.
+
+    Args:
+        recipe: The run's recipe.
+        images: Number of training images that the student's method uses.
+        labelled: Number of training images with a label, which a teacher is trained on.
+    """
+    reasons, warnings = [], []
+    size, lr = recipe.data.batch_size, recipe.optim.lr
+    if size == "auto":
+        size = auto_batch_size(images)
+        lr = recipe.optim.lr * size / LARGE_BATCH
+        reasons.append(
+            f"data.batch_size: auto is {size} for {images:,} training images; optim.lr is {lr:g}, "
+            f"{recipe.optim.lr:g} for batches of {LARGE_BATCH}"
+        )
+    epochs, per_epoch = recipe.train.epochs, _steps(recipe, images, size)
+    if epochs == "auto":
+        epochs = auto_epochs(per_epoch)
+        reasons.append(f"train.epochs: auto is {epochs}, {epochs * per_epoch:,} optimiser steps")
+    elif epochs * per_epoch < STEPS // 3 and recipe.train.max_steps is None:
+        warnings.append(
+            f"train.epochs: {epochs} gives {epochs * per_epoch:,} optimiser steps; a student usually needs "
+            f"{STEPS:,} to show what it can do ({auto_epochs(per_epoch)} epochs here)"
+        )
+    teacher_epochs = 1
+    if recipe.teacher is not None:
+        given, fine_tuned = recipe.teacher.epochs, recipe.teacher.weights is not None
+        teacher_epochs = 10 if given == "auto" else given
+        if given == "auto" and labelled:
+            of_teacher = _steps(recipe, labelled, size)
+            bounds = (FINE_TUNING_STEPS, FINE_TUNING_EPOCHS) if fine_tuned else (STEPS, EPOCHS)
+            teacher_epochs = auto_epochs(of_teacher, *bounds)
+            kind = "fine-tuning" if fine_tuned else "training"
+            reasons.append(
+                f"teacher.epochs: auto is {teacher_epochs}, {teacher_epochs * of_teacher:,} optimiser steps "
+                f"if the teacher needs {kind}"
+            )
+    return Schedule(size, lr, epochs, teacher_epochs, tuple(reasons), tuple(warnings))
+
+
+def with_schedule(recipe: Recipe, schedule: Schedule) -> Recipe:
+    """Returns the recipe with the values of a schedule."""
+    teacher = recipe.teacher
+    if teacher is not None:
+        teacher = teacher.model_copy(update={"epochs": schedule.teacher_epochs})
+    return recipe.replace(
+        data=recipe.data.model_copy(update={"batch_size": schedule.batch_size}),
+        train=recipe.train.model_copy(update={"epochs": schedule.epochs}),
+        optim=recipe.optim.model_copy(update={"lr": schedule.lr}),
+        teacher=teacher,
+    )
+
+
+def with_recorded(recipe: Recipe, recorded: Recipe) -> Recipe:
+    """Returns the recipe with the values that an earlier session of the same run resolved.
+
+    Args:
+        recipe: As requested now.
+        recorded: `recipe.yaml` of the run folder.
+    """
+    data, train, optim, teacher = recipe.data, recipe.train, recipe.optim, recipe.teacher
+    if data.batch_size == "auto":
+        data = data.model_copy(update={"batch_size": recorded.data.batch_size})
+        optim = optim.model_copy(update={"lr": recorded.optim.lr})
+    if train.epochs == "auto":
+        train = train.model_copy(update={"epochs": recorded.train.epochs})
+    if teacher is not None and recorded.teacher is not None and teacher.epochs == "auto":
+        teacher = teacher.model_copy(update={"epochs": recorded.teacher.epochs})
+    return recipe.replace(data=data, train=train, optim=optim, teacher=teacher)
+
+
+def _steps(recipe: Recipe, images: int, batch_size: int) -> int:
+    """Returns the optimiser steps of an epoch; batches with a share of labels differ a little."""
+    batches = max(1, images // batch_size)
+    return -(-batches // recipe.train.accumulate)
