@@ -96,7 +96,10 @@ def test_what_the_method_needs_is_among_the_problems(tmp_path):
         ("train.threads=100000", "train.threads: expected at most 1024, got 100000"),
         ("train.compile=1", "train.compile: expected true or false, got 1"),
         ("train.ema=1", "train.ema: expected less than 1, got 1"),
-        ("train.class_weights=even", "train.class_weights: expected one of 'auto', 'none', 'balanced' or a list"),
+        (
+            "train.class_weights=even",
+            "train.class_weights: expected one of 'auto', 'none', 'balanced' or a list",
+        ),
         ("train.class_weights=[a]", "train.class_weights.0: expected float, got 'a'"),
         ("bench.threads=[some]", "bench.threads.0: expected int or 'all', got 'some'"),
         ("bench.threads=[0]", "bench.threads.0: expected at least 1 or 'all', got 0"),

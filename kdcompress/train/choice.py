@@ -76,6 +76,7 @@ class Choice:
     ) -> None:
         self._method, self._average, self._held_out, self._processes = method, average, held_out, processes
         self._ship, self._statistics = ship, statistics
+        self._statistics_seconds = 0.0
         self.last: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
         self.best_ensemble: dict[str, Any] | None = None
@@ -155,7 +156,8 @@ class Choice:
 
         Returns:
             The state, and the facts: number of images, which statistics ship, the held-out figures of both
-            (None without held-out images) and the seconds it took; None if nothing was re-estimated.
+            (None without held-out images) and the seconds that re-estimation took in this session; None if
+            nothing was re-estimated.
         """
         if self._statistics is None:
             return state, None
@@ -170,6 +172,7 @@ class Choice:
         began = time.perf_counter()
         network = self._scratch_network(like, state)
         count = bn_statistics.reestimate(network, like, images.every, until_still=True)
+        taken = time.perf_counter() - began
         if count == 0:
             return {}, None
         new = _copied(network.state_dict())
@@ -186,7 +189,8 @@ class Choice:
             elif scores["running"][by] > scores[shipped][by]:
                 shipped = "running"
         changed = {name: value for name, value in new.items() if not torch.equal(value, state[name])}
-        seconds = round(time.perf_counter() - began, 3)
+        # Re-estimation alone: the held-out images are scored in any case.
+        seconds = round(self._statistics_seconds + taken, 3)
         facts = {"images": count, "shipped": shipped, "held_out": scores, "seconds": seconds}
         return (changed if shipped == "re-estimated" else {}), facts
 
@@ -198,7 +202,9 @@ class Choice:
         for name, candidate in {**members, **candidates}.items():
             module, like = self._module_of(candidate), candidate.like
             sample = self._statistics.sample if self._statistics is not None and re_estimate else None
+            began = time.perf_counter()
             with bn_statistics.reestimated(module, like, sample):
+                self._statistics_seconds += time.perf_counter() - began
                 outputs[name], labels_N = predict(module, like, held_out)
             if name in candidates:
                 scores[name] = self._figures(outputs[name], labels_N, held_out)
