@@ -37,7 +37,7 @@ from kdcompress.run.networks import load_networks, needs_of, tapped, with_classe
 from kdcompress.run.preparation import build_preparation, prepare
 from kdcompress.run.qat import check_int8_training, train_for_int8
 from kdcompress.run.schedule import resolve_schedule, with_recorded, with_schedule
-from kdcompress.run.teacher import load_teacher
+from kdcompress.run.teacher import compare_with_baseline, load_teacher
 from kdcompress.run.training import build_method, run_training, steps_per_epoch, student_training
 from kdcompress.run_folder import RunFolder, same_recipe
 from kdcompress.train.choice import check_ship
@@ -224,11 +224,14 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
     run = select_extra_images(run, teacher)
     method = build_method(run, networks, teacher)
     prepare(real, method, teacher)  # trains the method's heads on the teacher, if it has any
+    if baseline:
+        # First, so that a teacher with nothing to teach is known before the longer training.
+        _run_to_end(_baseline_of(run), baseline=False)
+        if first and teaching is not None:
+            compare_with_baseline(run, teaching)
     outcome = run_training(run, student_training(run, method))
     if run.recipe.export.int8 is not None and run.recipe.export.int8.qat_epochs:
         train_for_int8(run, method, outcome)
-    if baseline:
-        _run_to_end(_baseline_of(run), baseline=False)
     if not first:
         return None
     with run.test_split() as test:

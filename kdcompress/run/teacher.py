@@ -26,6 +26,7 @@ from kdcompress.networks.networks import Networks
 from kdcompress.networks.teacher import FrozenTeacher, Teacher, teacher_network
 from kdcompress.recipe import TeacherSection
 from kdcompress.report import documents
+from kdcompress.report.cause import HARDLY_BETTER
 from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.networks import info, tapped
 from kdcompress.run.training import Training, for_method, stored_training
@@ -81,6 +82,26 @@ def load_teacher(run: Run, networks: dict[str, LoadedNetwork]) -> Teaching | Non
         )
     held_out, gate = _test_teacher(run, teacher)
     return Teaching(teacher, start, trained, held_out, gate)
+
+
+def compare_with_baseline(run: Run, teaching: Teaching) -> None:
+    """Warns before the student's training if the teacher is hardly better than the finished baseline.
+
+    Args:
+        run: The run; its baseline is trained.
+        teaching: The tested teacher.
+    """
+    training = documents.read_json(run.folder / "baseline" / "results.json")["training"]
+    plain, by = training["best"] or {}, deciding(teaching.held_out)
+    if by is None or plain.get(by) is None or teaching.held_out["split"] != "held-out":
+        return
+    lead = teaching.held_out[by] - plain[by]
+    if lead <= HARDLY_BETTER:
+        run.progress.warn(
+            f"teacher {teaching.teacher.model}: {_percent(teaching.held_out[by])} on the held-out images; "
+            f"the student without it reaches {_percent(plain[by])}, so there is hardly anything to learn. "
+            "More teacher.epochs, other teacher.weights or a larger teacher.model may help"
+        )
 
 
 def own_size(run: Run, section: TeacherSection, start: LoadedNetwork) -> tuple[int, int] | None:
