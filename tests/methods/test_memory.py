@@ -71,7 +71,7 @@ def test_two_processes_have_equal_memories_with_the_rows_of_both(tmp_path):
         subprocess.Popen([sys.executable, "-c", PROCESS, str(tmp_path), str(rank)], env=environment)
         for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    assert [process.wait(timeout=600) for process in started] == [0, 0]
     rows = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert torch.equal(*rows)
     assert rows[0].tolist() == [[1, 1], [2, 2], [1, 1], [2, 2], [0, 0], [0, 0]]

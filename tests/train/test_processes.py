@@ -116,7 +116,7 @@ def test_torchrun_distils_from_recipe_to_report(tmp_path):
         *(part for value in ("train.epochs=3", "teacher.epochs=2", "bench.rounds=1", "teacher.min_top1=0")
           for part in ("--set", value)),
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     run = tmp_path / "run"
