@@ -13,7 +13,7 @@ import torch
 TESTS = Path(__file__).parent
 
 
-def run_two(script: Path, folder: Path, timeout: float = 240):
+def run_two(script: Path, folder: Path, timeout: float = 600):
     """Runs `script FOLDER` in two gloo processes; each writes FOLDER/RANK.pt, which is returned by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
