@@ -1,6 +1,7 @@
 """The `distill` command: `distill` checks everything, `_run_to_end` has the steps. Read this file first.
 
-recipe → data → networks → teacher → training (→ training for int8) → baseline → export → benchmark → report
+recipe → data → `auto` values → networks → teacher → training (→ training for int8) → baseline → export →
+benchmark → report
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe, resolve_recipe, write_notice
 from kdcompress.report import documents
+from kdcompress.run.auto import keep_recorded, resolve_auto
 from kdcompress.run.context import Run
 from kdcompress.run.delivery import deliver, read_json, report
 from kdcompress.run.extra_images import (
@@ -108,6 +110,11 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             _check_baseline(recipe, data)
         if recipe.export.embed_preprocess == "resize":
             check_spec(data.input_spec(), KEY)
+        if processes.first:
+            recipe, notices = resolve_auto(recipe, data, progress=progress.visible)
+            for notice in notices:
+                write_notice(notice)
+        recipe = processes.agree(recipe)
         run = Run(recipe, folder, data, processes, progress, request.allow_code, request.command)
         # Whatever does not fit is reported before anything is written.
         with processes.in_turn():
@@ -141,6 +148,7 @@ def _complete_recipe(recipe: Recipe, request: Request, processes: Processes, fol
         threads = max(1, granted_cores() // processes.world)
     recipe = recipe.replace(data=data, train=recipe.train.model_copy(update={"threads": threads}))
     if recorded is not None:
+        recipe = keep_recorded(recipe, recorded)
         same_recipe(recorded, recipe, folder.path)
     return recipe
 
@@ -217,7 +225,7 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         return None
     with run.test_split() as test:
         delivery = deliver(run, networks["student"], method, outcome, teaching, test)
-        return report(run, outcome, delivery, teaching, test)
+        return report(run, networks["student"], outcome, delivery, teaching, test)
 
 
 def _baseline_of(run: Run) -> Run:
