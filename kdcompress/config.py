@@ -8,6 +8,8 @@ RECIPE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """The form of a recipe's name."""
 CANDIDATE_NAME = r"^[a-z0-9_]+$"
 """The form of a candidate's name in `train.ship`."""
+SHA256 = r"^[0-9a-f]{64}$"
+"""The form of a file's hash."""
 
 
 class Section(BaseModel):

@@ -105,7 +105,16 @@ class WorldError(KdcompressError):
 
 
 class DownloadError(WorldError):
-    """A download failed; the message says how to pass a local file instead."""
+    """A download failed; the message says how to pass a local file instead.
+
+    Args:
+        reason: The address and what went wrong there.
+        advice: What the user can do without a network.
+    """
+
+    def __init__(self, reason: str, advice: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason}; {advice}")
 
 
 class Interrupted(KdcompressError):

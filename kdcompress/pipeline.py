@@ -1,6 +1,7 @@
 """The `distill` command: `distill` checks everything, `_run_to_end` has the steps. Read this file first.
 
-recipe → data → networks → teacher → training (→ training for int8) → baseline → export → benchmark → report
+recipe → data → `auto` values → networks → teacher → training (→ training for int8) → baseline → export →
+benchmark → report
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe, resolve_recipe, write_notice
 from kdcompress.report import documents
+from kdcompress.run.auto import keep_recorded, resolve_auto
 from kdcompress.run.context import Run
 from kdcompress.run.delivery import deliver, read_json, report
 from kdcompress.run.extra_images import (
@@ -36,7 +38,6 @@ from kdcompress.run.extra_images import (
 from kdcompress.run.networks import load_networks, needs_of, tapped, with_classes
 from kdcompress.run.preparation import build_preparation, prepare
 from kdcompress.run.qat import check_int8_training, train_for_int8
-from kdcompress.run.schedule import resolve_schedule, with_recorded, with_schedule
 from kdcompress.run.teacher import compare_with_baseline, load_teacher
 from kdcompress.run.training import build_method, run_training, steps_per_epoch, student_training
 from kdcompress.run_folder import RunFolder, same_recipe
@@ -101,11 +102,22 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             )
             with progress.counter() as tell:
                 data = with_extra(recipe, data, tell)
-        recipe = _scheduled(recipe, data, processes, progress)
         if request.baseline:
             _check_baseline(recipe, data)
         if recipe.export.embed_preprocess == "resize":
             check_spec(data.input_spec(), KEY)
+        if processes.first:
+            resolution = resolve_auto(recipe, data, progress=progress.visible)
+            recipe = resolution.recipe
+            for notice in resolution.notices:
+                write_notice(notice)
+            for warning in resolution.warnings:
+                progress.warn(warning)
+        recipe = processes.agree(recipe)
+        if recipe.batch_size % processes.world:
+            raise UserError(
+                f"data.batch_size: {recipe.batch_size} is no multiple of the {processes.world} processes"
+            )
         run = Run(recipe, folder, data, processes, progress, request.allow_code, request.command)
         # Whatever does not fit is reported before anything is written.
         with processes.in_turn():
@@ -139,26 +151,9 @@ def _complete_recipe(recipe: Recipe, request: Request, processes: Processes, fol
         threads = max(1, granted_cores() // processes.world)
     recipe = recipe.replace(data=data, train=recipe.train.model_copy(update={"threads": threads}))
     if recorded is not None:
-        recipe = with_recorded(recipe, recorded)
+        recipe = keep_recorded(recipe, recorded)
         same_recipe(recorded, recipe, folder.path)
     return recipe
-
-
-def _scheduled(recipe: Recipe, data: Data, processes: Processes, progress: Progress) -> Recipe:
-    """Resolves batch size and epochs that the recipe leaves to the data, and says what was taken."""
-    needs = needs_of(recipe)
-    used = data.for_method(labels=needs.labels, unlabelled=needs.unlabelled).train
-    schedule = resolve_schedule(recipe, images=len(used), labelled=data.labelled)
-    if processes.first:
-        for reason in schedule.reasons:
-            write_notice(reason)
-        for warning in schedule.warnings:
-            progress.warn(warning)
-    if schedule.batch_size % processes.world:
-        raise UserError(
-            f"data.batch_size: {schedule.batch_size} is no multiple of the {processes.world} processes"
-        )
-    return with_schedule(recipe, schedule)
 
 
 def _check_baseline(recipe: Recipe, data: Data) -> None:
@@ -236,7 +231,7 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         return None
     with run.test_split() as test:
         delivery = deliver(run, networks["student"], method, outcome, teaching, test)
-        return report(run, outcome, delivery, teaching, test)
+        return report(run, networks["student"], outcome, delivery, teaching, test)
 
 
 def _baseline_of(run: Run) -> Run:

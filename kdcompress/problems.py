@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from kdcompress.config import CANDIDATE_NAME, RECIPE_NAME
+from kdcompress.config import CANDIDATE_NAME, RECIPE_NAME, SHA256
 from kdcompress.errors import suggest
 
 _SHOWN = 60
@@ -27,6 +27,7 @@ _BOUNDS = {
 _PATTERNS = {
     RECIPE_NAME: "letters, digits, '.', '_' and '-', with a letter or digit first",
     CANDIDATE_NAME: "best, last, ensemble or the name of a candidate (small letters, digits and '_')",
+    SHA256: "64 hexadecimal digits in small letters",
 }
 
 

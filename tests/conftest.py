@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the processes that tests start
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the tests that import onnxruntime themselves
+os.environ["KDCOMPRESS_OFFLINE"] = "1"  # no test reaches out; see `downloads`
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ SLOW_FILES = {
     "networks": {"backbones", "cohort", "families", "rounding", "teacher"},
     "probe": {"knowledge", "steps"},
     "report": {"card"},
+    "run": {"auto"},
     "train": {"choice", "processes", "stop_and_resume", "trainer"},
     "": {
         "bad_input",
@@ -63,6 +65,7 @@ SLOW_FILES = {
         "more_formats",
         "preparation",
         "smaller_files",
+        "student_weights",
         "suggest",
         "suggest_candidates",
         "tuned_for_int8",
@@ -90,6 +93,13 @@ def _private_cache_of_shared_fixtures(tmp_path_factory):
 def _private_cache(tmp_path_factory, monkeypatch):
     """Gives every test an empty cache, so that none reads or writes the user's."""
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def downloads(monkeypatch, tmp_path_factory):
+    """Lets a test download from a server of its own; weights of an earlier torchvision are not found."""
+    monkeypatch.delenv("KDCOMPRESS_OFFLINE")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

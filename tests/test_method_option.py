@@ -164,7 +164,7 @@ def test_an_online_method_adds_copies_of_the_student_as_it_is_set():
     )
     (peer,) = resolved.recipe.peers
     assert (peer.model, peer.weights) == ("cifar/resnet8", "IMAGENET1K_V1")
-    assert resolved.recipe.student.weights is None
+    assert resolved.recipe.student.weights == "auto"
     assert resolved.sources["peers.0.model"] == "copy of the student, for dml"
     assert resolved.sources["peers.0.weights"] == "--set"
     (notice,) = resolved.notices
@@ -189,7 +189,7 @@ def test_a_method_without_peers_leaves_the_recipes_out(tmp_path):
 
 
 def test_student_and_added_peers_start_from_different_weights():
-    recipe = load_recipe("quickstart", method="dml", notify=lambda notice: None)
+    recipe = load_recipe("quickstart", ["student.weights=random"], method="dml", notify=lambda notice: None)
     networks = [
         from_recipe.load_network(
             section, num_classes=10, channels=1, image_size=(8, 8), seed=recipe.seed, purpose=purpose,

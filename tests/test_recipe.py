@@ -7,7 +7,7 @@ import yaml
 
 from kdcompress.errors import RecipeError, UserError
 from kdcompress.listing import shipped_recipes
-from kdcompress.recipe import load_recipe, model_problem
+from kdcompress.recipe import load_recipe, model_problem, resolve_recipe
 from kdcompress.strict_yaml import read_yaml
 
 SMALL = """
@@ -126,6 +126,8 @@ def test_what_the_method_needs_is_among_the_problems(tmp_path):
         ("peers=cifar/resnet8", "peers: expected a list, got 'cifar/resnet8'"),
         ("student.model=python:os", "student.model: expected python:package.module:function, got 'pyth"),
         ("student.model=python:os:x", "student.model: 'python:os:x' runs code of yours; pass --allow-code"),
+        ("student.sha256=ABC", "student.sha256: expected 64 hexadecimal digits in small letters, got 'ABC'"),
+        ("teacher.weights=auto", "teacher.weights: expected random or weights by name, since auto is for"),
         ("seed=" + "9" * 200, "seed: expected less than 2147483648, got 999999"),
     ],
 )  # fmt: skip
@@ -285,3 +287,19 @@ def test_a_recipe_cannot_be_changed_after_it_was_checked():
     recipe = load_recipe("quickstart")
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 3
+
+
+def test_auto_is_the_students_default_and_show_says_so():
+    assert resolve_recipe("quickstart").sources["student.weights"] == "command default"
+    assert load_recipe("quickstart").student.weights == "auto"
+
+
+@pytest.mark.parametrize("weights", ["auto", "random", "null"])
+def test_a_hash_needs_weights_by_name(weights):
+    (problem,) = problems("quickstart", f"student.weights={weights}", f"student.sha256={'a' * 64}")
+    assert problem.startswith("student.sha256: expected nothing, since weights names no file, got 'aaa")
+
+
+def test_random_is_a_word_for_no_weights():
+    teacher = load_recipe("quickstart", ["teacher.weights=random"]).teacher
+    assert teacher.initial_weights is None

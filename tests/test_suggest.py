@@ -304,7 +304,7 @@ def test_it_runs_on_real_students_of_a_recipe_and_writes_one_that_is_a_recipe(tm
     assert shown.exit_code == 0
     written = json.loads(shown.stdout)
     assert (written["name"], written["student"]["model"]) == ("smaller", "cifar/resnet14")
-    assert written["student"]["weights"] is None
+    assert written["student"]["weights"] == "auto"
     same = load_recipe("quickstart").model_dump(mode="json")
     assert all(written[key] == same[key] for key in same if key not in ("name", "student"))
     assert kdcompress("--budget", "1s", "--recipe", "quickstart", "--out", out).exit_code == 2

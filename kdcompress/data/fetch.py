@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, InvalidStateError
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from kdcompress import __version__
 from kdcompress.atomic import replacing, sha256_of, translated
@@ -16,7 +20,9 @@ from kdcompress.data.raw import OnProgress
 from kdcompress.errors import DownloadError
 
 TIMEOUT_S = 10.0
-"""To connect, and for each read."""
+"""For each attempt to connect, and for each read."""
+OFFLINE = "KDCOMPRESS_OFFLINE"
+"""Environment variable; 1: nothing is downloaded, and what is in the cache is used."""
 _CHUNK_BYTES = 1 << 18
 
 
@@ -29,6 +35,7 @@ def fetch(
     sha256_prefix: str | None = None,
     progress: OnProgress | None = None,
     timeout_s: float = TIMEOUT_S,
+    connect_s: float | None = None,
 ) -> Path:
     """Downloads a file, unless it is there already.
 
@@ -40,25 +47,29 @@ def fetch(
         sha256_prefix: First hexadecimal digits of its SHA-256; None: not known. A file that is there already
             is compared too, and replaced if it differs.
         progress: Called with the number of bytes.
-        timeout_s: Limit in seconds to connect, and for each read.
+        timeout_s: Limit in seconds for each attempt to connect, and for each read.
+        connect_s: Limit in seconds until a place answers, with the lookup of its name, all of its addresses
+            and redirects; None: `timeout_s` for each of them.
 
     Returns:
         `path`.
 
     Raises:
-        DownloadError: No place gave the file with that checksum.
+        DownloadError: No place gave the file with that checksum, or downloads are switched off.
         WorldError: The disk is full.
         UserError: The folder cannot be written.
     """
     if path.is_file() and (sha256_prefix is None or sha256_of(path).startswith(sha256_prefix)):
         return path
+    if os.environ.get(OFFLINE, "0") not in ("", "0"):
+        raise DownloadError(f"{path.name} is not in the cache, and {OFFLINE} switches downloads off", advice)
     with translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     problems = []
     for url in urls:
         try:
             with replacing(path) as temporary:
-                digests = _receive(url, temporary, path.name, progress, timeout_s)
+                digests = _receive(url, temporary, path.name, progress, timeout_s, connect_s)
                 _check(digests, md5, sha256_prefix)
         except _Unusable as error:
             problems.append(f"{url}: {error}")
@@ -66,7 +77,7 @@ def fetch(
             return path
     reasons = "; ".join(problems)
     message = reasons if len(problems) == 1 else f"cannot download {path.name} ({reasons})"
-    raise DownloadError(f"{message}; {advice}")
+    raise DownloadError(message, advice)
 
 
 class _Unusable(Exception):
@@ -74,13 +85,18 @@ class _Unusable(Exception):
 
 
 def _receive(
-    url: str, path: Path, name: str, progress: OnProgress | None, timeout_s: float
+    url: str,
+    path: Path,
+    name: str,
+    progress: OnProgress | None,
+    timeout_s: float,
+    connect_s: float | None,
 ) -> dict[str, str]:
     """Writes the body to a file, and returns its checksums."""
     md5, sha256, received = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
     with _network_errors(timeout_s):
         request = urllib.request.Request(url, headers={"User-Agent": f"kdcompress/{__version__}"})
-        response = urllib.request.urlopen(request, timeout=timeout_s)
+        response = _connect(request, timeout_s, connect_s)
     with closing(response), path.open("wb") as file:
         announced = response.headers.get("Content-Length") or ""
         total = int(announced) if announced.isdigit() else 0
@@ -98,6 +114,34 @@ def _receive(
     if total and received != total:
         raise _Unusable(f"the connection broke after {received} of {total} bytes")
     return {"md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
+
+
+def _connect(request: urllib.request.Request, timeout_s: float, connect_s: float | None) -> Any:
+    """Sends the request and returns the response, whose body is still to be read."""
+    if connect_s is None:
+        return urllib.request.urlopen(request, timeout=timeout_s)
+    answer: Future[Any] = Future()
+
+    def connect() -> None:
+        try:
+            response = urllib.request.urlopen(request, timeout=timeout_s)
+        except BaseException as error:
+            with suppress(InvalidStateError):
+                answer.set_exception(error)
+            return
+        try:
+            answer.set_result(response)
+        except InvalidStateError:  # too late
+            response.close()
+
+    # The lookup of a name knows no timeout, and each address and redirect has one of its own.
+    threading.Thread(target=connect, daemon=True).start()
+    try:
+        return answer.result(connect_s)
+    except TimeoutError:
+        if not answer.cancel():
+            raise  # the connection's own
+        raise _Unusable(f"no connection within {connect_s:g} seconds") from None
 
 
 def _check(digests: dict[str, str], md5: str | None, sha256_prefix: str | None) -> None:

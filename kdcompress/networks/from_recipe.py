@@ -79,7 +79,7 @@ def load_network(
         progress: True: shows a download.
 
     Raises:
-        UserError: The network cannot be built, or the weights do not fit.
+        UserError: The network cannot be built, or the weights do not fit or are another file than expected.
         DownloadError: The weights could not be fetched.
     """
 
@@ -90,9 +90,15 @@ def load_network(
     if headless == "always":
         num_classes = 0
     network = built(num_classes)
-    if section.weights is None:
+    if section.initial_weights is None:
         return LoadedNetwork(network, None, False, num_classes)
-    pretrained = weights.resolve(section.weights, section.model, progress=progress)
+    pretrained = weights.resolve(section.initial_weights, section.model, progress=progress)
+    if section.sha256 not in (None, pretrained.sha256):
+        raise WeightsError(
+            f"{purpose}.sha256: {section.sha256} is expected, but {pretrained.source} is another file, with "
+            f"the SHA-256 {pretrained.sha256}; pass the expected file as {purpose}.weights, or leave out "
+            f"{purpose}.sha256"
+        )
     if headless in ("if_weights_are", "unless_classes_fit") and num_classes:
         known = weights.classifier_classes(pretrained.state_dict, network)
         useless = headless == "unless_classes_fit" and keep_classes and known != num_classes
@@ -146,8 +152,8 @@ def class_names_of_weights(
     Raises:
         WeightsError: They have no classifier.
     """
-    assert section.weights is not None
-    pretrained = weights.resolve(section.weights, section.model, progress=progress)
+    assert section.initial_weights is not None
+    pretrained = weights.resolve(section.initial_weights, section.model, progress=progress)
     # Of any number of classes: it says where the classifier stands.
     network = build(
         section.model, num_classes=2, channels=channels, image_size=image_size, allow_code=allow_code

@@ -76,15 +76,17 @@ class LoadResult:
     dropped: tuple[str, ...] = ()
 
 
-def resolve(spec: str, model: str, *, progress: bool = False) -> ResolvedWeights:
+def resolve(
+    spec: str, model: str, *, progress: bool = False, connect_s: float | None = None
+) -> ResolvedWeights:
     """Finds and reads weights.
 
     Args:
         spec: A .safetensors, .pt or .pth file; a run folder; or a name that the network's family publishes
-        weights
-            under (`IMAGENET1K_V2`). What exists on the disk goes before a name.
+            weights under (`IMAGENET1K_V2`). What exists on the disk goes before a name.
         model: The `FAMILY/NAME` they are for.
         progress: True: shows a download.
+        connect_s: Limit in seconds until the server of published weights answers; None: see `fetch`.
 
     Raises:
         WeightsError: No such file or name, or it holds no weights.
@@ -103,7 +105,7 @@ def resolve(spec: str, model: str, *, progress: bool = False) -> ResolvedWeights
         raise WeightsError(f"no weights file {spec!r}")
     family = family_of(model)
     name = model[len(family) + 1 :]
-    pretrained: Pretrained = discovery.load("family", family).pretrained(name, spec, progress)
+    pretrained: Pretrained = discovery.load("family", family).pretrained(name, spec, progress, connect_s)
     return ResolvedWeights(
         state_dict=pretrained.state_dict,
         sha256=pretrained.sha256,
@@ -114,6 +116,14 @@ def resolve(spec: str, model: str, *, progress: bool = False) -> ResolvedWeights
         class_names=pretrained.class_names,
         license=pretrained.license_note,
     )
+
+
+def default_weights(model: str) -> str | None:
+    """Returns the name of the best weights that the network's family publishes, or None; fetches nothing."""
+    family = family_of(model)
+    function = getattr(discovery.load("family", family), "default_weights", None)
+    name: str | None = None if function is None else function(model[len(family) + 1 :])
+    return name
 
 
 def load_into(

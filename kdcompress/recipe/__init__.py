@@ -3,6 +3,8 @@
 from kdcompress.recipe.checks import model_problem
 from kdcompress.recipe.load import ResolvedRecipe, load_recipe, resolve_recipe, write_notice
 from kdcompress.recipe.schema import (
+    AUTO,
+    RANDOM,
     BenchSection,
     DataSection,
     ExportSection,
@@ -12,11 +14,14 @@ from kdcompress.recipe.schema import (
     NetworkSection,
     OptimSection,
     Recipe,
+    StudentSection,
     TeacherSection,
     TrainSection,
 )
 
 __all__ = [
+    "AUTO",
+    "RANDOM",
     "BenchSection",
     "DataSection",
     "ExportSection",
@@ -27,6 +32,7 @@ __all__ = [
     "OptimSection",
     "Recipe",
     "ResolvedRecipe",
+    "StudentSection",
     "TeacherSection",
     "TrainSection",
     "load_recipe",

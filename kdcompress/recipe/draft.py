@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdcompress.recipe import checks
-from kdcompress.recipe.schema import expand_shorthand
+from kdcompress.recipe.schema import AUTO, expand_shorthand
 from kdcompress.strict_yaml import parse_value
 
 _PRESET_SECTIONS = ("method", "train", "optim")
@@ -110,7 +110,8 @@ class RecipeDraft:
                 self._put("peers", [], f"left out: {name} has no peers")
                 changes.append("the recipe's peers are left out")
             elif missing > 0 and isinstance(student, dict):
-                copies = [dict(student) for _ in range(missing)]
+                copy = {key: value for key, value in student.items() if (key, value) != ("weights", AUTO)}
+                copies = [dict(copy) for _ in range(missing)]
                 self._put("peers", [*peers, *copies], f"copy of the student, for {name}")
                 model = student.get("model")
                 changes.append(f"{missing} peer(s) added: {model} like the student, other initial weights")

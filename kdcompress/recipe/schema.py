@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from kdcompress.config import CANDIDATE_NAME, RECIPE_NAME, Section
+from kdcompress.config import CANDIDATE_NAME, RECIPE_NAME, SHA256, Section
 from kdcompress.cores import MAX_THREADS
 from kdcompress.strict_yaml import to_yaml
 
@@ -89,16 +89,52 @@ class InputSection(Section):
     """Side in pixels that the images are resized to for this network. None: from the weights."""
 
 
+AUTO = "auto"
+"""Value that a run resolves once, before anything is written."""
+RANDOM = "random"
+"""Initial weights that are freshly drawn."""
+
+
 class NetworkSection(Section):
-    """`student:` and each of `peers:` a network and its initial weights."""
+    """Each of `peers:` a network and its initial weights."""
 
     model: str
     """`FAMILY/NAME`, or `python:package.module:function` with --allow-code."""
     weights: str | None = None
-    """An enum name of the family (IMAGENET1K_V2), a .safetensors/.pt/.pth file, or a run folder. None:
-    random."""
+    """An enum name of the family (IMAGENET1K_V2), a .safetensors/.pt/.pth file, or a run folder. random or
+    None: random."""
+    sha256: str | None = Field(None, pattern=SHA256)
+    """Expected SHA-256 of the weights' file. None: not checked."""
     taps: dict[str, str] | None = None
     """{stage1: module.path, ..., classifier: module.path}. None: detected by a dry run."""
+
+    @field_validator("weights")
+    @classmethod
+    def _check_weights(cls, value: str | None) -> str | None:
+        if value == AUTO and not issubclass(cls, StudentSection):
+            raise ValueError("expected random or weights by name, since auto is for the student")
+        return value
+
+    @field_validator("sha256")
+    @classmethod
+    def _check_sha256(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("weights") in (AUTO, RANDOM, None):
+            raise ValueError("expected nothing, since weights names no file")
+        return value
+
+    @property
+    def initial_weights(self) -> str | None:
+        """Name or file of the weights to load; None: random ones."""
+        assert self.weights != AUTO, "a run resolves it before it builds networks"
+        return None if self.weights == RANDOM else self.weights
+
+
+class StudentSection(NetworkSection):
+    """`student:` the network that ships, and its initial weights."""
+
+    weights: str | None = AUTO
+    """As of a peer. auto: the best weights that the family publishes for the network, if there are fewer than
+    100,000 training images, otherwise random. recipe.yaml of the run holds the result."""
 
 
 class TeacherSection(NetworkSection):
@@ -255,7 +291,7 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     data: DataSection = DataSection()
     teacher: TeacherSection | None = None
-    student: NetworkSection
+    student: StudentSection
     peers: list[NetworkSection] = Field([])
     method: dict[str, Any]
     train: TrainSection

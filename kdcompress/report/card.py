@@ -76,6 +76,7 @@ def card(record: Record) -> str:
         "asked": words.recipe_rows(record),
         "has_teacher": record.teacher is not None,
         "data_licence": words.licence(manifest.get("data") or {}),
+        "student_licence": words.student_licence(manifest.get("student") or {}),
         "teacher_licence": words.teacher_licence(manifest.get("teacher") or {}),
         "weakest": _weakest(record),
         **networks(record),

@@ -12,7 +12,7 @@ from typing import Any
 
 from kdcompress import __version__
 from kdcompress.networks.weights import ResolvedWeights
-from kdcompress.recipe import Recipe
+from kdcompress.recipe import RANDOM, Recipe
 from kdcompress.tasks.figures import deciding
 
 RESULTS_SCHEMA = "kdcompress.results/1"
@@ -48,6 +48,21 @@ def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, s
     return metadata
 
 
+def student_entry(recipe: Recipe, weights: ResolvedWeights | None) -> dict[str, Any]:
+    """Builds the manifest's `student` object: the network and its initial weights.
+
+    Args:
+        recipe: Resolved.
+        weights: Loaded before the training; None: random ones.
+    """
+    return {
+        "model": recipe.student.model,
+        "weights": RANDOM if weights is None else recipe.student.weights,
+        "sha256": weights.sha256 if weights is not None else None,
+        "license": weights.license if weights is not None else None,
+    }
+
+
 def teacher_entry(
     recipe: Recipe, weights: ResolvedWeights | None, sha256: str | None
 ) -> dict[str, Any] | None:
@@ -62,7 +77,7 @@ def teacher_entry(
         return None
     return {
         "model": recipe.teacher.model,
-        "weights": recipe.teacher.weights,
+        "weights": recipe.teacher.initial_weights,
         "sha256": sha256 or (weights.sha256 if weights is not None else None),
         "license": weights.license if weights is not None else None,
     }

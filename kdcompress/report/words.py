@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcompress.recipe import RANDOM
 from kdcompress.report import numbers
 from kdcompress.report.record import Record
 from kdcompress.tasks.figures import FIGURES, deciding
@@ -248,6 +249,10 @@ def provenance(record: Record) -> list[tuple[str, str]]:
             rows.append(("generated images", f"{extra['name']}: {_counts(extra)}; SHA-256 {extra['sha256']}"))
         rows.append(("data licence", licence(data)))
         rows += [("about the data", warning) for warning in data.get("warnings", [])]
+    if (student := manifest.get("student")) and student["weights"] != RANDOM:
+        rows.append(("student", _network(student)))
+        rows.append(("initial weights", f"SHA-256 {student['sha256']}"))
+        rows.append(("initial weights licence", licence(student)))
     if teacher:
         rows.append(
             ("teacher", f"{teacher['model']}, weights: {teacher.get('weights') or 'trained in this run'}")
@@ -275,6 +280,16 @@ def licence(entry: dict[str, Any]) -> str:
     return str(entry.get("license") or "not known to kdcompress; look it up before you pass the files on")
 
 
+def student_licence(entry: dict[str, Any]) -> str:
+    """Returns the licence of the weights that the student started from; empty if they were random.
+
+    Args:
+        entry: The manifest's `student`; empty in a run of before there was one.
+    """
+    started = _weights(entry)
+    return f"started from {started}: {licence(entry)}" if started else ""
+
+
 def teacher_licence(entry: dict[str, Any]) -> str:
     """Returns the hash of the teacher's weights; those trained in the run have none of their own."""
     if entry.get("weights") is None and entry.get("license") is None:
@@ -300,7 +315,7 @@ def _network(section: dict[str, Any]) -> str:
 def _weights(section: dict[str, Any]) -> str | None:
     """Describes the source of the weights, without the folders of the machine: these pages are passed on."""
     weights = section.get("weights")
-    return Path(weights).name if weights else None
+    return Path(weights).name if weights and weights != RANDOM else None
 
 
 def _settings(values: dict[str, Any]) -> str:

@@ -190,9 +190,23 @@ def _bench(
 
 
 def report(
-    run: Run, outcome: Outcome, delivery: Delivery, teaching: Teaching | None, test: TestSplit
+    run: Run,
+    start: LoadedNetwork,
+    outcome: Outcome,
+    delivery: Delivery,
+    teaching: Teaching | None,
+    test: TestSplit,
 ) -> dict[str, Any]:
-    """Compares with teacher and baseline, times the files, and writes the documents and pages."""
+    """Compares with teacher and baseline, times the files, and writes the documents and pages.
+
+    Args:
+        run: The run.
+        start: The student before its training.
+        outcome: Result of the training.
+        delivery: The files that shipped.
+        teaching: The teacher; None: there is none.
+        test: Opens the test split.
+    """
     folder, shipped = run.folder, delivery.shipped
     teacher = None
     teacher_file = folder.checkpoints / "teacher.onnx"
@@ -243,6 +257,7 @@ def report(
         "device": _device_name(run.device),
         "processes": run.processes.world,
         "precision": run.precision,
+        "student": documents.student_entry(run.recipe, start.weights),
         "teacher": manifest_entry(run, teaching),
         "data": {
             "name": run.data.name,

@@ -125,7 +125,7 @@ def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool
         )
     if data.class_names or not needs.task.has_classes:
         return data
-    if recipe.teacher is None or recipe.teacher.weights is None:
+    if recipe.teacher is None or recipe.teacher.initial_weights is None:
         raise DataError(
             "teacher.weights: required, since the images have no labels: the classes are the teacher's"
         )

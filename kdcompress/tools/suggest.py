@@ -27,7 +27,7 @@ from kdcompress.deploy.formats import onnx
 from kdcompress.errors import UserError
 from kdcompress.networks.build import accepted_channels
 from kdcompress.progress import Progress
-from kdcompress.recipe import NetworkSection, Recipe, load_recipe
+from kdcompress.recipe import AUTO, RANDOM, Recipe, StudentSection, load_recipe
 from kdcompress.run.networks import needs_of
 from kdcompress.tools.suggest_candidates import (
     StudentSpec,
@@ -305,12 +305,13 @@ def _write_recipe(
     """Writes a copy of the recipe with the suggested student, called by the name of its file."""
     student = recipe.student
     if student.model != row["student"]:
-        if student.weights is not None or student.taps is not None:
-            dropped = [key for key in ("weights", "taps") if getattr(student, key) is not None]
+        start = student.weights if student.weights in (AUTO, RANDOM, None) else AUTO
+        dropped = [key for key in ("weights", "taps") if getattr(student, key) not in (start, None)]
+        if dropped:
             progress.warn(
                 f"{out}: left out student.{' and student.'.join(dropped)}, which were {student.model}'s"
             )
-        student = NetworkSection(model=row["student"])
+        student = StudentSection(model=row["student"], weights=start)
     threads = "1 thread" if request.threads == 1 else f"threads {request.threads}"
     head = (
         f"# {recipe.name} with the student that fits {request.budget.strip()}: {row['student']}\n#\n"

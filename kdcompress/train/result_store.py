@@ -91,7 +91,7 @@ def teacher_key(
         environment: Versions, device, precision, processes.
     """
     assert recipe.teacher is not None
-    teacher = recipe.teacher.model_dump(mode="json", exclude={"min_top1", "weights"})
+    teacher = recipe.teacher.model_dump(mode="json", exclude={"min_top1", "weights", "sha256"})
     return key_of(teacher, *recipe_parts(recipe), listing_sha256, weights_sha256, environment)
 
 

@@ -5,12 +5,16 @@ import hashlib
 import os
 import socket
 import threading
+import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from kdcompress.data.fetch import fetch
 from kdcompress.errors import DownloadError, KdcompressError, UserError
+
+pytestmark = pytest.mark.usefixtures("downloads")
 
 CONTENT = b"images" * 1000
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -29,6 +33,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(CONTENT[:100])
             self.wfile.flush()
             self.server.released.wait(10)
+            return
+        if self.path == "/slow":
+            for start in range(0, len(CONTENT), 1000):
+                time.sleep(0.1)
+                self.wfile.write(CONTENT[start : start + 1000])
             return
         self.wfile.write(CONTENT[:100] if self.path == "/short" else CONTENT)
 
@@ -122,6 +131,57 @@ def answering(answer):
         thread.join()
         for connection in connections:
             connection.close()
+
+
+def test_a_server_that_never_answers_is_given_up_after_the_whole_limit(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/w"
+        with pytest.raises(DownloadError, match=r"/w: no connection within 0\.2 seconds; the way out"):
+            fetch([url], tmp_path / "w", advice="the way out", timeout_s=30, connect_s=0.2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_connection_that_comes_too_late_is_closed(server, tmp_path, monkeypatch):
+    """The wait may be in the lookup of its name, which has no timeout of its own."""
+    released, closed, urlopen = threading.Event(), threading.Event(), urllib.request.urlopen
+
+    def late(request, timeout):
+        released.wait(30)
+        response = urlopen(request, timeout=timeout)
+        close = response.close
+        response.close = lambda: (close(), closed.set())
+        return response
+
+    monkeypatch.setattr(urllib.request, "urlopen", late)
+    with pytest.raises(DownloadError, match=r"no connection within 0\.1 seconds"):
+        fetch([f"{server}/file"], tmp_path / "file", advice="", connect_s=0.1)
+    released.set()
+    assert closed.wait(30)
+
+
+def test_a_slow_download_that_has_begun_goes_on(server, tmp_path):
+    started = time.monotonic()
+    fetch([f"{server}/slow"], tmp_path / "file", sha256_prefix=SHA256, advice="", connect_s=0.5)
+    assert time.monotonic() - started > 0.5  # of the server's pauses
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("path", ["/absent", "/file"])
+def test_a_server_that_answers_in_time_is_heard(server, tmp_path, path):
+    reason = "404" if path == "/absent" else "SHA-256 begins"
+    with pytest.raises(DownloadError, match=reason):
+        fetch([server + path], tmp_path / "file", sha256_prefix="0" * 8, advice="", connect_s=20)
+
+
+def test_downloads_can_be_switched_off(server, tmp_path, monkeypatch):
+    fetch([f"{server}/file"], tmp_path / "there", advice="")
+    monkeypatch.setenv("KDCOMPRESS_OFFLINE", "1")
+    fetch([f"{server}/file"], tmp_path / "there", advice="")
+    message = "file is not in the cache, and KDCOMPRESS_OFFLINE switches downloads off; pass --data DIR"
+    with pytest.raises(DownloadError, match=f"^{message}$"):
+        fetch([f"{server}/file"], tmp_path / "file", advice="pass --data DIR")
+    monkeypatch.setenv("KDCOMPRESS_OFFLINE", "0")
+    fetch([f"{server}/file"], tmp_path / "file", advice="")
 
 
 def test_an_address_that_is_no_url_is_a_download_error(tmp_path):

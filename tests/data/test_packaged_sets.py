@@ -55,7 +55,7 @@ def opened(name, root=None, **more):
 
 
 @pytest.fixture
-def no_network(monkeypatch):
+def no_network(downloads, monkeypatch):
     def refused(request, timeout):
         raise OSError(111, "Connection refused")
 

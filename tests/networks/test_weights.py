@@ -202,7 +202,7 @@ class Served:
 
 
 @pytest.fixture
-def served():
+def served(downloads):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found.requests += 1
@@ -274,6 +274,7 @@ def test_timms_weights_are_found_by_tag(monkeypatch, served):
         resolve("nope", "timm/mobilenetv3_small_050")
 
 
+@pytest.mark.usefixtures("downloads")
 def test_published_weights_are_kept_in_the_cache_and_a_failure_names_the_way_out(monkeypatch, tmp_path):
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path

@@ -16,7 +16,12 @@ WITHOUT_NETWORK = "fetch the file elsewhere and pass it, for instance with --set
 
 
 def fetch_weights(
-    url: str, *, progress: bool, file_name: str | None = None, sha256_prefix: str | None = None
+    url: str,
+    *,
+    progress: bool,
+    file_name: str | None = None,
+    sha256_prefix: str | None = None,
+    connect_s: float | None = None,
 ) -> Path:
     """Downloads a file of weights into the cache, unless it is there already.
 
@@ -25,6 +30,7 @@ def fetch_weights(
         progress: True: shows the download on stderr if that is a terminal.
         file_name: Name in the cache; None: the last part of the URL.
         sha256_prefix: First hexadecimal digits of its SHA-256; None: not known.
+        connect_s: Limit in seconds until the server answers; None: see `fetch`.
 
     Raises:
         DownloadError: It cannot be downloaded, or is not the expected file.
@@ -33,7 +39,7 @@ def fetch_weights(
     with Progress(quiet=not progress).counter() as report:
         return fetch(
             [url], cache_folder() / "weights" / name,
-            advice=WITHOUT_NETWORK, sha256_prefix=sha256_prefix, progress=report,
+            advice=WITHOUT_NETWORK, sha256_prefix=sha256_prefix, progress=report, connect_s=connect_s,
         )  # fmt: skip
 
 

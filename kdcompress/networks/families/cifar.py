@@ -127,7 +127,7 @@ def segments(name: str, network: nn.Module) -> Chain:
     raise Uncuttable(f"cifar/{name}: a {type(network).__name__} is not a network that can be cut")
 
 
-def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
+def pretrained(name: str, enum_name: str, progress: bool, connect_s: float | None = None) -> Pretrained:
     """Always refused: nobody publishes weights of this family under a stable name.
 
     Raises:

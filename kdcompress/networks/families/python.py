@@ -75,7 +75,7 @@ def segments(name: str, network: nn.Module) -> Chain:
     )
 
 
-def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
+def pretrained(name: str, enum_name: str, progress: bool, connect_s: float | None = None) -> Pretrained:
     """Always refused: there is no place where a user's network would have published weights.
 
     Raises:

@@ -36,13 +36,14 @@ def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, 
     return network
 
 
-def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
+def pretrained(name: str, enum_name: str, progress: bool, connect_s: float | None = None) -> Pretrained:
     """Loads published weights of a network.
 
     Args:
         name: One of `timm.list_models()`.
         enum_name: timm's tag, such as `a1_in1k`.
         progress: True: shows the download.
+        connect_s: Limit in seconds until the server answers; None: see `fetch`.
 
     Raises:
         WeightsError: No such tag.
@@ -61,9 +62,11 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
         file = config.hf_hub_filename or "model.safetensors"
         url = f"{hub}/{config.hf_hub_id}/resolve/main/{file}"
-        path = fetch_weights(url, file_name=f"timm-{name}.{enum_name}-{file}", progress=progress)
+        path = fetch_weights(
+            url, file_name=f"timm-{name}.{enum_name}-{file}", progress=progress, connect_s=connect_s
+        )
     else:
-        path = fetch_weights(config.url, progress=progress)
+        path = fetch_weights(config.url, progress=progress, connect_s=connect_s)
     return Pretrained(
         state_dict=read_state_dict(path),
         mean=tuple(config.mean),
@@ -73,6 +76,19 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
         license_note=config.license,
         sha256=sha256_of(path),
     )
+
+
+def default_weights(name: str) -> str | None:
+    """Returns the tag of the weights that timm takes by default, or None; fetches nothing.
+
+    None also where they are made for one image size, or their licence forbids commercial use.
+    """
+    config = _timm(name).models.get_pretrained_cfg(name)
+    if config is None or config.custom_load or not (config.hf_hub_id or config.url):
+        return None
+    if config.fixed_input_size or "nc" in (config.license or "").split("-"):
+        return None
+    return config.tag or None
 
 
 def segments(name: str, network: nn.Module) -> Chain:

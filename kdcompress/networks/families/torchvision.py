@@ -109,13 +109,14 @@ def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, 
     return network if num_classes else without_classifier(network, f"torchvision/{name}")
 
 
-def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
+def pretrained(name: str, enum_name: str, progress: bool, connect_s: float | None = None) -> Pretrained:
     """Loads published ImageNet weights of a network.
 
     Args:
         name: One of `NAMES`.
         enum_name: torchvision's name for them, such as `IMAGENET1K_V2`.
         progress: True: shows the download.
+        connect_s: Limit in seconds until the server answers; None: see `fetch`.
 
     Raises:
         WeightsError: No such weights.
@@ -132,7 +133,7 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
     # Who has used torchvision before may have them already.
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if digits is None or not path.is_file() or not sha256_of(path).startswith(digits):
-        path = fetch_weights(weights.url, sha256_prefix=digits, progress=progress)
+        path = fetch_weights(weights.url, sha256_prefix=digits, progress=progress, connect_s=connect_s)
     expected = weights.transforms()
     note = "Trained on ImageNet-1K, whose terms allow non-commercial research and education."
     if "license" in weights.meta:
@@ -146,6 +147,13 @@ def pretrained(name: str, enum_name: str, progress: bool) -> Pretrained:
         license_note=note,
         sha256=sha256_of(path),
     )
+
+
+def default_weights(name: str) -> str | None:
+    """Returns torchvision's name for the best weights that it publishes for a network; fetches nothing."""
+    _check(name)
+    best: str = models.get_model_weights(name)["DEFAULT"].name
+    return best
 
 
 def published_top1(name: str) -> tuple[float, str]:

@@ -1,0 +1,111 @@
+"""Resolving the recipe's `auto` values: once, when the data is open and before anything is written.
+
+`resolve_auto` takes the values one after the other. recipe.yaml of the run holds the results, and
+`keep_recorded` takes them from there when the run is resumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdcompress.data.dataset import Data
+from kdcompress.errors import DownloadError, UserError, WorldError
+from kdcompress.networks import weights
+from kdcompress.recipe import AUTO, RANDOM, Recipe
+from kdcompress.run.networks import needs_of
+from kdcompress.run.schedule import resolve_schedule, with_recorded, with_schedule
+
+SMALL_FOLDER = 100_000
+"""Training images from which a student starts from random weights: published weights save a small folder
+from overfitting, and with ImageNet's 1.28 million images nothing is left of their lead."""
+CONNECT_S = 20.0
+"""Limit in seconds until the server of the weights answers. A download that has begun goes on as long as
+bytes come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """A recipe without `auto`.
+
+    Args:
+        recipe: With the values that were taken.
+        notices: A sentence for the user about each value that needs one.
+        warnings: A sentence about each value of the user's own that does not suit the data.
+    """
+
+    recipe: Recipe
+    notices: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def resolve_auto(recipe: Recipe, data: Data, *, progress: bool) -> Resolution:
+    """Replaces each `auto` of a recipe by the value that suits its data.
+
+    Args:
+        recipe: Checked.
+        data: Opened.
+        progress: True: shows downloads.
+    """
+    needs = needs_of(recipe)
+    used = data.for_method(labels=needs.labels, unlabelled=needs.unlabelled).train
+    schedule = resolve_schedule(recipe, images=len(used), labelled=data.labelled)
+    recipe, notice = _resolve_student_weights(with_schedule(recipe, schedule), data, progress)
+    notices = schedule.reasons if notice is None else (*schedule.reasons, notice)
+    return Resolution(recipe, notices, schedule.warnings)
+
+
+def keep_recorded(requested: Recipe, recorded: Recipe) -> Recipe:
+    """Replaces each `auto` of a resumed run's recipe by the value that the run began with.
+
+    Args:
+        requested: From the command line.
+        recorded: From the run's recipe.yaml.
+    """
+    requested = with_recorded(requested, recorded)
+    student, before = requested.student, recorded.student
+    drawn = (RANDOM, None)
+    if student.weights == AUTO or (student.weights in drawn and before.weights in drawn):
+        return _with_student(requested, before.weights, before.sha256)
+    if student.weights == before.weights and student.sha256 is None:
+        return _with_student(requested, before.weights, before.sha256)
+    return requested
+
+
+def _resolve_student_weights(recipe: Recipe, data: Data, progress: bool) -> tuple[Recipe, str | None]:
+    """Chooses published weights for a student that learns from few images, and downloads them.
+
+    Args:
+        recipe: Checked.
+        data: Opened.
+        progress: True: shows the download.
+
+    Returns:
+        The recipe with a name and its sha256, or random; and a sentence for the user, or None.
+    """
+    student = recipe.student
+    if student.weights != AUTO:
+        return recipe, None
+    randomly = _with_student(recipe, RANDOM, None)
+    if data.channels != 3 or len(data.train) >= SMALL_FOLDER:
+        return randomly, None  # published weights are for images of three channels
+    name = weights.default_weights(student.model)
+    if name is None:
+        return randomly, None
+    try:
+        loaded = weights.resolve(name, student.model, progress=progress, connect_s=CONNECT_S)
+    except (WorldError, UserError) as error:
+        failure = f"could not be loaded ({error})"
+        if isinstance(error, DownloadError):
+            failure = f"could not be downloaded within {CONNECT_S:g} s ({error.reason})"
+        return randomly, (
+            f"student.weights: auto: {name} {failure}; the student starts from random weights. Pass a file "
+            "with --set student.weights=FILE"
+        )
+    return _with_student(recipe, name, loaded.sha256), (
+        f"student.weights: auto: the student starts from {name}, since there are only {len(data.train):,} "
+        "training images; --set student.weights=random starts it from random weights"
+    )
+
+
+def _with_student(recipe: Recipe, weights: str | None, sha256: str | None) -> Recipe:
+    return recipe.replace(student=recipe.student.model_copy(update={"weights": weights, "sha256": sha256}))

@@ -1,0 +1,134 @@
+"""The values that `auto` stands for: what they are, what the user is told, and what a resume keeps."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+
+import pytest
+from published_weights import MODEL, NAME, publisher
+
+from kdcompress.recipe import load_recipe
+from kdcompress.run import auto
+from kdcompress.run.auto import keep_recorded, resolve_auto
+from kdcompress.run_folder import same_recipe
+
+SMALL = SimpleNamespace(channels=3, train=range(2_624))
+
+
+def recipe(*overrides, model=MODEL):
+    return load_recipe("quickstart", [f"student.model={model}", *overrides])
+
+
+def student(resolved):
+    return resolved.student.weights, resolved.student.sha256
+
+
+def test_few_images_start_from_the_families_published_weights(downloads, monkeypatch):
+    with publisher(monkeypatch) as published:
+        resolved, notices = resolve_auto(recipe(), SMALL, progress=False)
+    assert student(resolved) == (NAME, published.sha256)
+    assert notices == (
+        "student.weights: auto: the student starts from IMAGENET1K_V1, since there are only 2,624 training "
+        "images; --set student.weights=random starts it from random weights",
+    )
+    assert resolved.replace(student=recipe().student) == recipe()
+
+
+@pytest.mark.parametrize(
+    ("model", "channels", "images"),
+    [(MODEL, 3, 100_000), ("timm/resnet18", 1, 2_624), ("cifar/resnet8", 3, 2_624)],
+    ids=["many images", "grey images", "no published weights"],
+)
+def test_others_start_from_random_weights_silently(downloads, monkeypatch, model, channels, images):
+    if model.startswith("timm"):
+        pytest.importorskip("timm")
+    with publisher(monkeypatch) as published:
+        data = SimpleNamespace(channels=channels, train=range(images))
+        resolved, notices = resolve_auto(recipe(model=model), data, progress=False)
+    assert (student(resolved), notices, published.requests) == (("random", None), (), 0)
+
+
+@pytest.mark.parametrize("weights", ["null", "random", NAME, "mine.pth"])
+def test_what_the_user_names_is_left_as_it_is(downloads, monkeypatch, weights):
+    with publisher(monkeypatch) as published:
+        named = recipe(f"student.weights={weights}")
+        assert resolve_auto(named, SMALL, progress=False) == (named, ())
+    assert published.requests == 0
+
+
+def test_a_server_that_never_answers_is_given_up(downloads, monkeypatch):
+    monkeypatch.setattr(auto, "CONNECT_S", 0.3)
+    with publisher(monkeypatch, answers=False):
+        resolved, (notice,) = resolve_auto(recipe(), SMALL, progress=False)
+    assert student(resolved) == ("random", None)
+    assert notice.startswith("student.weights: auto: IMAGENET1K_V1 could not be downloaded within 0.3 s (")
+    assert "no connection within 0.3 seconds); the student starts from random weights. " in notice
+    assert notice.endswith(" Pass a file with --set student.weights=FILE")
+    assert "\n" not in notice
+
+
+def test_the_limit_is_twenty_seconds():
+    assert auto.CONNECT_S == 20
+
+
+def test_without_network_the_student_starts_from_random_weights(downloads, monkeypatch):
+    with publisher(monkeypatch):
+        pass  # its address remains
+    resolved, (notice,) = resolve_auto(recipe(), SMALL, progress=False)
+    assert student(resolved) == ("random", None)
+    assert "could not be downloaded within 20 s (http://127.0.0.1:" in notice
+    assert "cannot be reached (Connection refused)" in notice
+
+
+def test_downloads_that_are_switched_off_are_not_tried(monkeypatch):
+    monkeypatch.setattr(socket, "socket", None)
+    resolved, (notice,) = resolve_auto(recipe(), SMALL, progress=False)
+    assert student(resolved) == ("random", None)
+    assert "KDCOMPRESS_OFFLINE switches downloads off)" in notice
+
+
+def test_weights_in_the_cache_need_no_network(downloads, monkeypatch):
+    with publisher(monkeypatch) as published:
+        first = resolve_auto(recipe(), SMALL, progress=False)
+    assert resolve_auto(recipe(), SMALL, progress=False) == first
+    assert student(first[0]) == (NAME, published.sha256)
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_the_run(downloads, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path / "file"))
+    with publisher(monkeypatch):
+        resolved, (notice,) = resolve_auto(recipe(), SMALL, progress=False)
+    assert student(resolved) == ("random", None)
+    assert notice.startswith("student.weights: auto: IMAGENET1K_V1 could not be loaded (")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "requested", "kept"),
+    [
+        (["student.weights=random"], [], ("random", None)),
+        (["student.weights=null"], [], (None, None)),
+        (["student.weights=V1", f"student.sha256={'a' * 64}"], [], ("V1", "a" * 64)),
+        (["student.weights=V1", f"student.sha256={'a' * 64}"], ["student.weights=V1"], ("V1", "a" * 64)),
+        (["student.weights=null"], ["student.weights=random"], (None, None)),
+        (["student.weights=random"], ["student.weights=null"], ("random", None)),
+    ],
+)
+def test_a_resume_keeps_the_value_that_the_run_began_with(tmp_path, recorded, requested, kept):
+    resumed = keep_recorded(recipe(*requested), recipe(*recorded))
+    assert student(resumed) == kept
+    same_recipe(recipe(*recorded), resumed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "requested",
+    [
+        ["student.weights=V2"],
+        ["student.weights=random"],
+        ["student.weights=V1", f"student.sha256={'b' * 64}"],
+    ],
+)
+def test_a_resume_from_other_weights_stays_another_recipe(requested):
+    recorded = recipe("student.weights=V1", f"student.sha256={'a' * 64}")
+    assert keep_recorded(recipe(*requested), recorded) == recipe(*requested)
