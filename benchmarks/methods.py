@@ -46,11 +46,12 @@ ONLY_LABELLED, POOLED, ALL_ALIKE = 11, 5, 1
 """Epochs that hold the steps: of 46 steps (labelled images alone), 93 (half of each batch labelled), 937."""
 
 METHODS = {
-    # Defaults, but for what is counted in epochs of a training of 240 or 60: it keeps about its share.
+    # Defaults, but for the training of heads beside the teacher, which is counted in epochs of 240, and
+    # seed's queue.
     "none": (ONLY_LABELLED, {}),
     "kd": (POOLED, {}),
-    "dkd": (ONLY_LABELLED, {"warmup_epochs": 1}),
-    "ctkd": (POOLED, {"ramp_epochs": 1}),
+    "dkd": (ONLY_LABELLED, {}),
+    "ctkd": (POOLED, {}),
     "dist": (POOLED, {}),
     "fitnet": (POOLED, {}),
     "at": (POOLED, {}),
@@ -59,7 +60,7 @@ METHODS = {
     "rkd": (POOLED, {}),
     "crd": (ONLY_LABELLED, {}),
     "srrl": (POOLED, {}),
-    "reviewkd": (POOLED, {"warmup_epochs": 0}),
+    "reviewkd": (POOLED, {}),
     "mlkd": (POOLED, {}),
     "sskd": (POOLED, {"head_epochs": 1}),
     "hsakd": (POOLED, {"head_epochs": 11}),

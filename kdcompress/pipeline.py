@@ -265,10 +265,10 @@ def _check_buildable(run: Run) -> None:
         teacher = FrozenTeacher(tapped(run, run.recipe.teacher, networks["teacher"]), fold=False)
     run = check_extra_images(run, teacher)
     method = build_method(run, networks, teacher)
-    phase_ends(method.phases(), run.recipe.epochs)
     check_int8_training(run, method, networks["student"])
     check_ship(method, run.recipe.train.ship, ema=run.recipe.train.ema is not None)
     for preparation in method.preparations(method.config):
         assert teacher is not None, "held by the recipe's checks"
         build_preparation(without_extra(run), preparation, teacher)
-    steps_per_epoch(run)
+    train = run.recipe.train
+    phase_ends(method.phases(), run.recipe.epochs, -(-steps_per_epoch(run) // train.accumulate))

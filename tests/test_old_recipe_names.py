@@ -16,9 +16,19 @@ from kdcompress.recipe.old_names import OLD_NAMES
 from kdcompress.strict_yaml import read_yaml
 
 FORMER = read_yaml(Path(__file__).parent / "old_recipes.yaml")
+# Former files relied on defaults that were the published values; now the presets say them.
+NO_SOFT_LABELS = {
+    f"{pair}-{method}": {"method.kd_weight": 0.0}
+    for pair in ("cifar100-resnet32x4-to-resnet8x4", "resnet34-to-resnet18")
+    for method in ("ab", "at", "crd", "fitnet", "mlkd", "reviewkd", "rkd", "sp", "srrl")
+}
 DIFFERENCES = {
+    **NO_SOFT_LABELS,
     # The former file had 0.1111; both are 30 of the 270 epochs.
-    "cifar100-resnet32x4-to-resnet8x4-ab": {"method.initial_share": 30 / 270},
+    "cifar100-resnet32x4-to-resnet8x4-ab": {"method.initial_share": 30 / 270, "method.kd_weight": 0.0},
+    "resnet34-to-resnet18-ab": {"method.weight": 0.003, "method.kd_weight": 0.0},
+    "resnet34-to-resnet18-sp": {"method.weight": 3000.0, "method.kd_weight": 0.0},
+    "resnet34-to-resnet18-reviewkd": {"method.warmup_epochs": 20, "method.kd_weight": 0.0},
     # Changed since, so that the student passes 97 % on processors without bf16 as well.
     "quickstart": {"teacher.epochs": 30, "optim.weight_decay": 0.001},
     "quickstart-byot": {"optim.weight_decay": 0.001},

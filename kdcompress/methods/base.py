@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -90,11 +90,15 @@ class Phase:
 
     Args:
         name: Shown in the log.
-        share: Share of the run's epochs; the shares of all phases add up to 1.
+        share: Share of the run; the shares of all phases add up to 1.
         sets: Names of the parameter sets that are trained; every other parameter is frozen.
         freeze_bn: True keeps all batch-norm statistics fixed: networks, branches and heads.
         keep_optimiser: True continues with the optimiser state (momentum) that a set had in the phase before;
             False starts with fresh optimisers.
+        whole_epochs: True rounds the share to whole epochs, at least one; False to steps, so that the phase
+            may end within an epoch, whose log line then has the terms of both phases.
+        schedule: Course of the learning rate in the phase: the recipe's, or constant after the recipe's
+            warm-up.
     """
 
     name: str
@@ -102,6 +106,8 @@ class Phase:
     sets: tuple[str, ...]
     freeze_bn: bool = False
     keep_optimiser: bool = False
+    whole_epochs: bool = True
+    schedule: Literal["recipe", "constant"] = "recipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,8 +272,15 @@ class Method(nn.Module):
         self.phase = name
 
     def on_epoch_start(self, epoch: int, epochs: int) -> None:
-        """Prepares an epoch (0-based, over all phases); ramps and curricula read `self.epoch`."""
+        """Prepares an epoch (0-based, over all phases); ramps and curricula read `self.epoch`.
+
+        Called again where an epoch goes on: after a resume, and in a phase that begins within an epoch.
+        """
         self.epoch, self.epochs = epoch, epochs
+
+    def epochs_of(self, share: float, epochs: float | None) -> float:
+        """Returns the length of a ramp in epochs: `epochs`, or if that is None a share of this run's."""
+        return share * self.epochs if epochs is None else epochs
 
     def after_step(self, batch: Batch) -> None:
         """Updates banks, queues and moving averages; called once per optimiser step, with its last batch.

@@ -36,6 +36,15 @@ class SoftLabelMethod(Method):
 
     config: Config
 
+    def check_teacher_has_logits(self) -> None:
+        """Refuses a teacher without a classifier if soft labels have a weight; constructors call it."""
+        teacher, weight = self.networks.teacher, self.config.kd_weight
+        if weight and teacher is not None and teacher.shapes().logits is None:
+            raise NetworkError(
+                f"method {type(self).__name__.lower()}: kd_weight {weight:g} wants the logits of a teacher, "
+                f"and {teacher.model} has no classifier here; set method.kd_weight to 0"
+            )
+
     def label_terms(
         self, student_BK: Tensor | None, teacher_BK: Tensor | None, labels_B: Tensor
     ) -> dict[str, Tensor]:
@@ -89,14 +98,9 @@ class BackboneMethod(SoftLabelMethod):
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
-        assert networks.teacher is not None
         name = type(self).__name__.lower()
         self.widths = pooled_widths(name, "compares the pooled features of images", networks)
-        if config.kd_weight and networks.teacher.shapes().logits is None:
-            raise NetworkError(
-                f"method {name}: kd_weight {config.kd_weight:g} wants the logits of a teacher, and "
-                f"{networks.teacher.model} has no classifier here; set method.kd_weight to 0"
-            )
+        self.check_teacher_has_logits()
 
     @classmethod
     def needs(cls, config: Config) -> Needs:

@@ -1,6 +1,6 @@
 """The training loop of every method.
 
-A training consists of phases, a phase of epochs, an epoch of steps. The method computes a step, `Minimiser`
+A training consists of phases and of epochs, both of steps. The method computes a step, `Minimiser`
 updates the parameters, and everything around it (schedules, processes, logs, choice on held-out data,
 checkpoints, signals) is here.
 """
@@ -159,24 +159,22 @@ class Trainer:
         if self._own_statistics is not None:
             for tensor, value in zip(self._statistics(), self._own_statistics, strict=True):
                 tensor.copy_(value)
-        ends = phase_ends(self.phases, self.job.epochs)
+        ends = phase_ends(self.phases, self.job.epochs, self.steps_per_epoch, self.total_steps)
         description = f"{self.job.label}: {self.method.networks.student.model}"
         minimise: Minimiser | None = None
         with deferred_stop() as stop, self.progress.bar(description, self.total_steps, self.at.step) as bar:
             for number in range(self.at.phase, len(self.phases)):
                 if number != self.at.phase:
                     self.at.phase, self.at.phase_step = number, 0
-                start = ends[number - 1] if number else 0
                 if self._done():
                     continue
                 in_phase = state if state is not None and state["position"]["phase"] == number else None
-                minimise = self._run_phase(number, start, ends[number], in_phase, minimise, stop, bar)
+                minimise = self._run_phase(number, ends[number], in_phase, minimise, stop, bar)
         return dataclasses.replace(self.choice.outcome(self.at.epoch, self.at.seconds), steps=self.at.step)
 
     def _run_phase(
         self,
         number: int,
-        start: int,
         end: int,
         state: dict[str, Any] | None,
         earlier: Minimiser | None,
@@ -193,10 +191,11 @@ class Trainer:
         minimise = Minimiser(self.method, moving, self.job, self.processes, earlier if keeps else None)
         if state is not None:
             minimise.load_state_dict(state["optimisers"])
-        steps_before = self.at.step - self.at.phase_step
-        phase_steps = min((end - start) * self.steps_per_epoch, self.total_steps - steps_before)
-        while self.at.epoch < end and not self._done():
-            rate = self._run_steps(phase, phase_steps, minimise, stop, bar)
+        end = min(end, self.total_steps)
+        while self.at.step < end:
+            rate = self._run_steps(phase, end, minimise, stop, bar)
+            if self.at.batch < self.loader.steps and not self._done():
+                break  # the phase ends within the epoch, which the next phase closes
             self._close_epoch(phase, rate, minimise)
             if self.processes.largest(float(stop.requested)):
                 raise self._interrupted()
@@ -205,11 +204,10 @@ class Trainer:
                 parameter.requires_grad_(True)
         return minimise
 
-    def _run_steps(
-        self, phase: Phase, phase_steps: int, minimise: Minimiser, stop: StopRequest, bar: Bar
-    ) -> float:
-        """Runs the steps of one epoch, or the rest of them after a resume; returns the last learning rate."""
+    def _run_steps(self, phase: Phase, end: int, minimise: Minimiser, stop: StopRequest, bar: Bar) -> float:
+        """Runs the remaining steps of one epoch, up to the phase's end; returns the last learning rate."""
         at, job = self.at, self.job
+        phase_steps = end - (at.step - at.phase_step)
         accumulate, batches = job.train.accumulate, self.loader.steps
         self._train_mode(phase)
         self.method.on_epoch_start(at.epoch, job.epochs)
@@ -222,7 +220,9 @@ class Trainer:
             # The last step of an epoch may have fewer batches left than the others.
             parts = min(accumulate, batches - (number - place))
             if place == 0:
-                rate = minimise.set_rate(at.phase_step, phase_steps, self.steps_per_epoch)
+                rate = minimise.set_rate(
+                    at.phase_step, phase_steps, self.steps_per_epoch, constant=phase.schedule == "constant"
+                )
             minimise.begin(at.step, place, parts)
             self.method.step(batch, minimise)
             self.means.add(minimise.terms, minimise.logged)
@@ -247,6 +247,8 @@ class Trainer:
                 saved = now
             if wish == 2:
                 raise self._interrupted()
+            if at.step == end:
+                break
         return rate
 
     def _close_epoch(self, phase: Phase, rate: float, minimise: Minimiser) -> None:
@@ -360,27 +362,40 @@ class Trainer:
         return [t for module in self._modules().values() for t in batch_norm_statistics(module)]
 
 
-def phase_ends(phases: list[Phase], epochs: int) -> list[int]:
-    """Returns the epoch at which each phase ends: its share of the epochs, but at least one.
+def phase_ends(
+    phases: list[Phase], epochs: int, steps_per_epoch: int, total_steps: int | None = None
+) -> list[int]:
+    """Returns the step at which each phase ends, as its share and `Phase.whole_epochs` say.
 
     Args:
         phases: Their shares add up to 1.
         epochs: Number of epochs of all of them together.
+        steps_per_epoch: Optimiser steps.
+        total_steps: Steps of the run if `train.max_steps` cuts it short. A phase that may end within an epoch
+            has its share of these.
 
     Raises:
-        UserError: There are fewer epochs than phases.
+        UserError: There is not an epoch for each phase, or not a step for one that may be shorter.
     """
-    if epochs < len(phases):
+    whole = epochs * steps_per_epoch
+    cut = min(whole, total_steps or whole)
+    least = [steps_per_epoch if phase.whole_epochs else 1 for phase in phases]
+    if whole < sum(least):
         names = ", ".join(phase.name for phase in phases)
         raise UserError(
             f"train.epochs: {epochs}, but the method has {len(phases)} phases ({names}): one each"
         )
     ends: list[int] = []
-    share = 0.0
+    share, before = 0.0, 0
     for number, phase in enumerate(phases, start=1):
         share += phase.share
-        before = ends[-1] if ends else 0
-        ends.append(min(max(round(share * epochs), before + 1), epochs - (len(phases) - number)))
+        if phase.whole_epochs:
+            earliest = before // steps_per_epoch + 1
+            end = max(round(share * epochs), earliest) * steps_per_epoch
+        else:
+            end = max(round(share * cut), before + 1)
+        before = min(end, whole - sum(least[number:]))
+        ends.append(before)
     return ends
 
 

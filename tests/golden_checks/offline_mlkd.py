@@ -14,6 +14,7 @@ def mlkd(z, dtype, compare):
         "mlkd",
         logits.shape[1],
         **{f"{term}_weight": z.number(f"hp_w_{term}") for term in ("ce", "corr", "sup", "align")},
+        kd_weight=0.0,
         corr_temperature=z.number("hp_tau_corr"),
         sup_temperature=z.number("hp_tau_sup"),
         embedding_width=len(z.arrays["param_sup_embed_s_linear_weight"]),

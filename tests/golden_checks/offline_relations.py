@@ -23,7 +23,7 @@ def built(name, dtype, student, teacher, labels, num_classes, **config):
 
     networks = types.SimpleNamespace(student=network(student), teacher=network(teacher), peers=())
     info = DataInfo(num_classes, labels, (8, 8), 1)
-    return cls(cls.Config(**config), networks, info).to(dtype)
+    return cls(cls.Config(**{"kd_weight": 0.0, **config}), networks, info).to(dtype)
 
 
 def shapes(pooled=None, maps=()):

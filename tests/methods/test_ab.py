@@ -52,11 +52,38 @@ def test_costs_are_summed_over_the_map_and_meant_over_rows():
 
 
 def test_a_stage_counts_half_of_the_one_behind_it(tmp_path):
-    ab = Small(tmp_path, "ab").method
+    ab = Small(tmp_path, "ab", config={"weight": 0.003}).method
     zeros = [torch.zeros(2, 1, 2, 2)] * 3
     assert [loss.item() for loss in ab.boundaries(zeros, zeros)] == pytest.approx(
         [0.003 * 4 * weight for weight in (0.25, 0.5, 1)]
     )
+
+
+def test_by_default_the_loss_does_not_grow_with_the_map_and_is_the_published_one_at_128_channels_of_8x8(
+    tmp_path,
+):
+    ab = Small(tmp_path, "ab").method
+    large, small = ([torch.zeros(2, c, side, side)] for c, side in ((128, 8), (16, 4)))
+    # Every element costs 1.
+    assert [ab.boundaries(m, m)[0].item() for m in (large, small)] == pytest.approx([0.003 * 128 * 64] * 2)
+
+
+def test_five_epochs_spend_a_ninth_of_their_steps_on_the_boundaries_at_a_constant_rate(tmp_path):
+    small = Small(tmp_path, "ab", train={"epochs": 5}, held_out=0)  # five steps each
+    seen, step = [], small.method.step
+
+    def listening(batch, minimise):
+        step(batch, minimise)
+        rates = {group["lr"] for o in minimise.optimisers.values() for group in o.param_groups}
+        seen.append((small.method.phase, *rates))
+
+    small.method.step = listening
+    small.run()
+    assert [name for name, _ in seen] == ["boundaries"] * 3 + ["labels"] * 22
+    assert [rate for _, rate in seen[:4]] == [0.02] * 4
+    assert seen[-1][1] < 0.001
+    first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert set(first["losses"]) == {"boundaries", "ce", "kd"}
 
 
 def test_connectors_stand_where_channels_differ_without_a_bias_or_an_activation(tmp_path):
@@ -86,7 +113,7 @@ def test_the_first_phase_trains_features_and_connectors_on_the_boundaries_alone(
     assert torch.equal(first["connector"], last["connector"])
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["phase"], list(line["losses"])) for line in lines] == [
-        ("student/boundaries", ["boundaries"]), ("student/labels", ["ce"]),
+        ("student/boundaries", ["boundaries"]), ("student/labels", ["ce", "kd"]),
     ]  # fmt: skip
 
 

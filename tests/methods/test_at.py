@@ -43,11 +43,25 @@ def test_a_dead_map_gives_no_nan():
 
 
 def test_pairs_are_added_up_and_weighed(tmp_path):
-    at = Small(tmp_path, "at").method
+    at = Small(tmp_path, "at", config={"weight": 1000}).method
     maps = [torch.randn(2, 3, side, side, dtype=torch.float64) for side in (8, 4)]
     others = [torch.randn(2, 5, side, side, dtype=torch.float64) for side in (8, 4)]
     expected = sum(losses.attention_transfer(s, t).item() for s, t in zip(maps, others, strict=True))
     assert at.attention(maps, others).item() == pytest.approx(1000 * expected, rel=1e-12)
+
+
+def test_by_default_a_pair_weighs_the_same_whatever_the_size_of_its_maps(tmp_path):
+    at = Small(tmp_path, "at").method
+    # The mean squared difference of opposite maps is 2 / positions, its bound.
+    for side, other in ((16, 16), (4, 4), (4, 8)):
+        student, teacher = torch.zeros(1, 1, side, side), torch.zeros(1, 1, other, other)
+        student[..., 0, 0], teacher[..., -1, -1] = 1.0, 1.0
+        assert at.attention([student], [teacher]).item() == pytest.approx(2 * 1000 / 256)
+    published = Small(tmp_path / "b", "at", config={"weight": 1000}).method
+    maps = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16)
+    assert at.attention(*[[m] for m in maps]).item() == pytest.approx(
+        published.attention(*[[m] for m in maps]).item(), rel=1e-6
+    )
 
 
 def test_a_student_that_is_its_teacher_has_no_attention_to_learn(tmp_path):

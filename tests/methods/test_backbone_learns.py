@@ -74,3 +74,12 @@ def test_soft_labels_of_a_teacher_without_a_classifier_are_refused(name, tmp_pat
     said = f"method {name}: .* and cifar/resnet14 has no classifier here; set method.kd_weight to 0"
     with pytest.raises(NetworkError, match=said):
         Small(tmp_path, name, config={"kd_weight": 0.5}, headless=True)
+
+
+@pytest.mark.parametrize("name", ["fitnet", "at", "ab", "sp", "rkd", "crd", "mlkd"])
+def test_soft_labels_by_default_refuse_a_teacher_without_a_classifier_and_say_how_to_do_without(
+    name, tmp_path
+):
+    with pytest.raises(NetworkError, match=f"method {name}: kd_weight 1 .* set method.kd_weight to 0"):
+        Small(tmp_path, name, headless=True)
+    Small(tmp_path, name, headless=True, config={"kd_weight": 0.0})

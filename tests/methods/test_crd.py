@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +16,15 @@ def made(folder, **config):
 
 
 def test_negatives_are_drawn_evenly_from_all_images_of_the_other_classes(tmp_path):
-    method = made(tmp_path, negatives=20_000)
+    method = made(tmp_path, negatives=20)
     indices = torch.tensor([0, 5, 39])
-    columns = method.columns(indices)
-    assert torch.equal(columns[:, 0], indices)
+    drawn = []
+    for _ in range(1000):
+        columns = method.columns(indices)
+        assert torch.equal(columns[:, 0], indices)
+        drawn.append(columns[:, 1:])
+        method.after_step(None)
+    columns = torch.cat([indices.unsqueeze(1), *drawn], 1)
     for index, drawn in zip(indices, columns[:, 1:], strict=True):
         counts = drawn.bincount(minlength=40)
         own = method.labels == method.labels[index]
@@ -26,6 +32,29 @@ def test_negatives_are_drawn_evenly_from_all_images_of_the_other_classes(tmp_pat
         expected = 20_000 / (~own).sum()
         # Six standard deviations.
         assert (counts[~own] - expected).abs().max() < 6 * math.sqrt(expected)
+
+
+@pytest.mark.parametrize(("wanted", "drawn"), [(6, 6), (30, 30), (500, 30)])
+def test_a_row_has_no_more_negatives_than_there_are_images_of_other_classes(tmp_path, wanted, drawn):
+    method = made(tmp_path, negatives=wanted)  # 40 images of 4 classes
+    assert method.negatives == drawn
+    assert method.columns(torch.arange(8)).shape == (8, 1 + drawn)
+
+
+def test_the_largest_class_bounds_the_negatives_of_all_rows(tmp_path):
+    small = Small(tmp_path, "crd")
+    data = replace(small.method.data, labels=torch.tensor([0] * 8 + [1, 2]))
+    uneven = CRD(CRD.Config(), small.method.networks, data)
+    assert uneven.negatives == 2
+    columns = uneven.columns(torch.arange(10))[:, 1:]
+    assert (uneven.labels[columns] != uneven.labels.unsqueeze(1)).all()
+
+
+def test_at_the_start_the_term_is_what_the_docstring_says(tmp_path):
+    small = Small(tmp_path, "crd", count=400, config={"weight": 0.8}, data={"num_classes": 4})
+    assert small.method.negatives == 300
+    got = small.method.losses(next(small.loader.epoch(0)))["contrast"].item()
+    assert got == pytest.approx(2 * 0.8 * (math.log(300) + 1), rel=0.15)
 
 
 def test_columns_are_determined_by_seed_step_and_image_whoever_draws_them(tmp_path):

@@ -64,6 +64,17 @@ def test_the_reversal_grows_with_the_epochs_counted_from_1(tmp_path):
     assert gentle.reversal() == pytest.approx(-0.3)
 
 
+@pytest.mark.parametrize(("epochs", "ramp"), [(240, 10), (48, 2), (5, 1)])
+def test_the_default_ramp_is_the_published_share_of_the_run(tmp_path, epochs, ramp):
+    silent = Small(tmp_path / "silent", "ctkd").method
+    told = Small(tmp_path / "told", "ctkd", config={"ramp_epochs": ramp}).method
+    for epoch in range(epochs):
+        silent.on_epoch_start(epoch, epochs)
+        told.on_epoch_start(epoch, epochs)
+        assert silent.reversal() == told.reversal()
+    assert silent.reversal() == -1
+
+
 def test_a_temperature_of_its_own_for_every_row_is_the_mean_of_the_rows():
     torch.manual_seed(0)
     student, teacher = torch.randn(3, 4), torch.randn(3, 4)

@@ -96,6 +96,18 @@ def test_the_distillation_terms_warm_up_from_the_first_epoch_and_the_cross_entro
     assert Small(tmp_path / "none", "dkd", config={"warmup_epochs": 0}).method.ramp() == 1
 
 
+@pytest.mark.parametrize(
+    ("epochs", "shares"), [(240, [1 / 20, 2 / 20, 3 / 20]), (24, [0.5, 1, 1]), (5, [1, 1])]
+)
+def test_the_default_warm_up_is_the_published_share_of_the_run(tmp_path, epochs, shares):
+    dkd = Small(tmp_path, "dkd").method
+    got = []
+    for epoch in range(len(shares)):
+        dkd.on_epoch_start(epoch, epochs)
+        got.append(dkd.ramp())
+    assert got == pytest.approx(shares)
+
+
 def test_terms_have_the_weights_of_the_config(tmp_path):
     config = {"temperature": 2.0, "ce_weight": 0.5, "alpha": 3.0, "beta": 0.25, "warmup_epochs": 0}
     dkd = Small(tmp_path, "dkd", config=config).method

@@ -23,11 +23,12 @@ BATCH = 8
 SETTINGS = {
     # Settings beside the defaults whose steps take other branches.
     "ctkd": [{"loss": "dkd"}],
-    "crd": [{"positive": "relax", "kd_weight": 1.0}],
+    "at": [{"weight": 1000.0}],
+    "crd": [{"positive": "relax", "kd_weight": 0.0}],
     "dml": [{"target": "mean_logits"}],
-    "mlkd": [{"align": "squared", "contrast": "across", "kd_weight": 1.0}],
+    "mlkd": [{"align": "squared", "contrast": "across", "kd_weight": 0.0}],
     "reviewkd": [{"student_maps": "pre"}],
-    "rkd": [{"sub_batch": 3, "kd_weight": 1.0}],
+    "rkd": [{"sub_batch": 3, "kd_weight": 0.0}],
     "seed": [{"ce_weight": 1.0, "kd_weight": 1.0}],
     "sskd": [{"tf_ratio": 0.5}],
 }

@@ -77,9 +77,9 @@ def test_terms_have_the_weights_of_the_config_and_reach_no_teacher(tmp_path):
 
 def test_a_hint_before_the_activation_is_compared_without_one(tmp_path):
     small = Small(tmp_path, "fitnet", config={"pre_activation": True})
-    assert small.method.needs(small.method.config).read_of_teacher == {"pre"}
+    assert small.method.needs(small.method.config).read_of_teacher == {"pre", "logits"}
     assert isinstance(small.method.regressor.activation, torch.nn.Identity)
-    assert list(small.method.losses(next(small.loader.epoch(0)))) == ["hint", "ce"]
+    assert list(small.method.losses(next(small.loader.epoch(0)))) == ["hint", "ce", "kd"]
 
 
 @pytest.mark.parametrize("name", ["fitnet", "at", "ab", "sp"])
@@ -90,6 +90,6 @@ def test_without_a_weight_for_them_no_labels_are_needed_but_something_must_train
     needs = cls.needs(cls.Config(ce_weight=0.0, kd_weight=1.0))
     assert not needs.labels
     assert "logits" in needs.read_of_teacher
-    assert "logits" not in FitNet.needs(FitNet.Config()).read_of_teacher
+    assert "logits" not in FitNet.needs(FitNet.Config(kd_weight=0.0)).read_of_teacher
     with pytest.raises(ValidationError, match="nothing trains the classifier"):
-        cls.Config(ce_weight=0.0)
+        cls.Config(ce_weight=0.0, kd_weight=0.0)

@@ -92,11 +92,11 @@ def test_the_networks_see_all_rotations_and_the_labels_only_the_upright_images(t
     small = Small(tmp_path, "mlkd")
     batch = next(small.loader.epoch(0))
     terms = small.method.losses(batch)
-    assert set(terms) == {"align", "corr", "sup", "ce"}
+    assert set(terms) == {"align", "corr", "sup", "ce", "kd"}
     logits, features = rows(8, 4).requires_grad_(), rows(8, 64, seed=1)
     small.method.projections.double()
     projected = small.method.projections(features, features)
-    terms = small.method.terms(logits, projected, features, torch.tensor([0, 1]))
+    terms = small.method.terms(logits, projected, features, torch.tensor([0, 1]), logits.detach())
     terms["ce"].backward()
     assert logits.grad[0::4].any(dim=1).all()
     assert not logits.grad.reshape(2, 4, 4)[:, 1:].any()
@@ -111,11 +111,11 @@ def test_the_teacher_gets_no_gradient_but_its_projection_does(tmp_path):
 
 
 def test_only_what_has_a_weight_is_made_and_without_labels_two_terms_are_left(tmp_path):
-    config = {"ce_weight": 0.0, "sup_weight": 0.0}
+    config = {"ce_weight": 0.0, "sup_weight": 0.0, "kd_weight": 0.0}
     assert not MLKD.needs(MLKD.Config(**config)).labels
     assert MLKD.needs(MLKD.Config()).labels
     assert not MLKD.needs(MLKD.Config(**config)).task.has_classes
-    assert MLKD.needs(MLKD.Config(**config, kd_weight=1.0)).task.has_classes
+    assert MLKD.needs(MLKD.Config(**{**config, "kd_weight": 1.0})).task.has_classes
     small = Small(tmp_path, "mlkd", config=config, train={"epochs": 1})
     assert {name.split(".")[0] for name, _ in small.method.projections.named_parameters()} == {
         "align",

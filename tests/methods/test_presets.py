@@ -26,6 +26,40 @@ def test_presets_are_valid_sections_of_a_recipe_and_set_nothing_else(name):
             assert max(optim.milestones) <= preset.train["epochs"]
 
 
+PUBLISHED = {
+    # What the presets must say themselves, since the method's defaults are others.
+    "fitnet": {"weight": 100.0, "ce_weight": 1.0, "kd_weight": 0.0},
+    "at": {"weight": 1000.0, "power": 2.0, "ce_weight": 1.0, "kd_weight": 0.0},
+    "ab": {"weight": 0.003, "margin": 1.0, "initial_share": 30 / 270, "ce_weight": 1.0, "kd_weight": 0.0},
+    "sp": {"weight": 3000.0, "ce_weight": 1.0, "kd_weight": 0.0},
+    "rkd": {"distance_weight": 25.0, "angle_weight": 50.0, "ce_weight": 1.0, "kd_weight": 0.0},
+    "crd": {"weight": 0.8, "negatives": 16384, "ce_weight": 1.0, "kd_weight": 0.0},
+    "srrl": {"feature_weight": 1.0, "classifier_weight": 1.0, "ce_weight": 1.0, "kd_weight": 0.0},
+    "reviewkd": {"warmup_epochs": 20, "ce_weight": 1.0, "kd_weight": 0.0},
+    "mlkd": {"ce_weight": 1.0, "kd_weight": 0.0},
+    "dkd": {"ce_weight": 1.0, "alpha": 1.0},
+    "ctkd": {"curriculum": "cosine"},
+}
+BY_SETTING = {
+    "dkd": {"cifar100": {"warmup_epochs": 20}, "imagenet": {"warmup_epochs": 1}},
+    "ctkd": {"cifar100": {"ramp_epochs": 10}, "imagenet": {"ramp_epochs": 5}},
+    "reviewkd": {"cifar100": {"weight": 5.0}, "imagenet": {"weight": 1.0}},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_names_every_published_value_that_a_default_may_change(name):
+    for setting, preset in find_method(name).PRESETS.items():
+        expected = PUBLISHED[name] | BY_SETTING.get(name, {}).get(setting, {})
+        assert expected.items() <= preset.method.items()
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "sskd", "hsakd"])
+def test_a_method_that_compares_features_also_has_soft_labels_by_default(name):
+    config = find_method(name).Config()
+    assert getattr(config, "kd_weight", 1.0) > 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_are_percentages_with_a_source_and_name_a_preset_that_exists(name):
     cls = find_method(name)

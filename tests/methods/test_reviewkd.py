@@ -44,6 +44,28 @@ def test_the_term_ramps_up_from_nothing_in_the_first_epoch(tmp_path):
     assert [value / full for value in found] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "ramp"), [(240, [0, 1 / 20, 2 / 20]), (24, [0, 0.5, 1]), (12, [0, 1, 1]), (5, [1, 1, 1])]
+)
+def test_the_default_ramp_is_the_published_share_of_the_run_and_a_short_run_has_none(tmp_path, epochs, ramp):
+    method, got = Small(tmp_path, "reviewkd").method, []
+    for epoch in range(3):
+        method.on_epoch_start(epoch, epochs)
+        got.append(method.ramp())
+    assert got == pytest.approx(ramp)
+
+
+def test_the_convolutions_of_a_fusion_start_as_the_authors_and_its_gates_as_torchs():
+    torch.manual_seed(0)
+    fusion = Fusion(32, 64, 48, reviews=True)
+    # Uniform up to √(6 / ((1 + slope²) · inputs)): slope 1, and √5 for torch's own.
+    for weight, slope in (
+        (fusion.reduce[0].weight, 1), (fusion.expand[0].weight, 1), (fusion.gates[0].weight, 5**0.5),
+    ):  # fmt: skip
+        bound = (6 / ((1 + slope**2) * weight[0].numel())) ** 0.5
+        assert 0.98 * bound < weight.abs().max() <= bound
+
+
 def test_levels_are_the_pooled_vector_and_the_paired_stages_deepest_first(tmp_path):
     method = Small(tmp_path, "reviewkd").method
     want = method.needs(method.config)

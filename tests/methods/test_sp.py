@@ -50,6 +50,21 @@ def test_terms_have_the_weights_of_the_config(tmp_path):
         assert terms[2.0][key].item() == pytest.approx(factor * terms[1.0][key].item(), rel=1e-5)
 
 
+def test_by_default_the_term_does_not_shrink_with_the_batch(tmp_path):
+    terms = {}
+    for rows in (8, 16):
+        method = Small(tmp_path / str(rows), "sp", float64=True).method
+        # Every image twice: similarities repeat, so the mean over the matrix is the same.
+        maps = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        others = maps.flip(0) + maps.square()
+        stage = method.pairs[-1].student
+        seen = [Activations(stages={stage: m.repeat(rows // 8, 1, 1, 1)}) for m in (maps, others)]
+        terms[rows] = method.compare(*seen, None)["similarity"].item()
+        plain = losses.similarity_preserving(*[s.stages[stage] for s in seen]).item()
+        assert terms[rows] == pytest.approx(3000 * rows / 64 * plain, rel=1e-12)
+    assert terms[16] == pytest.approx(terms[8], rel=1e-12)
+
+
 def test_a_network_without_stages_is_refused_with_what_to_change(tmp_path):
     small = Small(tmp_path, "sp")
     small.method.networks.student.shapes = Activations

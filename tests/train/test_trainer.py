@@ -9,11 +9,12 @@ from small_training import CLASSES, Small, Watcher, assert_same, images
 from torch import nn
 
 from kdcompress.data.class_weights import scaled_class_weights
-from kdcompress.errors import Interrupted, NonFiniteLoss
+from kdcompress.errors import Interrupted, NonFiniteLoss, UserError
 from kdcompress.methods import losses
 from kdcompress.methods.base import ParameterSet, Phase
 from kdcompress.recipe import OptimSection
 from kdcompress.train import minimiser
+from kdcompress.train.trainer import phase_ends
 
 
 def lines(folder, name="log.jsonl"):
@@ -336,6 +337,92 @@ def test_a_phase_keeps_or_renews_the_optimisers_and_so_does_a_resume_at_its_bord
     resumed = two_phases(tmp_path / "stopped")
     resumed.run()
     assert_same(small.tensors(), resumed.tensors())
+
+
+def in_phases(folder, *phases, watcher=None, **train):
+    """A training of two epochs of five steps; the phases are given."""
+    small = Small(folder, train={"epochs": 2, **train}, held_out=0, watcher=watcher)
+    small.trainer.phases = list(phases)
+    return small
+
+
+def steps_of_phases(small):
+    """Runs it and returns the phase and the learning rate of every step."""
+    seen, step = [], small.method.step
+
+    def listening(batch, minimise):
+        step(batch, minimise)
+        seen.append((small.method.phase, minimise.optimisers["main"].param_groups[0]["lr"], batch.indices))
+
+    small.method.step = listening
+    small.run()
+    return seen
+
+
+WITHIN = [
+    Phase("one", 0.3, ("main",), whole_epochs=False, schedule="constant"),
+    Phase("two", 0.7, ("main",), whole_epochs=False),
+]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_phase_may_end_within_an_epoch_and_no_image_is_skipped_or_seen_twice(tmp_path, accumulate):
+    seen = steps_of_phases(in_phases(tmp_path / "two", *WITHIN, accumulate=accumulate))
+    steps = 6 if accumulate == 2 else 10
+    first = round(0.3 * steps) * accumulate
+    assert [name for name, _, _ in seen] == ["one"] * first + ["two"] * (10 - first)
+    alone = steps_of_phases(in_phases(tmp_path / "one", Phase("main", 1.0, ("main",)), accumulate=accumulate))
+    assert all(torch.equal(a[2], b[2]) for a, b in zip(seen, alone, strict=True))
+    # Two epochs, so two lines; the first ended in the second phase.
+    assert [line["phase"] for line in lines(tmp_path / "two")] == ["student/two"] * 2
+
+
+def test_a_constant_phase_holds_the_rate_and_the_next_one_runs_the_whole_schedule(tmp_path):
+    seen = steps_of_phases(in_phases(tmp_path, *WITHIN))
+    rates = [rate for _, rate, _ in seen]
+    assert rates[:4] == [0.02] * 4
+    assert rates[3:] == [pytest.approx(0.01 * (1 + math.cos(math.pi * i / 7))) for i in range(7)]
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 7])
+def test_a_resume_before_at_and_behind_the_border_within_an_epoch_equals_an_unbroken_run(tmp_path, stop):
+    whole = in_phases(tmp_path / "whole", *WITHIN)
+    whole.run()
+    with pytest.raises(Interrupted):
+        in_phases(tmp_path / "stopped", *WITHIN, watcher=Watcher(stop)).run()
+    resumed = in_phases(tmp_path / "stopped", *WITHIN)
+    resumed.run()
+    assert_same(whole.tensors(), resumed.tensors())
+    figures = [[(e["step"], e["losses"]) for e in lines(tmp_path / name)] for name in ("whole", "stopped")]
+    assert figures[0] == figures[1]
+
+
+def phase(share, *, whole=True):
+    return Phase("x", share, ("main",), whole_epochs=whole)
+
+
+@pytest.mark.parametrize(
+    ("phases", "epochs", "steps", "cut", "ends"),
+    [
+        ([phase(30 / 270), phase(240 / 270)], 270, 10, None, [300, 2700]),
+        ([phase(0.11), phase(0.89)], 5, 10, None, [10, 50]),  # at least an epoch
+        ([phase(0.11, whole=False), phase(0.89, whole=False)], 5, 10, None, [6, 50]),
+        ([phase(30 / 270, whole=False), phase(240 / 270, whole=False)], 270, 10, None, [300, 2700]),
+        ([phase(0.11, whole=False), phase(0.89, whole=False)], 5, 10, 20, [2, 20]),  # train.max_steps
+        ([phase(0.001, whole=False), phase(0.999, whole=False)], 1, 2, None, [1, 2]),
+        ([phase(0.999, whole=False), phase(0.001, whole=False)], 1, 5, None, [4, 5]),
+        ([phase(0.1, whole=False), phase(0.5), phase(0.4)], 3, 10, None, [3, 20, 30]),
+    ],
+)
+def test_phases_end_after_their_share_of_epochs_or_of_steps(phases, epochs, steps, cut, ends):
+    assert phase_ends(phases, epochs, steps, cut) == ends
+
+
+def test_fewer_epochs_or_steps_than_phases_are_refused():
+    with pytest.raises(UserError, match=r"train.epochs: 1, but the method has 2 phases \(x, x\): one each"):
+        phase_ends([phase(0.5), phase(0.5)], 1, 10)
+    with pytest.raises(UserError, match="2 phases"):
+        phase_ends([phase(0.5, whole=False), phase(0.5, whole=False)], 1, 1)
 
 
 def test_a_phase_says_whether_it_is_resumed(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,12 +19,17 @@ from kdcompress.networks.activations import Want
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.undisturbed import undisturbed
 
+MAP_WEIGHT = 0.003 * 128 * 8 * 8
+"""Weight of the deepest pair's loss as a mean over elements: the published 0.003 at the last map of a
+WRN-40-2 on CIFAR."""
+
 
 class AB(FeatureKD):
     """Phase "boundaries": weight · Σ_pairs boundary loss. Phase "labels": ce_weight · CE + kd_weight · KL.
 
     In the first phase what makes the student's paired maps (all but its classifier, as a rule) and the
-    connectors move, on the boundary loss alone; in the second the student moves, with a fresh optimiser.
+    connectors move, on the boundary loss alone, at a constant learning rate; in the second the student moves,
+    with a fresh optimiser and the recipe's schedule. The first phase may end within an epoch.
     Pairs are stages of exactly one size, shallow to deep with weights 2^(l-n+1): 1 for the deepest, half of
     it for the one before. Where the channels differ a connector (1×1 convolution without bias, batch norm, no
     activation) stands between them; it is thrown away.
@@ -53,16 +58,19 @@ class AB(FeatureKD):
         """The boundary loss is a sum over a map's elements and a mean over rows."""
 
         initial_share: float = Field(30 / 270, gt=0, lt=1)
-        """Share of the epochs for the first phase, rounded to whole epochs, at least one. RepDistiller has
-        30 epochs before the 240 of the training."""
-        weight: float = Field(0.003, gt=0)
-        """Weight of the boundary loss."""
+        """Share of the run's steps for the first phase. RepDistiller has 30 epochs before the 240 of the
+        training."""
+        weight: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+        """Weight of the boundary loss: 0.003 in the published figures and the presets. auto: 24.6 divided by
+        the elements of the deepest pair's map, so that the loss does not grow with images and channels; that
+        is 0.003 for 128 channels of 8x8, as published pairs have them."""
         margin: float = Field(1.0, gt=0)
         """Distance from 0 beyond which a pre-activation of the right sign costs nothing."""
         ce_weight: float = Field(1.0, ge=0)
         """In the second phase. 0 needs no labels."""
-        kd_weight: float = Field(0.0, ge=0)
-        """Weight of soft labels in the second phase: 0 in RepDistiller, above it in the authors' code."""
+        kd_weight: float = Field(1.0, ge=0)
+        """Weight of soft labels in the second phase: 0 in RepDistiller and the presets, above it in the
+        authors' code."""
         temperature: float = Field(3.0, gt=0)
         """The authors' temperature of the soft labels. Their term carries the factor T²."""
 
@@ -109,9 +117,14 @@ class AB(FeatureKD):
         """Lists the phases boundaries and labels."""
         sets, share = self.parameter_sets(), self.config.initial_share
         return [
-            Phase("boundaries", share, tuple(name for name in sets if name != "rest")),
-            Phase("labels", 1 - share, tuple(name for name in sets if name != "connectors")),
-        ]
+            Phase(
+                "boundaries", share, tuple(name for name in sets if name != "rest"),
+                whole_epochs=False, schedule="constant",
+            ),
+            Phase(
+                "labels", 1 - share, tuple(name for name in sets if name != "connectors"), whole_epochs=False
+            ),
+        ]  # fmt: skip
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Computes boundaries in the first phase, ce and kd in the second."""
@@ -130,8 +143,9 @@ class AB(FeatureKD):
             teacher: Pre-activations of the same shapes.
         """
         c, last = self.config, len(student) - 1
+        weight = MAP_WEIGHT / student[-1][0].numel() if c.weight == "auto" else c.weight
         return [
-            c.weight * 2.0 ** (i - last) * losses.activation_boundaries(s, t, c.margin)
+            weight * 2.0 ** (i - last) * losses.activation_boundaries(s, t, c.margin)
             for i, (s, t) in enumerate(zip(student, teacher, strict=True))
         ]
 

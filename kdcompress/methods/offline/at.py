@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +16,10 @@ from kdcompress.methods.feature_kd import FeatureKD
 from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet, resnet34_to_resnet18
 from kdcompress.networks.activations import Activations, Want
 from kdcompress.networks.networks import Networks
+
+SUM_WEIGHT = 1000 / 16**2
+"""Weight of a pair's squared difference as a sum over positions: the published 1000 at maps of 16x16, the
+middle ones of a CIFAR network."""
 
 
 class AT(FeatureKD):
@@ -49,8 +53,10 @@ class AT(FeatureKD):
     class Config(FeatureKD.Config):
         """A pair's difference is a mean over rows and positions; pairs are added up."""
 
-        weight: float = Field(1000.0, gt=0)
-        """Weight of the sum over pairs."""
+        weight: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+        """Weight of the sum over pairs: 1000 in the published figures and the presets. A pair is then at most
+        2 · weight / positions, so that small maps count most (125 for one of 4x4) and rule a short run.
+        auto: 3.9 · positions for each pair, so that none is above 7.8; 1000 for maps of 16x16."""
         power: float = Field(2.0, ge=1)
         """Exponent of the activations before their mean over channels."""
 
@@ -83,6 +89,13 @@ class AT(FeatureKD):
     def attention(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Computes the weighted attention loss, summed over pairs of maps `[B, C, H, W]`."""
         each = [
-            losses.attention_transfer(s, t, self.config.power) for s, t in zip(student, teacher, strict=True)
+            self._pair_weight(s, t) * losses.attention_transfer(s, t, self.config.power)
+            for s, t in zip(student, teacher, strict=True)
         ]
-        return self.config.weight * torch.stack(each).sum()
+        return torch.stack(each).sum()
+
+    def _pair_weight(self, student_BCHW: Tensor, teacher_BCHW: Tensor) -> float:
+        if self.config.weight != "auto":
+            return self.config.weight
+        height, width = (min(student_BCHW.shape[i], teacher_BCHW.shape[i]) for i in (2, 3))
+        return SUM_WEIGHT * height * width

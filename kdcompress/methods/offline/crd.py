@@ -44,8 +44,11 @@ class CRD(FeatureKD):
     Source:
         Tian, Krishnan & Isola, Contrastive Representation Distillation, ICLR 2020, and the authors' code.
         There the negatives of a row are drawn by the loader, without replacement where that is possible; here
-        on the device, with replacement, from the same images. Here banks, normalisation and counters are
-        saved in the checkpoint and are equal in all processes; the authors' code does not save them.
+        on the device, with replacement, from the same images. A row has no more negatives than there are
+        distinct images of other classes (counted for the largest class, since all rows have as many): with
+        more, the term grows and teaches nothing new. On CIFAR-100 and ImageNet the bound is above 16,384.
+        Here banks, normalisation and counters are saved in the checkpoint and are equal in all processes; the
+        authors' code does not save them.
     """
 
     PRESETS: ClassVar[dict[str, Preset]] = {
@@ -69,12 +72,17 @@ class CRD(FeatureKD):
     )  # fmt: skip
 
     class Config(FeatureKD.Config):
-        """The contrastive loss sums over the negatives and is a mean over rows, like the other terms."""
+        """The contrastive loss sums over the negatives and is a mean over rows, like the other terms.
+
+        At the start the term is about 2 · weight · (ln K + 1) for K negatives: 17 at 16,384, 14 at 2,400,
+        where cross-entropy is ln(classes).
+        """
 
         weight: float = Field(0.8, gt=0)
         """Weight of the sum of both sides."""
         negatives: int = Field(16384, ge=1)
-        """Images of other classes that each row is contrasted with."""
+        """Images of other classes that each row is contrasted with, at most as many as there are: with n
+        training images of which m are of the largest class, n - m."""
         contrast_temperature: float = Field(0.07, gt=0)
         """Inner products of embeddings are divided by it."""
         momentum: float = Field(0.5, ge=0, lt=1)
@@ -86,10 +94,11 @@ class CRD(FeatureKD):
         """exact: the image itself; relax: any image of its class."""
         ce_weight: float = Field(1.0, ge=0)
         """Labels are needed even at 0: they say what is no negative."""
-        kd_weight: float = Field(0.0, ge=0)
-        """Weight of the soft labels; 1 in the paper's CRD+KD."""
+        kd_weight: float = Field(1.0, ge=0)
+        """Weight of the soft labels: 1 in the paper's CRD+KD, 0 in its CRD and the presets."""
 
     config: Config
+    negatives: int
     bank_student: Tensor
     bank_teacher: Tensor
     normalisation: Tensor
@@ -119,6 +128,7 @@ class CRD(FeatureKD):
         self.register_buffer("seed", torch.randint(2**62, ()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         sizes = data.labels.bincount(minlength=data.num_classes)
+        self.negatives = min(config.negatives, len(data.labels) - int(sizes.max()))
         of_data = {
             "labels": data.labels,
             "by_class": data.labels.argsort(stable=True),
@@ -206,7 +216,7 @@ class CRD(FeatureKD):
         Returns:
             `[B, 1 + K]` int64.
         """
-        size, width = len(self.labels), 1 + self.config.negatives
+        size, width = len(self.labels), 1 + self.negatives
         draws_BM = ((self.steps * size + indices_B) * width).unsqueeze(1)
         draws_BM = self.seed + draws_BM + torch.arange(width, device=indices_B.device)
         chance_BM = uniform(0, COLUMNS_STREAM, draws_BM, 0)

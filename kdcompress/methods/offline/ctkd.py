@@ -80,8 +80,11 @@ class CTKD(Method):
         """The highest is t_start + t_range."""
         curriculum: losses.Curriculum = "cosine"
         """Course of λ over the ramp."""
-        ramp_epochs: int = Field(10, ge=1)
-        """λ is at its end from this epoch on; the first epoch counts as 1."""
+        ramp_share: float = Field(10 / 240, ge=0, le=1)
+        """Share of the run's epochs after which λ is at its end, rounded to whole epochs, at least one."""
+        ramp_epochs: int | None = Field(None, ge=1)
+        """λ is at its end from this epoch on (the first counts as 1), as published: 10 of 240. Replaces
+        ramp_share."""
         reversal_start: float = Field(0.0, le=0)
         """λ before the first epoch."""
         reversal_end: float = Field(-1.0, le=0)
@@ -142,6 +145,5 @@ class CTKD(Method):
     def reversal(self) -> float:
         """Returns λ of this epoch."""
         c = self.config
-        return losses.reversal(
-            self.epoch + 1, c.ramp_epochs, c.curriculum, start=c.reversal_start, end=c.reversal_end
-        )
+        ramp = max(1, round(self.epochs_of(c.ramp_share, c.ramp_epochs)))
+        return losses.reversal(self.epoch + 1, ramp, c.curriculum, start=c.reversal_start, end=c.reversal_end)

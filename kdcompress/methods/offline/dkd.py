@@ -22,7 +22,7 @@ from kdcompress.methods.presets import (
 
 
 class DKD(Method):
-    """ce_weight · CE(labels) + ramp · (alpha · TCKD + beta · NCKD), the ramp min(epoch / warmup_epochs, 1).
+    """ce_weight · CE(labels) + ramp · (alpha · TCKD + beta · NCKD), the ramp min(epoch / warm-up, 1).
 
     Rows without a label contribute nothing. With two classes NCKD is 0 and TCKD is plain soft labels.
 
@@ -70,9 +70,11 @@ class DKD(Method):
         beta: float = Field(8.0, ge=0)
         """Weight of NCKD, the distribution over the other classes. Larger in the paper if the teacher is
         more certain."""
-        warmup_epochs: int = Field(20, ge=0)
-        """Over which TCKD and NCKD (not the cross-entropy) grow to their weights; the first epoch has 1 /
-        warmup_epochs of them. 0: full from the start."""
+        warmup_share: float = Field(20 / 240, ge=0, le=1)
+        """Share of the run's epochs over which TCKD and NCKD (not the cross-entropy) grow to their weights;
+        the first of W epochs has 1 / W of them. Of a run of 12 epochs or fewer no epoch is below 1."""
+        warmup_epochs: int | None = Field(None, ge=0)
+        """The warm-up in epochs, as published (20 of 240); replaces warmup_share. 0: full from the start."""
         logit_standardization: bool = False
         """Compare z-scores of the logits (Sun et al. 2024). T, alpha and beta then mean something else: the
         authors take T 2 and multiply alpha and beta by a weight such as 9."""
@@ -101,4 +103,5 @@ class DKD(Method):
 
     def ramp(self) -> float:
         """Returns the warm-up's factor in this epoch, in (0, 1]."""
-        return min((self.epoch + 1) / max(self.config.warmup_epochs, 1), 1.0)
+        c = self.config
+        return min((self.epoch + 1) / max(self.epochs_of(c.warmup_share, c.warmup_epochs), 1.0), 1.0)

@@ -26,7 +26,8 @@ class MLKD(SoftLabelMethod):
     correlation of the turned with the upright images (KL of softmaxed cosines); contrast of the rows of one
     class, of either network, with all others. Both networks see 4·B images a step. The projections, the
     teacher's too, are trained and thrown away.
-    Without CE, KD and contrast no labels are needed and a backbone ships, the paper's self-supervised form.
+    With ce_weight, kd_weight and sup_weight 0 no labels are needed and a backbone ships, the paper's
+    self-supervised form.
     Not the Multi-Level Logit Distillation (CVPR 2023) that is also called MLKD.
 
     Source:
@@ -37,11 +38,11 @@ class MLKD(SoftLabelMethod):
     PRESETS: ClassVar[dict[str, Preset]] = {
         "cifar100": cifar100(
             "Both networks see four rotations of every image.",
-            ce_weight=1.0, corr_weight=50.0, sup_weight=1.0, align_weight=20.0,
+            ce_weight=1.0, corr_weight=50.0, sup_weight=1.0, align_weight=20.0, kd_weight=0.0,
         ),
         "imagenet": imagenet(
             "Both networks see four rotations of every image. The paper has 100 epochs, its code 120.",
-            ce_weight=1.0, corr_weight=20.0, sup_weight=0.5, align_weight=10.0,
+            ce_weight=1.0, corr_weight=20.0, sup_weight=0.5, align_weight=10.0, kd_weight=0.0,
         ),
     }  # fmt: skip
     FIGURES = (
@@ -52,10 +53,12 @@ class MLKD(SoftLabelMethod):
     )  # fmt: skip
 
     class Config(SoftLabelMethod.Config):
-        """The code's values for CIFAR-100; on ImageNet 20, 0.5 and 10 for corr, sup and align."""
+        """The code's values for CIFAR-100 beside soft labels; ImageNet: corr 20, sup 0.5, align 10."""
 
         ce_weight: float = Field(1.0, ge=0)
         """Mean over the upright images. With kd_weight 0 too, the student is built without a classifier."""
+        kd_weight: float = Field(1.0, ge=0)
+        """Weight of the soft labels of the upright images; 0 in the presets, as published."""
         corr_weight: float = Field(50.0, ge=0)
         """Weight of the correlation, mean over the 3·B turned images, without a factor T²."""
         sup_weight: float = Field(1.0, ge=0)
@@ -79,6 +82,7 @@ class MLKD(SoftLabelMethod):
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
+        self.check_teacher_has_logits()
         square_images("mlkd", data)
         widths = pooled_widths("mlkd", "aligns the pooled features of images", networks)
         if config.sup_weight and data.labelled_classes < 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,12 +16,17 @@ from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, 
 from kdcompress.networks.activations import Activations, Want
 from kdcompress.networks.networks import Networks
 
+BATCH = 64
+"""Rows of the published batches, to which the published weight belongs."""
+WEIGHT = 3000.0
+"""The published weight."""
+
 
 class SP(FeatureKD):
     """ce_weight · CE(labels) + weight · Σ_pairs difference of similarity matrices + kd_weight · KL.
 
     The matrices are over the whole batch, of all processes together: the loss depends on which images meet
-    and on how many, so its weight belongs to a batch size.
+    and on how many, so a number as its weight belongs to a batch size.
 
     Source:
         Tung & Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019; weight and the choice of the
@@ -44,8 +49,9 @@ class SP(FeatureKD):
     class Config(FeatureKD.Config):
         """A pair's difference is a sum over the matrix divided by B²; pairs are added up."""
 
-        weight: float = Field(3000.0, gt=0)
-        """Weight of the sum over pairs, at batches of 64; the loss shrinks as 1/B."""
+        weight: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+        """Weight of the sum over pairs: 3000 in the presets, for the published batches of 64; the loss
+        shrinks as 1/B. auto: 3000 · B / 64 for batches of B, so that the term does not depend on B."""
         stages: Literal["deepest", "all"] = "deepest"
         """deepest: as published figures have it; all: every pair of stages of one resolution besides."""
 
@@ -72,10 +78,13 @@ class SP(FeatureKD):
 
     def compare(self, ours: Activations, theirs: Activations, batch: Batch) -> dict[str, Tensor]:
         """Returns the term similarity."""
-        each = [
-            losses.similarity_preserving(
-                self.gather(ours.stages[pair.student]), self.gather(theirs.stages[pair.teacher])
-            )
+        maps = [
+            (self.gather(ours.stages[pair.student]), self.gather(theirs.stages[pair.teacher]))
             for pair in self.pairs
         ]
-        return {"similarity": self.config.weight * torch.stack(each).sum()}
+        weight = self.config.weight
+        if weight == "auto":
+            weight = WEIGHT * len(maps[0][0]) / BATCH
+        return {
+            "similarity": weight * torch.stack([losses.similarity_preserving(*pair) for pair in maps]).sum()
+        }
