@@ -17,7 +17,7 @@ from kdcompress.errors import DownloadError, WeightsError
 from kdcompress.networks.build import build
 from kdcompress.networks.families._pretrained import fetch_weights
 from kdcompress.networks.read_checkpoint import read_state_dict
-from kdcompress.networks.weights import classifier_classes, load_into, resolve
+from kdcompress.networks.weights import classifier_classes, default_weights, load_into, resolve
 
 MODEL = "cifar/resnet8"
 STATE = {"fc.weight": torch.ones(2, 3), "fc.bias": torch.zeros(2)}
@@ -248,6 +248,34 @@ def test_torchvisions_weights_bring_names_normalisation_and_terms(tmp_path, monk
     assert "ImageNet" in (found.license or "")
     assert (cache_folder() / "weights" / f"mobilenet-{digits}.pth").is_file()
     load_into(network, found.state_dict, source=found.source, allow_other_head=False)
+
+
+def test_every_torchvision_network_has_weights_by_default():
+    from torchvision import models
+
+    from kdcompress.networks.families.torchvision import NAMES
+
+    for name in NAMES:
+        assert default_weights(f"torchvision/{name}") in models.get_model_weights(name).__members__
+    assert default_weights("torchvision/mobilenet_v2") == "IMAGENET1K_V2"
+
+
+@pytest.mark.parametrize("model", [MODEL, "python:package.module:function"])
+def test_other_families_have_none(model):
+    assert default_weights(model) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("mobilenetv3_small_050", "lamb_in1k"),
+        ("vit_tiny_patch16_224", None),  # for images of one size
+        ("convnextv2_atto", None),  # not for commercial use
+    ],
+)
+def test_timms_default_weights_suit_any_size_and_use(name, tag):
+    pytest.importorskip("timm")
+    assert default_weights(f"timm/{name}") == tag
 
 
 def test_densenets_published_keys_become_the_networks():

@@ -32,6 +32,11 @@ def test_what_has_no_part_in_the_teacher_finds_the_same_teacher(override):
     assert key(override) == key()
 
 
+def test_weights_count_by_their_content_and_not_by_how_they_are_named():
+    named = key("teacher.weights=V1", f"teacher.sha256={'a' * 64}", weights="a" * 64)
+    assert named == key("teacher.weights=file.pt", weights="a" * 64)
+
+
 @pytest.mark.parametrize(
     "override",
     [
