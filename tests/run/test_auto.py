@@ -13,7 +13,20 @@ from kdcompress.run import auto
 from kdcompress.run.auto import keep_recorded, resolve_auto
 from kdcompress.run_folder import same_recipe
 
-SMALL = SimpleNamespace(channels=3, train=range(2_624))
+
+def folder_of(images, channels=3):
+    """A stand-in for opened data of so many labelled images."""
+    data = SimpleNamespace(channels=channels, train=range(images), labelled=images)
+    data.for_method = lambda **_: data
+    return data
+
+
+SMALL = folder_of(2_624)
+
+
+def resolve(requested, data=SMALL):
+    resolution = resolve_auto(requested, data, progress=False)
+    return resolution.recipe, resolution.notices
 
 
 def recipe(*overrides, model=MODEL):
@@ -26,7 +39,7 @@ def student(resolved):
 
 def test_few_images_start_from_the_families_published_weights(downloads, monkeypatch):
     with publisher(monkeypatch) as published:
-        resolved, notices = resolve_auto(recipe(), SMALL, progress=False)
+        resolved, notices = resolve(recipe())
     assert student(resolved) == (NAME, published.sha256)
     assert notices == (
         "student.weights: auto: the student starts from IMAGENET1K_V1, since there are only 2,624 training "
@@ -44,8 +57,8 @@ def test_others_start_from_random_weights_silently(downloads, monkeypatch, model
     if model.startswith("timm"):
         pytest.importorskip("timm")
     with publisher(monkeypatch) as published:
-        data = SimpleNamespace(channels=channels, train=range(images))
-        resolved, notices = resolve_auto(recipe(model=model), data, progress=False)
+        data = folder_of(images, channels)
+        resolved, notices = resolve(recipe(model=model), data)
     assert (student(resolved), notices, published.requests) == (("random", None), (), 0)
 
 
@@ -53,14 +66,14 @@ def test_others_start_from_random_weights_silently(downloads, monkeypatch, model
 def test_what_the_user_names_is_left_as_it_is(downloads, monkeypatch, weights):
     with publisher(monkeypatch) as published:
         named = recipe(f"student.weights={weights}")
-        assert resolve_auto(named, SMALL, progress=False) == (named, ())
+        assert resolve(named) == (named, ())
     assert published.requests == 0
 
 
 def test_a_server_that_never_answers_is_given_up(downloads, monkeypatch):
     monkeypatch.setattr(auto, "CONNECT_S", 0.3)
     with publisher(monkeypatch, answers=False):
-        resolved, (notice,) = resolve_auto(recipe(), SMALL, progress=False)
+        resolved, (notice,) = resolve(recipe())
     assert student(resolved) == ("random", None)
     assert notice.startswith("student.weights: auto: IMAGENET1K_V1 could not be downloaded within 0.3 s (")
     assert "no connection within 0.3 seconds); the student starts from random weights. " in notice
@@ -75,7 +88,7 @@ def test_the_limit_is_twenty_seconds():
 def test_without_network_the_student_starts_from_random_weights(downloads, monkeypatch):
     with publisher(monkeypatch):
         pass  # its address remains
-    resolved, (notice,) = resolve_auto(recipe(), SMALL, progress=False)
+    resolved, (notice,) = resolve(recipe())
     assert student(resolved) == ("random", None)
     assert "could not be downloaded within 20 s (http://127.0.0.1:" in notice
     assert "cannot be reached (Connection refused)" in notice
@@ -83,15 +96,15 @@ def test_without_network_the_student_starts_from_random_weights(downloads, monke
 
 def test_downloads_that_are_switched_off_are_not_tried(monkeypatch):
     monkeypatch.setattr(socket, "socket", None)
-    resolved, (notice,) = resolve_auto(recipe(), SMALL, progress=False)
+    resolved, (notice,) = resolve(recipe())
     assert student(resolved) == ("random", None)
     assert "KDCOMPRESS_OFFLINE switches downloads off)" in notice
 
 
 def test_weights_in_the_cache_need_no_network(downloads, monkeypatch):
     with publisher(monkeypatch) as published:
-        first = resolve_auto(recipe(), SMALL, progress=False)
-    assert resolve_auto(recipe(), SMALL, progress=False) == first
+        first = resolve(recipe())
+    assert resolve(recipe()) == first
     assert student(first[0]) == (NAME, published.sha256)
 
 
@@ -99,7 +112,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_run(downloads, monkeyp
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path / "file"))
     with publisher(monkeypatch):
-        resolved, (notice,) = resolve_auto(recipe(), SMALL, progress=False)
+        resolved, (notice,) = resolve(recipe())
     assert student(resolved) == ("random", None)
     assert notice.startswith("student.weights: auto: IMAGENET1K_V1 could not be loaded (")
 
