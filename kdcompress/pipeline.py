@@ -83,7 +83,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         preset=request.preset,
         allow_code=request.allow_code,
     )
-    recipe = resolved.recipe
+    recipe, own_lr = resolved.recipe, resolved.sources["optim.lr"] == "--set"
     processes = join(request.device)
     if not processes.first:
         progress = Progress(quiet=True)  # one bar is enough
@@ -91,7 +91,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         write_notice(notice)
     try:
         folder = RunFolder(request.out or Path("runs") / recipe.name)
-        complete = _complete_recipe(recipe, request, processes, folder) if processes.first else None
+        complete = _complete_recipe(recipe, request, processes, folder, own_lr) if processes.first else None
         recipe = processes.agree(complete)
         torch.set_num_threads(recipe.train.threads)
         check_installed(recipe.export.formats, "export.formats")
@@ -107,7 +107,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         if recipe.export.embed_preprocess == "resize":
             check_spec(data.input_spec(), KEY)
         if processes.first:
-            resolution = resolve_auto(recipe, data, progress=progress.visible)
+            resolution = resolve_auto(recipe, data, progress=progress.visible, own_lr=own_lr)
             recipe = resolution.recipe
             for notice in resolution.notices:
                 write_notice(notice)
@@ -133,7 +133,9 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         leave()
 
 
-def _complete_recipe(recipe: Recipe, request: Request, processes: Processes, folder: RunFolder) -> Recipe:
+def _complete_recipe(
+    recipe: Recipe, request: Request, processes: Processes, folder: RunFolder, own_lr: bool
+) -> Recipe:
     """Adds the command line's options and the threads to the recipe, and checks it against the folder's."""
     folder.check(request.resume, request.overwrite, seeds=request.seeds is not None)
     recorded = folder.recorded_recipe(request.allow_code) if request.resume else None
@@ -151,7 +153,7 @@ def _complete_recipe(recipe: Recipe, request: Request, processes: Processes, fol
         threads = max(1, granted_cores() // processes.world)
     recipe = recipe.replace(data=data, train=recipe.train.model_copy(update={"threads": threads}))
     if recorded is not None:
-        recipe = keep_recorded(recipe, recorded)
+        recipe = keep_recorded(recipe, recorded, own_lr=own_lr)
         same_recipe(recorded, recipe, folder.path)
     return recipe
 

@@ -48,7 +48,7 @@ class DataSection(Section):
     """Side of the training images in pixels. None: the default of the data set (224 for an image folder)."""
     batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] = 64
     """Global batch size, summed over all processes. auto: 256, halved down to 32 while an epoch has fewer
-    than 50 steps; `optim.lr` is then that of 256 images and is scaled in proportion."""
+    than 50 steps; `optim.lr` of the recipe is then that of 256 images and is scaled in proportion."""
     held_out: float = Field(0.1, ge=0)
     """Share (below 1) or number (1 and above) of the training images held out for model selection. 0: train
     on all images and ship the last epoch."""

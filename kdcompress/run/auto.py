@@ -38,30 +38,32 @@ class Resolution:
     warnings: tuple[str, ...]
 
 
-def resolve_auto(recipe: Recipe, data: Data, *, progress: bool) -> Resolution:
+def resolve_auto(recipe: Recipe, data: Data, *, progress: bool, own_lr: bool = False) -> Resolution:
     """Replaces each `auto` of a recipe by the value that suits its data.
 
     Args:
         recipe: Checked.
         data: Opened.
         progress: True: shows downloads.
+        own_lr: True if the user set `optim.lr` beside the recipe, so that it is not scaled.
     """
     needs = needs_of(recipe)
     used = data.for_method(labels=needs.labels, unlabelled=needs.unlabelled).train
-    schedule = resolve_schedule(recipe, images=len(used), labelled=data.labelled)
+    schedule = resolve_schedule(recipe, images=len(used), labelled=data.labelled, own_lr=own_lr)
     recipe, notice = _resolve_student_weights(with_schedule(recipe, schedule), data, progress)
     notices = schedule.reasons if notice is None else (*schedule.reasons, notice)
     return Resolution(recipe, notices, schedule.warnings)
 
 
-def keep_recorded(requested: Recipe, recorded: Recipe) -> Recipe:
+def keep_recorded(requested: Recipe, recorded: Recipe, *, own_lr: bool = False) -> Recipe:
     """Replaces each `auto` of a resumed run's recipe by the value that the run began with.
 
     Args:
         requested: From the command line.
         recorded: From the run's recipe.yaml.
+        own_lr: As for `resolve_auto`.
     """
-    requested = with_recorded(requested, recorded)
+    requested = with_recorded(requested, recorded, own_lr=own_lr)
     student, before = requested.student, recorded.student
     drawn = (RANDOM, None)
     if student.weights == AUTO or (student.weights in drawn and before.weights in drawn):

@@ -68,22 +68,23 @@ def auto_epochs(steps_per_epoch: int, steps: int = STEPS, bounds: tuple[int, int
     return min(max(-(-steps // steps_per_epoch), bounds[0]), bounds[1])
 
 
-def resolve_schedule(recipe: Recipe, *, images: int, labelled: int) -> Schedule:
+def resolve_schedule(recipe: Recipe, *, images: int, labelled: int, own_lr: bool = False) -> Schedule:
     """Computes the values that a recipe leaves open, and looks at those that it gives.
 
     Args:
         recipe: The run's recipe.
         images: Number of training images that the student's method uses.
         labelled: Number of training images with a label, which a teacher is trained on.
+        own_lr: True if the user set `optim.lr` beside the recipe, so that it is not scaled.
     """
     reasons, warnings = [], []
     size, lr = recipe.data.batch_size, recipe.optim.lr
     if size == "auto":
         size = auto_batch_size(images)
-        lr = recipe.optim.lr * size / LARGE_BATCH
+        lr = recipe.optim.lr if own_lr else recipe.optim.lr * size / LARGE_BATCH
+        scaled = "as set" if own_lr else f"{recipe.optim.lr:g} for batches of {LARGE_BATCH}"
         reasons.append(
-            f"data.batch_size: auto is {size} for {images:,} training images; optim.lr is {lr:g}, "
-            f"{recipe.optim.lr:g} for batches of {LARGE_BATCH}"
+            f"data.batch_size: auto is {size} for {images:,} training images; optim.lr is {lr:g}, {scaled}"
         )
     epochs, per_epoch = recipe.train.epochs, _steps(recipe, images, size)
     if epochs == "auto":
@@ -123,17 +124,18 @@ def with_schedule(recipe: Recipe, schedule: Schedule) -> Recipe:
     )
 
 
-def with_recorded(recipe: Recipe, recorded: Recipe) -> Recipe:
+def with_recorded(recipe: Recipe, recorded: Recipe, *, own_lr: bool = False) -> Recipe:
     """Returns the recipe with the values that an earlier session of the same run resolved.
 
     Args:
         recipe: As requested now.
         recorded: `recipe.yaml` of the run folder.
+        own_lr: As for `resolve_schedule`.
     """
     data, train, optim, teacher = recipe.data, recipe.train, recipe.optim, recipe.teacher
     if data.batch_size == "auto":
         data = data.model_copy(update={"batch_size": recorded.data.batch_size})
-        optim = optim.model_copy(update={"lr": recorded.optim.lr})
+        optim = optim if own_lr else optim.model_copy(update={"lr": recorded.optim.lr})
     if train.epochs == "auto":
         train = train.model_copy(update={"epochs": recorded.train.epochs})
     if teacher is not None and recorded.teacher is not None and teacher.epochs == "auto":

@@ -63,6 +63,13 @@ def test_a_users_own_number_stays_and_is_warned_of_when_far_too_low():
     assert resolve_schedule(trial, images=1_800, labelled=1_800).warnings == ()
 
 
+def test_a_learning_rate_set_by_the_user_is_not_scaled():
+    schedule = resolve_schedule(recipe("optim.lr=0.02"), images=1_800, labelled=1_800, own_lr=True)
+    assert (schedule.batch_size, schedule.lr) == (32, 0.02)
+    recorded = with_schedule(recipe("optim.lr=0.02"), schedule)
+    assert with_recorded(recipe("optim.lr=0.03"), recorded, own_lr=True).optim.lr == 0.03
+
+
 def test_accumulated_batches_count_as_one_step():
     schedule = resolve_schedule(
         recipe("train.accumulate=4", "data.batch_size=32"), images=3_200, labelled=3_200
