@@ -34,6 +34,20 @@ DIFFERENCES = {
     "quickstart-byot": {"optim.weight_decay": 0.001},
     "quickstart-dml": {"optim.weight_decay": 0.001},
 }
+# The recipes for image folders follow the number of images since; on ImageNet that gives the former values.
+EPOCHS = {"train.epochs": "auto"}
+FOLDERS = {
+    "resnet101-to-resnet18": EPOCHS,
+    "resnet50-to-mobilenet-v3-small": {**EPOCHS, "optim.warmup": 0.05},
+    "resnet50-to-shufflenet-v2": {**EPOCHS, "optim.warmup": 0.05},
+    **{
+        name: {}
+        for name in FORMER
+        if name.startswith("resnet34-to-resnet18-") and FORMER[name]["data"]["batch_size"] == 256
+    },
+}
+for _name, _changes in FOLDERS.items():
+    DIFFERENCES[_name] = {"data.batch_size": "auto", **_changes, **DIFFERENCES.get(_name, {})}
 
 
 def flat(recipe):
@@ -87,6 +101,6 @@ def test_the_options_of_a_former_name_are_accepted_by_the_command():
 def test_options_go_before_those_of_a_former_name():
     assert load_recipe("quickstart-dml", ["optim.lr=0.5"], notify=print).optim.lr == 0.5
     other = load_recipe("resnet34-to-resnet18-dkd", method="kd", notify=lambda notice: None)
-    assert (other.method["name"], other.data.batch_size) == ("kd", 256)
+    assert (other.method["name"], other.data.batch_size) == ("kd", "auto")
     with pytest.raises(RecipeError, match="--preset tiny: the method 'dml' has no such preset"):
         resolve_recipe("quickstart-dml", preset="tiny")

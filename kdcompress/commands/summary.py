@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kdcompress.report.record import read_run
 from kdcompress.report.words import cautions
 from kdcompress.tasks.figures import FIGURES, comparable
 
@@ -71,7 +70,9 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
             f"Against the baseline: {gain['points']:+.2f} points "
             f"(95 % interval {low:+.2f} to {high:+.2f}): {gain['verdict']}"
         )
-    for caution in cautions(read_run(folder)):
+    labels = folder / "labels.json"
+    names = json.loads(labels.read_text(encoding="utf-8")) if labels.is_file() else []
+    for caution in cautions(summary, names):
         console.print(caution)
     for entry in summary.get("variants", {}).values():
         console.print(entry["verdict"]["sentence"])

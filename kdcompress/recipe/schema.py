@@ -197,6 +197,11 @@ class TrainSection(Section):
     tensorboard: bool = False
     """Also write the log as TensorBoard events to `tensorboard/` (needs the extra `tensorboard`)."""
 
+    @field_validator("bn_statistics", mode="before")
+    @classmethod
+    def _read_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare off as false
+
 
 class OptimSection(Section):
     """`optim:` the optimiser and the learning-rate schedule."""

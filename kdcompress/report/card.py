@@ -56,7 +56,7 @@ def card(record: Record) -> str:
         "name": record.recipe["name"],
         "sentence": words.sentence(record),
         "tiles": words.tiles(record),
-        "cautions": words.cautions(record),
+        "cautions": words.cautions(record.results, record.class_names),
         "gates": record.gates,
         "failed": record.failed_gates,
         "student": record.student,

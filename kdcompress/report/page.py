@@ -55,7 +55,7 @@ def page(record: Record) -> str:
         "name": record.recipe["name"],
         "sentence": words.sentence(record),
         "tiles": words.tiles(record),
-        "cautions": words.cautions(record),
+        "cautions": words.cautions(record.results, record.class_names),
         "asked": words.recipe_rows(record),
         "networks_caption": words.split_sentence(record),
         "gain_sentence": words.gain_sentence(record),

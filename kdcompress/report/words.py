@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,18 +175,23 @@ def gain_sentence(record: Record) -> str:
     )
 
 
-def cautions(record: Record) -> list[str]:
-    """Lists what speaks against using the student, in sentences: one class for all, or no gain and why."""
-    student, sentences = record.results["student"], []
+def cautions(results: dict[str, Any], class_names: Sequence[str]) -> list[str]:
+    """Lists what speaks against using the student, in sentences: one class for all, or no gain and why.
+
+    Args:
+        results: `results.json`.
+        class_names: By class number; empty: not known.
+    """
+    student, sentences = results["student"], []
     number = student.get("single_class")
     if number is not None:
-        name = record.class_names[number] if record.class_names else f"class {number}"
+        name = class_names[number] if class_names else f"class {number}"
         balanced = numbers.percent(student.get("balanced_top1"))
         sentences.append(
             f"The student gives nearly all test images the class {name!r}; the mean accuracy over the "
             f"classes is {balanced}. It is of no use as it is."
         )
-    gain = record.results.get("gain") or {}
+    gain = results.get("gain") or {}
     cause = gain.get("cause")
     if cause is not None:
         result = "Distillation made it worse" if gain["verdict"] == "worse" else "No gain is shown"

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from kdcompress.data.dataset import Data
@@ -48,7 +49,9 @@ def resolve_auto(recipe: Recipe, data: Data, *, progress: bool, own_lr: bool = F
         own_lr: True if the user set `optim.lr` beside the recipe, so that it is not scaled.
     """
     needs = needs_of(recipe)
-    used = data.for_method(labels=needs.labels, unlabelled=needs.unlabelled).train
+    # Generated images may get their labels from the teacher, later.
+    real = data if data.extra is None else dataclasses.replace(data, extra=None)
+    used = real.for_method(labels=needs.labels, unlabelled=needs.unlabelled).train
     schedule = resolve_schedule(recipe, images=len(used), labelled=data.labelled, own_lr=own_lr)
     recipe, notice = _resolve_student_weights(with_schedule(recipe, schedule), data, progress)
     notices = schedule.reasons if notice is None else (*schedule.reasons, notice)

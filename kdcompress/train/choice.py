@@ -194,7 +194,7 @@ class Choice:
         facts = {"images": count, "shipped": shipped, "held_out": scores, "seconds": seconds}
         return (changed if shipped == "re-estimated" else {}), facts
 
-    def _scores(self, held_out: Iterable[Batch], *, re_estimate: bool) -> dict[str, dict[str, Any]]:
+    def _scores(self, held_out: Iterable[Batch], *, re_estimate: bool = True) -> dict[str, dict[str, Any]]:
         candidates = self._candidates()
         members = self._method.members() if self._ship == ENSEMBLE else {}
         outputs: dict[str, Tensor] = {}

@@ -166,7 +166,9 @@ def test_the_same_image_in_two_splits_is_warned_of(tmp_path):
 def test_tiny_classes_are_warned_of(tmp_path):
     write(tmp_path / "many", 30)
     write(tmp_path / "few", 4, start=50)
-    assert opened(tmp_path).warnings == ("1 class has fewer than 10 training images: 'few' (2)",)
+    tiny, unequal = opened(tmp_path).warnings
+    assert tiny == "1 class has fewer than 10 training images: 'few' (2)"
+    assert unequal.startswith("the classes are unequal: 'many' has 26 training images, 'few' has 2. So")
 
 
 def test_the_listing_hash_is_of_names_and_sizes_not_of_the_place(two_classes, tmp_path):

@@ -16,7 +16,7 @@ from kdcompress.run_folder import same_recipe
 
 def folder_of(images, channels=3):
     """A stand-in for opened data of so many labelled images."""
-    data = SimpleNamespace(channels=channels, train=range(images), labelled=images)
+    data = SimpleNamespace(channels=channels, train=range(images), labelled=images, extra=None)
     data.for_method = lambda **_: data
     return data
 
