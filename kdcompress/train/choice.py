@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -85,7 +86,7 @@ class Choice:
         self._scratch: dict[int, nn.Module] = {}
 
     def score(self, epoch: int, *, frozen_statistics: bool = False) -> dict[str, Any] | None:
-        """Scores every candidate and keeps the best; of equals, the earliest.
+        """Scores every candidate and keeps the best; of equals that of the lowest loss, then the earliest.
 
         Args:
             epoch: 1-based number of the epoch that has just ended.
@@ -106,11 +107,12 @@ class Choice:
         if by is None:
             return None
         self.last = scores[self._default()]
-        name = max((key for key in scores if key in self._eligible()), key=lambda key: scores[key][by])
-        if self.best is None or scores[name][by] > self.best[by]:
+        eligible = self._eligible()
+        name = max((key for key in scores if key in eligible), key=lambda key: _rank(scores[key], by))
+        if self.best is None or _rank(scores[name], by) > _rank(self.best, by):
             self.best = {**scores[name], "candidate": name, "epoch": epoch, "state": self._state_of(name)}
         if ENSEMBLE in scores and (
-            self.best_ensemble is None or scores[ENSEMBLE][by] > self.best_ensemble[by]
+            self.best_ensemble is None or _rank(scores[ENSEMBLE], by) > _rank(self.best_ensemble, by)
         ):
             self.best_ensemble = {**scores[ENSEMBLE], "epoch": epoch, "states": self._states_of_members()}
         return self.last if len(scores) == 1 else {**self.last, "candidates": scores}
@@ -186,7 +188,7 @@ class Choice:
             by = deciding(scores[shipped])
             if by is None:
                 scores = None
-            elif scores["running"][by] > scores[shipped][by]:
+            elif _rank(scores["running"], by) > _rank(scores[shipped], by):
                 shipped = "running"
         changed = {name: value for name, value in new.items() if not torch.equal(value, state[name])}
         # Re-estimation alone: the held-out images are scored in any case.
@@ -259,6 +261,15 @@ class Choice:
 
     def _states_of_members(self) -> dict[str, dict[str, Tensor]]:
         return {name: _copied(member.state()) for name, member in self._method.members().items()}
+
+
+def _rank(figures: Mapping[str, Any], by: str) -> tuple[float, float]:
+    """Orders figures by the deciding one, then by the lower loss (or divergence from the teacher).
+
+    A few hundred held-out images give many epochs the same accuracy; the earliest of them is rarely the best.
+    """
+    loss = figures.get("loss", figures.get("kl"))
+    return figures[by], -math.inf if loss is None else -loss
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -38,10 +38,21 @@ def test_without_labels_a_classifier_is_chosen_by_its_teachers_classes_asked_onc
     assert asked == [CLASSIFICATION]
     told = [line["held_out"] for line in lines(tmp_path)]
     assert all(t.keys() == {"agreement", "kl", "candidates"} for t in told)
-    every = [(c["agreement"], -i, name) for i, t in enumerate(told, 1) for name, c in t["candidates"].items()]
-    best = max(agreement for agreement, _, _ in every)
-    assert outcome.best["agreement"] == best
-    assert outcome.epoch == min(-i for agreement, i, _ in every if agreement == best)
+    every = [
+        (c["agreement"], -c["kl"], -i, name)
+        for i, t in enumerate(told, 1)
+        for name, c in t["candidates"].items()
+    ]
+    best = max(every)
+    assert outcome.best["agreement"] == best[0]
+    assert (-outcome.epoch, outcome.candidate) == best[2:]
+
+
+def test_of_equal_accuracies_the_lower_loss_is_chosen(tmp_path):
+    small = Small(tmp_path, train={"epochs": 3})
+    figures = iter([{"top1": 0.5, "loss": 0.9}, {"top1": 0.5, "loss": 0.4}, {"top1": 0.5, "loss": 0.6}])
+    small.trainer.choice._scores = lambda *_, **__: {"student": next(figures)}
+    assert small.run().epoch == 2
 
 
 def test_a_backbone_is_chosen_by_its_neighbours_and_its_teacher_asked_once(tmp_path, asked):
