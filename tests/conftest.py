@@ -74,7 +74,6 @@ SLOW_FILES = {
         "ship_option",
         "smaller_files",
         "student_weights",
-        "student_weights",
         "suggest",
         "suggest_candidates",
         "tuned_for_int8",
