@@ -12,13 +12,10 @@ same, 1,000 held-out images score both. A cell is stopped and resumed with the s
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
-from PIL import Image
+from runs import distill, save_image
 
 from kdcompress.data.datasets import fashion_mnist
 from kdcompress.recipe import DataSection
@@ -27,6 +24,16 @@ STUDENTS = {"mobilenet_v3_small": 0.01, "mnasnet0_5": 0.0003, "resnet18": 0.1}
 EPOCHS = (5, 24)
 TRAIN, HELD_OUT, TEACHER = 200, 100, 1_000
 """Images of each class."""
+MODELS = {"mnasnet0_5": "python:mnasnet_builder:mnasnet0_5"}
+"""Networks that are no family's of kdcompress, by their builder."""
+BUILDER = '''
+import torchvision
+
+
+def mnasnet0_5(num_classes, channels, image_size):
+    """Builds MNASNet 0.5 with random weights."""
+    return torchvision.models.mnasnet0_5(num_classes=num_classes)
+'''
 RECIPE = """
 seed: {seed}
 data: {{dataset: imagefolder, root: {root}, image_size: 64, batch_size: 32, workers: 0, augment: crop_flip}}
@@ -51,39 +58,20 @@ def write_folders(work):
     for pixels, label in zip(raw.train.images, raw.train.labels.tolist(), strict=True):
         part = next((p for (p, _), bound in zip(parts, bounds, strict=True) if taken[label] < bound), None)
         if part is not None:
-            save(pixels, work / part / str(label) / f"{taken[label]}.png")
+            save_image(pixels[0].numpy(), work / part / str(label), taken[label])
             taken[label] += 1
     for number, (pixels, label) in enumerate(
         zip(raw.test.images[:1000], raw.test.labels.tolist(), strict=False)
     ):
         for part in ("images/test", "teacher/test"):
-            save(pixels, work / part / str(label) / f"{number}.png")
+            save_image(pixels[0].numpy(), work / part / str(label), number)
+    (work / "mnasnet_builder.py").write_text(BUILDER)
     (work / "written").touch()
 
 
-def save(pixels, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels[0].numpy()).save(path)
-
-
 def run(work, name, **settings):
-    folder = work / "runs" / name
-    if not (folder / "manifest.json").exists() or not json.loads((folder / "results.json").read_text()):
-        recipe = work / f"{name}.yaml"
-        recipe.write_text(RECIPE.format(**settings))
-        command = [
-            sys.executable,
-            "-m",
-            "kdcompress",
-            "distill",
-            "--recipe",
-            str(recipe),
-            "--out",
-            str(folder),
-        ]
-        more = ["--resume"] if folder.exists() else []
-        subprocess.run([*command, *more, "-q"], check=True, stdout=subprocess.DEVNULL)
-    return json.loads((folder / "results.json").read_text())
+    """Fills in the recipe and runs it."""
+    return distill(work, name, RECIPE.format(**settings))
 
 
 def main():
@@ -120,7 +108,8 @@ def row(work, student, epochs, method, seeds):
         teacher = f"{{model: cifar/wrn-16-2, weights: {work / 'runs' / 'teacher'}, train: never}}"
         results = run(
             work, f"{student}-{epochs}-{method}-{seed}", root=work / "images",
-            student=f"torchvision/{student}", weights="null", teacher=teacher if method == "kd" else "null",
+            student=MODELS.get(student, f"torchvision/{student}"), weights="null",
+            teacher=teacher if method == "kd" else "null",
             method="{name: kd}" if method == "kd" else "{name: none}", epochs=epochs, seed=seed,
         )  # fmt: skip
         facts = results["training"]["bn_statistics"]

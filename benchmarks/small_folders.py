@@ -16,14 +16,11 @@ statistics, method options and start are the defaults. Cells that are done are n
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from runs import distill, save_image
 
 RECIPE = """
 data: {{dataset: imagefolder, image_size: {size}, batch_size: auto, workers: 0{more}}}
@@ -54,7 +51,9 @@ def digits(work):
         count = round(72 - 7 * label)
         for number, index in enumerate(np.flatnonzero(data.target == label)):
             part = "train" if number < count else "test"
-            save((data.images[index] * 255 / 16).astype(np.uint8), work / "images" / part / str(label), index)
+            save_image(
+                (data.images[index] * 255 / 16).astype(np.uint8), work / "images" / part / str(label), index
+            )
     return {"size": 8, "student": "cifar/resnet8", "teacher": "cifar/wrn-16-2", "more": ", augment: crop"}
 
 
@@ -67,10 +66,10 @@ def fashion(work):
     for label, count in ((0, 1_020), (6, 480)):
         for number, index in enumerate((raw.train.labels == label).nonzero().flatten().tolist()):
             root = work / ("images/train" if number < count else "teacher/train")
-            save(raw.train.images[index, 0].numpy(), root / str(label), index)
+            save_image(raw.train.images[index, 0].numpy(), root / str(label), index)
         for index in (raw.test.labels == label).nonzero().flatten().tolist():
             for root in ("images", "teacher"):
-                save(raw.test.images[index, 0].numpy(), work / root / "test" / str(label), index)
+                save_image(raw.test.images[index, 0].numpy(), work / root / "test" / str(label), index)
     more = ", augment: crop_flip"
     recipe = f"""
 data: {{dataset: imagefolder, image_size: 28, batch_size: 128, workers: 0{more}}}
@@ -80,7 +79,7 @@ train: {{epochs: 15, threads: 1}}
 optim: {{lr: 0.1, schedule: one_cycle}}
 export: {{formats: [safetensors]}}
 """
-    distill(work, "teacher", recipe, data=work / "teacher")
+    distill(work, "teacher", recipe, "--data", work / "teacher")
     weights = f", weights: {work / 'runs' / 'teacher'}, train: never"
     return {
         "size": 28, "student": "cifar/resnet8", "teacher": "cifar/wrn-16-2", "weights": weights, "more": more,
@@ -111,24 +110,6 @@ def clipart(work):
 FOLDERS = {"digits": digits, "fashion": fashion, "clipart": clipart}
 
 
-def save(pixels, folder, index):
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(folder / f"{index}.png")
-
-
-def distill(work, name, recipe, *options, data):
-    folder, file = work / "runs" / name, work / f"{name}.yaml"
-    if not (folder / "done").exists():
-        file.write_text(recipe)
-        command = [
-            sys.executable, "-m", "kdcompress", "distill", "--recipe", str(file), "--data", str(data),
-            "--out", str(folder), "--allow-code", "-q", *options, *(["--resume"] if folder.exists() else []),
-        ]  # fmt: skip
-        subprocess.run(command, check=True, cwd=work, stdout=subprocess.DEVNULL)
-        (folder / "done").touch()
-    return json.loads((folder / "results.json").read_text())
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -146,7 +127,7 @@ def main():
         gains = []
         for seed in range(options.seeds):
             results = distill(
-                work, f"seed{seed}", recipe, "--set", f"seed={seed}", "--baseline", data=work / "images"
+                work, f"seed{seed}", recipe, "--set", f"seed={seed}", "--baseline", "--data", work / "images"
             )
             gain = results["gain"]
             gains.append(gain["points"])

@@ -60,8 +60,7 @@ def find_cause(
     if cut_short:
         return Cause(
             "cut_short",
-            f"the training was cut off after {steps:,} steps (train.max_steps), with the learning rate still "
-            "high",
+            f"the training was cut off after {steps:,} steps (train.max_steps)",
             "--set train.max_steps=null",
         )
     if student.get("single_class") is not None:

@@ -196,8 +196,8 @@ def chance_level(figure: str, counts: Sequence[int]) -> float:
 def least_top1(figure: str, counts: Sequence[int]) -> float:
     """Returns the held-out figure that a teacher must reach unless the recipe says otherwise (0 to 1).
 
-    The upper end of the one-sided 95 % interval that a teacher at chance level has on so few images: 0.147
-    for ten classes of 18 images, 0.011 for a thousand of 10, 0.73 for 100 images of which 65 are of a class.
+    The upper end of the one-sided 95 % interval that a teacher at chance level has on so few images: 0.137
+    for ten classes of 18 images, 0.0015 for a thousand of 10, 0.73 for 100 images of which 65 are of a class.
 
     Args:
         figure: balanced_top1 or another share of correct images.

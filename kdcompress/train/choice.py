@@ -136,8 +136,9 @@ class Choice:
             state = self._state_of(name)
         like, best = self._candidates()[name].like, _without_tensors(self.best)
         state, facts = self._with_best_statistics(like, state)
-        if best is not None and facts is not None and facts["held_out"] is not None:
-            best |= facts["held_out"][facts["shipped"]]
+        # With `ship: last` the best epoch is another one than that of these figures.
+        if best is not None and self._ship != LAST and facts is not None and facts["held_out"] is not None:
+            best = {**facts["held_out"][facts["shipped"]], "candidate": name, "epoch": epoch}
         members = self._method.members()
         states = {key: self._with_best_statistics(members[key].like, own)[0] for key, own in states.items()}
         return Outcome(state, name, like, epoch, self.last, best, seconds, states, ensemble_best, facts)

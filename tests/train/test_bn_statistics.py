@@ -153,6 +153,14 @@ def _running(small, outcome):
     return {key: value for key, value in best.items() if "running" in key}
 
 
+def test_with_ship_last_the_best_epoch_keeps_its_own_figures(tmp_path):
+    small = with_statistics(tmp_path, train={"epochs": 3, "ship": "last"})
+    outcome = small.run()
+    recorded = small.trainer.choice.best
+    assert outcome.epoch == 3
+    assert outcome.best == {key: value for key, value in recorded.items() if key != "state"}
+
+
 def test_without_held_out_images_the_new_ones_ship(tmp_path):
     outcome = with_statistics(tmp_path, held_out=0).run()
     assert outcome.bn_statistics["shipped"] == "re-estimated"
