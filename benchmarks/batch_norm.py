@@ -3,8 +3,8 @@
     python benchmarks/batch_norm.py [--work DIR] [--seeds 2] [--only NAME ...] [--methods none kd]
 
 2,000 training images of Fashion-MNIST (200 of each class) in a folder, at 64 pixels, batches of 32, on one
-thread. Three students from random weights with batch norms of different momentum: mobilenet_v3_small (0.01),
-mnasnet0_5 (0.0003) and resnet18 (0.1), for 5 epochs (310 steps) and 24 (1,488), distilled from a WRN-16-2
+thread. Two students from random weights with batch norms of different momentum, mobilenet_v3_small (0.01) and
+resnet18 (0.1), for 5 epochs (310 steps) and 24 (1,488), distilled from a WRN-16-2
 trained on 10,000 other images, and plain. Both figures of a row are of one training: the weights are the
 same, 1,000 held-out images score both. A cell is stopped and resumed with the same command.
 """
@@ -20,20 +20,10 @@ from runs import distill, save_image
 from kdcompress.data.datasets import fashion_mnist
 from kdcompress.recipe import DataSection
 
-STUDENTS = {"mobilenet_v3_small": 0.01, "mnasnet0_5": 0.0003, "resnet18": 0.1}
+STUDENTS = {"mobilenet_v3_small": 0.01, "resnet18": 0.1}
 EPOCHS = (5, 24)
 TRAIN, HELD_OUT, TEACHER = 200, 100, 1_000
 """Images of each class."""
-MODELS = {"mnasnet0_5": "python:mnasnet_builder:mnasnet0_5"}
-"""Networks that are no family's of kdcompress, by their builder."""
-BUILDER = '''
-import torchvision
-
-
-def mnasnet0_5(num_classes, channels, image_size):
-    """Builds MNASNet 0.5 with random weights."""
-    return torchvision.models.mnasnet0_5(num_classes=num_classes)
-'''
 RECIPE = """
 seed: {seed}
 data: {{dataset: imagefolder, root: {root}, image_size: 64, batch_size: 32, workers: 0, augment: crop_flip}}
@@ -65,7 +55,6 @@ def write_folders(work):
     ):
         for part in ("images/test", "teacher/test"):
             save_image(pixels[0].numpy(), work / part / str(label), number)
-    (work / "mnasnet_builder.py").write_text(BUILDER)
     (work / "written").touch()
 
 
@@ -108,7 +97,7 @@ def row(work, student, epochs, method, seeds):
         teacher = f"{{model: cifar/wrn-16-2, weights: {work / 'runs' / 'teacher'}, train: never}}"
         results = run(
             work, f"{student}-{epochs}-{method}-{seed}", root=work / "images",
-            student=MODELS.get(student, f"torchvision/{student}"), weights="null",
+            student=f"torchvision/{student}", weights="null",
             teacher=teacher if method == "kd" else "null",
             method="{name: kd}" if method == "kd" else "{name: none}", epochs=epochs, seed=seed,
         )  # fmt: skip
