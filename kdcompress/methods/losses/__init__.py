@@ -29,6 +29,7 @@ from kdcompress.methods.losses.pretext import (
     turned_views,
 )
 from kdcompress.methods.losses.queue import queue_logits, unit_rows
+from kdcompress.methods.losses.ramps import exponential_ramp
 from kdcompress.methods.losses.relations import (
     cosine_alignment,
     relation_kl,
@@ -59,6 +60,7 @@ __all__ = [
     "density_ratio",
     "embedding",
     "euclidean",
+    "exponential_ramp",
     "four_rotations",
     "guarded_kl",
     "hierarchical_context",

@@ -11,11 +11,12 @@ from torch import Tensor
 from kdcompress.config import Section
 from kdcompress.data.batch import Batch
 from kdcompress.methods import losses
-from kdcompress.methods.base import Candidate, Method, Needs
+from kdcompress.methods.base import Needs
+from kdcompress.methods.cohort_method import CohortMethod
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 
 
-class DML(Method):
+class DML(CohortMethod):
     """Minimises, for every network, CE(labels) + weight · KL from each other network's prediction.
 
     All networks are updated at once from one batch with detached targets, as in every re-implementation;
@@ -76,10 +77,9 @@ class DML(Method):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce and mimicry of the student and of each peer."""
-        networks = (self.networks.student, *self.networks.peers)
-        logits = [network(batch.images).logits for network in networks]
+        logits = [read.logits for read in self.read_all(batch)]
         terms: dict[str, Tensor] = {}
-        for i, name in enumerate(self.network_names()):
+        for i, name in enumerate(self.names()):
             terms[f"ce_{name}"] = self.cross_entropy(_present(logits[i]), batch.labels)
             terms[f"mimicry_{name}"] = self.mimicry([_present(z) for z in logits], i)
         return terms
@@ -104,25 +104,6 @@ class DML(Method):
             each = [losses.kl(logits[learner], z, c.temperature, shift=c.shift) for z in others]
         total = torch.stack(each).sum()
         return c.weight * (total / len(each) if c.over_peers == "mean" else total)
-
-    def network_names(self) -> list[str]:
-        """Returns student, peer1, peer2, ..."""
-        return ["student", *(f"peer{i + 1}" for i in range(len(self.networks.peers)))]
-
-    def candidates(self) -> dict[str, Candidate]:
-        """Names the student and every peer of its class: the best of them on held-out data ships."""
-        student = self.networks.student
-        same = {
-            name: Candidate.of(network)
-            for name, network in zip(self.network_names(), (student, *self.networks.peers), strict=True)
-            if network.model == student.model
-        }
-        return same
-
-    def members(self) -> dict[str, Candidate]:
-        """Names all networks, those of other classes than the student's included."""
-        networks = (self.networks.student, *self.networks.peers)
-        return {name: Candidate.of(n) for name, n in zip(self.network_names(), networks, strict=True)}
 
 
 def _present(logits: Tensor | None) -> Tensor:

@@ -1,0 +1,121 @@
+"""The base of online methods: networks that train together, as whole networks or as branches of one."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError
+from kdcompress.methods.base import Candidate, Method
+from kdcompress.networks.activations import LOGITS, Activations, Want
+from kdcompress.networks.cohort import Cohort
+from kdcompress.networks.networks import Networks
+from kdcompress.networks.tapped import Tapped
+
+
+class CohortMethod(Method):
+    """Runs K networks that train together, and offers each one of the student's class for shipping.
+
+    Network 0 is the student. The others are its peers, or branches that share the student's first stages.
+
+    Args:
+        config: The recipe's `method:` section.
+        networks: Student and peers.
+        data: Facts about the training data.
+        branches: Number of branches, the student's own included; 0: whole networks.
+        own_stages: Number of last stages that each branch has of its own.
+
+    Attributes:
+        cohort: The branches; None where whole networks train together.
+
+    Raises:
+        NetworkError: The student has no stage that the branches could share, or cannot be split there.
+    """
+
+    def __init__(
+        self, config: Any, networks: Networks, data: DataInfo, *, branches: int = 0, own_stages: int = 1
+    ) -> None:
+        super().__init__(config, networks, data)
+        self.cohort: Cohort | None = None
+        if branches:
+            stage = last_shared_stage(networks.student, own_stages)
+            self.cohort = Cohort(networks.student, branches, stage)
+
+    @property
+    def count(self) -> int:
+        """K, the number of networks."""
+        return 1 + len(self.networks.peers) if self.cohort is None else len(self.cohort)
+
+    def names(self) -> list[str]:
+        """Returns student, peer1, peer2, ...; or student, branch1, branch2, ..."""
+        other = "peer" if self.cohort is None else "branch"
+        return ["student", *(f"{other}{k}" for k in range(1, self.count))]
+
+    def architectures(self) -> tuple[Tapped, ...]:
+        """Returns one network of each member's class, for its shapes: the student where it is a branch."""
+        student = self.networks.student
+        return (student, *self.networks.peers) if self.cohort is None else (student,) * len(self.cohort)
+
+    def read_all(self, batch: Batch, want: Want = LOGITS) -> list[Activations]:
+        """Runs all networks; network k reads view k modulo V.
+
+        Args:
+            batch: Its views are read.
+            want: Outputs of every network. Branches give their last map as `stages["map"]`.
+
+        Returns:
+            Float32 outputs of each network, in the order of `names`.
+        """
+        if self.cohort is not None:
+            return self.read_branches(batch, want)[1]
+        views = len(batch.views)
+        networks = (self.networks.student, *self.networks.peers)
+        return [network(batch.views[k % views].images, want) for k, network in enumerate(networks)]
+
+    def read_branches(self, batch: Batch, want: Want = LOGITS) -> tuple[Tensor, list[Activations]]:
+        """Runs the shared stages once and every branch on their map.
+
+        Returns:
+            The shared map `[V · B, C', H', W']` and the float32 outputs of each branch.
+        """
+        assert self.cohort is not None
+        images = torch.cat([view.images for view in batch.views]) if len(batch.views) > 1 else batch.images
+        shared, readings = self.cohort(images, want, len(batch.views))
+        return shared, readings
+
+    def candidates(self) -> dict[str, Candidate]:
+        """Names the student and every other network of its class: the best of them on held-out data ships."""
+        student = self.networks.student
+        return {name: each for name, each in self.members().items() if each.model == student.model}
+
+    def members(self) -> dict[str, Candidate]:
+        """Names all networks, those of other classes than the student's included."""
+        student, cohort = self.networks.student, self.cohort
+        if cohort is None:
+            networks = (student, *self.networks.peers)
+            return {n: Candidate.of(each) for n, each in zip(self.names(), networks, strict=True)}
+        branches = {n: Candidate(student, partial(cohort.plain_state, k)) for k, n in enumerate(self.names())}
+        return branches | {"student": Candidate.of(student)}
+
+
+def last_shared_stage(student: Tapped, own_stages: int) -> str:
+    """Returns the name of the stage behind which branches start.
+
+    Args:
+        student: The network that is split.
+        own_stages: Number of last stages that each branch has of its own.
+
+    Raises:
+        NetworkError: The network has no more stages than that.
+    """
+    stages = list(student.shapes().stages)
+    if len(stages) <= own_stages:
+        raise NetworkError(
+            f"{student.model}: has {len(stages)} stages, so branches with {own_stages} of their own would "
+            "share none; name stages in student.taps, take larger images, or choose another student"
+        )
+    return stages[-1 - own_stages]
