@@ -39,12 +39,14 @@ class Header:
         summary: First line of its docstring, without the full stop.
         group: offline, online or self for methods; otherwise empty.
         constants: {name in capitals: value} of the module-level literals.
+        source: Its file.
     """
 
     name: str
     summary: str
     group: str
     constants: dict[str, Any]
+    source: Path
 
 
 def names(kind: Kind) -> list[str]:
@@ -75,7 +77,7 @@ def header(kind: Kind, name: str) -> Header:
                 constants[target.id] = ast.literal_eval(value)
             except ValueError:
                 continue  # a computed constant is no part of the header
-    return Header(name, summary, group, constants)
+    return Header(name, summary, group, constants, path)
 
 
 def load(kind: Kind, name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""A new export format is one file: every command finds it."""
+"""A new export format is one file, its runtime included: every command finds it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompress import discovery
-from kdcompress.bench.runtimes import default_runtime
+from kdcompress.bench.runtimes import default_runtime, known_runtimes
 from kdcompress.cli import main
 from kdcompress.deploy.files import format_of, formats
 from kdcompress.deploy.gate import format_prefix
@@ -21,13 +21,17 @@ FINISHED = Path(__file__).parent / "fixtures" / "e33f4e2" / "finished"
 
 PLUGIN = '''"""A format of this test: an ONNX file under another name."""
 
+import numpy
+import onnxruntime
+
 from kdcompress.deploy.formats import onnx
 from kdcompress.deploy.gate import equal
 from kdcompress.deploy.graph_size import graph_facts
 
 SUFFIX = ".fake"
 TITLE = "Fake"
-RUNTIME = "onnxruntime"
+RUNTIME = "fake-runtime"
+RUNTIME_CLASS = "FakeRuntime"
 
 write = onnx.write
 open_ = onnx.open_
@@ -40,6 +44,18 @@ def gates(file, opset):
 def describe(path):
     facts = graph_facts(path)
     return {"params": facts.parameters, "macs": facts.macs, "shape": (1, 8, 8)}
+
+
+class FakeRuntime:
+    def load(self, path, threads, batch, shape):
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return shape or [1, 8, 8]
+
+    def run(self, images):
+        return self.session.run(None, {self.session.get_inputs()[0].name: numpy.float32(images)})[0]
+
+    def info(self):
+        return {"provider": "fake", "version": "1"}
 '''
 
 
@@ -87,7 +103,12 @@ def test_export_writes_and_proves_it_bench_times_it_and_evaluate_scores_it(tmp_p
         "quickstart", "--json", "-q",
     )  # fmt: skip
     assert timed.exit_code == 0, timed.output
-    artefacts = json.loads(timed.stdout)["artefacts"]
+    document = json.loads(timed.stdout)
+    artefacts = document["artefacts"]
+    assert {(line["artefact"], line["runtime"]) for line in document["results"]} == {
+        (next(name for name, entry in artefacts.items() if entry["file"].endswith(".fake")), "Fake"),
+        (next(name for name, entry in artefacts.items() if entry["file"].endswith(".onnx")), "onnxruntime"),
+    }
     by_file = {Path(entry["file"]).name: entry for entry in artefacts.values()}
     assert by_file["student.fake"]["params"] == by_file["student.onnx"]["params"]
     assert by_file["student.fake"]["accuracy"]["top1"] == told["student"]["top1"]
@@ -104,7 +125,8 @@ def test_the_model_card_lists_it(tmp_path):
 @pytest.mark.usefixtures("fake")
 def test_the_lists_are_computed_of_the_files():
     assert format_of(Path("a.fake")) == "fake"
-    assert default_runtime(".fake") == "onnxruntime"
+    assert default_runtime(".fake") == "fake-runtime"
+    assert "fake-runtime" in known_runtimes()
     assert "Fake" in {known.title for known in formats()}
 
 

@@ -25,8 +25,8 @@ class Artefact:
     Args:
         name: Its name in the document; unique.
         file: `.onnx`, or `.safetensors` with its `config.json` beside it.
-        runtimes: Keys of `runtimes.RUNTIMES`, or `/path/to/file.py:ClassName`. Empty: the one that suits the
-            file's suffix.
+        runtimes: Names of `runtimes.known_runtimes()`, or `/path/to/file.py:ClassName`. Empty: the one that
+            suits the file's suffix.
         params: Number of parameters, or None if not known.
         macs: Multiply-accumulates of one image, or None.
         precision: "fp32", "fp16" or "int8", for the document.

@@ -224,12 +224,12 @@ def _with_runtimes(artefact: Artefact, target: RuntimeChecker) -> Artefact:
     if not artefact.runtimes:
         runtime = runtimes.default_runtime(suffix)
         if runtime is None:
-            raise UserError(f"{artefact.file}: expected {runtimes.EXPECTED}")
+            raise UserError(f"{artefact.file}: expected {runtimes.expected_files()}")
         artefact = dataclasses.replace(artefact, runtimes=(runtime,))
     for runtime in artefact.runtimes:
         target.check_runtime(runtime)
         if not runtimes.takes(runtime, suffix):
-            suffixes = " and ".join(runtimes.RUNTIMES[runtime].suffixes)
+            suffixes = " and ".join(runtimes.known_runtimes()[runtime].suffixes)
             raise UserError(f"{artefact.file}: the runtime {runtime!r} takes {suffixes} files")
     return artefact
 

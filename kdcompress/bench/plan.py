@@ -76,6 +76,7 @@ def plan(
                 "artefact": artefact.name,
                 "control": cell.is_control,
                 "runtime": cell.runtime,
+                "program": runtimes.program(cell.runtime),
                 "file": str(artefact.file.resolve()),
                 "threads": cell.threads,
                 "batch": cell.batch,
@@ -86,7 +87,7 @@ def plan(
                 "count": 0 if own_images is None else min(PARITY_IMAGES, len(own_images)),
                 "group": artefact.network or artefact.name,
                 # Rounding in fewer bits is a difference that is measured, not one that is wrong.
-                "exact": cell.precision == "fp32" and cell.runtime in runtimes.RUNTIMES,
+                "exact": cell.precision == "fp32" and cell.runtime in runtimes.known_runtimes(),
             }
         )
     return {

@@ -1,4 +1,4 @@
-"""The runtimes of device/worker.py: the title, the files and the arithmetic of each."""
+"""The runtimes of device/worker.py and of the export formats: title, files and arithmetic of each."""
 
 from __future__ import annotations
 
@@ -41,8 +41,30 @@ RUNTIMES = {
     "openvino-bf16": Runtime("openvino", ".onnx", "bf16", "openvino", (".xml",)),
     "executorch": Runtime("executorch", ".pte", None, "executorch"),
 }
-EXPECTED = "an .onnx or a .safetensors file, the .xml of OpenVINO or the .pte of ExecuTorch"
-"""For the message about a file with another suffix."""
+"""Those of device/worker.py."""
+
+
+def known_runtimes() -> dict[str, Runtime]:
+    """Returns all runtimes by name, those that an export format's file defines included."""
+    own = {
+        known.runtime: Runtime(known.title, known.suffix, known.computes_in, known.package)
+        for known in formats()
+        if known.runtime_class is not None
+    }
+    return RUNTIMES | own
+
+
+def program(name: str) -> str:
+    """Returns what device/worker.py is told to run: a class of its own, or `/path/to/file.py:ClassName`."""
+    for known in formats():
+        if known.runtime == name and known.runtime_class is not None:
+            return f"{known.source}:{known.runtime_class}"
+    return name
+
+
+def expected_files() -> str:
+    """Describes the files that can be timed, for the message about another one."""
+    return "a file that ends in " + ", ".join(f"{known.suffix} ({known.title})" for known in formats())
 
 
 def default_runtime(suffix: str) -> str | None:
@@ -56,11 +78,12 @@ def check_runtime(name: str) -> None:
     Raises:
         UserError: It is.
     """
-    if name not in RUNTIMES:
+    runtimes = known_runtimes()
+    if name not in runtimes:
         if ":" not in name:
-            raise UserError(f"unknown runtime {name!r}{suggest(name, RUNTIMES)}")
+            raise UserError(f"unknown runtime {name!r}{suggest(name, runtimes)}")
         return
-    package = RUNTIMES[name].package
+    package = runtimes[name].package
     if package is not None and importlib.util.find_spec(package) is None:
         raise UserError(f"the runtime {name!r} needs {package}: pip install 'kdcompress[{package}]'")
 
@@ -78,7 +101,7 @@ def check_remote_runtime(name: str, target: str) -> None:
     remote = [key for key, runtime in RUNTIMES.items() if runtime.suffix == ".onnx"]
     if name in remote:
         return
-    if name in RUNTIMES:
+    if name in known_runtimes():
         raise UserError(
             f"{target}: the runtime {name!r} needs more than a target must have (Python, numpy, "
             f"onnxruntime); give .onnx files, and of the runtimes {', '.join(remote)}"
@@ -90,12 +113,14 @@ def check_remote_runtime(name: str, target: str) -> None:
 
 def takes(name: str, suffix: str) -> bool:
     """Tells if a runtime takes files of this suffix; a runtime of the user's own takes all."""
-    return name not in RUNTIMES or suffix in RUNTIMES[name].suffixes or default_runtime(suffix) == name
+    runtimes = known_runtimes()
+    return name not in runtimes or suffix in runtimes[name].suffixes or default_runtime(suffix) == name
 
 
 def title(name: str) -> str:
     """Names a runtime as in a document."""
-    return RUNTIMES[name].title if name in RUNTIMES else name
+    runtimes = known_runtimes()
+    return runtimes[name].title if name in runtimes else name
 
 
 def precision(name: str, of_file: str) -> str:
@@ -105,7 +130,8 @@ def precision(name: str, of_file: str) -> str:
         name: Name of the runtime.
         of_file: Precision of the file: "fp32", "fp16" or "int8".
     """
-    computes_in = RUNTIMES[name].computes_in if name in RUNTIMES else None
+    runtimes = known_runtimes()
+    computes_in = runtimes[name].computes_in if name in runtimes else None
     if computes_in is None:
         return of_file
     if of_file == "int8":

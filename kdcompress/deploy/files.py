@@ -22,6 +22,10 @@ class Format:
         runtime: Runtime that `bench` times its files in (`RUNTIME`).
         beside: Suffixes of files that belong to one of its files (`BESIDE`).
         package: Package that it needs beside those of kdcompress (`PACKAGE`).
+        runtime_class: Class in the format's file that runs the files in `bench`, as a class of
+            `bench/device/worker.py` does (`RUNTIME_CLASS`); None: `runtime` is one of those classes.
+        computes_in: Precision of that class's floating-point arithmetic (`COMPUTES_IN`); None: the file's.
+        source: The file that describes it.
     """
 
     name: str
@@ -30,6 +34,9 @@ class Format:
     runtime: str
     beside: tuple[str, ...] = ()
     package: str | None = None
+    runtime_class: str | None = None
+    computes_in: str | None = None
+    source: Path = Path()
 
     @property
     def artefact(self) -> str:
@@ -42,7 +49,8 @@ def formats() -> list[Format]:
     names = sorted(discovery.names("format"), key=lambda name: (name != "onnx", name != "safetensors", name))
     found = []
     for name in names:
-        constants = discovery.header("format", name).constants
+        header = discovery.header("format", name)
+        constants = header.constants
         found.append(
             Format(
                 name,
@@ -51,6 +59,9 @@ def formats() -> list[Format]:
                 constants["RUNTIME"],
                 tuple(constants.get("BESIDE", ())),
                 constants.get("PACKAGE"),
+                constants.get("RUNTIME_CLASS"),
+                constants.get("COMPUTES_IN"),
+                header.source,
             )
         )
     return found

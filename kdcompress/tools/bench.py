@@ -207,7 +207,7 @@ def _artefacts(request: BenchRequest, target: RuntimeChecker) -> tuple[list[Arte
     for name in request.runtimes:
         target.check_runtime(name)
         if not any(runtimes.takes(name, path.suffix) for _, path in files):
-            suffixes = " and ".join(runtimes.RUNTIMES[name].suffixes)
+            suffixes = " and ".join(runtimes.known_runtimes()[name].suffixes)
             raise UserError(f"the runtime {name!r} takes {suffixes} files, and none of the files is one")
     names = _names(files)
     artefacts = [_artefact(name, path, request) for name, (_, path) in zip(names, files, strict=True)]
@@ -261,7 +261,7 @@ def _artefact(name: str, path: Path, request: BenchRequest) -> Artefact:
         raise UserError(f"{path}: {what}")
     own_runtimes = tuple(runtime for runtime in request.runtimes if runtimes.takes(runtime, path.suffix))
     if not own_runtimes and request.runtimes:
-        fitting = [name for name in runtimes.RUNTIMES if runtimes.takes(name, path.suffix)]
+        fitting = [name for name in runtimes.known_runtimes() if runtimes.takes(name, path.suffix)]
         advice = f"; add one of {', '.join(fitting)}" if fitting else ""
         raise UserError(f"{path}: none of the runtimes asked for takes it{advice}")
     # student.onnx, student.int8.onnx and student.safetensors of one folder are one network.
@@ -279,7 +279,7 @@ def _artefact(name: str, path: Path, request: BenchRequest) -> Artefact:
     if known is not None:
         return dataclasses.replace(artefact, **discovery.load("format", known).describe(path))
     if not own_runtimes:
-        raise UserError(f"{path}: expected {runtimes.EXPECTED}")
+        raise UserError(f"{path}: expected {runtimes.expected_files()}")
     side = request.input_size
     return dataclasses.replace(artefact, precision="unknown", shape=None if side is None else (3, side, side))
 

@@ -237,8 +237,9 @@ class _Run:
             os.mkdir(scratch)
             cell.session = Session(entry["threads"], self.allow_code, scratch)
             answer = self.ask(
-                cell, "load", runtime=entry["runtime"], file=self.path(entry["file"]), batch=entry["batch"],
-                shape=entry["shape"], images=self.path(entry["images"]), seed=self.protocol["seed"],
+                cell, "load", runtime=entry.get("program", entry["runtime"]), file=self.path(entry["file"]),
+                batch=entry["batch"], shape=entry["shape"], images=self.path(entry["images"]),
+                seed=self.protocol["seed"],
             )  # fmt: skip
             if answer is not None:
                 cell.loaded = answer
