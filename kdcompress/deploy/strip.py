@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdcompress.errors import WeightsError
 from kdcompress.networks.build import build
+from kdcompress.networks.load_state import load_state
 
 _NAMED = 3
 """Keys named per kind of problem in an error's message."""
@@ -77,7 +78,7 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str) -> 
         raise WeightsError(
             f"{source}: the tensors do not fit a fresh network strictly: {describe_misfits(problems)}"
         )
-    network.load_state_dict(state, strict=True)
+    load_state(network, state)
 
 
 def misfits(network: nn.Module, state: dict[str, Tensor]) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kdcompress.errors import NetworkError, Uncuttable
 from kdcompress.networks.activations import LOGITS, POOLED, Activations, Want
 from kdcompress.networks.exits import Exit, exit_after, own_exit
+from kdcompress.networks.load_state import load_state
 from kdcompress.networks.split import Split, fresh_network
 from kdcompress.networks.tapped import Tapped, freeze_batch_norm, wide
 
@@ -109,7 +110,7 @@ class Cohort(nn.Module):
         # Its weights are overwritten, so drawing them must leave no trace.
         with torch.random.fork_rng(devices=[]):
             network = fresh_network(self._student[0])
-        network.load_state_dict(self.plain_state(branch), strict=True)
+        load_state(network, self.plain_state(branch))
         return network.eval()
 
     def _branches(self) -> list[nn.Module]:

@@ -18,6 +18,7 @@ from kdcompress.errors import WeightsError
 from kdcompress.networks.build import family_of
 from kdcompress.networks.expected_keys import COUNTER
 from kdcompress.networks.families._pretrained import Pretrained
+from kdcompress.networks.load_state import load_state
 from kdcompress.networks.read_checkpoint import PREFIXES, SUFFIXES, read_state_dict
 
 _CONFIG_SCHEMA = "kdcompress.config/"
@@ -179,7 +180,7 @@ def load_into(
             raise WeightsError(f"{source}: {key!r} holds values that are not finite; the weights are broken")
     kept = {key: own[key] for key in head} if replaced else {}
     counters = {key: own[key] for key in own if key not in state and key.endswith(COUNTER)}
-    network.load_state_dict({**state, **counters, **kept}, strict=True)
+    load_state(network, {**state, **counters, **kept})
     return LoadResult(classes, replaced, dropped)
 
 

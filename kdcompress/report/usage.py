@@ -116,7 +116,7 @@ from PIL import Image
 {imports}
 
 network = {build}
-network.load_state_dict(safetensors.torch.load_file("student.safetensors"), strict=True)
+{_loaded(record)}
 network.eval()
 
 {_images(spec)}
@@ -124,6 +124,15 @@ network.eval()
 mean = torch.tensor([{mean}]).view(1, -1, 1, 1)
 std = torch.tensor([{std}]).view(1, -1, 1, 1)
 {_called(record)}"""
+
+
+def _loaded(record: Record) -> str:
+    """Returns code that loads the weights into `network`."""
+    if "/mnasnet" not in record.student:
+        return 'network.load_state_dict(safetensors.torch.load_file("student.safetensors"), strict=True)'
+    return """state = network.state_dict()  # with the version of the class, which it asks for
+state.update(safetensors.torch.load_file("student.safetensors"))
+network.load_state_dict(state, strict=True)"""
 
 
 def _called(record: Record) -> str:

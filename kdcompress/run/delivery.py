@@ -26,6 +26,7 @@ from kdcompress.export.image_file import KEY, ImageFile
 from kdcompress.export.subject import write_subject
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import LoadedNetwork
+from kdcompress.networks.load_state import load_state
 from kdcompress.report import documents, verdict
 from kdcompress.report.cause import find_cause
 from kdcompress.report.documents import read_json as read_json
@@ -91,7 +92,7 @@ def deliver(
     # Before the teacher is read in float32, which takes a fresh copy of it.
     gates = [] if teaching is None else [teaching.gate, unchanged_gate(teaching.teacher)]
     trained = copy.deepcopy(outcome.like.network)
-    trained.load_state_dict(outcome.state)
+    load_state(trained, outcome.state)
     on_test = outputs = None
     if teaching is not None:
         on_test = read_test_split(run, teaching, test, pooled=not start.task.has_classes)
@@ -134,7 +135,7 @@ def _ensemble(
     members = []
     for name, member in method.members().items():
         network = copy.deepcopy(member.like.network)
-        network.load_state_dict(outcome.ensemble[name])
+        load_state(network, outcome.ensemble[name])
         members.append(Member(name, member.model, network.cpu(), member.like.input_spec))
     return write_ensemble(
         members,

@@ -18,6 +18,7 @@ from kdcompress.errors import NetworkError, UserError
 from kdcompress.export.int8_inputs import FACTS, FACTS_SCHEMA, WEIGHTS, calibration_images, int8_target
 from kdcompress.methods.base import Method
 from kdcompress.networks.from_recipe import LoadedNetwork
+from kdcompress.networks.load_state import load_state
 from kdcompress.networks.rounding import Rounding
 from kdcompress.networks.undisturbed import undisturbed
 from kdcompress.run.context import Run
@@ -76,7 +77,7 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
     assert section is not None
     student = method.networks.student
     before, own_input = (student.precision, student.forward_context), student.input_spec
-    student.network.load_state_dict(outcome.state)
+    load_state(student.network, outcome.state)
     student.use_input(outcome.like.input_spec)  # of a peer, if that was chosen
     student.train_mode(False)
     images = calibration_images(section, run.data.train, workers=run.workers)
@@ -98,7 +99,7 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
     finally:
         student.precision, student.forward_context = before
         student.use_input(own_input)
-        student.network.load_state_dict(outcome.state)
+        load_state(student.network, outcome.state)
     if run.processes.first:
         state = {name: tensor.contiguous() for name, tensor in result.state.items()}
         write_bytes(run.folder.checkpoints / WEIGHTS, safetensors.torch.save(state, METADATA))

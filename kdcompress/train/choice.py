@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdcompress.data.batch import Batch
 from kdcompress.errors import UserError, suggest
 from kdcompress.methods.base import Candidate, Method
+from kdcompress.networks.load_state import load_state
 from kdcompress.networks.tapped import Tapped
 from kdcompress.tasks.classification import mean_prediction
 from kdcompress.tasks.figures import deciding
@@ -254,7 +255,7 @@ class Choice:
         """Loads a state into the scratch network of its plain class: a branch has no network of its own."""
         if id(like) not in self._scratch:
             self._scratch[id(like)] = copy.deepcopy(like.network)
-        self._scratch[id(like)].load_state_dict(state, strict=True)
+        load_state(self._scratch[id(like)], state)
         return self._scratch[id(like)]
 
     def _state_of(self, name: str) -> dict[str, Tensor]:

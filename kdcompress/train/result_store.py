@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.data.cache import cache_folder
 from kdcompress.errors import RunFolderError
+from kdcompress.networks.load_state import load_state
 from kdcompress.recipe import Recipe
 from kdcompress.train.processes import Processes
 
@@ -133,7 +134,7 @@ def fill(network: nn.Module, state: dict[str, Tensor]) -> None:
         RunFolderError: It does not fit its own network: the file was changed.
     """
     try:
-        network.load_state_dict(state)
+        load_state(network, state)
     except RuntimeError as error:
         reason = str(error).split("\n", 1)[0]
         raise RunFolderError(

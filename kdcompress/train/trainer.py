@@ -20,6 +20,7 @@ from kdcompress.data.batch import Batch
 from kdcompress.data.loader import TrainingLoader
 from kdcompress.errors import Interrupted, UserError
 from kdcompress.methods.base import Method, Phase
+from kdcompress.networks.load_state import load_state
 from kdcompress.progress import Bar, Progress
 from kdcompress.train import checkpoint
 from kdcompress.train.average import Average
@@ -303,7 +304,7 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         for name, module in self._modules().items():
-            module.load_state_dict(state["modules"][name])
+            load_state(module, state["modules"][name])
         self.at = Position(**state["position"])
         self.means = Means.restored(state, self.at.batch, self.processes.device)
         self.choice.load_state_dict(state["choice"])

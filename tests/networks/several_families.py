@@ -22,6 +22,7 @@ SMALL = {
     "torchvision/resnet18": 64,
     "torchvision/mobilenet_v2": 64,
     "torchvision/mobilenet_v3_small": 64,
+    "torchvision/mnasnet0_5": 64,
     "torchvision/shufflenet_v2_x0_5": 64,
     "torchvision/efficientnet_b0": 64,
     "torchvision/regnet_y_400mf": 64,

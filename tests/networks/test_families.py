@@ -69,6 +69,7 @@ CUTTABLE = [
     ("torchvision/resnet50", 32),
     ("torchvision/mobilenet_v2", 64),
     ("torchvision/mobilenet_v3_small", 64),
+    ("torchvision/mnasnet0_5", 64),
     ("torchvision/shufflenet_v2_x0_5", 64),
     ("torchvision/efficientnet_b0", 64),
     ("torchvision/efficientnet_v2_s", 32),

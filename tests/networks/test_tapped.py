@@ -52,6 +52,7 @@ STAGES = {
     "torchvision/resnet18": ["layer1", "layer2", "layer3", "layer4"],
     "torchvision/mobilenet_v2": ["features.1", "features.3", "features.6", "features.13", "features"],
     "torchvision/mobilenet_v3_small": ["features.0", "features.1", "features.3", "features.8", "features"],
+    "torchvision/mnasnet0_5": ["layers.7", "layers.8", "layers.9", "layers.11", "layers"],
     "torchvision/shufflenet_v2_x0_5": ["maxpool", "stage2", "stage3", "conv5"],
     "torchvision/regnet_y_400mf": [
         "stem", "trunk_output.block1", "trunk_output.block2", "trunk_output.block3", "trunk_output",

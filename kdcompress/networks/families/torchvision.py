@@ -13,6 +13,7 @@ from torchvision.models import (
     ConvNeXt,
     DenseNet,
     EfficientNet,
+    MNASNet,
     MobileNetV2,
     MobileNetV3,
     RegNet,
@@ -42,6 +43,10 @@ NAMES = {
     "mobilenet_v2": "3.5 M parameters, 0.30 GMACs, ImageNet top-1 72.2 % (IMAGENET1K_V2)",
     "mobilenet_v3_small": "2.5 M parameters, 0.06 GMACs, ImageNet top-1 67.7 % (IMAGENET1K_V1)",
     "mobilenet_v3_large": "5.5 M parameters, 0.22 GMACs, ImageNet top-1 75.3 % (IMAGENET1K_V2)",
+    "mnasnet0_5": "2.2 M parameters, 0.10 GMACs, ImageNet top-1 67.7 % (IMAGENET1K_V1)",
+    "mnasnet0_75": "3.2 M parameters, 0.21 GMACs, ImageNet top-1 71.2 % (IMAGENET1K_V1)",
+    "mnasnet1_0": "4.4 M parameters, 0.31 GMACs, ImageNet top-1 73.5 % (IMAGENET1K_V1)",
+    "mnasnet1_3": "6.3 M parameters, 0.53 GMACs, ImageNet top-1 76.5 % (IMAGENET1K_V1)",
     "shufflenet_v2_x0_5": "1.4 M parameters, 0.04 GMACs, ImageNet top-1 60.6 % (IMAGENET1K_V1)",
     "shufflenet_v2_x1_0": "2.3 M parameters, 0.14 GMACs, ImageNet top-1 69.4 % (IMAGENET1K_V1)",
     "shufflenet_v2_x1_5": "3.5 M parameters, 0.30 GMACs, ImageNet top-1 73.0 % (IMAGENET1K_V1)",
@@ -187,6 +192,15 @@ def segments(name: str, network: nn.Module) -> Chain:
         case MobileNetV3() | EfficientNet():
             stem, *blocks = flat(network.features)
             return chain(stem, by_stride(blocks), head(network.avgpool, network.classifier))
+        case MNASNet():
+            *layers, conv, norm, activation = network.layers
+            # Eight layers without a shortcut come first; the last convolution belongs to the last stage.
+            blocks = [*flat(layers[8:]), nn.Sequential(conv, norm, activation)]
+            return chain(
+                nn.Sequential(*layers[:8]),
+                by_stride(blocks),
+                head(nn.AdaptiveAvgPool2d(1), network.classifier),
+            )
         case ShuffleNetV2():
             stem = nn.Sequential(network.conv1, network.maxpool)
             last = nn.Sequential(*network.stage4, network.conv5)
