@@ -3,10 +3,10 @@
     python benchmarks/batch_norm.py [--work DIR] [--seeds 2] [--only NAME ...] [--methods none kd]
 
 2,000 training images of Fashion-MNIST (200 of each class) in a folder, at 64 pixels, batches of 32, on one
-thread. Two students from random weights with batch norms of different momentum, mobilenet_v3_small (0.01) and
-resnet18 (0.1), for 5 epochs (310 steps) and 24 (1,488), distilled from a WRN-16-2
-trained on 10,000 other images, and plain. Both figures of a row are of one training: the weights are the
-same, 1,000 held-out images score both. A cell is stopped and resumed with the same command.
+thread. Three students from random weights with batch norms of different momentum, mobilenet_v3_small (0.01),
+mnasnet0_5 (0.0003) and resnet18 (0.1), for 5 epochs (310 steps) and 24 (1,488), distilled from a
+mobilenet_v3_large trained on 10,000 other images, and plain. Both figures of a row are of one training: the
+weights are the same, 1,000 held-out images score both. A cell is stopped and resumed with the same command.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runs import distill, save_image
 from kdcompress.data.datasets import fashion_mnist
 from kdcompress.recipe import DataSection
 
-STUDENTS = {"mobilenet_v3_small": 0.01, "resnet18": 0.1}
+STUDENTS = {"mobilenet_v3_small": 0.01, "mnasnet0_5": 0.0003, "resnet18": 0.1}
 EPOCHS = (5, 24)
 TRAIN, HELD_OUT, TEACHER = 200, 100, 1_000
 """Images of each class."""
@@ -86,7 +86,7 @@ def main():
 
 def train_teacher(work):
     run(
-        work, "teacher", root=work / "teacher", student="cifar/wrn-16-2", weights="null", teacher="null",
+        work, "teacher", root=work / "teacher", student="torchvision/mobilenet_v3_large", weights="random", teacher="null",
         method="{name: none}", epochs=8, seed=0,
     )  # fmt: skip
 
@@ -94,10 +94,10 @@ def train_teacher(work):
 def row(work, student, epochs, method, seeds):
     both, cost = [], []
     for seed in range(seeds):
-        teacher = f"{{model: cifar/wrn-16-2, weights: {work / 'runs' / 'teacher'}, train: never}}"
+        teacher = f"{{model: torchvision/mobilenet_v3_large, weights: {work / 'runs' / 'teacher'}, train: never}}"
         results = run(
             work, f"{student}-{epochs}-{method}-{seed}", root=work / "images",
-            student=f"torchvision/{student}", weights="null",
+            student=f"torchvision/{student}", weights="random",
             teacher=teacher if method == "kd" else "null",
             method="{name: kd}" if method == "kd" else "{name: none}", epochs=epochs, seed=seed,
         )  # fmt: skip
