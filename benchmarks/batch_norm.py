@@ -86,15 +86,16 @@ def main():
 
 def train_teacher(work):
     run(
-        work, "teacher", root=work / "teacher", student="torchvision/mobilenet_v3_large", weights="random", teacher="null",
-        method="{name: none}", epochs=8, seed=0,
+        work, "teacher", root=work / "teacher", student="torchvision/mobilenet_v3_large", weights="random",
+        teacher="null", method="{name: none}", epochs=8, seed=0,
     )  # fmt: skip
 
 
 def row(work, student, epochs, method, seeds):
     both, cost = [], []
     for seed in range(seeds):
-        teacher = f"{{model: torchvision/mobilenet_v3_large, weights: {work / 'runs' / 'teacher'}, train: never}}"
+        weights = work / "runs" / "teacher"
+        teacher = f"{{model: torchvision/mobilenet_v3_large, weights: {weights}, train: never}}"
         results = run(
             work, f"{student}-{epochs}-{method}-{seed}", root=work / "images",
             student=f"torchvision/{student}", weights="random",

@@ -261,6 +261,11 @@ class Method(nn.Module):
         """
         minimise(minimise.losses(batch))
 
+    @property
+    def has_own_step(self) -> bool:
+        """True if `step` may call `minimise` more than once, or on something else than `losses`."""
+        return type(self).step is not Method.step
+
     def on_phase_start(self, name: str, resumed: bool) -> None:
         """Prepares a phase; losses that differ between phases read `self.phase`.
 

@@ -216,7 +216,7 @@ class Minimiser:
 
 def needs_no_more_than_ddp(method: Method) -> bool:
     """Returns True if DistributedDataParallel can average the method's gradients."""
-    return type(method).step is Method.step and len(method.parameter_sets()) == 1
+    return not method.has_own_step and len(method.parameter_sets()) == 1
 
 
 def _not_finite_terms(means: Mapping[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 from small_training import Small
 
+from kdcompress.methods.losses import kl
 from kdcompress.methods.online.dml import DML
 
 
@@ -53,6 +54,42 @@ def test_peers_begin_with_weights_of_their_own_and_the_best_of_the_students_clas
     outcome = small.run()
     assert outcome.candidate in ("student", "peer1")
     assert outcome.model == "cifar/resnet8"
+
+
+def test_sequential_updates_show_each_network_what_the_one_before_has_become(tmp_path):
+    config = {"config": {"update": "sequential"}, "train": {"max_steps": 1}, "held_out": 0, "float64": True}
+    small = Small(tmp_path / "run", "dml", **config)
+    twin = Small(tmp_path / "by_hand", "dml", **config)
+    small.run()
+    batch = next(twin.loader.epoch(0))
+    networks = [twin.student, *twin.peers]
+    rate = twin.trainer.job.optim.lr  # the cosine's first step
+    decay = twin.trainer.job.optim.weight_decay
+    for network in networks:
+        network.train_mode(True)
+    first, second = (network(batch.images).logits for network in networks)
+    loss = torch.nn.functional.cross_entropy(first, batch.labels) + kl(first, second.detach(), 1)
+    update_by_hand(networks[0], loss, rate, decay)
+    with torch.no_grad():
+        moved = networks[0](batch.images).logits
+    loss = torch.nn.functional.cross_entropy(second, batch.labels) + kl(second, moved, 1)
+    update_by_hand(networks[1], loss, rate, decay)
+    for network, trained in zip(networks, [small.student, *small.peers], strict=True):
+        for key, tensor in trained.network.state_dict().items():
+            torch.testing.assert_close(tensor, network.network.state_dict()[key], rtol=1e-9, atol=1e-12)
+
+
+def update_by_hand(network, loss, rate, decay):
+    """The first step of SGD with Nesterov momentum 0.9."""
+    loss.backward(inputs=list(network.network.parameters()))
+    with torch.no_grad():
+        for parameter in network.network.parameters():
+            parameter -= rate * 1.9 * (parameter.grad + decay * parameter)
+
+
+def test_sequential_updates_keep_the_targets_constant():
+    with pytest.raises(ValidationError, match="leave detach: true"):
+        DML.Config(update="sequential", detach=False)
 
 
 def test_a_guard_goes_with_the_form_it_belongs_to():

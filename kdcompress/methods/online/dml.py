@@ -11,7 +11,7 @@ from torch import Tensor
 from kdcompress.config import Section
 from kdcompress.data.batch import Batch
 from kdcompress.methods import losses
-from kdcompress.methods.base import Needs
+from kdcompress.methods.base import Minimise, Needs, ParameterSet
 from kdcompress.methods.cohort_method import CohortMethod
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 
@@ -19,8 +19,10 @@ from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagen
 class DML(CohortMethod):
     """Minimises, for every network, CE(labels) + weight · KL from each other network's prediction.
 
-    All networks are updated at once from one batch with detached targets, as in every re-implementation;
-    the authors' code updates one network after the other.
+    All networks are updated at once from one batch with detached targets, as in every re-implementation. With
+    `update: sequential` one network is updated after the other, and the next one imitates the predictions
+    that those before it make after their update, as in the paper's algorithm and the authors' code (which
+    takes a new batch for every update; here all share one).
 
     Source:
         Zhang, Xiang, Hospedales & Lu, Deep Mutual Learning, CVPR 2018. `over_peers` selects a sum over
@@ -62,10 +64,16 @@ class DML(CohortMethod):
         """Above 0: the authors' TensorFlow expression with its epsilons (1e-8), at T = 1. 0: exact, in log
         space."""
 
+        update: Literal["joint", "sequential"] = "joint"
+        """Update all networks at once, or one after the other; sequential takes one more forward pass of each
+        network but the last."""
+
         @model_validator(mode="after")
         def _one_form(self) -> DML.Config:
             if self.guard and (self.temperature != 1 or self.shift):
                 raise ValueError("guard goes with temperature 1 and shift 0")
+            if self.update == "sequential" and not self.detach:
+                raise ValueError("with update: sequential the targets are constants; leave detach: true")
             return self
 
     config: Config
@@ -83,6 +91,36 @@ class DML(CohortMethod):
             terms[f"ce_{name}"] = self.cross_entropy(_present(logits[i]), batch.labels)
             terms[f"mimicry_{name}"] = self.mimicry([_present(z) for z in logits], i)
         return terms
+
+    @property
+    def has_own_step(self) -> bool:
+        """True with sequential updates."""
+        return bool(self.config.update == "sequential")
+
+    def parameter_sets(self) -> dict[str, ParameterSet]:
+        """Returns one set of all networks, or with sequential updates one of each."""
+        if not self.has_own_step:
+            return super().parameter_sets()
+        trained = zip(self.names(), self.networks.trained(), strict=True)
+        return {name: ParameterSet(tuple(network.parameters())) for name, network in trained}
+
+    def step(self, batch: Batch, minimise: Minimise) -> None:
+        """Updates all networks at once, or one after the other.
+
+        Sequential: a network's prediction is computed anew after its update, in training mode, so that its
+        batch-norm statistics see the batch twice.
+        """
+        if not self.has_own_step:
+            super().step(batch, minimise)
+            return
+        networks = (self.networks.student, *self.networks.peers)
+        logits = [_present(read.logits) for read in self.read_all(batch)]
+        for i, name in enumerate(self.names()):
+            ce = self.cross_entropy(logits[i], batch.labels)
+            minimise({f"ce_{name}": ce, f"mimicry_{name}": self.mimicry(logits, i)}, name)
+            if i + 1 < len(networks):
+                with torch.no_grad():
+                    logits[i] = _present(networks[i](batch.images).logits)
 
     def mimicry(self, logits: list[Tensor], learner: int) -> Tensor:
         """Computes the weighted divergence of one network from the others.
