@@ -15,6 +15,7 @@ from kdcompress import pipeline
 from kdcompress.cli import main
 from kdcompress.errors import WorldError
 from kdcompress.recipe import load_recipe
+from kdcompress.run.auto import keep_recorded
 
 RECIPE = f"""
 data: {{dataset: imagefolder, image_size: 32, batch_size: 4, workers: 0}}
@@ -129,11 +130,26 @@ def test_another_file_than_recorded_is_refused(work, monkeypatch, checked):
     assert published.sha256 in done.stderr
 
 
-def test_an_added_peer_starts_from_random_weights_beside_a_pretrained_student(work, monkeypatch, checked):
+def test_an_added_peer_starts_from_the_students_weights_with_a_classifier_of_its_own(
+    work, monkeypatch, checked
+):
     with publisher(monkeypatch) as published:
         done = distill(work, "--method", "dml", "--set", "student.weights=auto")
     assert len(checked) == 1, done.stderr
-    assert (checked[0].student.sha256, checked[0].peers[0].weights) == (published.sha256, None)
+    assert (checked[0].student.sha256, checked[0].peers[0].weights) == (published.sha256, NAME)
+    assert "Note: student.weights: auto: student and peers start from IMAGENET1K_V1" in done.stderr
+
+
+def test_a_resumed_run_keeps_the_weights_that_its_peers_were_given(work, monkeypatch, checked):
+    with publisher(monkeypatch) as published:
+        distill(work, "--method", "dml", "--set", "student.weights=auto")
+        (begun,) = checked
+        requested = begun.replace(
+            student=begun.student.model_copy(update={"weights": "auto", "sha256": None}),
+            peers=[begun.peers[0].model_copy(update={"weights": None, "sha256": None})],
+        )
+    assert begun.peers[0].sha256 == published.sha256
+    assert keep_recorded(requested, begun) == begun
 
 
 @pytest.mark.parametrize("first_is_offline", [True, False])

@@ -66,7 +66,7 @@ def keep_recorded(requested: Recipe, recorded: Recipe, *, own_lr: bool = False) 
         recorded: From the run's recipe.yaml.
         own_lr: As for `resolve_auto`.
     """
-    requested = with_recorded(requested, recorded, own_lr=own_lr)
+    requested = _with_recorded_peers(with_recorded(requested, recorded, own_lr=own_lr), recorded)
     student, before = requested.student, recorded.student
     drawn = (RANDOM, None)
     if student.weights == AUTO or (student.weights in drawn and before.weights in drawn):
@@ -74,6 +74,17 @@ def keep_recorded(requested: Recipe, recorded: Recipe, *, own_lr: bool = False) 
     if student.weights == before.weights and student.sha256 is None:
         return _with_student(requested, before.weights, before.sha256)
     return requested
+
+
+def _with_recorded_peers(requested: Recipe, recorded: Recipe) -> Recipe:
+    """Gives peers without weights those that they were given together with the student."""
+    if requested.student.weights != AUTO or len(requested.peers) != len(recorded.peers):
+        return requested
+    peers = [
+        before if (peer.model, peer.weights) == (before.model, None) else peer
+        for peer, before in zip(requested.peers, recorded.peers, strict=True)
+    ]
+    return requested.replace(peers=peers)
 
 
 def _resolve_student_weights(recipe: Recipe, data: Data, progress: bool) -> tuple[Recipe, str | None]:
@@ -106,9 +117,22 @@ def _resolve_student_weights(recipe: Recipe, data: Data, progress: bool) -> tupl
             f"student.weights: auto: {name} {failure}; the student starts from random weights. Pass a file "
             "with --set student.weights=FILE"
         )
-    return _with_student(recipe, name, loaded.sha256), (
-        f"student.weights: auto: the student starts from {name}, since there are only {len(data.train):,} "
-        "training images; --set student.weights=random starts it from random weights"
+    recipe = _with_student(recipe, name, loaded.sha256)
+    peers = [
+        peer.model_copy(update={"weights": name, "sha256": loaded.sha256})
+        if (peer.model, peer.weights) == (student.model, None)
+        else peer
+        for peer in recipe.peers
+    ]
+    # With the classes of the weights nothing would be drawn, and networks that begin equal stay equal.
+    names = loaded.class_names
+    together = peers != recipe.peers and names is not None and len(names) != len(data.class_names)
+    if together:
+        recipe = recipe.replace(peers=peers)
+    who = "student and peers start" if together else "the student starts"
+    return recipe, (
+        f"student.weights: auto: {who} from {name}, since there are only {len(data.train):,} "
+        "training images; --set student.weights=random starts from random weights"
     )
 
 
