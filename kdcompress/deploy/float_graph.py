@@ -84,15 +84,15 @@ def layers_of(model: ModelProto) -> Iterator[Layer]:
         for info in (*model.graph.value_info, *model.graph.output)
     }
     readers = {name: node for node in model.graph.node for name in node.input}
-    taken: set[str] = set()
+    names_so_far: set[str] = set()
     for node in model.graph.node:
         if node.op_type not in WITH_WEIGHTS or node.input[1] not in weights:
             continue
         weight = list(weights[node.input[1]].dims)
         name = _place(node, readers)
-        if name in taken:  # weights that are used twice
+        if name in names_so_far:  # weights that are used twice
             name = f"{name} ({node.name})"
-        taken.add(name)
+        names_so_far.add(name)
         groups = next((a.i for a in node.attribute if a.name == "group"), 1)
         macs = _macs(node, weight, shapes)
         yield Layer(name, node.name, node.input[0], node.input[1], macs, groups)
@@ -133,8 +133,8 @@ def outputs(model: ModelProto, images: NDArray[np.float32]) -> NDArray[np.float3
     options.log_severity_level = 3
     with ort.at_work():
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDER])
-        given: NDArray[np.float32] = session.run(None, {INPUT: images})[0]
-    return given
+        output: NDArray[np.float32] = session.run(None, {INPUT: images})[0]
+    return output
 
 
 def tidied(model: ModelProto, source: ModelProto) -> ModelProto:
@@ -217,11 +217,11 @@ def _pool_where_the_mean_is_spatial(model: ModelProto) -> None:
 def _pooled(mean: NodeProto) -> list[NodeProto]:
     """The same as a mean over height and width."""
     keeps = next((attribute.i for attribute in mean.attribute if attribute.name == "keepdims"), 1)
-    (given,) = mean.output
+    (output,) = mean.output
     if keeps:
-        return [onnx.helper.make_node("GlobalAveragePool", [mean.input[0]], [given], name=mean.name)]
-    pooled, flat = f"{given}_pooled", f"{mean.name}_flat"
+        return [onnx.helper.make_node("GlobalAveragePool", [mean.input[0]], [output], name=mean.name)]
+    pooled, flat = f"{output}_pooled", f"{mean.name}_flat"
     return [
         onnx.helper.make_node("GlobalAveragePool", [mean.input[0]], [pooled], name=mean.name),
-        onnx.helper.make_node("Flatten", [pooled], [given], name=flat),
+        onnx.helper.make_node("Flatten", [pooled], [output], name=flat),
     ]

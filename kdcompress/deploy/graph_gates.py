@@ -22,7 +22,7 @@ def graph_gates(file: OnnxModel, opset: int | None) -> list[Gate]:
     """
     model = onnx.load(file.path, load_external_data=False)
     written = opset_of(model)
-    wanted = (
+    expected = (
         f"IR version {model.ir_version}; limit: {'as asked for' if opset else 'the choice of the exporter'}"
     )
     leaks = list(dict.fromkeys([*_outside(model), *paths_in(model)]))
@@ -30,7 +30,7 @@ def graph_gates(file: OnnxModel, opset: int | None) -> list[Gate]:
     found = f"found: {'; '.join(leaks[:3])}" if leaks else clean
     return [
         _checker(model),
-        equal("opset", written, opset or written, wanted),
+        equal("opset", written, opset or written, expected),
         equal("one_file_no_paths", len(leaks), 0, found),
         equal(
             "provider",

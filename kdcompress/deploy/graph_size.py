@@ -79,8 +79,8 @@ def graph_facts(path: Path, shape: tuple[int, int, int] | None = None) -> GraphF
     if pixels:
         own = [own[0], own[3], own[1], own[2]]
     read = _weights_read(model)
-    wanted = shape or (None, None, None)
-    fixed = [size or other for size, other in zip(own[1:], wanted, strict=True)]
+    requested = shape or (None, None, None)
+    fixed = [size or other for size, other in zip(own[1:], requested, strict=True)]
     return GraphFacts(
         precision=_precision(model, [weights[name] for name in read]),
         parameters=sum(math.prod(weights[name].dims) for name in read),

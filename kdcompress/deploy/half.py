@@ -32,12 +32,12 @@ def halved(source: Path) -> ModelProto:
     """
     made_from = onnx.load(source)
     model = onnx.shape_inference.infer_shapes(made_from)
-    head, given = _normalisation(model)
+    head, input_name = _normalisation(model)
     images = model.graph.input[0]
     if head:
         normalised = onnx.ValueInfoProto()
         normalised.CopyFrom(images)
-        normalised.name = given
+        normalised.name = input_name
         model.graph.input[0].CopyFrom(normalised)
     head_names = {node.name for node in head}
     behind = [node for node in model.graph.node if node.name not in head_names]
@@ -86,11 +86,11 @@ def _normalisation(model: ModelProto) -> tuple[list[onnx.NodeProto], str]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     found: list[onnx.NodeProto] = []
-    given = model.graph.input[0].name
-    while len(readers.get(given, [])) == 1:
-        (node,) = readers[given]
-        if node.op_type not in _NORMALISING or not constants.issuperset(set(node.input) - {given}):
+    input_name = model.graph.input[0].name
+    while len(readers.get(input_name, [])) == 1:
+        (node,) = readers[input_name]
+        if node.op_type not in _NORMALISING or not constants.issuperset(set(node.input) - {input_name}):
             break
         found.append(node)
-        (given,) = node.output
-    return found, given
+        (input_name,) = node.output
+    return found, input_name

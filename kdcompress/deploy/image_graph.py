@@ -36,24 +36,24 @@ _SCALED = _PREFIX + "images"
 _LARGEST = 255.0
 
 
-def check_spec(spec: InputSpec, asked: str) -> None:
+def check_spec(spec: InputSpec, option: str) -> None:
     """Refuses what the graph cannot do as the evaluation does it.
 
     Args:
         spec: The network's input.
-        asked: Option or key that requested it, for messages.
+        option: Option or key that requested it, for messages.
 
     Raises:
         UserError: Another interpolation than bilinear, or images that are not square.
     """
     if spec.interpolation != "bilinear":
         raise UserError(
-            f"{asked}: the images are resized {spec.interpolation}, for which no ONNX operator gives the "
+            f"{option}: the images are resized {spec.interpolation}, for which no ONNX operator gives the "
             "same pixels; resize before, and feed student.onnx"
         )
     if spec.height != spec.width or spec.crop not in {None, spec.height}:
         raise UserError(
-            f"{asked}: the network takes images of {spec.height}×{spec.width} pixels, and only the central "
+            f"{option}: the network takes images of {spec.height}×{spec.width} pixels, and only the central "
             "square is cut in the graph; crop before, and feed student.onnx"
         )
 
@@ -86,11 +86,11 @@ def with_preprocessing(model: ModelProto, spec: InputSpec, typical: tuple[int, i
     del graph.input[:]
     shape = ["batch", "height", "width", spec.channels]
     graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape))
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    told[PREFIX + "normalisation"] = "in the graph, after resize and crop: uint8 images as they are decoded"
-    told[KEY] = json.dumps(contract(spec, typical))
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    facts[PREFIX + "normalisation"] = "in the graph, after resize and crop: uint8 images as they are decoded"
+    facts[KEY] = json.dumps(contract(spec, typical))
     del whole.metadata_props[:]
-    helper.set_model_props(whole, dict(sorted(told.items())))
+    helper.set_model_props(whole, dict(sorted(facts.items())))
     return whole
 
 
@@ -120,12 +120,12 @@ def contract_of(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        told = json.loads(text)
-        assert isinstance(told, dict)
-        height, width = told["typical"]
+        facts = json.loads(text)
+        assert isinstance(facts, dict)
+        height, width = facts["typical"]
     except (ValueError, KeyError, TypeError, AssertionError):
         raise UserError(f"{path}: {KEY} in its metadata is damaged") from None
-    return {**told, "typical": (int(height), int(width))}
+    return {**facts, "typical": (int(height), int(width))}
 
 
 def _preprocessing(spec: InputSpec) -> tuple[list[NodeProto], list[TensorProto]]:

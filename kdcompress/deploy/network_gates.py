@@ -57,8 +57,8 @@ def _equal_outputs(trained: nn.Module, plain: nn.Module, spec: InputSpec, images
         expected = Deployed(_on_cpu(trained), spec).eval()(images)
         got = Deployed(_on_cpu(plain), spec).eval()(images)
     if not isinstance(expected, Tensor) or expected.shape != got.shape:
-        given = list(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__
-        detail = f"the trained module gives {given}, not {list(got.shape)}"
+        shape = list(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__
+        detail = f"the trained module gives {shape}, not {list(got.shape)}"
         return Gate("equal_outputs", False, None, EQUAL_LIMIT, detail)
     figure = relative(float((expected - got).abs().max()), float(got.abs().max()))
     detail = f"largest difference to the trained module over the largest output, {len(images)} real images"
@@ -66,12 +66,14 @@ def _equal_outputs(trained: nn.Module, plain: nn.Module, spec: InputSpec, images
 
 
 def _same_keys(plain: nn.Module, fresh: nn.Module) -> Gate:
-    held, wanted = (
+    shapes, of_fresh = (
         {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in module.state_dict().items()}
         for module in (plain, fresh)
     )
-    apart = sorted(key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key))
-    detail = f"differ: {', '.join(apart[:3])}" if apart else f"{len(held)} tensors, as in a fresh student"
+    apart = sorted(
+        key for key in shapes.keys() | of_fresh.keys() if shapes.get(key) != of_fresh.get(key)
+    )
+    detail = f"differ: {', '.join(apart[:3])}" if apart else f"{len(shapes)} tensors, as in a fresh student"
     return equal("same_keys", len(apart), 0, detail)
 
 

@@ -74,10 +74,10 @@ def choose_int8(
         source = None
         if name == "qat":
             source = folder / name / "tuned.onnx"
-            told = {key.removeprefix(PREFIX): value for key, value in exact.file.metadata.items()}
+            facts = {key.removeprefix(PREFIX): value for key, value in exact.file.metadata.items()}
             write(
                 tuned.network, tuned.spec, source,
-                metadata=told, opset=exact.file.opset, task=exact.task,
+                metadata=facts, opset=exact.file.opset, task=exact.task,
             )  # fmt: skip
         made[name] = to_int8(
             exact, images, folder / name, **settings, source=source, qat=tuned.facts if source else None

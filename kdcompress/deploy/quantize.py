@@ -177,9 +177,9 @@ def _rounding_of(name: str, made_by: dict[str, NodeProto]) -> NodeProto | None:
 
 def _drop_unread(model: ModelProto) -> None:
     """Takes out the nodes and tensors that nobody reads any more."""
-    given = {output.name for output in model.graph.output}
+    output_names = {output.name for output in model.graph.output}
     while True:
-        read = {name for node in model.graph.node for name in node.input} | given
+        read = {name for node in model.graph.node for name in node.input} | output_names
         idle = [node for node in model.graph.node if not read.intersection(node.output)]
         if not idle:
             break

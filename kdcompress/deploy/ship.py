@@ -245,7 +245,7 @@ def _give_final_names(staging: Path, folder: Path) -> dict[str, dict[str, Any]]:
                 (folder / name).unlink(missing_ok=True)
     # What belongs to a file gets its name before the file does.
     names.sort(key=lambda name: len(parts_of(staging / name)))
-    told = {
+    facts = {
         name: {"sha256": sha256_of(staging / name), "bytes": (staging / name).stat().st_size}
         for name in names
     }
@@ -253,7 +253,7 @@ def _give_final_names(staging: Path, folder: Path) -> dict[str, dict[str, Any]]:
         with translated(folder / name):
             os.replace(staging / name, folder / name)
     sync_folder(folder)
-    return told
+    return facts
 
 
 def _failed(folder: Path, staging: Path, gates: Sequence[Gate]) -> GateFailed:

@@ -163,8 +163,8 @@ def to_int8(
     quantiser = Quantiser(source or exact.path, images, target, ranges)
     count = len(quantiser.layers)
     if rescue >= count:
-        told = f"{rescue} layers are to stay in float, and the network has {count} with weights"
-        return Variant("int8", folder / NAMES["int8"], [Gate("int8_layers", False, 0, 1, told)], {})
+        facts = f"{rescue} layers are to stay in float, and the network has {count} with weights"
+        return Variant("int8", folder / NAMES["int8"], [Gate("int8_layers", False, 0, 1, facts)], {})
     losses = quantiser.losses(max(CANDIDATES, 2 * rescue))
     in_float = [loss.layer for loss in losses[:rescue]]
     model = quantiser.graph(in_float)
@@ -217,11 +217,11 @@ def _proved(
 ) -> tuple[Path, list[Gate], dict[str, Any], Tensor | None]:
     """Writes the file; gives the gates that every such file has, its figures, and its outputs if it runs."""
     path = folder / NAMES[precision]
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    told[PREFIX + "precision"] = precision
-    told[PREFIX + precision] = json.dumps(making, sort_keys=True)
-    told.pop(PREFIX + "accuracy", None)  # that of the float32 file
-    _write(model, told, path)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    facts[PREFIX + "precision"] = precision
+    facts[PREFIX + precision] = json.dumps(making, sort_keys=True)
+    facts.pop(PREFIX + "accuracy", None)  # that of the float32 file
+    _write(model, facts, path)
     try:
         file = open_(path, torch.get_num_threads())
         outputs_NK, _ = outputs_of(file, exact.batches())
@@ -229,7 +229,7 @@ def _proved(
         return path, [Gate(f"{precision}_runs", False, None, None, str(error))], {}, None
     score = _score(exact, outputs_NK)
     if score["drop"] is not None:
-        _write(model, {**told, PREFIX + "accuracy": json.dumps(_accuracy(exact, score))}, path)
+        _write(model, {**facts, PREFIX + "accuracy": json.dumps(_accuracy(exact, score))}, path)
         file = open_(path, torch.get_num_threads())
     gates = [
         *_of_the_graph(precision, file, exact),
@@ -264,7 +264,7 @@ def _of_the_graph(precision: str, file: OnnxModel, exact: Fp32Reference) -> Iter
         yield Gate(f"{precision}_{gate.gate}", gate.passed, gate.figure, gate.limit, gate.detail)
 
 
-def _write(model: ModelProto, told: dict[str, str], path: Path) -> None:
+def _write(model: ModelProto, facts: dict[str, str], path: Path) -> None:
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, dict(sorted(told.items())))
+    onnx.helper.set_model_props(model, dict(sorted(facts.items())))
     write_bytes(path, model.SerializeToString(deterministic=True))

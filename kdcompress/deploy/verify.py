@@ -264,11 +264,11 @@ def _round_trip(path: Path, plain: nn.Module, deployed: Deployed, file: Run | No
     name = "safetensors_round_trip"
     if file is None:
         return Gate(name, False, None, 0, "the file cannot be opened with its config.json")
-    stored, held = safetensors.tensors_of(path), plain.state_dict()
+    stored, loaded = safetensors.tensors_of(path), plain.state_dict()
     problems = misfits(plain, stored)
     if problems:
         return Gate(name, False, sum(map(len, problems.values())), 0, describe_misfits(problems))
-    changed = [key for key, tensor in held.items() if not torch.equal(tensor, stored[key])]
+    changed = [key for key, tensor in loaded.items() if not torch.equal(tensor, stored[key])]
     if changed:
         return Gate(name, False, len(changed), 0, f"tensors that changed: {', '.join(changed[:3])}")
     array = as_input(images)
@@ -283,13 +283,13 @@ def _top1s(found: Comparison) -> str:
 
 def first_images(batches: Batches) -> Tensor:
     """`[PARITY_IMAGES, C, H, W]`: the first of the split, repeated where it has fewer."""
-    taken: list[Tensor] = []
+    first_batches: list[Tensor] = []
     for images, _ in batches:
-        taken.append(images.detach().to("cpu", torch.float32))
-        if sum(map(len, taken)) >= PARITY_IMAGES:
+        first_batches.append(images.detach().to("cpu", torch.float32))
+        if sum(map(len, first_batches)) >= PARITY_IMAGES:
             break
-    assert taken, "the test split has no batch"
-    few = torch.cat(taken)
+    assert first_batches, "the test split has no batch"
+    few = torch.cat(first_batches)
     return few.repeat(math.ceil(PARITY_IMAGES / len(few)), 1, 1, 1)[:PARITY_IMAGES].contiguous()
 
 

@@ -31,7 +31,7 @@ _AGAIN = "student (beside {})"
 
 def add_to_run(
     source: Path,
-    wanted: DerivedRequest,
+    request: DerivedRequest,
     progress: Progress,
     *,
     root: str | None = None,
@@ -44,7 +44,7 @@ def add_to_run(
 
     Args:
         source: A run folder that has come to results.
-        wanted: Which files.
+        request: Which files.
         progress: Progress display.
         root: Folder of the data; None: the recipe's.
         allow_code: True: the run's recipe may name `python:` networks.
@@ -58,7 +58,7 @@ def add_to_run(
     data = data_of(recipe, root, (spec.height, spec.width), spec.channels, progress)
     workers = granted_cores()
     test = functools.partial(images_of, data.test, workers=workers)
-    makers = wanted.makers(
+    makers = request.makers(
         data.train, data.test, test, held_out=data.held_out, workers=workers, allow_code=allow_code
     )
     with run.held():
@@ -66,7 +66,7 @@ def add_to_run(
         with derived_files(source, makers, results["student"], progress) as files:
             made = CompressedFiles.of(files)
             assert made is not None
-            section = wanted.timing(recipe.bench)
+            section = request.timing(recipe.bench)
             bench = time_compressed(made, first_images(data.test), section, results["student"], progress)
             names = {NAMES[variant.precision] for variant in made.variants}
             # Written one by one: whoever is killed in between leaves a run that can be asked again.
@@ -126,12 +126,12 @@ def _joined(path: Path, bench: dict[str, Any], made: set[str]) -> dict[str, Any]
     names = {*new_names, *(_AGAIN.format(others) for others in (*made, "fp16, int8"))}
     new = [_renamed(result, "student", again) for result in bench["results"]]
     env, before = bench["env"], document["env"]
-    told = _LATER
+    remark = _LATER
     if env["cpu"] != before["cpu"] or env["runtimes"] != before["runtimes"]:
-        told += f", on {env['cpu']} with onnxruntime {env['runtimes']['onnxruntime']}"
+        remark += f", on {env['cpu']} with onnxruntime {env['runtimes']['onnxruntime']}"
     warnings = [warning for warning in document["warnings"] if _LATER not in warning]
     if new:
-        warnings.append(f"{'; '.join(dict.fromkeys(result['artefact'] for result in new))}: {told}")
+        warnings.append(f"{'; '.join(dict.fromkeys(result['artefact'] for result in new))}: {remark}")
     kept = {name: value for name, value in document["artefacts"].items() if name not in names}
     added = {again if name == "student" else name: value for name, value in bench["artefacts"].items()}
     return {

@@ -73,7 +73,7 @@ def export(
     out: Path | None,
     formats: list[str],
     progress: Progress,
-    asked: StripRequest,
+    request: StripRequest,
     on: OnData,
     *,
     opset: int | None = None,
@@ -89,7 +89,7 @@ def export(
         out: Destination; None: a folder beside the checkpoint, named after it with `-export`.
         formats: Names from `discovery.names("format")`.
         progress: Progress display.
-        asked: Which network is meant.
+        request: Which network is meant.
         on: The images it is proved on, and how it takes them.
         opset: ONNX opset; None: the exporter's choice.
         derived: Derived files to make; None: none.
@@ -102,28 +102,28 @@ def export(
     folder = out or source.with_name(f"{source.name.partition('.')[0]}-export")
     _check_folder(folder, source)
     names = None if on.labels is None else read_labels(on.labels)
-    section = _section(on, asked.allow_code)
-    config = _config_beside(source, asked.student)
-    model = asked.student or (config.model if config is not None else None)
+    section = _section(on, request.allow_code)
+    config = _config_beside(source, request.student)
+    model = request.student or (config.model if config is not None else None)
     if model is None:
         raise UserError(f"--student FAMILY/NAME: required, since nothing beside {source} says what it is")
     known = config.spec.height if config is not None else section.image_size
     # A recipe's data may have a size of its own; of a mere folder of images nobody says one.
-    side = asked.side or known or (default_side(model) if on.recipe is None else None)
-    found = find_student_in(source, model, side or default_side(model), asked)
+    side = request.side or known or (default_side(model) if on.recipe is None else None)
+    found = find_student_in(source, model, side or default_side(model), request)
     channels = {found.channels} if found.channels is not None else accepted_channels(model)
     data = open_section(section, on.root, side, frozenset(channels), progress)
     spec = _input_spec(data, on, config)
-    network = load_student(found, model, data.image_size[0], asked, source, channels=data.channels)
+    network = load_student(found, model, data.image_size[0], request, source, channels=data.channels)
     count = _classes(network, spec, model)
     if names is None and config is not None:
         names = config.class_names
     names, test = _named(count, names, data, source)
-    wanted = derived or DerivedRequest()
+    derived_request = derived or DerivedRequest()
     with batches_of(test) as batches:
         subject = Subject(network, model, spec, names, batches, {})
-        code = asked.allow_code
-        makers = wanted.makers(data.train, test, batches, workers=granted_cores(), allow_code=code)
+        code = request.allow_code
+        makers = derived_request.makers(data.train, test, batches, workers=granted_cores(), allow_code=code)
         shipped, files = write_subject(
             subject, folder, formats, makers, progress, opset=opset, allow_code=code
         )
@@ -134,7 +134,7 @@ def export(
             f"those of its training, were its images {spec.height}×{spec.width} (--input-size), and are the "
             "classes in the order of its logits (--labels)?"
         )
-    document = finish_export(folder, shipped, files, test, wanted.timing(BenchSection()), progress)
+    document = finish_export(folder, shipped, files, test, derived_request.timing(BenchSection()), progress)
     return {**document, "stripped": strip_document(found, model, network, source)}
 
 

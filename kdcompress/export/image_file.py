@@ -55,17 +55,17 @@ class ImageFile(DerivedFile):
         return "image_"
 
 
-def image_maker(test: Source, asked: str = OPTION) -> DerivedMaker:
+def image_maker(test: Source, option: str = OPTION) -> DerivedMaker:
     """Describes how `student.image.onnx` is made and proved.
 
     Args:
         test: The test split.
-        asked: Option or key that requested it, for messages.
+        option: Option or key that requested it, for messages.
     """
 
     def make(folder: Path, staging: Path, _: dict[str, Any]) -> ImageFile:
         spec = read_config(folder / CONFIG).spec
-        image_graph.check_spec(spec, asked)
+        image_graph.check_spec(spec, option)
         path = staging / image_graph.NAME
         with _images(test, spec) as (images, source):
             spread = read_golden(folder / GOLDEN).spread

@@ -82,14 +82,14 @@ def export(
     network, config = safetensors.read(file, allow_code=allow_code)
     data = data_of(recipe, root, (config.spec.height, config.spec.width), config.spec.channels, progress)
     metadata = documents.file_metadata(recipe, _teacher_of(source))
-    wanted = derived or DerivedRequest()
+    request = derived or DerivedRequest()
     with batches_of(data.test) as test:
         subject = Subject(network, config.model, config.spec, config.class_names, test, metadata)
-        makers = wanted.makers(data.train, data.test, test, workers=granted_cores(), allow_code=allow_code)
+        makers = request.makers(data.train, data.test, test, workers=granted_cores(), allow_code=allow_code)
         written = write_subject(
             subject, folder, formats, makers, progress, opset=opset, allow_code=allow_code
         )
-    return finish_export(folder, *written, data.test, wanted.timing(recipe.bench), progress)
+    return finish_export(folder, *written, data.test, request.timing(recipe.bench), progress)
 
 
 def check_folder(folder: Path) -> None:

@@ -83,17 +83,19 @@ def find_student(
         WeightsError: It stands nowhere, in several places that differ, as a part of a larger network, or
             with values that are not finite.
     """
-    held = dict(dictionaries(content))
-    if not held:
+    tensors_at = dict(dictionaries(content))
+    if not tensors_at:
         raise WeightsError(
             f"{source}: holds no tensor with a name; save them with torch.save(network.state_dict(), FILE)"
         )
-    candidates = [found for path in held for found in _candidates(path, held[path], pattern)]
+    candidates = [
+        found for path in tensors_at for found in _candidates(path, tensors_at[path], pattern)
+    ]
     if at is not None:
         candidates = _at(candidates, at)
     fitting = [candidate for candidate in candidates if candidate.fit.whole]
     if not fitting:
-        raise WeightsError(_nearest(candidates, held, pattern, source))
+        raise WeightsError(_nearest(candidates, tensors_at, pattern, source))
     # Averages that were kept without batch norm's statistics cannot be taken, but may be what is meant.
     fitting += [candidate for candidate in candidates if candidate.fit.weights_only]
     standing = [candidate for candidate in fitting if not candidate.larger(pattern, drop)]
@@ -105,7 +107,7 @@ def find_student(
         raise WeightsError(_ambiguous(kept, pattern, source))
     chosen, *copies = kept[0]
     if not chosen.fit.whole:
-        raise WeightsError(_nearest([chosen], held, pattern, source))
+        raise WeightsError(_nearest([chosen], tensors_at, pattern, source))
     _check_drop(chosen, pattern, drop)
     for key, tensor in chosen.state.items():
         # As the student will hold them: float64 reaches further, and float8 cannot be asked.
@@ -121,7 +123,7 @@ def find_student(
         channels=chosen.fit.channels,
         also_at=tuple(str(copy.place) for copy in copies),
         set_aside=tuple(str(candidate.place) for group in aside for candidate in group),
-        remainder=remainder(content, held, chosen.place, chosen.state, drop),
+        remainder=remainder(content, tensors_at, chosen.place, chosen.state, drop),
     )
 
 
@@ -237,8 +239,8 @@ def _ambiguous(groups: _Groups, pattern: Pattern, source: str) -> str:
         classes = f"{first.fit.num_classes} classes" if first.fit.num_classes is not None else ""
         same = f"the same again at {', '.join(str(copy.place) for copy in copies)}" if copies else ""
         bare = "" if first.fit.whole else "without batch norm's statistics, so it cannot be taken"
-        told = "; ".join(filter(None, (classes, same, bare)))
-        lines.append(f"--at {shlex.quote(str(first.place))}" + (f"  ({told})" if told else ""))
+        remarks = "; ".join(filter(None, (classes, same, bare)))
+        lines.append(f"--at {shlex.quote(str(first.place))}" + (f"  ({remarks})" if remarks else ""))
     return "\n  ".join(lines)
 
 
@@ -262,9 +264,11 @@ def _outermost(name: str, pattern: Pattern) -> str:
     return name
 
 
-def _nearest(candidates: Sequence[_Candidate], held: Dictionaries, pattern: Pattern, source: str) -> str:
+def _nearest(
+    candidates: Sequence[_Candidate], tensors_at: Dictionaries, pattern: Pattern, source: str
+) -> str:
     if not candidates:
-        path, tensors = max(held.items(), key=lambda item: len(item[1]))
+        path, tensors = max(tensors_at.items(), key=lambda item: len(item[1]))
         return (
             f"{source}: nothing of a {pattern.model} stands in it; most of its tensors are at {Place(path)} "
             f"({_some(list(tensors))}), those of the network are called {_some(pattern.keys)}"

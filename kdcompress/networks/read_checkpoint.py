@@ -93,9 +93,9 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     content = _content(path)
     found = _unwrap(content)
     if found is None:
-        held = f"a dictionary of {_listed(content)}" if isinstance(content, Mapping) else _kind(content)
+        contents = f"a dictionary of {_listed(content)}" if isinstance(content, Mapping) else _kind(content)
         raise WeightsError(
-            f"{path}: holds no state dictionary but {held}; "
+            f"{path}: holds no state dictionary but {contents}; "
             "save one with torch.save(network.state_dict(), FILE)"
         )
     return _without_prefixes(found)

@@ -274,15 +274,15 @@ class _Rounded(_Planned):
             return bias
         return bias + to_whole(bias.detach(), self._unit_C)
 
-    def shift(self, given: dict[str, Any]) -> Tensor | None:
-        bias: Tensor | None = given.get("bias")
+    def shift(self, arguments: dict[str, Any]) -> Tensor | None:
+        bias: Tensor | None = arguments.get("bias")
         if bias is None or self._unit_C is None:
             return bias
         with torch.no_grad():
-            factor_C = torch.rsqrt(given["running_var"] + given.get("eps", 1e-5))
-            if given.get("weight") is not None:
-                factor_C = factor_C * given["weight"]
-            mean_C = given["running_mean"]
+            factor_C = torch.rsqrt(arguments["running_var"] + arguments.get("eps", 1e-5))
+            if arguments.get("weight") is not None:
+                factor_C = factor_C * arguments["weight"]
+            mean_C = arguments["running_mean"]
             added_C = torch.zeros_like(mean_C)
             if self._bias is not None:
                 # The convolution has added it in its own unit; folded, it is rounded only once.

@@ -46,9 +46,9 @@ class Pass(TorchFunctionMode):
         """Tells if a batch norm that reads this is folded into the convolution before it."""
         raise NotImplementedError
 
-    def shift(self, given: dict[str, Any]) -> Tensor | None:
+    def shift(self, arguments: dict[str, Any]) -> Tensor | None:
         """Returns the bias that a batch norm adds if it is folded into the convolution before it."""
-        bias: Tensor | None = given.get("bias")
+        bias: Tensor | None = arguments.get("bias")
         return bias
 
     def record_output(self, outputs: Any, *, by_layer: bool = False, levels: bool = False) -> None:
@@ -126,11 +126,11 @@ def _convolution(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _linear(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-    bias = given.get("bias")
-    read, weight = this.read(given["input"], "linear"), this.weight(given["weight"], 0)
+    arguments = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+    bias = arguments.get("bias")
+    read, weight = this.read(arguments["input"], "linear"), this.weight(arguments["weight"], 0)
     if read.ndim == 2 or bias is None:
-        bias = this.bias(bias, given["weight"], 0)
+        bias = this.bias(bias, arguments["weight"], 0)
         output = F.linear(read, weight, bias)
         this.record_output(output, by_layer=True)
         return output
@@ -148,24 +148,24 @@ def _matrix_product(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[s
 
 def _batch_norm(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = dict(zip(names, args, strict=False)) | kwargs
-    if this.folds(given["input"]):
-        given["bias"] = this.shift(given)
+    arguments = dict(zip(names, args, strict=False)) | kwargs
+    if this.folds(arguments["input"]):
+        arguments["bias"] = this.shift(arguments)
     else:
-        given["input"] = this.read(given["input"], "batch_norm")
-        if given.get("weight") is not None:
-            given["bias"] = this.bias(given.get("bias"), given["weight"], None)
-            given["weight"] = this.weight(given["weight"], None)
-    return func(**given)
+        arguments["input"] = this.read(arguments["input"], "batch_norm")
+        if arguments.get("weight") is not None:
+            arguments["bias"] = this.bias(arguments.get("bias"), arguments["weight"], None)
+            arguments["weight"] = this.weight(arguments["weight"], None)
+    return func(**arguments)
 
 
 def _layer_norm(this: Pass, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    given = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args, strict=False)) | kwargs
-    given["input"] = this.read(given["input"], "layer_norm")
-    if given.get("weight") is not None:
-        given["bias"] = this.bias(given.get("bias"), given["weight"], None)
-        given["weight"] = this.weight(given["weight"], None)
-    return func(**given)
+    arguments = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args, strict=False)) | kwargs
+    arguments["input"] = this.read(arguments["input"], "layer_norm")
+    if arguments.get("weight") is not None:
+        arguments["bias"] = this.bias(arguments.get("bias"), arguments["weight"], None)
+        arguments["weight"] = this.weight(arguments["weight"], None)
+    return func(**arguments)
 
 
 def _gated(gate: Callable[[Tensor], Tensor]) -> Rule:

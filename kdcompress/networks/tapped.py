@@ -176,16 +176,16 @@ class Tapped:
             want: The same as for a call.
             update_buffers: True: buffers that are left out are the network's own and not copies of them.
         """
-        given = dict(tensors)
+        replaced = dict(tensors)
         if not update_buffers:
             buffers = self.network.named_buffers()
-            given |= {name: buffer.clone() for name, buffer in buffers if name not in given}
+            replaced |= {name: buffer.clone() for name, buffer in buffers if name not in replaced}
         with (
             self.autocast(),
             self.forward_context(),
             reading(self.network, self._requested_taps(want)) as readings,
         ):
-            output = torch.func.functional_call(self.network, given, (self.normalise(images),))
+            output = torch.func.functional_call(self.network, replaced, (self.normalise(images),))
         return self._collect(output, readings, want)
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -181,14 +181,14 @@ def _share(entry: dict[str, Any]) -> str:
 
 
 def _difference(row: Compared) -> str:
-    told = row.difference
-    if told is None:
+    difference = row.difference
+    if difference is None:
         return row.why_not or numbers.UNKNOWN
-    points = f"{told['points']:+.2f}".replace("-", "−")
-    if "ci95" in told:
-        low, high = (f"{end:+.2f}".replace("-", "−") for end in told["ci95"])
-        return f"{points} points ({low} to {high}): {told['verdict']}"
-    return f"{points} ± {told['sd']:.2f} points, {told['n']} pairs of seeds"
+    points = f"{difference['points']:+.2f}".replace("-", "−")
+    if "ci95" in difference:
+        low, high = (f"{end:+.2f}".replace("-", "−") for end in difference["ci95"])
+        return f"{points} points ({low} to {high}): {difference['verdict']}"
+    return f"{points} ± {difference['sd']:.2f} points, {difference['n']} pairs of seeds"
 
 
 def _charts(rows: Sequence[Compared], heading: str, key: str) -> Iterator[Chart]:

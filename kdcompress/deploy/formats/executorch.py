@@ -72,7 +72,7 @@ def write(
     module = Deployed(copy.deepcopy(network), spec).to("cpu", torch.float32).eval()
     module = module.to(memory_format=torch.contiguous_format)
     example = torch.zeros(_EXAMPLE_BATCH, spec.channels, spec.height, spec.width)
-    told = {
+    facts = {
         **{key.removeprefix(onnx.PREFIX): value for key, value in metadata.items()},
         "params": str(count_parameters(network)),
         "macs": str(count_macs(network, spec.channels, spec.height, spec.width)),
@@ -82,7 +82,7 @@ def write(
     try:
         with _quietly():
             program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
-            methods = {_OWN: json.dumps(told, sort_keys=True)}
+            methods = {_OWN: json.dumps(facts, sort_keys=True)}
             lowered = lower(program, partitioner=[partitioner()], constant_methods=methods).to_executorch()
     except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError) as error:
         # None of what its passes raise is documented; it is the network that they stumble over.
@@ -113,8 +113,8 @@ def gates(file: ExecuTorchModel, opset: int | None) -> list[Gate]:
         file: Opened.
         opset: ONNX opset; not used here.
     """
-    told = [value for key, value in file.metadata.items() if key != onnx.PREFIX + "labels"]
-    leaks = list(dict.fromkeys([*folders_in(file.content), *(text[:80] for text in told if is_path(text))]))
+    facts = [value for key, value in file.metadata.items() if key != onnx.PREFIX + "labels"]
+    leaks = list(dict.fromkeys([*folders_in(file.content), *(text[:80] for text in facts if is_path(text))]))
     found = f"found: {'; '.join(leaks[:3])}" if leaks else "no folder of this machine named"
     return [
         equal("executorch_no_paths", len(leaks), 0, found),
@@ -173,11 +173,11 @@ class ExecuTorchModel:
             raise UserError(f"{path}: expected an input of four axes, as of an image classifier")
         self.largest = int(sizes[0])
         self.input_shape: tuple[int | str | None, ...] = ("batch", *map(int, sizes[1:]))
-        told: dict[str, str] = {}
+        facts: dict[str, str] = {}
         if _OWN in self._program.method_names:
-            told = json.loads(self._program.load_method(_OWN).execute([])[0])
-        self.task = EMBEDDING if told.pop(_BACKBONE, "false") == "true" else CLASSIFICATION
-        self.metadata = {onnx.PREFIX + key: value for key, value in told.items()}
+            facts = json.loads(self._program.load_method(_OWN).execute([])[0])
+        self.task = EMBEDDING if facts.pop(_BACKBONE, "false") == "true" else CLASSIFICATION
+        self.metadata = {onnx.PREFIX + key: value for key, value in facts.items()}
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs `[B, K]` of float32 images `[B, C, H, W]`.

@@ -77,12 +77,12 @@ def write(
             ) from error
         document = ET.parse(file)
         weights = file.with_suffix(BESIDE[0]).read_bytes()
-        told = {
+        facts = {
             **{key.removeprefix(onnx.PREFIX): value for key, value in metadata.items()},
             _WEIGHTS: sha256_of(file.with_suffix(BESIDE[0])),
         }
     _rename(document.getroot(), {node.name for node in model.graph.node} | _tensors(model))
-    _describe(document.getroot(), told)
+    _describe(document.getroot(), facts)
     ET.indent(document, "\t")
     write_bytes(path.with_suffix(BESIDE[0]), weights)
     write_bytes(path, ET.tostring(document.getroot(), encoding="utf-8", xml_declaration=True) + b"\n")
@@ -144,7 +144,7 @@ class OpenVinoModel:
         self.document = _document(path)
         self.metadata = _metadata(self.document)
         check_weights(path)
-        asked = {
+        settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": threads,
@@ -152,7 +152,7 @@ class OpenVinoModel:
         }
         try:
             core = library.Core()
-            compiled = core.compile_model(core.read_model(str(path)), _DEVICE, asked)
+            compiled = core.compile_model(core.read_model(str(path)), _DEVICE, settings)
         except RuntimeError as error:
             raise UserError(f"{path}: OpenVINO cannot load it ({_reason(error)})") from None
         if len(compiled.inputs) != 1 or len(compiled.outputs) != 1:
@@ -219,7 +219,7 @@ def _rename(root: ET.Element, known: set[str]) -> None:
             layer.attrib["name"] = f"{layer.attrib['type']}_{layer.attrib['id']}"
 
 
-def _describe(root: ET.Element, told: dict[str, str]) -> None:
+def _describe(root: ET.Element, facts: dict[str, str]) -> None:
     """Puts our own entries into the graph's `rt_info`, in place of how it was converted and from what."""
     root.attrib["name"] = _OWN
     info = root.find("rt_info")
@@ -229,7 +229,7 @@ def _describe(root: ET.Element, told: dict[str, str]) -> None:
         for entry in info.findall(name):
             info.remove(entry)
     own = ET.SubElement(info, _OWN)
-    for key, value in sorted(told.items()):
+    for key, value in sorted(facts.items()):
         ET.SubElement(own, key, value=value)
 
 
@@ -263,8 +263,8 @@ def check_weights(path: Path) -> None:
     metadata, weights = _metadata(_document(path)), path.with_suffix(BESIDE[0])
     if not weights.is_file():
         raise UserError(f"{weights}: no such file; {path.name} needs the weights it came with beside it")
-    told = metadata.get(onnx.PREFIX + _WEIGHTS)
-    if told is not None and sha256_of(weights) != told:
+    facts = metadata.get(onnx.PREFIX + _WEIGHTS)
+    if facts is not None and sha256_of(weights) != facts:
         raise UserError(f"{weights}: are not the weights that {path.name} came with, or damaged")
 
 
