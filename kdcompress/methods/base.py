@@ -97,8 +97,8 @@ class Phase:
             False starts with fresh optimisers.
         whole_epochs: True rounds the share to whole epochs, at least one; False to steps, so that the phase
             may end within an epoch, whose log line then has the terms of both phases.
-        schedule: Course of the learning rate in the phase: the recipe's, or constant after the recipe's
-            warm-up.
+        schedule: Course of the learning rate in the phase: the recipe's, or after the recipe's warm-up
+            constant or a half cosine.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Phase:
     freeze_bn: bool = False
     keep_optimiser: bool = False
     whole_epochs: bool = True
-    schedule: Literal["recipe", "constant"] = "recipe"
+    schedule: Literal["recipe", "constant", "cosine"] = "recipe"
 
 
 @dataclass(frozen=True, slots=True)

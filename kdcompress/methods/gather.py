@@ -47,6 +47,18 @@ def gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
+def own_rows(rows: int) -> slice:
+    """Returns the place of this process's rows among those that `gather_rows` returns.
+
+    Args:
+        rows: Number of this process's rows.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return slice(0, rows)
+    first = dist.get_rank() * rows
+    return slice(first, first + rows)
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ Want = frozenset[Literal["logits", "pooled", "stages", "pre"]]
 
 LOGITS: Want = frozenset({"logits"})
 POOLED: Want = frozenset({"pooled"})
+STAGES: Want = frozenset({"stages"})
 
 
 @dataclass(frozen=True, slots=True)

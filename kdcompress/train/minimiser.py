@@ -139,22 +139,24 @@ class Minimiser:
             self.scaler.step(self.optimisers[name])
         self._update_scale(means, finite)
 
-    def set_rate(self, step: int, total_steps: int, steps_per_epoch: int, *, constant: bool = False) -> float:
+    def set_rate(
+        self, step: int, total_steps: int, steps_per_epoch: int, *, schedule: str = "recipe"
+    ) -> float:
         """Sets the learning rate of every set by its own schedule.
 
         Args:
             step: 0-based optimiser step within the phase.
             total_steps: Number of steps of the phase.
             steps_per_epoch: Unit of milestones and warm-up that are given in epochs.
-            constant: True holds the base rate after the warm-up, whatever the schedules are.
+            schedule: Schedule of all sets in this phase after the warm-up; recipe: their own.
 
         Returns:
             Learning rate of the recipe's schedule.
         """
 
         def rate(optim: OptimSection) -> float:
-            if constant:
-                optim = optim.model_copy(update={"schedule": "constant"})
+            if schedule != "recipe":
+                optim = optim.model_copy(update={"schedule": schedule})
             return optim.lr * optimisers.factor(optim, step, total_steps, steps_per_epoch)
 
         for name, optimiser in self.optimisers.items():

@@ -179,7 +179,7 @@ class Trainer:
             parts = min(accumulate, batches - (number - place))
             if place == 0:
                 rate = minimise.set_rate(
-                    at.phase_step, phase_steps, self.steps_per_epoch, constant=phase.schedule == "constant"
+                    at.phase_step, phase_steps, self.steps_per_epoch, schedule=phase.schedule
                 )
             minimise.begin(at.step, place, parts)
             self.method.step(batch, minimise)

@@ -10,6 +10,8 @@ from kdcompress.methods.losses.contrast import bank_scores, embedding, noise_con
 from kdcompress.methods.losses.correlation import inter_class, intra_class
 from kdcompress.methods.losses.decoupled import nckd, tckd
 from kdcompress.methods.losses.density_ratio import density_ratio
+from kdcompress.methods.losses.designed import designed_labels, kl_of_undivided
+from kdcompress.methods.losses.energy import energy_difference, map_similarity_difference
 from kdcompress.methods.losses.features import euclidean
 from kdcompress.methods.losses.geometry import mutual_angles, mutual_distances
 from kdcompress.methods.losses.joint import joint_labels, joint_to_class_logits
@@ -21,6 +23,7 @@ from kdcompress.methods.losses.maps import (
     similarity_preserving,
 )
 from kdcompress.methods.losses.pairing import Pair, pair, pairs, pairs_of_one_size, stage_maps
+from kdcompress.methods.losses.partners import next_of_class
 from kdcompress.methods.losses.pretext import (
     own_image_cross_entropy,
     own_images,
@@ -40,6 +43,7 @@ from kdcompress.methods.losses.review import hierarchical_context
 from kdcompress.methods.losses.rotations import four_rotations
 from kdcompress.methods.losses.selection import masked_kl, rank_of, top_ratio_correct
 from kdcompress.methods.losses.soft_labels import (
+    probabilities,
     renormalised_soft_labels,
     smoothed_soft_labels,
     soft_label_cross_entropy,
@@ -47,6 +51,8 @@ from kdcompress.methods.losses.soft_labels import (
 from kdcompress.methods.losses.standardization import maybe_standardized, standardized
 from kdcompress.methods.losses.temperature import Curriculum, learnt_temperature, reversal
 from kdcompress.methods.losses.variance_covariance import covariance_energy, span, squeeze, variance_shortfall
+from kdcompress.methods.losses.views import kl_mean_over_classes, mean_difference
+from kdcompress.methods.losses.zipf import dense_votes, other_classes_kl, zipf_targets
 
 __all__ = [
     "Curriculum",
@@ -57,8 +63,11 @@ __all__ = [
     "cosine_alignment",
     "covariance_energy",
     "cross_entropy",
+    "dense_votes",
     "density_ratio",
+    "designed_labels",
     "embedding",
+    "energy_difference",
     "euclidean",
     "exponential_ramp",
     "four_rotations",
@@ -69,19 +78,26 @@ __all__ = [
     "joint_labels",
     "joint_to_class_logits",
     "kl",
+    "kl_mean_over_classes",
+    "kl_of_undivided",
     "learnt_temperature",
+    "map_similarity_difference",
     "masked_kl",
     "maybe_standardized",
+    "mean_difference",
     "mse",
     "mutual_angles",
     "mutual_distances",
     "nckd",
+    "next_of_class",
     "noise_contrastive",
+    "other_classes_kl",
     "own_image_cross_entropy",
     "own_images",
     "pair",
     "pairs",
     "pairs_of_one_size",
+    "probabilities",
     "queue_logits",
     "rank_of",
     "relation_kl",
@@ -104,4 +120,5 @@ __all__ = [
     "turned_views",
     "unit_rows",
     "variance_shortfall",
+    "zipf_targets",
 ]

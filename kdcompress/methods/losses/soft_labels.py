@@ -67,3 +67,9 @@ def soft_label_cross_entropy(student_BK: Tensor, target_BK: Tensor) -> Tensor:
         Shen & Xing, FKD, ECCV 2022; the authors' code.
     """
     return -(target_BK * F.log_softmax(student_BK, dim=1)).sum(1).mean()
+
+
+@full_precision
+def probabilities(logits_BK: Tensor) -> Tensor:
+    """Computes the softmax over classes, `[B, K]`."""
+    return logits_BK.softmax(1)
