@@ -27,6 +27,8 @@ EXTREMES = {
     # Settings beside the defaults that make a method another one.
     "none": [{"classifier_first": 0.5}],
     "dml": [{"target": "mean_logits", "detach": False}],
+    "ffl": [{"form": "networks", "detach": False}],
+    "mfef": [{"form": "networks", "groups": 2}],
     "kd": [{"logit_standardization": True}],
     "dkd": [{"logit_standardization": True, "warmup_epochs": 0}],
     "ctkd": [{"loss": "dkd", "curriculum": "linear", "ramp_epochs": 2, "logit_standardization": True}],

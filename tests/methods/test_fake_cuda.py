@@ -26,6 +26,8 @@ SETTINGS = {
     "at": [{"weight": 1000.0}],
     "crd": [{"positive": "relax", "kd_weight": 0.0}],
     "dml": [{"target": "mean_logits"}],
+    "ffl": [{"form": "networks", "detach": False}],
+    "mfef": [{"form": "networks", "groups": 2}],
     "mlkd": [{"align": "squared", "contrast": "across", "kd_weight": 0.0}],
     "reviewkd": [{"student_maps": "pre"}],
     "rkd": [{"sub_batch": 3, "kd_weight": 0.0}],
