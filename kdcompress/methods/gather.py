@@ -15,6 +15,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process_rank() -> int:
+    """Returns the number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def row_share(rows: int | Tensor, like: Tensor) -> Tensor | float:
     """Returns the factor that turns a mean over this process's rows into its share of the mean over all rows.
 
