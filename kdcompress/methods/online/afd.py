@@ -29,12 +29,10 @@ _STAGES: Want = frozenset({"stages"})
 class AFD(CohortMethod):
     """Trains networks on labels, on their predecessor's predictions, and against discriminators of maps.
 
-    Network k learns from network k - 1, the first from the last. A step has three updates:
-
-    1. every network by CE + weight · KL(predecessor ‖ own), with the recipe's optimiser;
-    2. every network up to its last map by (1 - D_k(T_k(own map)))², with an AdamW of its own at a much
-       smaller rate;
-    3. every discriminator by (1 - D_k(predecessor's map))² + D_k(T_k(own map))².
+    Network k learns from network k - 1, the first from the last. A step has three updates. First, every
+    network descends CE + weight · KL(predecessor ‖ own), with the recipe's optimiser. Second, every network
+    up to its last map descends (1 - D_k(T_k(own map)))², with an AdamW of its own at a much smaller rate.
+    Third, every discriminator D_k descends (1 - D_k(predecessor's map))² + D_k(T_k(own map))².
 
     The maps of the second and third update are computed anew with the weights after the first, in a second
     pass that leaves batch-norm statistics alone; the published method runs one pass. D_k is small, ends in
