@@ -27,6 +27,10 @@ EXTREMES = {
     # Settings beside the defaults that make a method another one.
     "none": [{"classifier_first": 0.5}],
     "dml": [{"target": "mean_logits", "detach": False}, {"update": "sequential"}],
+    "afd": [{"feature_lr": 1e-3, "hidden": 8}],
+    "ffl": [{"form": "networks", "detach": False}],
+    "mfef": [{"form": "networks", "groups": 2}],
+    "kdcl": [{"target": "linear"}, {"target": "general", "peers": 2}],
     "kd": [{"logit_standardization": True}],
     "dkd": [{"logit_standardization": True, "warmup_epochs": 0}],
     "ctkd": [{"loss": "dkd", "curriculum": "linear", "ramp_epochs": 2, "logit_standardization": True}],

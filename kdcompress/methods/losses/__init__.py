@@ -6,6 +6,14 @@ deeper head.
 
 from __future__ import annotations
 
+from kdcompress.methods.losses.adversarial import discriminator_loss, imitation_loss
+from kdcompress.methods.losses.collaborative import (
+    error_products,
+    generalization_weights,
+    minimum_logits,
+    mixture_weights,
+    most_certain_logits,
+)
 from kdcompress.methods.losses.contrast import bank_scores, embedding, noise_contrastive
 from kdcompress.methods.losses.correlation import inter_class, intra_class
 from kdcompress.methods.losses.decoupled import nckd, tckd
@@ -58,12 +66,16 @@ __all__ = [
     "covariance_energy",
     "cross_entropy",
     "density_ratio",
+    "discriminator_loss",
     "embedding",
+    "error_products",
     "euclidean",
     "exponential_ramp",
     "four_rotations",
+    "generalization_weights",
     "guarded_kl",
     "hierarchical_context",
+    "imitation_loss",
     "inter_class",
     "intra_class",
     "joint_labels",
@@ -72,6 +84,9 @@ __all__ = [
     "learnt_temperature",
     "masked_kl",
     "maybe_standardized",
+    "minimum_logits",
+    "mixture_weights",
+    "most_certain_logits",
     "mse",
     "mutual_angles",
     "mutual_distances",
