@@ -28,6 +28,7 @@ SETTINGS = {
     "dml": [{"target": "mean_logits"}],
     "mlkd": [{"align": "squared", "contrast": "across", "kd_weight": 0.0}],
     "reviewkd": [{"student_maps": "pre"}],
+    "one": [{"detach": False}],
     "rkd": [{"sub_batch": 3, "kd_weight": 0.0}],
     "seed": [{"ce_weight": 1.0, "kd_weight": 1.0}],
     "sskd": [{"tf_ratio": 0.5}],

@@ -16,6 +16,7 @@ FROZEN = {
     "kd": {"method": "kd"},
     "dml": {"method": "dml"},
     "byot": {"method": "byot"},
+    "one": {"method": "one"},
     "rkd": {"method": "rkd"},
     "crd": {"method": "crd", "config": {"negatives": 50}},
     "simreg": {"method": "simreg", "config": {"ce_weight": 1.0}},

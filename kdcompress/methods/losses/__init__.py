@@ -20,6 +20,7 @@ from kdcompress.methods.losses.maps import (
     mse,
     similarity_preserving,
 )
+from kdcompress.methods.losses.mixing import gate_weights, mix_logits, peer_attention
 from kdcompress.methods.losses.pairing import Pair, pair, pairs, pairs_of_one_size, stage_maps
 from kdcompress.methods.losses.pretext import (
     own_image_cross_entropy,
@@ -62,6 +63,7 @@ __all__ = [
     "euclidean",
     "exponential_ramp",
     "four_rotations",
+    "gate_weights",
     "guarded_kl",
     "hierarchical_context",
     "inter_class",
@@ -72,6 +74,7 @@ __all__ = [
     "learnt_temperature",
     "masked_kl",
     "maybe_standardized",
+    "mix_logits",
     "mse",
     "mutual_angles",
     "mutual_distances",
@@ -82,6 +85,7 @@ __all__ = [
     "pair",
     "pairs",
     "pairs_of_one_size",
+    "peer_attention",
     "queue_logits",
     "rank_of",
     "relation_kl",
