@@ -17,6 +17,8 @@ FROZEN = {
     "dml": {"method": "dml"},
     "byot": {"method": "byot"},
     "one": {"method": "one"},
+    "okddip": {"method": "okddip"},
+    "pcl": {"method": "pcl"},
     "rkd": {"method": "rkd"},
     "crd": {"method": "crd", "config": {"negatives": 50}},
     "simreg": {"method": "simreg", "config": {"ce_weight": 1.0}},

@@ -13,7 +13,7 @@ from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
-from kdcompress.methods.cohort_method import CohortMethod, last_shared_stage
+from kdcompress.methods.cohort_method import CohortMethod, last_shared_stage, logits_of
 from kdcompress.methods.gather import gather_rows, own_rows
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.networks.networks import Networks
@@ -90,9 +90,7 @@ class ONE(CohortMethod):
         shared_BCHW, readings = self.read_branches(batch)
         with self.networks.student.autocast():
             gate_BM = self.gate(shared_BCHW.mean((2, 3)))
-        return self.terms(
-            [read.logits for read in readings if read.logits is not None], gate_BM, batch.labels
-        )
+        return self.terms(logits_of(readings), gate_BM, batch.labels)
 
     def terms(self, logits: list[Tensor], gate_BM: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """Computes the weighted terms.
