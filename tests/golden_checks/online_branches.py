@@ -25,7 +25,9 @@ def scalar(value, dtype):
 def gate_of(z, dtype):
     weight = z.tensor("in_gate_W")
     gate = Gate(weight.shape[1], weight.shape[0]).to(dtype)
-    gate.linear.weight.data, gate.linear.bias.data = weight, z.tensor("in_gate_b")
+    gate.linear.weight.data = weight
+    # The method's gate has none; the authors' has one, which only the running mean knows.
+    gate.linear.bias = torch.nn.Parameter(z.tensor("in_gate_b"))
     gate.norm.weight.data, gate.norm.bias.data = z.tensor("in_gate_bn_weight"), z.tensor("in_gate_bn_bias")
     return gate
 

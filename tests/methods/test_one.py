@@ -31,7 +31,7 @@ def test_the_ensemble_is_the_sum_of_the_logits_with_each_images_own_weights(tmp_
 
 def test_the_gate_normalises_over_the_batch_and_its_weights_add_up_to_1():
     gate = Gate(2, 2).double()
-    gate.linear.weight.data, gate.linear.bias.data = torch.eye(2).double(), torch.zeros(2).double()
+    gate.linear.weight.data = torch.eye(2).double()
     got = gate(torch.tensor([[3.0, -1.0], [1.0, 3.0]], dtype=torch.float64))
     # Two rows become +1 and -1 (less the eps of the norm); the ReLU makes 0 of -1.
     first, second = (v / math.sqrt(v * v + 1e-5) for v in (1.0, 2.0))

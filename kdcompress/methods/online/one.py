@@ -126,8 +126,9 @@ class ONE(CohortMethod):
 class Gate(nn.Module):
     """Weights M branches for each image: linear layer, batch norm over the images, ReLU, softmax.
 
-    In training the batch norm takes the rows of all processes. A single row has no variance: it is normalised
-    by the running statistics, which it leaves as they are.
+    The linear layer has no bias, since the batch norm subtracts it: the authors' code has one, without
+    effect. In training the batch norm takes the rows of all processes. A single row has no variance: it is
+    normalised by the running statistics and leaves them as they are.
 
     Args:
         channels: C, width of the pooled map.
@@ -136,7 +137,7 @@ class Gate(nn.Module):
 
     def __init__(self, channels: int, branches: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(channels, branches)
+        self.linear = nn.Linear(channels, branches, bias=False)
         self.norm = nn.BatchNorm1d(branches)
 
     def forward(self, pooled_BC: Tensor) -> Tensor:
