@@ -70,9 +70,7 @@ def _same_keys(plain: nn.Module, fresh: nn.Module) -> Gate:
         {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in module.state_dict().items()}
         for module in (plain, fresh)
     )
-    apart = sorted(
-        key for key in shapes.keys() | of_fresh.keys() if shapes.get(key) != of_fresh.get(key)
-    )
+    apart = sorted(key for key in shapes.keys() | of_fresh.keys() if shapes.get(key) != of_fresh.get(key))
     detail = f"differ: {', '.join(apart[:3])}" if apart else f"{len(shapes)} tensors, as in a fresh student"
     return equal("same_keys", len(apart), 0, detail)
 

@@ -88,9 +88,7 @@ def find_student(
         raise WeightsError(
             f"{source}: holds no tensor with a name; save them with torch.save(network.state_dict(), FILE)"
         )
-    candidates = [
-        found for path in tensors_at for found in _candidates(path, tensors_at[path], pattern)
-    ]
+    candidates = [found for path in tensors_at for found in _candidates(path, tensors_at[path], pattern)]
     if at is not None:
         candidates = _at(candidates, at)
     fitting = [candidate for candidate in candidates if candidate.fit.whole]

@@ -28,6 +28,7 @@ from kdcompress.methods.losses.maps import (
     mse,
     similarity_preserving,
 )
+from kdcompress.methods.losses.mixing import gate_weights, mix_logits, peer_attention
 from kdcompress.methods.losses.pairing import Pair, pair, pairs, pairs_of_one_size, stage_maps
 from kdcompress.methods.losses.pretext import (
     own_image_cross_entropy,
@@ -72,6 +73,7 @@ __all__ = [
     "euclidean",
     "exponential_ramp",
     "four_rotations",
+    "gate_weights",
     "generalization_weights",
     "guarded_kl",
     "hierarchical_context",
@@ -85,6 +87,7 @@ __all__ = [
     "masked_kl",
     "maybe_standardized",
     "minimum_logits",
+    "mix_logits",
     "mixture_weights",
     "most_certain_logits",
     "mse",
@@ -97,6 +100,7 @@ __all__ = [
     "pair",
     "pairs",
     "pairs_of_one_size",
+    "peer_attention",
     "queue_logits",
     "rank_of",
     "relation_kl",
