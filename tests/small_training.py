@@ -111,7 +111,17 @@ class Small:
             for network in (self.student, *self.peers, *([self.frozen._frozen] if self.frozen else [])):
                 widen(network)
         train_images = images(count, side, labelled=labelled)
-        info = {"num_classes": CLASSES, "image_size": (side, side), "channels": 3, **(data or {})}
+
+        def held_out_batches():
+            return EvaluationLoader(images(held_out, side, 1, labelled), device=device) if held_out else ()
+
+        info = {
+            "held_out": held_out_batches,
+            "num_classes": CLASSES,
+            "image_size": (side, side),
+            "channels": 3,
+            **(data or {}),
+        }
         networks = Networks(self.student, self.frozen, self.peers)
         self.method = cls(config, networks, DataInfo(labels=train_images.labels, **info)).to(device)
         if float64:

@@ -104,7 +104,8 @@ KINDS = ("offline", "online", "selfkd")
 
 
 SHARED_BY_METHODS = {
-    "base", "feature_kd", "frozen", "hierarchy", "losses", "memory", "presets", "requirements", "soft_labels",
+    "base", "cohort_method", "feature_kd", "frozen", "fusion_method", "gather", "hierarchy",
+    "losses", "memory", "moving_average", "presets", "requirements", "shared_norm", "soft_labels",
 }  # fmt: skip
 
 

@@ -119,10 +119,8 @@ def _needs_lines(document: dict[str, Any]) -> Iterator[tuple[int, str]]:
     if needs["unlabelled"]:
         yield 2, "Learns from images without a label, too."
     if needs["views"] > 1:
-        yield (
-            2,
-            f"{needs['views']} views of each image: both networks see that many times the images.",
-        )
+        seen = "both networks see that many times the images" if needs["teacher"] else "one for each network"
+        yield 2, f"{needs['views']} views of each image: {seen}."
     if needs["task"] == EMBEDDING.name:
         yield 2, "Trains a backbone without a classifier."
     if document["preparation_epochs"] is not None:

@@ -77,11 +77,13 @@ class ParameterSet:
         parameters: At least one.
         lr_scale: Factor on the learning rate.
         optim: Optimiser, weight decay and schedule of this set alone; None: the recipe's `optim:` section.
+        weight_decay: Replaces the weight decay of that section; None: it stays.
     """
 
     parameters: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0
     optim: OptimSection | None = None
+    weight_decay: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ class CohortMethod(Method):
         data: Facts about the training data.
         branches: Number of branches, the student's own included; 0: whole networks.
         own_stages: Number of last stages that each branch has of its own.
+        stem_gradient: Factor on the gradient that the branches give the shared stages.
 
     Attributes:
         cohort: The branches; None where whole networks train together.
@@ -37,13 +39,20 @@ class CohortMethod(Method):
     """
 
     def __init__(
-        self, config: Any, networks: Networks, data: DataInfo, *, branches: int = 0, own_stages: int = 1
+        self,
+        config: Any,
+        networks: Networks,
+        data: DataInfo,
+        *,
+        branches: int = 0,
+        own_stages: int = 1,
+        stem_gradient: float = 1.0,
     ) -> None:
         super().__init__(config, networks, data)
         self.cohort: Cohort | None = None
         if branches:
             stage = last_shared_stage(networks.student, own_stages)
-            self.cohort = Cohort(networks.student, branches, stage)
+            self.cohort = Cohort(networks.student, branches, stage, stem_gradient=stem_gradient)
 
     @property
     def count(self) -> int:
@@ -98,8 +107,9 @@ class CohortMethod(Method):
         if cohort is None:
             networks = (student, *self.networks.peers)
             return {n: Candidate.of(each) for n, each in zip(self.names(), networks, strict=True)}
-        branches = {n: Candidate(student, partial(cohort.plain_state, k)) for k, n in enumerate(self.names())}
-        return branches | {"student": Candidate.of(student)}
+        own, *others = self.names()
+        branches = {n: Candidate(student, partial(cohort.plain_state, k)) for k, n in enumerate(others, 1)}
+        return {own: Candidate.of(student), **branches}
 
 
 def last_shared_stage(student: Tapped, own_stages: int) -> str:
@@ -119,3 +129,18 @@ def last_shared_stage(student: Tapped, own_stages: int) -> str:
             "share none; name stages in student.taps, take larger images, or choose another student"
         )
     return stages[-1 - own_stages]
+
+
+def logits_of(readings: Iterable[Activations]) -> list[Tensor]:
+    """Returns the logits of each network, which must have been read."""
+    return [_present(read.logits) for read in readings]
+
+
+def pooled_of(readings: Iterable[Activations]) -> list[Tensor]:
+    """Returns the pooled features of each network, which must have been read."""
+    return [_present(read.pooled) for read in readings]
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor

@@ -10,6 +10,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+def world_size() -> int:
+    """Returns the number of processes of this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def process_rank() -> int:
+    """Returns the number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def row_share(rows: int | Tensor, like: Tensor) -> Tensor | float:
     """Returns the factor that turns a mean over this process's rows into its share of the mean over all rows.
 
@@ -20,7 +30,7 @@ def row_share(rows: int | Tensor, like: Tensor) -> Tensor | float:
     Returns:
         rows · processes / rows of all processes; 1 in a run of one process.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return 1.0
     ours = torch.as_tensor(rows, dtype=torch.float32, device=like.device)
     total = ours.clone()
@@ -41,22 +51,17 @@ def gather_rows(rows: Tensor) -> Tensor:
         would miss the other processes' share, so torch raises a RuntimeError when one is asked for. A step
         with an inner gradient computes on gathered rows instead, so that no collective lies inside its graph.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return rows
     gathered: Tensor = _Gather.apply(rows)
     return gathered
 
 
-def own_rows(rows: int) -> slice:
-    """Returns the place of this process's rows among those that `gather_rows` returns.
-
-    Args:
-        rows: Number of this process's rows.
-    """
-    if not dist.is_available() or not dist.is_initialized():
-        return slice(0, rows)
-    first = dist.get_rank() * rows
-    return slice(first, first + rows)
+def own_rows(gathered: Tensor) -> Tensor:
+    """Returns this process's rows of what `gather_rows` returned, or of a result with the same rows."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return gathered
+    return gathered.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 class _Gather(torch.autograd.Function):

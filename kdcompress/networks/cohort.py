@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +27,7 @@ class Cohort(nn.Module):
         student: Trained in place.
         branches: Number of branches, the student's own included; at least 2.
         stage: The last stage that all share.
+        stem_gradient: Factor on the gradient that the branches give the shared part.
 
     Attributes:
         tails: Branches 1 and up.
@@ -33,8 +37,9 @@ class Cohort(nn.Module):
         Uncuttable: The network is no straight chain behind that stage.
     """
 
-    def __init__(self, student: Tapped, branches: int, stage: str) -> None:
+    def __init__(self, student: Tapped, branches: int, stage: str, *, stem_gradient: float = 1.0) -> None:
         super().__init__()
+        self._stem_gradient = stem_gradient
         if branches < 2:
             raise NetworkError(f"{student.model}: a cohort has at least 2 branches, got {branches}")
         if student.task.has_classes:
@@ -63,11 +68,7 @@ class Cohort(nn.Module):
             The shared map `[V · B, C', H', W']`, and the readings of each branch; all float32.
         """
         student, parts, _ = self._student
-        with student.autocast():
-            shared = parts.stem(student.normalise(images))
-        inputs = shared.chunk(views)
-        readings = [branch(inputs[k % views]) for k, branch in enumerate(self._branches())]
-        return wide(shared), [_selected(read, want) for read in readings]
+        return _run(student, parts.stem, self._branches(), images, want, views, self._stem_gradient)
 
     def train_mode(self, on: bool, freeze_bn: bool = False) -> None:
         """Switches the further branches between training and evaluation.
@@ -98,6 +99,10 @@ class Cohort(nn.Module):
             state.update((key, tail[inner]) for key, inner in self._keys_in_branch.items())
         return state
 
+    def parts(self) -> list[nn.Module]:
+        """Returns the shared part and every branch, the student's own included, without copying them."""
+        return [self._student[1].stem, *self._branches()]
+
     def plain(self, branch: int) -> nn.Module:
         """Builds a network of the student's plain class, in eval mode, with the weights of a branch.
 
@@ -117,6 +122,67 @@ class Cohort(nn.Module):
         return [self._student[2], *self.tails]
 
 
+class CohortCopy(nn.Module):
+    """Holds copies of a cohort's shared part and branches, and runs them in the student's precision.
+
+    Unlike a cohort it has all of its tensors as its own. They begin with the cohort's values.
+
+    Args:
+        cohort: Not changed.
+    """
+
+    def __init__(self, cohort: Cohort) -> None:
+        super().__init__()
+        self._tapped, parts, _ = cohort._student
+        stem, *branches = cohort.parts()
+        self.stem = copy.deepcopy(stem)
+        self.branches = nn.ModuleList(copy.deepcopy(branch) for branch in branches)
+        self._keys_in_stem = _keys_within(self._tapped, parts.stem)
+        self._keys_in_branch = cohort._keys_in_branch
+
+    def forward(
+        self, images: Tensor, want: Want = LOGITS | POOLED, views: int = 1
+    ) -> tuple[Tensor, list[Activations]]:
+        """Runs the shared part once and every branch; arguments and result as those of a cohort."""
+        return _run(self._tapped, self.stem, self.branches, images, want, views)
+
+    def parts(self) -> list[nn.Module]:
+        """Returns the shared part and every branch, in the order of `Cohort.parts`."""
+        return [self.stem, *self.branches]
+
+    def plain_state(self, branch: int) -> dict[str, Tensor]:
+        """Returns the state dictionary of a plain network; argument and result as those of a cohort.
+
+        Raises:
+            IndexError: No such branch.
+        """
+        tail, stem = self.branches[branch].state_dict(), self.stem.state_dict()
+        return {
+            key: tail[self._keys_in_branch[key]]
+            if key in self._keys_in_branch
+            else stem[self._keys_in_stem[key]]
+            for key in self._tapped.network.state_dict()
+        }
+
+
+def _run(
+    student: Tapped,
+    stem: nn.Module,
+    branches: Iterable[nn.Module],
+    images: Tensor,
+    want: Want,
+    views: int,
+    stem_gradient: float = 1.0,
+) -> tuple[Tensor, list[Activations]]:
+    with student.autocast():
+        shared: Tensor = stem(student.normalise(images))
+    if stem_gradient != 1 and shared.requires_grad:
+        shared.register_hook(lambda gradient: stem_gradient * gradient)  # type: ignore[no-untyped-call]
+    inputs = shared.chunk(views)
+    readings = [branch(inputs[k % views]) for k, branch in enumerate(branches)]
+    return wide(shared), [_selected(read, want) for read in readings]
+
+
 def _selected(read: Activations, want: Want) -> Activations:
     return Activations(
         logits=read.logits if "logits" in want else None,
@@ -131,12 +197,15 @@ def _keys_in_branch(student: Tapped, parts: Split) -> dict[str, str]:
     Raises:
         Uncuttable: A tensor lies in neither, so that no branch could carry it.
     """
-    shared = {id(t) for t in parts.stem.state_dict(keep_vars=True).values()}
-    inner = {id(t): key for key, t in parts.rest.state_dict(keep_vars=True).items()}
-    keys = {}
-    for key, tensor in student.network.state_dict(keep_vars=True).items():
-        if id(tensor) in inner:
-            keys[key] = inner[id(tensor)]
-        elif id(tensor) not in shared:
+    shared, keys = _keys_within(student, parts.stem), _keys_within(student, parts.rest)
+    for key in student.network.state_dict():
+        if key not in shared and key not in keys:
             raise Uncuttable(f"{student.model}: {key} lies outside its segments, so no branch can carry it")
     return keys
+
+
+def _keys_within(student: Tapped, part: nn.Module) -> dict[str, str]:
+    """Maps keys of the network to those of a part that shares its tensors; others are left out."""
+    inner = {id(t): key for key, t in part.state_dict(keep_vars=True).items()}
+    tensors = student.network.state_dict(keep_vars=True)
+    return {key: inner[id(t)] for key, t in tensors.items() if id(t) in inner}

@@ -177,7 +177,11 @@ class Minimiser:
         self._skips_in_a_row = state.get("skips_in_a_row", 0)
 
     def _optim(self, name: str) -> OptimSection:
-        return self.sets[name].optim or self.job.optim
+        held = self.sets[name]
+        optim = held.optim or self.job.optim
+        if held.weight_decay is None:
+            return optim
+        return optim.model_copy(update={"weight_decay": held.weight_decay})
 
     def _means(self, terms: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
         """Averages the terms over the processes: a NaN of one process is a NaN for all, so that all stop.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdcompress.data.batch import DataInfo
-from kdcompress.methods.base import find_method
+from kdcompress.methods.base import Method, find_method
 
 
 def method(name, num_classes, *, peers=0, label_smoothing=0.0, **config):
@@ -20,7 +20,7 @@ def method(name, num_classes, *, peers=0, label_smoothing=0.0, **config):
     )
     made = cls.__new__(cls)
     networks = types.SimpleNamespace(student=None, teacher=None, peers=(None,) * peers)
-    super(cls, made).__init__(cls.Config(**config), networks, info)
+    Method.__init__(made, cls.Config(**config), networks, info)
     return made
 
 

@@ -30,6 +30,9 @@ def zipf_rank(z, dtype, compare):
     compare("loss_constant", constant.terms(logits, logits.detach(), labels)["zipf"])
 
 
+# `grad_logits_l4` of the dense files holds two backward passes, that of kd alone and that of the total.
+
+
 def zipf_dense(z, dtype, compare, upsample=2):
     z.read.add("min_vote_gap")  # says that rounding cannot change a vote
     labels, fmap = z.tensor("labels"), z.tensor("fmap4").requires_grad_()
@@ -47,8 +50,9 @@ def zipf_dense(z, dtype, compare, upsample=2):
     compare("kd", terms["zipf"] / z.number("lam"))
     compare("total", sum(terms.values()))
     compare("grad_kd_logits", gradients(terms["zipf"] / z.number("lam"), [logits])[0])
-    for name, got in zip(("logits_l4", "fmap4"), gradients(sum(terms.values()), [logits, fmap]), strict=True):
-        compare(f"grad_{name}", got)
+    of_logits, of_map = gradients(sum(terms.values()), [logits, fmap])
+    compare("grad_fmap4", of_map)
+    compare("grad_logits_l4", of_logits + gradients(terms["zipf"] / z.number("lam"), [logits])[0])
 
 
 def zipf_dense_noup(z, dtype, compare):
@@ -86,7 +90,10 @@ def zipf_dense_multi(z, dtype, compare):
         compare(f"logits_l{level}", logits[level])
         if level != 4:
             compare(f"xent_l{level}", shallow[level])
-        compare(f"grad_logits_l{level}", gradients(total, [logits[level]])[0])
+        got = gradients(total, [logits[level]])[0]
+        if level == 4:
+            got = got + gradients(terms["zipf"] / z.number("lam"), [logits[4]])[0]
+        compare(f"grad_logits_l{level}", got)
         compare(f"grad_fmap{level}", gradients(total, [maps[level]])[0])
 
 
@@ -125,7 +132,7 @@ def tfkd_selfkdlib(z, dtype, compare):
 def pskd(z, dtype, compare):
     labels = z.tensor("labels")
     logits = z.tensor("e0_logits_by_sample")
-    samples, classes = logits.shape
+    classes = logits.shape[1]
     made = method("pskd", classes, alpha=z.number("alpha_T"))
     memory = F.one_hot(labels, classes).to(dtype)
     for epoch in range(sum(name.endswith("_alpha") for name in z.names)):

@@ -27,6 +27,16 @@ EXTREMES = {
     # Settings beside the defaults that make a method another one.
     "none": [{"classifier_first": 0.5}],
     "dml": [{"target": "mean_logits", "detach": False}, {"update": "sequential"}],
+    "afd": [{"feature_lr": 1e-3, "hidden": 8}],
+    "ffl": [{"form": "networks", "detach": False}],
+    "mfef": [{"form": "networks", "groups": 2}],
+    "kdcl": [{"target": "linear"}, {"target": "general", "peers": 2}],
+    "okddip": [
+        {"leader": False, "target": "mean_of_others", "stem_gradient": "mean"},
+        {"form": "networks", "detach": True, "ramp_epochs": 3.0},
+    ],
+    "one": [{"branches": 2, "detach": False, "ramp_epochs": 3.0}],
+    "pcl": [{"branches": 2, "detach": False, "over_peers": "sum", "ramp_epochs": 3.0}],
     "kd": [{"logit_standardization": True}],
     "dkd": [{"logit_standardization": True, "warmup_epochs": 0}],
     "ctkd": [{"loss": "dkd", "curriculum": "linear", "ramp_epochs": 2, "logit_standardization": True}],

@@ -26,8 +26,19 @@ SETTINGS = {
     "at": [{"weight": 1000.0}],
     "crd": [{"positive": "relax", "kd_weight": 0.0}],
     "dml": [{"target": "mean_logits"}],
+    "ffl": [{"form": "networks", "detach": False}],
+    "mfef": [{"form": "networks", "groups": 2}],
+    "kdcl": [
+        {"target": "general", "peers": 2},
+        {"target": "linear"},
+        {"target": "linear", "linear_over": "image"},
+        {"target": "naive", "views": "shared"},
+    ],
     "mlkd": [{"align": "squared", "contrast": "across", "kd_weight": 0.0}],
+    "pcl": [{"branches": 2, "detach": False}],
     "reviewkd": [{"student_maps": "pre"}],
+    "okddip": [{"form": "networks", "leader": False}, {"target": "mean_of_others", "stem_gradient": "mean"}],
+    "one": [{"detach": False}],
     "rkd": [{"sub_batch": 3, "kd_weight": 0.0}],
     "seed": [{"ce_weight": 1.0, "kd_weight": 1.0}],
     "sskd": [{"tf_ratio": 0.5}],
@@ -93,7 +104,7 @@ def build(folder, name, config=None, precision=None):
     config = {**DEFAULTS.get(name, {}), **(config or {})}
     labels = find_method(name).needs(find_method(name).Config(**config)).labels
     data = {"class_weights": torch.tensor([0.5, 0.5, 1.0, 2.0]), "label_smoothing": 0.1} if labels else {}
-    return Small(folder, name, config=config, precision=precision, side=SIDE, held_out=0, data=data)
+    return Small(folder, name, config=config, precision=precision, side=SIDE, held_out=8, data=data)
 
 
 def run_steps(small):

@@ -8,7 +8,7 @@ from several_families import images_for, tapped
 
 from kdcompress.errors import NetworkError, Uncuttable
 from kdcompress.networks.build import build
-from kdcompress.networks.cohort import Cohort
+from kdcompress.networks.cohort import Cohort, CohortCopy
 from kdcompress.networks.tapped import ALL
 
 CUTTABLE = {
@@ -180,3 +180,43 @@ def test_what_is_no_cohort_says_so():
         Cohort(student, 2, "stage7")
     with pytest.raises(Uncuttable, match="cannot be cut behind"):
         Cohort(tapped("cifar/resnet8x4", stage1="layer1.0.conv1"), 2, "stage1")
+
+
+@pytest.mark.parametrize("model", ["cifar/resnet8x4", "cifar/vgg8", "torchvision/mobilenet_v3_small"])
+def test_a_copy_gives_the_same_as_its_cohort_and_keeps_its_values(model):
+    student = tapped(model)
+    cohort = Cohort(student, 3, CUTTABLE[model])
+    copied = CohortCopy(cohort)
+    student.train_mode(False)
+    cohort.eval()
+    copied.eval()
+    images = images_for(student, 4)
+    with torch.no_grad():
+        expected = cohort(images, views=2)
+        got = copied(images, views=2)
+        torch.testing.assert_close(got[0], expected[0])
+        for one, other in zip(got[1], expected[1], strict=True):
+            torch.testing.assert_close((one.logits, one.pooled), (other.logits, other.pooled))
+        states = [copied.plain_state(k) for k in range(3)]
+        for k, state in enumerate(states):
+            plain = cohort.plain_state(k)
+            assert list(state) == list(plain)
+            assert all(torch.equal(state[key], plain[key]) for key in plain)
+        before = {key: tensor.clone() for key, tensor in copied.state_dict().items()}
+        for part in cohort.parts():
+            for parameter in part.parameters():
+                parameter.add_(1)
+        assert all(torch.equal(tensor, before[key]) for key, tensor in copied.state_dict().items())
+    network = build(model, num_classes=5, channels=3, image_size=student.image_size)
+    network.load_state_dict(states[2], strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(student.normalise(images[:2])), expected[1][2].logits[:2])
+
+
+def test_the_parts_of_a_copy_have_the_tensors_of_the_cohorts_parts_in_their_order():
+    cohort = Cohort(tapped("cifar/resnet8x4"), 2, "stage2")
+    pairs = list(zip(cohort.parts(), CohortCopy(cohort).parts(), strict=True))
+    assert len(pairs) == 3
+    for own, other in pairs:
+        assert [name for name, _ in own.named_parameters()] == [name for name, _ in other.named_parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(own.parameters(), other.parameters(), strict=True))

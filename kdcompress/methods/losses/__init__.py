@@ -6,6 +6,14 @@ deeper head.
 
 from __future__ import annotations
 
+from kdcompress.methods.losses.adversarial import discriminator_loss, imitation_loss
+from kdcompress.methods.losses.collaborative import (
+    error_products,
+    generalization_weights,
+    minimum_logits,
+    mixture_weights,
+    most_certain_logits,
+)
 from kdcompress.methods.losses.contrast import bank_scores, embedding, noise_contrastive
 from kdcompress.methods.losses.correlation import inter_class, intra_class
 from kdcompress.methods.losses.decoupled import nckd, tckd
@@ -22,6 +30,7 @@ from kdcompress.methods.losses.maps import (
     mse,
     similarity_preserving,
 )
+from kdcompress.methods.losses.mixing import gate_weights, mix_logits, peer_attention
 from kdcompress.methods.losses.pairing import Pair, pair, pairs, pairs_of_one_size, stage_maps
 from kdcompress.methods.losses.partners import next_of_class
 from kdcompress.methods.losses.pretext import (
@@ -66,13 +75,18 @@ __all__ = [
     "dense_votes",
     "density_ratio",
     "designed_labels",
+    "discriminator_loss",
     "embedding",
     "energy_difference",
+    "error_products",
     "euclidean",
     "exponential_ramp",
     "four_rotations",
+    "gate_weights",
+    "generalization_weights",
     "guarded_kl",
     "hierarchical_context",
+    "imitation_loss",
     "inter_class",
     "intra_class",
     "joint_labels",
@@ -85,6 +99,10 @@ __all__ = [
     "masked_kl",
     "maybe_standardized",
     "mean_difference",
+    "minimum_logits",
+    "mix_logits",
+    "mixture_weights",
+    "most_certain_logits",
     "mse",
     "mutual_angles",
     "mutual_distances",
@@ -97,6 +115,7 @@ __all__ = [
     "pair",
     "pairs",
     "pairs_of_one_size",
+    "peer_attention",
     "probabilities",
     "queue_logits",
     "rank_of",

@@ -79,10 +79,9 @@ class DLB(Method):
         assert logits is not None
         last = None
         if self._begun:
-            rows = own_rows(len(batch))
             # Copies, since the buffers are overwritten before the backward pass.
             images, labels, before = (
-                each[rows].clone() for each in (self.last_images, self.last_labels, self.last_logits)
+                own_rows(each).clone() for each in (self.last_images, self.last_labels, self.last_logits)
             )
             again = student(images).logits
             assert again is not None

@@ -1,4 +1,4 @@
-"""Similarity and consistency by self-distillation (Computer Science 2023), reconstructed from its abstract."""
+"""Similarity and consistency by self-distillation (Computer Science 2023), rebuilt from its abstract."""
 
 from __future__ import annotations
 

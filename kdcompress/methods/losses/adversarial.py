@@ -1,0 +1,37 @@
+"""Least-squares losses between a discriminator and what it judges."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdcompress.methods.losses.widening import full_precision
+
+
+@full_precision
+def discriminator_loss(own_B: Tensor, peer_B: Tensor) -> Tensor:
+    """Computes the loss of a discriminator that takes the peer's maps for real: mean (1 - peer)² + own².
+
+    Args:
+        own_B: `[B]` its judgement of the learner's maps, 0 for false to 1 for real.
+        peer_B: `[B]` its judgement of the peer's maps.
+
+    Returns:
+        Scalar ≥ 0; 0.5 when it always answers 0.5.
+
+    Source:
+        Chung et al., AFD, ICML 2020; least squares as in Mao et al., ICCV 2017.
+    """
+    return (1 - peer_B).square().mean() + own_B.square().mean()
+
+
+@full_precision
+def imitation_loss(own_B: Tensor) -> Tensor:
+    """Computes the loss of a learner that is to be taken for its peer: mean (1 - own)².
+
+    Args:
+        own_B: `[B]` the discriminator's judgement of the learner's maps.
+
+    Returns:
+        Scalar ≥ 0; 0 when the discriminator takes every map for the peer's.
+    """
+    return (1 - own_B).square().mean()

@@ -1,0 +1,47 @@
+"""One of the two processes of test_afd.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from small_training import Small, Watcher
+
+from kdcompress.errors import Interrupted
+from kdcompress.train.processes import join, leave
+
+PEERS = ["cifar/wrn-16-2"]  # other channels, so that there are transfer layers
+LARGE = {"feature_lr": 1e-3, "discriminator_lr": 1e-2}  # so that all updates are seen in a few steps
+
+
+def train(folder, processes, *, freeze=True, watcher=None, **arguments):
+    small = Small(
+        folder, "afd", peers=PEERS, config=LARGE, processes=processes, watcher=watcher, held_out=0,
+        float64=True, train={"freeze_bn": freeze, **arguments},
+    )  # fmt: skip
+    small.run()
+    return small.tensors()
+
+
+def main(folder, processes):
+    seen = {
+        "frozen": train(folder / "frozen", processes),
+        "accumulated": train(folder / "accumulated", processes, accumulate=2),
+        "live": train(folder / "live", processes, freeze=False),
+    }
+    try:
+        train(folder / "cut", processes, freeze=False, watcher=Watcher(7) if processes.rank else None)
+    except Interrupted:
+        seen["stopped"] = True
+    seen["resumed"] = train(folder / "cut", processes, freeze=False)
+    torch.save(seen, folder / f"{processes.rank}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    mine = join("cpu")
+    try:
+        main(Path(sys.argv[1]), mine)
+    finally:
+        leave()
