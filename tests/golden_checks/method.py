@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from kdcompress.data.batch import DataInfo
-from kdcompress.methods.base import Method, find_method
+from kdcompress.methods.base import find_method
+from kdcompress.methods.stage_pairs import StagePairs
 
 
 def method(name, num_classes, *, peers=0, label_smoothing=0.0, **config):
@@ -20,7 +21,9 @@ def method(name, num_classes, *, peers=0, label_smoothing=0.0, **config):
     )
     made = cls.__new__(cls)
     networks = types.SimpleNamespace(student=None, teacher=None, peers=(None,) * peers)
-    Method.__init__(made, cls.Config(**config), networks, info)
+    # The constructors of methods and of StagePairs measure networks, which are not here.
+    first = StagePairs if issubclass(cls, StagePairs) else cls
+    super(first, made).__init__(cls.Config(**config), networks, info)
     return made
 
 
