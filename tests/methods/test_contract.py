@@ -27,6 +27,7 @@ EXTREMES = {
     # Settings beside the defaults that make a method another one.
     "none": [{"classifier_first": 0.5}],
     "dml": [{"target": "mean_logits", "detach": False}],
+    "mcl": [{"form": "memory", "negatives": 6, "logit_weight": 1.0}, {"branches": 3, "logit_weight": 1.0}],
     "kd": [{"logit_standardization": True}],
     "dkd": [{"logit_standardization": True, "warmup_epochs": 0}],
     "ctkd": [{"loss": "dkd", "curriculum": "linear", "ramp_epochs": 2, "logit_standardization": True}],

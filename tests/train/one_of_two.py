@@ -15,6 +15,8 @@ FROZEN = {
     # Batch norm is held still, since each process normalises its own rows.
     "kd": {"method": "kd"},
     "dml": {"method": "dml"},
+    "mcl": {"method": "mcl"},
+    "mcl_memory": {"method": "mcl", "config": {"form": "memory", "negatives": 12}},
     "byot": {"method": "byot"},
     "rkd": {"method": "rkd"},
     "crd": {"method": "crd", "config": {"negatives": 50}},

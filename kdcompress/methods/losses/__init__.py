@@ -6,7 +6,13 @@ deeper head.
 
 from __future__ import annotations
 
-from kdcompress.methods.losses.contrast import bank_scores, embedding, noise_contrastive
+from kdcompress.methods.losses.contrast import (
+    bank_products,
+    bank_scores,
+    embedding,
+    noise_contrastive,
+    row_products,
+)
 from kdcompress.methods.losses.correlation import inter_class, intra_class
 from kdcompress.methods.losses.decoupled import nckd, tckd
 from kdcompress.methods.losses.density_ratio import density_ratio
@@ -19,6 +25,16 @@ from kdcompress.methods.losses.maps import (
     attention_transfer,
     mse,
     similarity_preserving,
+)
+from kdcompress.methods.losses.mutual_contrast import (
+    ContrastColumns,
+    bank_columns,
+    batch_columns,
+    class_contrast,
+    match,
+    mixed_logits,
+    similarities,
+    similarity_imitation,
 )
 from kdcompress.methods.losses.pairing import Pair, pair, pairs, pairs_of_one_size, stage_maps
 from kdcompress.methods.losses.pretext import (
@@ -49,11 +65,16 @@ from kdcompress.methods.losses.temperature import Curriculum, learnt_temperature
 from kdcompress.methods.losses.variance_covariance import covariance_energy, span, squeeze, variance_shortfall
 
 __all__ = [
+    "ContrastColumns",
     "Curriculum",
     "Pair",
     "activation_boundaries",
     "attention_transfer",
+    "bank_columns",
+    "bank_products",
     "bank_scores",
+    "batch_columns",
+    "class_contrast",
     "cosine_alignment",
     "covariance_energy",
     "cross_entropy",
@@ -71,7 +92,9 @@ __all__ = [
     "kl",
     "learnt_temperature",
     "masked_kl",
+    "match",
     "maybe_standardized",
+    "mixed_logits",
     "mse",
     "mutual_angles",
     "mutual_distances",
@@ -88,6 +111,9 @@ __all__ = [
     "renormalised_soft_labels",
     "reversal",
     "rotation_rows",
+    "row_products",
+    "similarities",
+    "similarity_imitation",
     "similarity_preserving",
     "smoothed_soft_labels",
     "soft_cross_entropy",
