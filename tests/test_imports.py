@@ -104,8 +104,8 @@ KINDS = ("offline", "online", "selfkd")
 
 
 SHARED_BY_METHODS = {
-    "base", "cohort_method", "contrast_method", "feature_kd", "frozen", "hierarchy", "hypergradient", "losses",
-    "memory", "presets", "requirements", "soft_labels",
+    "base", "cohort_method", "contrast_method", "feature_kd", "frozen", "hierarchy", "hypergradient",
+    "losses", "memory", "presets", "requirements", "soft_labels",
 }  # fmt: skip
 
 

@@ -141,11 +141,15 @@ class ContrastMethod(CohortMethod):
         """Collects the embeddings `[B, E]` of each network, which `after_step` writes into its bank."""
         self._unremembered.append((indices_B, [rows_BE.detach() for rows_BE in embeddings]))
 
-    @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """Updates the banks with the embeddings of the step's batches."""
-        if self.draws is None:
-            return
+        if self.draws is not None:
+            self.update_banks()
+            self.draws.advance()
+
+    @torch.no_grad()
+    def update_banks(self) -> None:
+        """Writes the collected embeddings into the banks."""
         for indices_B, embeddings in self._unremembered:
             for bank, new_BE in zip(self.banks, embeddings, strict=True):
                 assert isinstance(bank, SampleMemory)
@@ -153,4 +157,3 @@ class ContrastMethod(CohortMethod):
                 mixed_BE = torch.lerp(new_BE, old_BE, self.config.bank_momentum)
                 bank.write(indices_B, losses.unit_rows(mixed_BE))
         self._unremembered.clear()
-        self.draws.advance()

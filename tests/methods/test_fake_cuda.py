@@ -26,6 +26,7 @@ SETTINGS = {
     "at": [{"weight": 1000.0}],
     "crd": [{"positive": "relax", "kd_weight": 0.0}],
     "dml": [{"target": "mean_logits"}],
+    "lmcl": [{"form": "memory", "negatives": 6}],
     "mcl": [{"form": "memory", "negatives": 6, "logit_weight": 1.0}, {"branches": 3, "logit_weight": 1.0}],
     "mlkd": [{"align": "squared", "contrast": "across", "kd_weight": 0.0}],
     "reviewkd": [{"student_maps": "pre"}],

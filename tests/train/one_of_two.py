@@ -17,6 +17,7 @@ FROZEN = {
     "dml": {"method": "dml"},
     "mcl": {"method": "mcl"},
     "mcl_memory": {"method": "mcl", "config": {"form": "memory", "negatives": 12}},
+    "lmcl": {"method": "lmcl", "config": {"meta_every": 2}},
     "byot": {"method": "byot"},
     "rkd": {"method": "rkd"},
     "crd": {"method": "crd", "config": {"negatives": 50}},
