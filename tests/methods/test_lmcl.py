@@ -160,7 +160,9 @@ def test_a_meta_step_leaves_no_trace_but_in_the_meta_network_and_its_optimiser(c
     minimise.begin(0, 0, 1)
     method.step(first, minimise)  # so that there is momentum, and there are gradients
     method.after_step(first)
-    method.on_epoch_start(1, 2)  # the first step of an epoch has a meta-step
+    method.progress[1] = method.config.meta_every
+    method.on_epoch_start(0, 2)
+    assert method.meta_step_is_due
 
     def state():
         everything = made.tensors() | {
@@ -200,8 +202,11 @@ def test_the_meta_gradient_is_computed_in_float32_under_bf16(tmp_path):
         assert torch.equal(half, full)
 
 
-def test_meta_steps_come_at_the_start_of_an_epoch_and_every_so_many_steps_at_the_runs_rate(tmp_path):
-    made = Small(tmp_path, "lmcl", config={"meta_every": 3}, train={"epochs": 2})  # 5 steps an epoch
+@pytest.mark.parametrize(("every", "steps"), [(3, [0, 3, 5, 8]), (8, [0, 5]), (50, [0])])
+def test_meta_steps_come_every_so_many_steps_or_where_an_epoch_begins_at_the_runs_rate(
+    every, steps, tmp_path
+):
+    made = Small(tmp_path, "lmcl", config={"meta_every": every}, train={"epochs": 2})  # 5 steps an epoch
     method, seen = made.method, []
 
     def record(batch, rate):
@@ -211,20 +216,23 @@ def test_meta_steps_come_at_the_start_of_an_epoch_and_every_so_many_steps_at_the
 
     method.meta_gradient = record
     made.run()
-    assert [step for step, _ in seen] == [0, 3, 5, 8]
+    assert [step for step, _ in seen] == steps
     for step, rate in seen:
         assert rate == pytest.approx(0.02 * (1 + math.cos(math.pi * step / 10)) / 2)
 
 
-def test_a_resumed_run_knows_how_far_the_epoch_is(tmp_path):
+def test_a_resumed_run_knows_when_a_meta_step_is_due(tmp_path):
     made = small(tmp_path / "one")
-    for _ in range(2):
+    assert made.method.meta_step_is_due
+    for _ in range(30):
         made.method.after_step(None)
     again = small(tmp_path / "two").method
     again.load_state_dict(made.method.state_dict())
-    for epoch, steps in ((0, 2), (1, 0)):
+    for epoch, due in ((0, False), (1, True)):  # 30 of 50 steps: only where an epoch begins
         again.on_epoch_start(epoch, 2)
-        assert again._steps_in_epoch == steps
+        assert again.meta_step_is_due == due
+    again.after_step(None)
+    assert not again.meta_step_is_due
 
 
 def test_only_the_meta_step_trains_the_projections(tmp_path):

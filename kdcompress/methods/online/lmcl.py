@@ -100,8 +100,9 @@ class LMCL(ContrastMethod):
         matching_width: int = Field(128, ge=1)
         """Width of the projections whose cosines match two exits."""
         meta_every: int = Field(50, ge=1)
-        """Steps between two meta-steps; the first step of an epoch always has one. A meta-step takes about as
-        long as ten steps. 500 in the authors' ImageNet setting."""
+        """Steps between two meta-steps, the first of the run included; the first step of an epoch also has
+        one if half as many lie behind. A meta-step takes about as long as ten steps. 500 in the authors'
+        ImageNet setting."""
         meta_times: int = Field(2, ge=1)
         """Simulated steps on the contrast, before the one on the cross-entropy."""
         meta_momentum: float = Field(0.9, ge=0, lt=1)
@@ -135,9 +136,9 @@ class LMCL(ContrastMethod):
                 nn.ModuleList(nn.Linear(features, config.matching_width) for _ in range(count))
             )
         self.build_banks("lmcl", self.count)
-        # Epoch of the last step, and number of steps in that epoch.
-        self.register_buffer("progress", torch.tensor([-1, 0]))
-        self._steps_in_epoch = 0
+        # Epoch of the last step, and number of steps since the last meta-step: at first one is due.
+        self.register_buffer("progress", torch.tensor([-1, config.meta_every]))
+        self._epoch_begins, self._since_meta_step = True, config.meta_every
         self._last_meta_step: float | None = None
 
     @classmethod
@@ -161,24 +162,31 @@ class LMCL(ContrastMethod):
         }
 
     def on_epoch_start(self, epoch: int, epochs: int) -> None:
-        """Reads from the state how many steps of the epoch are done; also called first after a resume."""
+        """Reads from the state when a meta-step is due; also called first after a resume."""
         super().on_epoch_start(epoch, epochs)
-        last, steps = self.progress.tolist()
-        self._steps_in_epoch = steps if last == epoch else 0
+        last, self._since_meta_step = self.progress.tolist()
+        self._epoch_begins = last != epoch
+
+    @property
+    def meta_step_is_due(self) -> bool:
+        """True in all batches of an optimiser step that has a meta-step."""
+        since, every = self._since_meta_step, self.config.meta_every
+        return since >= every or (self._epoch_begins and 2 * since >= every)
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """Updates banks and counters."""
         super().after_step(batch)
-        self._steps_in_epoch += 1
+        self._since_meta_step = 1 if self.meta_step_is_due else self._since_meta_step + 1
+        self._epoch_begins = False
         self.progress[0].fill_(self.epoch)
-        self.progress[1].fill_(self._steps_in_epoch)
+        self.progress[1].fill_(self._since_meta_step)
 
     def step(self, batch: Batch, minimise: Minimise) -> None:
         """Updates everything but the projections, and those in a meta-step where one is due."""
         minimise(minimise.losses(batch), "main")
-        # Constant over the batches of one optimiser step: each gives its share of the meta-gradient.
-        if self._steps_in_epoch % self.config.meta_every:
+        # Each batch of an optimiser step gives its share of the meta-gradient.
+        if not self.meta_step_is_due:
             return
         began = self._clock()
         result = self.meta_gradient(batch, minimise.rate("main"))
