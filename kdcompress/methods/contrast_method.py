@@ -116,7 +116,9 @@ class ContrastMethod(CohortMethod):
     ) -> list[Tensor]:
         """Computes the similarities `[B, M]` of embeddings with chosen rows of a bank."""
         assert isinstance(bank, SampleMemory)
-        if self.config.bank_device == "cpu":
+        images, width = bank.rows.shape
+        if self.config.bank_device == "cpu" or images > columns_BM.shape[1] * width:
+            # Read once for all embeddings: 1 GB for 256 images and 8,192 negatives of width 128.
             rows_BME = bank.read(columns_BM)
             products = [losses.row_products(rows_BE, rows_BME) for rows_BE in embeddings]
         else:

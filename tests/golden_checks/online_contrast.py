@@ -189,7 +189,7 @@ def lmcl_inbatch(z, dtype, compare):
     compare("out_ce_agg", of_logits["ce_aggregated"])
     compare("out_logit_kd", of_logits["logits"])
     single = made.contrast(
-        [embeddings[0][:1], embeddings[1][2:]], {((0, 0), (1, 0)): constant[(0, 0), (1, 2)]}, labels
+        [embeddings[0][:1], embeddings[1][2:3]], {((0, 0), (1, 0)): constant[(0, 0), (1, 2)]}, labels
     )
     contrast = published_sum(z, terms)
     sums = terms | {"mcl_total": contrast, "total": contrast + sum(of_logits.values())}

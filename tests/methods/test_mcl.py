@@ -180,10 +180,11 @@ def test_against_banks_the_image_itself_is_a_second_positive_across_networks_alo
     assert terms["icl"].item() == pytest.approx(icl.item())
 
 
-def test_banks_on_the_cpu_give_the_same_terms(tmp_path):
-    columns, v = torch.randint(40, (3, 9)), [unit(3, 128, 1).float(), unit(3, 128, 2).float()]
+@pytest.mark.parametrize("width", [2, 128])
+def test_banks_give_the_same_terms_on_the_cpu_and_read_whole_or_by_row(width, tmp_path):
+    columns, v = torch.randint(40, (3, 9)), [unit(3, width, 1).float(), unit(3, width, 2).float()]
     both = [
-        mcl(tmp_path, form="memory", bank_device=device).bank_contrast(v, columns)
+        mcl(tmp_path, form="memory", bank_device=device, width=width).bank_contrast(v, columns)
         for device in ("method", "cpu")
     ]
     for term in both[0]:
