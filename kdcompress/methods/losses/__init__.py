@@ -14,7 +14,13 @@ from kdcompress.methods.losses.collaborative import (
     mixture_weights,
     most_certain_logits,
 )
-from kdcompress.methods.losses.contrast import bank_scores, embedding, noise_contrastive
+from kdcompress.methods.losses.contrast import (
+    bank_products,
+    bank_scores,
+    embedding,
+    noise_contrastive,
+    row_products,
+)
 from kdcompress.methods.losses.correlation import inter_class, intra_class
 from kdcompress.methods.losses.decoupled import nckd, tckd
 from kdcompress.methods.losses.density_ratio import density_ratio
@@ -29,6 +35,16 @@ from kdcompress.methods.losses.maps import (
     similarity_preserving,
 )
 from kdcompress.methods.losses.mixing import gate_weights, mix_logits, peer_attention
+from kdcompress.methods.losses.mutual_contrast import (
+    ContrastColumns,
+    bank_columns,
+    batch_columns,
+    class_contrast,
+    match,
+    mixed_logits,
+    similarities,
+    similarity_imitation,
+)
 from kdcompress.methods.losses.pairing import Pair, pair, pairs, pairs_of_one_size, stage_maps
 from kdcompress.methods.losses.pretext import (
     own_image_cross_entropy,
@@ -58,11 +74,16 @@ from kdcompress.methods.losses.temperature import Curriculum, learnt_temperature
 from kdcompress.methods.losses.variance_covariance import covariance_energy, span, squeeze, variance_shortfall
 
 __all__ = [
+    "ContrastColumns",
     "Curriculum",
     "Pair",
     "activation_boundaries",
     "attention_transfer",
+    "bank_columns",
+    "bank_products",
     "bank_scores",
+    "batch_columns",
+    "class_contrast",
     "cosine_alignment",
     "covariance_energy",
     "cross_entropy",
@@ -85,9 +106,11 @@ __all__ = [
     "kl",
     "learnt_temperature",
     "masked_kl",
+    "match",
     "maybe_standardized",
     "minimum_logits",
     "mix_logits",
+    "mixed_logits",
     "mixture_weights",
     "most_certain_logits",
     "mse",
@@ -107,6 +130,9 @@ __all__ = [
     "renormalised_soft_labels",
     "reversal",
     "rotation_rows",
+    "row_products",
+    "similarities",
+    "similarity_imitation",
     "similarity_preserving",
     "smoothed_soft_labels",
     "soft_cross_entropy",
