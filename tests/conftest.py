@@ -48,6 +48,8 @@ SLOW_FILES = {
         "fitnet",
         "gather",
         "hsakd",
+        "lmcl",
+        "mcl",
         "memory",
         "mlkd",
         "pairs",

@@ -174,6 +174,9 @@ class Minimise(Protocol):
     def __call__(self, terms: Mapping[str, Tensor], *sets: str) -> None:
         """Checks that the terms are finite and updates the named sets (none named: all of the phase)."""
 
+    def rate(self, name: str) -> float:
+        """Returns the present learning rate of a parameter set."""
+
     def log(self, figures: Mapping[str, float | Tensor]) -> None:
         """Adds scalars to the log that are not minimised; the log holds their mean over an epoch's steps."""
 

@@ -106,6 +106,10 @@ class Minimiser:
             terms: dict[str, Tensor] = self._wrapped(batch)
         return terms
 
+    def rate(self, name: str) -> float:
+        """Returns the present learning rate of a parameter set."""
+        return float(self.optimisers[name].param_groups[0]["lr"])
+
     def log(self, figures: Mapping[str, float | Tensor]) -> None:
         """Adds scalars to the log that are not minimised; in a run of several processes, the first one's."""
         for name, value in figures.items():

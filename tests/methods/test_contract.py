@@ -37,6 +37,8 @@ EXTREMES = {
     ],
     "one": [{"branches": 2, "detach": False, "ramp_epochs": 3.0}],
     "pcl": [{"branches": 2, "detach": False, "over_peers": "sum", "ramp_epochs": 3.0}],
+    "lmcl": [{"form": "memory", "negatives": 6, "blocks": 1, "exits": 2}],
+    "mcl": [{"form": "memory", "negatives": 6, "logit_weight": 1.0}, {"branches": 3, "logit_weight": 1.0}],
     "kd": [{"logit_standardization": True}],
     "dkd": [{"logit_standardization": True, "warmup_epochs": 0}],
     "ctkd": [{"loss": "dkd", "curriculum": "linear", "ramp_epochs": 2, "logit_standardization": True}],
@@ -270,6 +272,9 @@ def assert_resumes(folder, stop, name, **arguments):
 def log(folder):
     """The lines of the log without what a clock says."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        logged = line.pop("logged", {})
+        line["logged"] = {k: v for k, v in logged.items() if not k.endswith(("_seconds", "_time_share"))}
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_s")} for line in lines]
 
 

@@ -34,6 +34,8 @@ SETTINGS = {
         {"target": "linear", "linear_over": "image"},
         {"target": "naive", "views": "shared"},
     ],
+    "lmcl": [{"form": "memory", "negatives": 6}],
+    "mcl": [{"form": "memory", "negatives": 6, "logit_weight": 1.0}, {"branches": 3, "logit_weight": 1.0}],
     "mlkd": [{"align": "squared", "contrast": "across", "kd_weight": 0.0}],
     "pcl": [{"branches": 2, "detach": False}],
     "reviewkd": [{"student_maps": "pre"}],

@@ -15,6 +15,9 @@ FROZEN = {
     # Batch norm is held still, since each process normalises its own rows.
     "kd": {"method": "kd"},
     "dml": {"method": "dml"},
+    "mcl": {"method": "mcl"},
+    "mcl_memory": {"method": "mcl", "config": {"form": "memory", "negatives": 12}},
+    "lmcl": {"method": "lmcl", "config": {"meta_every": 2}},
     "byot": {"method": "byot"},
     "one": {"method": "one"},
     "okddip": {"method": "okddip"},

@@ -14,7 +14,13 @@ from kdcompress.methods.losses.collaborative import (
     mixture_weights,
     most_certain_logits,
 )
-from kdcompress.methods.losses.contrast import bank_scores, embedding, noise_contrastive
+from kdcompress.methods.losses.contrast import (
+    bank_products,
+    bank_scores,
+    embedding,
+    noise_contrastive,
+    row_products,
+)
 from kdcompress.methods.losses.correlation import inter_class, intra_class
 from kdcompress.methods.losses.decoupled import nckd, tckd
 from kdcompress.methods.losses.density_ratio import density_ratio
@@ -31,6 +37,16 @@ from kdcompress.methods.losses.maps import (
     similarity_preserving,
 )
 from kdcompress.methods.losses.mixing import gate_weights, mix_logits, peer_attention
+from kdcompress.methods.losses.mutual_contrast import (
+    ContrastColumns,
+    bank_columns,
+    batch_columns,
+    class_contrast,
+    match,
+    mixed_logits,
+    similarities,
+    similarity_imitation,
+)
 from kdcompress.methods.losses.pairing import Pair, pair, pairs, pairs_of_one_size, stage_maps
 from kdcompress.methods.losses.partners import next_of_class
 from kdcompress.methods.losses.pretext import (
@@ -64,11 +80,16 @@ from kdcompress.methods.losses.views import kl_mean_over_classes, mean_differenc
 from kdcompress.methods.losses.zipf import dense_votes, other_classes_kl, zipf_targets
 
 __all__ = [
+    "ContrastColumns",
     "Curriculum",
     "Pair",
     "activation_boundaries",
     "attention_transfer",
+    "bank_columns",
+    "bank_products",
     "bank_scores",
+    "batch_columns",
+    "class_contrast",
     "cosine_alignment",
     "covariance_energy",
     "cross_entropy",
@@ -97,10 +118,12 @@ __all__ = [
     "learnt_temperature",
     "map_similarity_difference",
     "masked_kl",
+    "match",
     "maybe_standardized",
     "mean_difference",
     "minimum_logits",
     "mix_logits",
+    "mixed_logits",
     "mixture_weights",
     "most_certain_logits",
     "mse",
@@ -123,6 +146,9 @@ __all__ = [
     "renormalised_soft_labels",
     "reversal",
     "rotation_rows",
+    "row_products",
+    "similarities",
+    "similarity_imitation",
     "similarity_preserving",
     "smoothed_soft_labels",
     "soft_cross_entropy",

@@ -35,14 +35,30 @@ def bank_scores(embedding_BE: Tensor, bank_NE: Tensor, columns_BM: Tensor, tempe
     Returns:
         `[B, M]`.
     """
+    return (bank_products(embedding_BE, bank_NE, columns_BM) / temperature).exp()
+
+
+@full_precision
+def bank_products(embedding_BE: Tensor, bank_NE: Tensor, columns_BM: Tensor) -> Tensor:
+    """Computes the inner products `[B, M]` of embeddings with chosen rows of a bank.
+
+    Args:
+        embedding_BE: `[B, E]`; gradients reach it.
+        bank_NE: `[N, E]`, a constant.
+        columns_BM: `[B, M]` int64, which rows of the bank each embedding meets.
+    """
     rows, width = bank_NE.shape
     if rows <= columns_BM.shape[1] * width:
         # All products and then the wanted ones: B·N numbers where reading the rows first takes B·M·E
         # (CIFAR-100 with 16,384 negatives of width 128: 3.2 million against 134 million).
-        products_BM = (embedding_BE @ bank_NE.T).gather(1, columns_BM)
-    else:
-        products_BM = torch.einsum("be,bme->bm", embedding_BE, bank_NE[columns_BM])
-    return (products_BM / temperature).exp()
+        return (embedding_BE @ bank_NE.T).gather(1, columns_BM)
+    return row_products(embedding_BE, bank_NE[columns_BM])
+
+
+@full_precision
+def row_products(embedding_BE: Tensor, rows_BME: Tensor) -> Tensor:
+    """Computes the inner products `[B, M]` of each embedding with M rows of its own."""
+    return torch.einsum("be,bme->bm", embedding_BE, rows_BME)
 
 
 @full_precision

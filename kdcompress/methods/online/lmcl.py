@@ -1,0 +1,458 @@
+"""Layer-wise mutual contrastive learning (Yang et al., TPAMI 2023): contrasts exits of all networks."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdcompress.data.batch import Batch, DataInfo
+from kdcompress.errors import NetworkError
+from kdcompress.methods import losses
+from kdcompress.methods.base import Minimise, Needs, ParameterSet
+from kdcompress.methods.contrast_method import ContrastMethod
+from kdcompress.methods.hypergradient import SGD, Hypergradient, Stepped, hypergradient
+from kdcompress.methods.losses import ContrastColumns
+from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
+from kdcompress.methods.requirements import pooled_width
+from kdcompress.networks.activations import Want
+from kdcompress.networks.exits import exit_after
+from kdcompress.networks.networks import Networks
+from kdcompress.networks.tapped import Tapped, wide
+
+READS: Want = frozenset({"logits", "pooled", "stages"})
+README = "L-MCL README: best exit, network and epoch on the test images"
+
+End = tuple[int, int]
+"""An exit: number of its network, number of the exit there (the last is the network's own output)."""
+ByExit = Sequence[Sequence[Tensor]]
+"""One tensor for each exit of each network."""
+
+
+class LMCL(ContrastMethod):
+    """Minimises CE of all exits and of their mixed logits, logit imitation, and weighted contrast of exits.
+
+    Each network gets exits behind its earlier stages: copies of the later stages. For every ordered pair of
+    networks and every pair of their exits the four losses of `mcl` are added, both directions each, with the
+    anchors weighted by sigmoid(cosine of the two exits' projected features). An aggregator mixes the logits
+    of a network's exits; its output teaches the last exit of every network. Exits, heads, aggregators,
+    projections and banks are discarded.
+
+    The projections (the meta-network) are trained so that steps on the contrast alone lower the exits' CE:
+    `meta_times` SGD steps on the contrast and one on CE are simulated on the batch, and the gradient of the
+    CE that follows is taken through them. Nothing but the projections changes.
+
+    Source:
+        Yang et al., Online Knowledge Distillation via Mutual Contrastive Learning for Visual Recognition,
+        TPAMI 2023; the authors' code. Its meta-gradient lacks a factor (the weight decay in front of the
+        momentum's adjoint); here it is exact, with the targets of the soft losses as constants in the second
+        derivative too, as there. Its memory form reads the first network's bank for both sides; here each
+        network has its own.
+    """
+
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "cifar100": cifar100(
+            "Two networks, batches of 128.",
+            epochs=300, optim={"schedule": "cosine", "lr": 0.1, "nesterov": True},
+            form="batch", vcl_weight=0.1, soft_vcl_weight=1.0, icl_weight=0.1, soft_icl_weight=1.0,
+            contrast_temperature=0.1, soft_temperature=3.0, width=128,
+            logit_weight=1.0, logit_temperature=3.0, exits=3, blocks=None, matching_width=128,
+            meta_every=50, meta_times=2, meta_momentum=0.9, meta_weight_decay=5e-4, meta_lr_scale=1.0,
+        ),
+        "imagenet": imagenet(
+            "Two ResNets. The ShuffleNetV2 there has one block per stage in its first exit alone.",
+            form="memory", vcl_weight=0.01, soft_vcl_weight=1.0, icl_weight=0.01, soft_icl_weight=1.0,
+            contrast_temperature=0.07, soft_temperature=3.0, width=128, negatives=8192, bank_momentum=0.5,
+            logit_weight=1.0, logit_temperature=3.0, exits=4, blocks=1, matching_width=128,
+            meta_every=500, meta_times=2, meta_momentum=0.9, meta_weight_decay=1e-4, meta_lr_scale=1.0,
+        ),
+    }  # fmt: skip
+    FIGURES = (
+        PublishedFigure("cifar100", "", "cifar/resnet32", 75.82, README, "cifar100"),
+        PublishedFigure("cifar100", "", "cifar/resnet56", 77.51, README, "cifar100"),
+        PublishedFigure("cifar100", "", "cifar/resnet110", 79.48, README, "cifar100"),
+        PublishedFigure("cifar100", "", "cifar/wrn-16-2", 77.31, README, "cifar100"),
+        PublishedFigure("cifar100", "", "cifar/wrn-40-2", 80.96, README, "cifar100"),
+        PublishedFigure("cifar100", "", "cifar/shufflenet-v2", 77.25, README, "cifar100"),
+        PublishedFigure("imagenet", "", "torchvision/resnet34", 75.12, README, "imagenet"),
+        PublishedFigure("imagenet", "", "torchvision/resnet50", 78.35, README, "imagenet"),
+        PublishedFigure("imagenet", "", "torchvision/shufflenet_v2_x1_0", 65.91, README, None),
+    )  # fmt: skip
+
+    class Config(ContrastMethod.Config):
+        """The contrast is a sum over ordered pairs of networks and all pairs of their exits."""
+
+        exits: int = Field(3, ge=2)
+        """Largest number of exits of a network, its own output included; those behind its last stages. The
+        number of compared pairs grows with its square: 9 of two networks with 3 exits."""
+        blocks: int | None = Field(None, ge=1)
+        """Largest number of blocks of each stage in an exit; null: all. 1 in the authors' ImageNet code."""
+        logit_weight: float = Field(1.0, ge=0)
+        """Weight of T² · KL from every network's aggregated logits to the last exit of each."""
+        logit_temperature: float = Field(3.0, gt=0)
+        """T of that term."""
+        matching_width: int = Field(128, ge=1)
+        """Width of the projections whose cosines match two exits."""
+        meta_every: int = Field(50, ge=1)
+        """Steps between two meta-steps, the first of the run included; the first step of an epoch also has
+        one if half as many lie behind. A meta-step takes about as long as ten steps. 500 in the authors'
+        ImageNet setting."""
+        meta_times: int = Field(2, ge=1)
+        """Simulated steps on the contrast, before the one on the cross-entropy."""
+        meta_momentum: float = Field(0.9, ge=0, lt=1)
+        """Momentum of the simulated steps, which begin from rest; their learning rate is the run's."""
+        meta_weight_decay: float = Field(5e-4, ge=0)
+        """Weight decay of the simulated steps."""
+        meta_lr_scale: float = Field(1.0, gt=0)
+        """Factor on the learning rate of the projections' own optimiser."""
+
+    config: Config
+    progress: Tensor
+
+    def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
+        super().__init__(config, networks, data)
+        self.exits = nn.ModuleList()
+        self.heads = nn.ModuleList()
+        self.aggregators = nn.ModuleList()
+        self.matchers = nn.ModuleList()
+        self.stages: list[list[str]] = []
+        for name, network in zip(self.names(), self.architectures(), strict=True):
+            role = name.rstrip("0123456789")
+            features = pooled_width("lmcl", "embeds the pooled features of each exit", role, network)
+            self.stages.append(_exit_stages(network, config.exits))
+            count = 1 + len(self.stages[-1])
+            self.exits.append(
+                nn.ModuleList(exit_after(network, s, blocks=config.blocks) for s in self.stages[-1])
+            )
+            self.heads.append(nn.ModuleList(self.embedding_head(features) for _ in range(count)))
+            self.aggregators.append(_aggregator(features, count))
+            self.matchers.append(
+                nn.ModuleList(nn.Linear(features, config.matching_width) for _ in range(count))
+            )
+        self.build_banks("lmcl", self.count)
+        # Epoch of the last step, and number of steps since the last meta-step: at first one is due.
+        self.register_buffer("progress", torch.tensor([-1, config.meta_every]))
+        self._epoch_begins, self._since_meta_step = True, config.meta_every
+        self._last_meta_step: float | None = None
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Requires a peer, networks that can be split, and class-paired batches in the batch form."""
+        return Needs(
+            peers=1,
+            order="class_paired" if config.form == "batch" else "shuffled",
+            student=READS,
+            cut=True,
+        )
+
+    def parameter_sets(self) -> dict[str, ParameterSet]:
+        """Names two sets: meta has the projections, main everything else."""
+        meta = tuple(self.matchers.parameters())
+        ids = {id(p) for p in meta}
+        main = tuple(p for p in super().parameter_sets()["main"].parameters if id(p) not in ids)
+        return {
+            "main": ParameterSet(main),
+            "meta": ParameterSet(meta, lr_scale=self.config.meta_lr_scale),
+        }
+
+    def on_epoch_start(self, epoch: int, epochs: int) -> None:
+        """Reads from the state when a meta-step is due; also called first after a resume."""
+        super().on_epoch_start(epoch, epochs)
+        last, self._since_meta_step = self.progress.tolist()
+        self._epoch_begins = last != epoch
+
+    @property
+    def meta_step_is_due(self) -> bool:
+        """True in all batches of an optimiser step that has a meta-step."""
+        since, every = self._since_meta_step, self.config.meta_every
+        return since >= every or (self._epoch_begins and 2 * since >= every)
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        """Updates banks and counters."""
+        super().after_step(batch)
+        self._since_meta_step = 1 if self.meta_step_is_due else self._since_meta_step + 1
+        self._epoch_begins = False
+        self.progress[0].fill_(self.epoch)
+        self.progress[1].fill_(self._since_meta_step)
+
+    def step(self, batch: Batch, minimise: Minimise) -> None:
+        """Updates everything but the projections, and those in a meta-step where one is due."""
+        minimise(minimise.losses(batch), "main")
+        # Each batch of an optimiser step gives its share of the meta-gradient.
+        if not self.meta_step_is_due:
+            return
+        began = self._clock()
+        result = self.meta_gradient(batch, minimise.rate("main"))
+        # Linear in the projections, so that its gradient is the meta-gradient.
+        pairs = zip(self.matchers.parameters(), result.gradients, strict=True)
+        slope = torch.stack([(p * g).sum() for p, g in pairs]).sum()
+        minimise({"meta": result.loss + slope - slope.detach()}, "meta")
+        ended = self._clock()
+        figures = {"meta_seconds": ended - began}
+        if self._last_meta_step is not None:
+            figures["meta_time_share"] = figures["meta_seconds"] / (ended - self._last_meta_step)
+        self._last_meta_step = ended
+        minimise.log(figures)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms ce of each network's exits, ce_aggregated, logits, vcl, soft_vcl, icl and soft_icl."""
+        features, logits = self.read_exits(batch.images)
+        terms = self.logit_terms(logits, self.aggregate(features, logits), batch.labels)
+        with torch.no_grad():
+            weights = self.match(features)
+        embeddings = self.embeddings(features)
+        if self.draws is not None:
+            self.keep(batch.indices, [exits[-1] for exits in embeddings])
+            return terms | self.bank_contrast(embeddings, weights, self.draws(batch.indices))
+        gathered = [[self.gather(rows_BE) for rows_BE in exits] for exits in embeddings]
+        weights = {pair: self.gather(rows_B) for pair, rows_B in weights.items()}
+        return terms | self.contrast(gathered, weights, self.gather(batch.labels))
+
+    def read_exits(self, images: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Returns pooled features `[B, D]` and logits `[B, K]` of every exit of every network."""
+        features: list[list[Tensor]] = []
+        logits: list[list[Tensor]] = []
+        for network, stages, exits in zip(self.architectures(), self.stages, _lists(self.exits), strict=True):
+            whole = network(images, READS)
+            reads = [branch(whole.stages[s]) for s, branch in zip(stages, exits, strict=True)]
+            features.append([read.pooled for read in (*reads, whole)])
+            logits.append([read.logits for read in (*reads, whole)])
+        return features, logits
+
+    def embeddings(self, features: ByExit) -> list[list[Tensor]]:
+        """Computes the unit embeddings `[B, E]` of all exits."""
+        return [
+            [self.embed(head, rows_BD) for head, rows_BD in zip(heads, rows, strict=True)]
+            for heads, rows in zip(_lists(self.heads), features, strict=True)
+        ]
+
+    def match(self, features: ByExit) -> dict[tuple[End, End], Tensor]:
+        """Computes the weight `[B]` of each pair of exits of two networks, the lower network first."""
+        projected: dict[End, Tensor] = {}
+        for i, (matchers, rows) in enumerate(zip(_lists(self.matchers), features, strict=True)):
+            for k, (matcher, rows_BD) in enumerate(zip(matchers, rows, strict=True)):
+                with self.networks.student.autocast():
+                    rows_BM = matcher(rows_BD)
+                projected[i, k] = losses.unit_rows(wide(rows_BM))
+        return {(a, b): losses.match(projected[a], projected[b]) for a, b in _pairs(projected)}
+
+    def aggregate(self, features: ByExit, logits: ByExit) -> list[Tensor]:
+        """Mixes each network's logits over its exits to `[B, K]`, with weights for each image."""
+        mixed = []
+        for aggregator, rows, each in zip(self.aggregators, features, logits, strict=True):
+            with self.networks.student.autocast():
+                shares_BS = aggregator(torch.cat(list(rows), 1))
+            mixed.append(losses.mixed_logits(wide(shares_BS), torch.stack(list(each), 1)))
+        return mixed
+
+    def logit_terms(
+        self, logits: ByExit, aggregated: Sequence[Tensor], labels_B: Tensor
+    ) -> dict[str, Tensor]:
+        """Computes the terms between logits and labels, and between logits and logits.
+
+        Args:
+            logits: `[B, K]` of every exit.
+            aggregated: `[B, K]` of every network.
+            labels_B: `[B]`.
+        """
+        c = self.config
+        terms = {
+            f"ce_{name}": _sum(self.cross_entropy(rows_BK, labels_B) for rows_BK in exits)
+            for name, exits in zip(self.names(), logits, strict=True)
+        }
+        terms["ce_aggregated"] = _sum(self.cross_entropy(rows_BK, labels_B) for rows_BK in aggregated)
+        terms["logits"] = c.logit_weight * _sum(
+            losses.kl(exits[-1], target.detach(), c.logit_temperature)
+            for exits, target in itertools.product(logits, aggregated)
+        )
+        return terms
+
+    def contrast(
+        self, embeddings: ByExit, weights: Mapping[tuple[End, End], Tensor], labels_B: Tensor
+    ) -> dict[str, Tensor]:
+        """Computes the weighted contrastive terms of a batch.
+
+        Args:
+            embeddings: `[B, E]` unit rows of every exit, of all processes.
+            weights: `[B]` for each pair, as `match` gives them.
+            labels_B: `[B]`.
+
+        Returns:
+            vcl, soft_vcl, icl and soft_icl.
+        """
+        rows = _by_end(embeddings)
+        columns = losses.batch_columns(labels_B, embeddings[0][0].dtype)
+        own = {end: self.compare(rows_BE, rows_BE) for end, rows_BE in rows.items()}
+        across = {}
+        for a, b in weights:
+            across[a, b] = self.compare(rows[a], rows[b])
+            across[b, a] = across[a, b].T
+        return self._terms(own, across, weights, columns, columns)
+
+    def bank_contrast(
+        self, embeddings: ByExit, weights: Mapping[tuple[End, End], Tensor], columns_BM: Tensor
+    ) -> dict[str, Tensor]:
+        """Computes the weighted contrastive terms against the banks, which remember last exits.
+
+        Args:
+            embeddings: `[B, E]` unit rows of every exit.
+            weights: `[B]` for each pair, as `match` gives them.
+            columns_BM: `[B, 2 + K]` rows of the banks: the image itself, another one of its class, negatives.
+
+        Returns:
+            vcl, soft_vcl, icl and soft_icl.
+        """
+        rows = _by_end(embeddings)
+        table = [
+            dict(zip(rows, self.compare_with_bank(list(rows.values()), bank, columns_BM), strict=True))
+            for bank in self.banks
+        ]
+        # Within a network the image's own row is left out: it is the embedding of a step before.
+        own = {end: table[end[0]][end][:, 1:] for end in rows}
+        across = {(a, b): table[b[0]][a] for pair in weights for a, b in (pair, pair[::-1])}
+        count, columns = columns_BM.shape
+        like = embeddings[0][0]
+        return self._terms(
+            own, across, weights, losses.bank_columns(count, columns - 1, 1, like),
+            losses.bank_columns(count, columns, 2, like),
+        )  # fmt: skip
+
+    def meta_gradient(self, batch: Batch, rate: float) -> Hypergradient:
+        """Computes the gradient of the projections in float32; networks, statistics and generators stay.
+
+        Every process computes the whole of it on the images of all processes, so that no communication lies
+        inside a graph that is differentiated twice.
+
+        Args:
+            batch: Its first view is used for all simulated steps and for the loss after them.
+            rate: Learning rate of the simulated steps.
+        """
+        images, labels_B = self.gather(batch.images), self.gather(batch.labels)
+        columns_BM = None if self.draws is None else self.draws(self.gather(batch.indices))
+
+        def contrast() -> Tensor:
+            features, _ = self.read_exits(images)
+            embeddings, weights = self.embeddings(features), self.match(features)
+            if columns_BM is None:
+                return _sum(self.contrast(embeddings, weights, labels_B).values())
+            return _sum(self.bank_contrast(embeddings, weights, columns_BM).values())
+
+        def cross_entropy() -> Tensor:
+            _, logits = self.read_exits(images)
+            return _sum(
+                losses.cross_entropy(rows_BK, labels_B, self.class_weights, self.data.label_smoothing)
+                for rows_BK in itertools.chain.from_iterable(logits)
+            )
+
+        c = self.config
+        stepped = Stepped([*self.networks.trained(), self.exits, self.heads])
+        with _full_precision(self.architectures()), _explain_missing_derivatives(self.architectures()):
+            return hypergradient(
+                [stepped.objective(contrast)] * c.meta_times + [stepped.objective(cross_entropy)],
+                stepped.objective(cross_entropy),
+                stepped.start(),
+                tuple(self.matchers.parameters()),
+                SGD(rate, c.meta_momentum, c.meta_weight_decay),
+            )
+
+    def _terms(
+        self,
+        own: Mapping[End, Tensor],
+        across: Mapping[tuple[End, End], Tensor],
+        weights: Mapping[tuple[End, End], Tensor],
+        own_columns: ContrastColumns,
+        across_columns: ContrastColumns,
+    ) -> dict[str, Tensor]:
+        """Sums over the pairs; `across[a, b]` has the anchors of exit a."""
+        both = [(a, b, w_B) for pair, w_B in weights.items() for a, b in (pair, pair[::-1])]
+        # The weights do not depend on the direction, and ordered pairs of networks count each pair twice.
+        return self.weighted(
+            vcl=2 * _sum(
+                losses.class_contrast(s, own_columns, _sum(w_B for a, _, w_B in both if a == end))
+                for end, s in own.items()
+            ),
+            soft_vcl=2 * _sum(self.imitate(own[a], own[b], w_B) for a, b, w_B in both),
+            icl=2 * _sum(losses.class_contrast(across[a, b], across_columns, w_B) for a, b, w_B in both),
+            soft_icl=2 * _sum(self.imitate(across[a, b], across[b, a], w_B) for a, b, w_B in both),
+        )  # fmt: skip
+
+    def _clock(self) -> float:
+        """Returns seconds, after the device has finished its work: meta-steps are rare."""
+        device = self.networks.student.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+
+@contextmanager
+def _full_precision(networks: Sequence[Tapped]) -> Iterator[None]:
+    """Lets networks, exits and heads compute in float32 within its block."""
+    before = [network.precision for network in networks]
+    try:
+        for network in networks:
+            network.precision = None
+        with torch.autocast(networks[0].device.type, enabled=False):
+            yield
+    finally:
+        for network, precision in zip(networks, before, strict=True):
+            network.precision = precision
+
+
+@contextmanager
+def _explain_missing_derivatives(networks: Sequence[Tapped]) -> Iterator[None]:
+    """Turns torch's error for an operation without a second derivative into one that names the networks."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):
+            raise
+        names = ", ".join(dict.fromkeys(network.model for network in networks))
+        raise NetworkError(
+            f"method lmcl: differentiates networks twice, and torch cannot do so for one of {names} "
+            f"({str(error).splitlines()[0]}); choose other networks, or the method mcl"
+        ) from error
+
+
+def _exit_stages(network: Tapped, exits: int) -> list[str]:
+    """Lists the stages that have an exit behind them, shallow to deep.
+
+    Raises:
+        NetworkError: The network has a single stage.
+    """
+    stages = list(network.shapes().stages)
+    if len(stages) < 2:
+        raise NetworkError(
+            f"method lmcl: needs two stages or more, {network.model} has {len(stages)}; name them in taps or "
+            "take larger images"
+        )
+    return stages[:-1][-(exits - 1) :]
+
+
+def _aggregator(features: int, exits: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(exits * features, features), nn.ReLU(), nn.Linear(features, exits))
+
+
+def _lists(modules: nn.ModuleList) -> list[nn.ModuleList]:
+    """Types the inner lists, of which torch says only that they are modules."""
+    return [each for each in modules if isinstance(each, nn.ModuleList)]
+
+
+def _by_end(values: ByExit) -> dict[End, Tensor]:
+    return {(i, k): value for i, exits in enumerate(values) for k, value in enumerate(exits)}
+
+
+def _pairs(ends: Mapping[End, Tensor]) -> list[tuple[End, End]]:
+    return [(a, b) for a, b in itertools.combinations(ends, 2) if a[0] != b[0]]
+
+
+def _sum(terms: object) -> Tensor:
+    total = sum(terms)  # type: ignore[call-overload]
+    assert isinstance(total, Tensor)
+    return total
