@@ -10,6 +10,7 @@ import torch
 
 from kdcompress.data.batch import DataInfo
 from kdcompress.data.loader import EvaluationLoader, TrainingLoader
+from kdcompress.data.orders import batch_order
 from kdcompress.data.source import MemorySource
 from kdcompress.methods.base import find_method
 from kdcompress.networks.build import build
@@ -120,6 +121,7 @@ class Small:
             "num_classes": CLASSES,
             "image_size": (side, side),
             "channels": 3,
+            "batch_size": batch_size,
             **(data or {}),
         }
         networks = Networks(self.student, self.frozen, self.peers)
@@ -130,6 +132,7 @@ class Small:
         self.loader = TrainingLoader(
             train_images, batch_size=batch_size, views=needs.views, seed=0, augment="crop", device=device,
             rank=processes.rank, world=processes.world,
+            order=batch_order(needs.order, train_images.labels, batch_size=batch_size, seed=0),
         )  # fmt: skip
         train = TrainSection(**{"epochs": 2, "precision": "fp32", **(train or {})})
         optim = OptimSection(**{"lr": 0.02, "schedule": "cosine", **(optim or {})})

@@ -140,6 +140,10 @@ class Trainer:
         bar: Bar,
     ) -> Minimiser:
         phase = self.phases[number]
+        if number > 0 and state is None:
+            # A phase may begin within an epoch: what the method copies then must be equal in all processes.
+            self.processes.average_statistics(self._modules().values())
+            self.processes.share(self._modules().values())
         self.method.on_phase_start(phase.name, resumed=state is not None)
         for name, held in self.sets.items():
             for parameter in held.parameters:

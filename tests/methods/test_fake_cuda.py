@@ -22,6 +22,11 @@ SIDE = 16
 BATCH = 8
 SETTINGS = {
     # Settings beside the defaults whose steps take other branches.
+    "zipf": [{"votes": "logits", "only_correct": True}],
+    "ddgsd": [{"divergence": "rows_and_classes", "features": "logits"}, {"features": "mean_over_all"}],
+    "sad": [{"energy": "sum", "enlarge": "map", "start_share": 0.0}],
+    "spkd_self": [{"start_share": 0.0}],
+    "scd": [{"norm": "softmax", "start_share": 0.0}],
     "ctkd": [{"loss": "dkd"}],
     "at": [{"weight": 1000.0}],
     "crd": [{"positive": "relax", "kd_weight": 0.0}],

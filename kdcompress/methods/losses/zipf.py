@@ -14,6 +14,7 @@ from kdcompress.methods.losses.widening import full_precision
 
 
 @torch.no_grad()
+@full_precision
 def dense_votes(map_BDHW: Tensor, weight_KD: Tensor, bias_K: Tensor | None, upsample: int = 1) -> Tensor:
     """Counts for each class the cells of a map that the classifier gives to it.
 
@@ -24,7 +25,7 @@ def dense_votes(map_BDHW: Tensor, weight_KD: Tensor, bias_K: Tensor | None, upsa
         upsample: The map is enlarged so many times (bilinear) before its cells vote.
 
     Returns:
-        `[B, K]` in the map's type; a row sums to the number of cells.
+        `[B, K]`; a row sums to the number of cells.
     """
     if upsample > 1:
         map_BDHW = F.interpolate(map_BDHW, scale_factor=upsample, mode="bilinear", align_corners=False)

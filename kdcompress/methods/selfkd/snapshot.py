@@ -43,7 +43,7 @@ class Snapshot(Method):
         """The paper's values as readers quote them."""
 
         cycles: int = Field(4, ge=2, le=20)
-        """Number of cycles of whole epochs, as equal as possible."""
+        """Number of cycles of equally many steps."""
         temperature: float = Field(2.0, gt=0)
         """Divides the snapshot's logits; the student's stay as they are. The paper has 2 and 3."""
         label_weight: float | None = Field(None, ge=0)
@@ -66,7 +66,9 @@ class Snapshot(Method):
         """Lists the cycles."""
         cycles, sets = self.config.cycles, tuple(self.parameter_sets())
         return [
-            Phase(f"cycle{i + 1}", 1 / cycles, sets, keep_optimiser=True, schedule="cosine")
+            Phase(
+                f"cycle{i + 1}", 1 / cycles, sets, keep_optimiser=True, whole_epochs=False, schedule="cosine"
+            )
             for i in range(cycles)
         ]
 
