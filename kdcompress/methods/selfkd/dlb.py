@@ -58,7 +58,7 @@ class DLB(Method):
         self.register_buffer("last_images", torch.zeros(rows, data.channels, *data.image_size))
         self.register_buffer("last_labels", torch.zeros(rows, dtype=torch.int64))
         self.register_buffer("last_logits", torch.zeros(rows, data.num_classes))
-        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("begun", torch.zeros((), dtype=torch.int64))
         self._begun = False
 
     @classmethod
@@ -113,5 +113,5 @@ class DLB(Method):
         self.last_images.copy_(self.gather(batch.views[1].images))
         self.last_labels.copy_(self.gather(batch.labels))
         self.last_logits.copy_(self.gather(logits_BK))
-        self.begun.fill_(True)
+        self.begun.fill_(1)
         self._begun = True
