@@ -57,7 +57,7 @@ class StagePairs(Method):
     @classmethod
     def name(cls) -> str:
         """Returns the method's name, that of its file."""
-        return cls.__module__.rsplit(".", 1)[1]
+        return cls.__module__.rsplit(".", 1)[1].replace("_", "-")
 
     @classmethod
     def needs(cls, config: Any) -> Needs:

@@ -44,7 +44,7 @@ EXTREMES = {
     "pskd": [{"memory": "cpu"}],
     "ddgsd": [{"divergence": "rows_and_classes", "features": "logits", "detach": False}],
     "sad": [{"energy": "sum", "enlarge": "map", "detach": False, "imitates": "deepest", "start_share": 0.0}],
-    "spkd_self": [{"weight": 100.0, "imitates": "deepest", "start_share": 0.0}],
+    "spkd-self": [{"weight": 100.0, "imitates": "deepest", "start_share": 0.0}],
     "scd": [{"norm": "softmax", "start_share": 0.0}],
     "snapshot": [{"cycles": 2, "label_weight": 1.0}],
     "kd": [{"logit_standardization": True}],

@@ -25,7 +25,7 @@ SETTINGS = {
     "zipf": [{"votes": "logits", "only_correct": True}],
     "ddgsd": [{"divergence": "rows_and_classes", "features": "logits"}, {"features": "mean_over_all"}],
     "sad": [{"energy": "sum", "enlarge": "map", "start_share": 0.0}],
-    "spkd_self": [{"start_share": 0.0}],
+    "spkd-self": [{"start_share": 0.0}],
     "scd": [{"norm": "softmax", "start_share": 0.0}],
     "ctkd": [{"loss": "dkd"}],
     "at": [{"weight": 1000.0}],

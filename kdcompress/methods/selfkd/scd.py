@@ -1,4 +1,4 @@
-"""Similarity and consistency by self-distillation (Computer Science 2023), rebuilt from its abstract."""
+"""Similarity and consistency (Computer Science 50(11), 2023): stages agree, rebuilt from the abstract."""
 
 from __future__ import annotations
 
