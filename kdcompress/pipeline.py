@@ -269,6 +269,8 @@ def _check_buildable(run: Run) -> None:
     method = build_method(run, networks, teacher)
     check_int8_training(run, method, networks["student"])
     check_ship(method, run.recipe.train.ship, ema=run.recipe.train.ema is not None)
+    for notice in method.notices() if run.processes.first else ():
+        write_notice(notice)
     for preparation in method.preparations(method.config):
         assert teacher is not None, "held by the recipe's checks"
         build_preparation(without_extra(run), preparation, teacher)

@@ -21,12 +21,16 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.data.orders import Order
 from kdcompress.methods import losses
 from kdcompress.methods.gather import gather_rows, row_share
+from kdcompress.methods.memory import SampleMemory
 from kdcompress.methods.presets import Preset, PublishedFigure
 from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
 from kdcompress.recipe import OptimSection
 from kdcompress.tasks import CLASSIFICATION, Task
+
+LEAST_NOTICED = 10_000_000
+"""Bytes of per-image memories from which they are announced before a training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +274,18 @@ class Method(nn.Module):
     def has_own_step(self) -> bool:
         """True if `step` may call `minimise` more than once, or on something else than `losses`."""
         return type(self).step is not Method.step
+
+    def notices(self) -> tuple[str, ...]:
+        """Returns sentences for the user before the training; by default the size of per-image memories."""
+        memories = [module for module in self.modules() if isinstance(module, SampleMemory)]
+        size = sum(memory.bytes for memory in memories)
+        if size < LEAST_NOTICED:
+            return ()
+        places = " and ".join(sorted({"on the CPU" if m.on_cpu else "on the device" for m in memories}))
+        return (
+            f"the method stores {size / 1e6:,.0f} MB of numbers for the training images, {places}, and in "
+            "every checkpoint",
+        )
 
     def on_phase_start(self, name: str, resumed: bool) -> None:
         """Prepares a phase; losses that differ between phases read `self.phase`.

@@ -23,6 +23,7 @@ class SampleMemory(nn.Module):
             the method.
 
     Attributes:
+        on_cpu: True if the rows stay in CPU memory.
         rows: `[N, K]`, 0 until written.
     """
 
@@ -37,7 +38,7 @@ class SampleMemory(nn.Module):
         device: Literal["cpu", "method"] = "cpu",
     ) -> None:
         super().__init__()
-        self._stays_on_cpu = device == "cpu"
+        self.on_cpu = device == "cpu"
         self.register_buffer("rows", torch.zeros(samples, width, dtype=dtype))
 
     @property
@@ -65,7 +66,7 @@ class SampleMemory(nn.Module):
         self.rows[indices_A.to(self.rows.device)] = rows_AK.to(self.rows)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        if self._stays_on_cpu:
+        if self.on_cpu:
             return self
         result: Any = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         assert result is self

@@ -143,7 +143,7 @@ def run_steps(small):
 def fake(module):
     """Replaces parameters and buffers by fake ones on cuda; those of a memory on the CPU stay there."""
     for owner in module.modules():
-        device = "cpu" if isinstance(owner, SampleMemory) and owner._stays_on_cpu else "cuda"
+        device = "cpu" if isinstance(owner, SampleMemory) and owner.on_cpu else "cuda"
         for key, parameter in owner._parameters.items():
             if parameter is not None:
                 made = torch.nn.Parameter(fake_tensor(parameter), requires_grad=parameter.requires_grad)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_training import Small
 from torch import nn
 
+from kdcompress.methods import base
 from kdcompress.methods.memory import SampleMemory
 
 PROCESS = """
@@ -75,3 +77,12 @@ def test_two_processes_have_equal_memories_with_the_rows_of_both(tmp_path):
     rows = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert torch.equal(*rows)
     assert rows[0].tolist() == [[1, 1], [2, 2], [1, 1], [2, 2], [0, 0], [0, 0]]
+
+
+def test_a_large_memory_is_announced_with_its_size_and_place(tmp_path, monkeypatch):
+    small = Small(tmp_path, "pskd", config={"memory": "cpu"})
+    assert small.method.notices() == ()
+    monkeypatch.setattr(base, "LEAST_NOTICED", 1)
+    (notice,) = small.method.notices()
+    assert "numbers for the training images, on the CPU, and in every checkpoint" in notice
+    assert Small(tmp_path, "kd").method.notices() == ()
