@@ -105,7 +105,7 @@ KINDS = ("offline", "online", "selfkd")
 
 SHARED_BY_METHODS = {
     "base", "cohort_method", "feature_kd", "frozen", "fusion_method", "gather", "hierarchy",
-    "losses", "memory", "moving_average", "presets", "requirements", "shared_norm", "soft_labels",
+    "losses", "memory", "mixup", "moving_average", "presets", "requirements", "shared_norm", "soft_labels",
 }  # fmt: skip
 
 

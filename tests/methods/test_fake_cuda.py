@@ -35,6 +35,7 @@ SETTINGS = {
         {"target": "naive", "views": "shared"},
     ],
     "mlkd": [{"align": "squared", "contrast": "across", "kd_weight": 0.0}],
+    "mixskd": [{"discriminator": "published", "mixup_ce": False}],
     "pcl": [{"branches": 2, "detach": False}],
     "reviewkd": [{"student_maps": "pre"}],
     "okddip": [{"form": "networks", "leader": False}, {"target": "mean_of_others", "stem_gradient": "mean"}],

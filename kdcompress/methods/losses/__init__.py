@@ -6,7 +6,12 @@ deeper head.
 
 from __future__ import annotations
 
-from kdcompress.methods.losses.adversarial import discriminator_loss, imitation_loss
+from kdcompress.methods.losses.adversarial import (
+    discriminator_loss,
+    imitation_loss,
+    reverse_gradient,
+    side_cross_entropy,
+)
 from kdcompress.methods.losses.collaborative import (
     error_products,
     generalization_weights,
@@ -106,7 +111,9 @@ __all__ = [
     "relation_kl",
     "renormalised_soft_labels",
     "reversal",
+    "reverse_gradient",
     "rotation_rows",
+    "side_cross_entropy",
     "similarity_preserving",
     "smoothed_soft_labels",
     "soft_cross_entropy",
