@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from golden_checks.method import gradients, method
+from kdcompress.methods import losses
+from kdcompress.methods.losses.maps import _attention
 from kdcompress.methods.selfkd.mixskd import discriminator, interpolated_and_mixed
 
 
@@ -48,4 +50,38 @@ def mixskd(z, dtype, compare):
     compare("loss_gan", terms["discriminator"])
 
 
-CHECKS = {"mixskd": mixskd}
+def frskd(z, dtype, compare):
+    labels = z.tensor("labels")
+    logits, taught = z.tensor("logits").requires_grad_(), z.tensor("teacher_logits").requires_grad_()
+    stages = range(sum(name.startswith("feat_") for name in z.names))
+    maps = [z.tensor(f"feat_{i}").requires_grad_() for i in stages]
+    refined = [z.tensor(f"teacher_feat_{i}").requires_grad_() for i in stages]
+    alpha, beta = z.number("alpha"), z.number("beta")
+    made = method(
+        "frskd", logits.shape[1], temperature=z.number("T"), soft_weight=alpha, attention_weight=beta
+    )
+    terms = made.terms(logits, taught, maps, refined, labels)
+    compare("ce_student", terms["ce"])
+    compare("ce_teacher", terms["ce_self_teacher"])
+    compare("kl", terms["soft"] / alpha)
+    compare("at_sum", terms["attention"] / beta)
+    compare("distill", terms["soft"] + terms["attention"])
+    total = sum(terms.values())
+    compare("total", total)
+    inputs = {"logits": logits, "teacher_logits": taught}
+    inputs |= {f"feat_{i}": maps[i] for i in stages} | {f"teacher_feat_{i}": refined[i] for i in stages}
+    for (name, _), gradient in zip(inputs.items(), gradients(total, list(inputs.values())), strict=True):
+        compare(f"grad_{name}", gradient)
+
+
+def at_pair(z, dtype, compare):
+    shallow, deep = z.tensor("shallow").requires_grad_(), z.tensor("deep")
+    size = deep.shape[2:]
+    compare("att_shallow_pooled", _attention(shallow, size, 2.0))
+    compare("att_deep", _attention(deep, size, 2.0))
+    loss = losses.attention_transfer(shallow, deep)
+    compare("loss", loss)
+    compare("grad_shallow", gradients(loss, [shallow])[0])
+
+
+CHECKS = {"mixskd": mixskd, "frskd": frskd, "at_pair": at_pair}

@@ -14,6 +14,7 @@ from kdcompress.train.processes import join, leave
 FORMS = {
     "mixskd": ("mixskd", {}),
     "mixskd published": ("mixskd", {"discriminator": "published", "mixup_ce": False}),
+    "frskd": ("frskd", {}),
 }
 
 
