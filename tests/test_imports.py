@@ -105,8 +105,8 @@ KINDS = ("offline", "online", "selfkd")
 
 SHARED_BY_METHODS = {
     "base", "cohort_method", "contrast_method", "feature_kd", "frozen", "fusion_method", "gather",
-    "hierarchy", "hypergradient", "losses", "memory", "moving_average", "presets", "requirements",
-    "shared_norm", "soft_labels", "stage_pairs",
+    "hierarchy", "hypergradient", "losses", "memory", "mixup", "moving_average", "presets",
+    "requirements", "shared_norm", "soft_labels", "stage_pairs",
 }  # fmt: skip
 
 

@@ -118,12 +118,13 @@ def joint_heads(tapped: Tapped, stages: Iterable[str]) -> nn.ModuleDict:
     return nn.ModuleDict({stage: exit_after(tapped, stage, num_classes=joint) for stage in stages})
 
 
-def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
+def cuttable(tapped: Tapped, role: str, method: str = "hsakd") -> dict[str, int]:
     """Lists the stages behind which a network can be split, with the number of later stages.
 
     Args:
         tapped: Left as it was.
         role: student or teacher, for the error.
+        method: Named in the error.
 
     Returns:
         Shallow to deep; at least one.
@@ -144,7 +145,7 @@ def cuttable(tapped: Tapped, role: str) -> dict[str, int]:
             later_stages[stage] = len(stages) - number
     if later_stages:
         return later_stages
-    prefix = f"method hsakd: copies what follows each stage of the {role}"
+    prefix = f"method {method}: copies what follows each stage of the {role}"
     if reason is None:
         raise NetworkError(f"{prefix}, and {tapped.model} has no stages; choose a convolutional network")
     raise Uncuttable(f"{prefix}; {reason}") from reason

@@ -55,6 +55,11 @@ EXTREMES = {
         {"ce_weight": 0.0, "sup_weight": 0.0, "kd_weight": 0.0},
         {"align": "squared", "align_weight": 0.1, "contrast": "across", "kd_weight": 1.0},
     ],
+    "mixskd": [
+        {"discriminator": "published", "mixup_ce": False, "mix_alpha": 1.0},
+        {"discriminator_weight": 0.0, "map_weight": 0.0},
+    ],
+    "frskd": [{"width": 1, "depth": 1, "soft_weight": 0.0}, {"attention_weight": 0.0}],
     "fitnet": [{"pre_activation": True, "kd_weight": 0.0}],
     "at": [{"ce_weight": 0.0}, {"weight": 1000.0, "kd_weight": 0.0}],
     "ab": [{"initial_share": 0.5, "weight": 0.003, "kd_weight": 0.0}],

@@ -42,6 +42,7 @@ SETTINGS = {
     "lmcl": [{"form": "memory", "negatives": 6}],
     "mcl": [{"form": "memory", "negatives": 6, "logit_weight": 1.0}, {"branches": 3, "logit_weight": 1.0}],
     "mlkd": [{"align": "squared", "contrast": "across", "kd_weight": 0.0}],
+    "mixskd": [{"discriminator": "published", "mixup_ce": False}],
     "pcl": [{"branches": 2, "detach": False}],
     "reviewkd": [{"student_maps": "pre"}],
     "okddip": [{"form": "networks", "leader": False}, {"target": "mean_of_others", "stem_gradient": "mean"}],

@@ -6,7 +6,12 @@ deeper head.
 
 from __future__ import annotations
 
-from kdcompress.methods.losses.adversarial import discriminator_loss, imitation_loss
+from kdcompress.methods.losses.adversarial import (
+    discriminator_loss,
+    imitation_loss,
+    reverse_gradient,
+    side_cross_entropy,
+)
 from kdcompress.methods.losses.collaborative import (
     error_products,
     generalization_weights,
@@ -145,8 +150,10 @@ __all__ = [
     "relation_kl",
     "renormalised_soft_labels",
     "reversal",
+    "reverse_gradient",
     "rotation_rows",
     "row_products",
+    "side_cross_entropy",
     "similarities",
     "similarity_imitation",
     "similarity_preserving",

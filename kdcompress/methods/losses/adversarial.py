@@ -1,7 +1,9 @@
-"""Least-squares losses between a discriminator and what it judges."""
+"""Losses between a discriminator and what it judges."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdcompress.methods.losses.widening import full_precision
@@ -35,3 +37,32 @@ def imitation_loss(own_B: Tensor) -> Tensor:
         Scalar ≥ 0; 0 when the discriminator takes every map for the peer's.
     """
     return (1 - own_B).square().mean()
+
+
+@full_precision
+def side_cross_entropy(first_B2: Tensor, second_B2: Tensor) -> Tensor:
+    """Computes the binary cross-entropy of a discriminator that tells two kinds of rows apart.
+
+    Args:
+        first_B2: `[B, 2]` its logits of rows of the first kind, whose target is [1, 0].
+        second_B2: `[B, 2]` its logits of rows of the second kind, whose target is [0, 1].
+
+    Returns:
+        Scalar ≥ 0, a mean over rows and both logits; ln 2 when it always answers 0.
+
+    Source:
+        Yang et al., MixSKD, ECCV 2022; the authors' code.
+    """
+    right = torch.stack([first_B2[:, 0], second_B2[:, 1]])
+    wrong = torch.stack([first_B2[:, 1], second_B2[:, 0]])
+    return (F.softplus(-right) + F.softplus(wrong)).mean() / 2
+
+
+def reverse_gradient(features: Tensor) -> Tensor:
+    """Returns the features unchanged; what a loss of them sends back has the opposite sign.
+
+    Source:
+        Ganin & Lempitsky, Unsupervised Domain Adaptation by Backpropagation, ICML 2015.
+    """
+    fixed = features.detach()
+    return fixed - (features - fixed)
