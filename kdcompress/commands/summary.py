@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kdcompress.report.words import cautions
+from kdcompress.report.words import candidates_sentence, cautions
 from kdcompress.tasks.figures import FIGURES, comparable
 
 
@@ -58,9 +58,9 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
             row["file"],
         )
     console.print(table)
-    chosen = summary.get("training", {}).get("candidate", "student")
-    if chosen != "student":
-        console.print(f"The student is the network {chosen}.")
+    chosen = candidates_sentence(summary)
+    if chosen:
+        console.print(chosen)
     if "ensemble" in summary:
         console.print(summary["ensemble"]["sentence"])
     if summary["gain"] is not None:

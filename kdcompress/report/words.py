@@ -199,6 +199,21 @@ def cautions(results: dict[str, Any], class_names: Sequence[str]) -> list[str]:
     return sentences
 
 
+def candidates_sentence(results: dict[str, Any]) -> str:
+    """Describes which of several networks ships and what each reached; empty if there was one."""
+    training = results.get("training") or {}
+    reached, shipped = training.get("candidates") or {}, training.get("candidate", "student")
+    key = deciding(next(iter(reached.values()))) if reached else None
+    if key is None or len(reached) < 2:
+        return "" if shipped == "student" else f"The student is the network {shipped}."
+    listed = [
+        f"{name} {numbers.percent(figures.get(key))}{' (ships)' if name == shipped else ''}"
+        for name, figures in sorted(reached.items(), key=lambda item: -item[1][key])
+    ]
+    title = FIGURES[key].title
+    return f"Best {title} on held-out images of the networks that may ship: {', '.join(listed)}."
+
+
 def split_sentence(record: Record) -> str:
     """Describes the images that the figures were measured on."""
     count = record.manifest.get("data", {}).get("counts", {}).get("test") or record.results["student"].get(

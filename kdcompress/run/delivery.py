@@ -239,6 +239,7 @@ def report(
         "steps": outcome.steps,
         "best": outcome.best,
         "last": outcome.last,
+        "candidates": outcome.candidates,
         "bn_statistics": outcome.bn_statistics,
         "seconds": round(outcome.seconds, 1),
         "teacher_held_out": teaching and teaching.held_out,

@@ -82,6 +82,7 @@ class Choice:
         self.last: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
         self.best_ensemble: dict[str, Any] | None = None
+        self.reached: dict[str, dict[str, Any]] = {}
         # The teacher's outputs on the held-out images are the same after every epoch.
         self._teacher_outputs: Tensor | None = None
         self._scratch: dict[int, nn.Module] = {}
@@ -108,6 +109,9 @@ class Choice:
         if by is None:
             return None
         self.last = scores[self._default()]
+        for name, figures in scores.items():
+            if name not in self.reached or _rank(figures, by) > _rank(self.reached[name], by):
+                self.reached[name] = {**figures, "epoch": epoch}
         eligible = self._eligible()
         name = max((key for key in scores if key in eligible), key=lambda key: _rank(scores[key], by))
         if self.best is None or _rank(scores[name], by) > _rank(self.best, by):
@@ -142,16 +146,24 @@ class Choice:
             best = {**facts["held_out"][facts["shipped"]], "candidate": name, "epoch": epoch}
         members = self._method.members()
         states = {key: self._with_best_statistics(members[key].like, own)[0] for key, own in states.items()}
-        return Outcome(state, name, like, epoch, self.last, best, seconds, states, ensemble_best, facts)
+        return Outcome(
+            state, name, like, epoch, self.last, best, seconds, states, ensemble_best, facts, self.reached
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resume needs."""
-        return {"best": self.best, "last": self.last, "best_ensemble": self.best_ensemble}
+        return {
+            "best": self.best,
+            "last": self.last,
+            "best_ensemble": self.best_ensemble,
+            "reached": self.reached,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.best, self.last = state["best"], state["last"]
         self.best_ensemble = state.get("best_ensemble")
+        self.reached = state.get("reached", {})
 
     def _with_best_statistics(
         self, like: Tapped, state: dict[str, Tensor]

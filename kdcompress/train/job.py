@@ -52,6 +52,7 @@ class Outcome:
         ensemble: State dictionaries of the ensemble's members, by name; empty if none ships.
         ensemble_best: Held-out figures of the ensemble at its chosen epoch; None if none ships or nothing is
             held out.
+        candidates: Best held-out figures of each candidate, with their epoch; empty if nothing is held out.
         steps: Optimiser steps of the training.
         bn_statistics: Facts about its batch-norm statistics (`train.choice`); None: they are the running
             ones.
@@ -67,6 +68,7 @@ class Outcome:
     ensemble: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     ensemble_best: dict[str, Any] | None = None
     bn_statistics: dict[str, Any] | None = None
+    candidates: dict[str, dict[str, Any]] = field(default_factory=dict)
     steps: int = 0
 
     @property

@@ -9,7 +9,7 @@ from kdcompress.methods.selfkd.byot import BYOT, Head
 
 
 def test_there_is_a_head_for_every_stage_but_the_last_and_no_hint_next_to_the_deepest(tmp_path):
-    byot = Small(tmp_path, "byot").method
+    byot = Small(tmp_path, "byot", config={"hint_weight": 0.03}).method
     # resnet8 has three stages; heads are counted from the deepest.
     assert byot.stages == ["stage2", "stage1"]
     assert len(byot.heads) == 2
@@ -24,7 +24,7 @@ def test_a_head_halves_its_map_down_to_the_last_stage_and_gives_features_as_wide
 
 
 def test_the_deepest_classifier_is_taught_by_labels_alone(tmp_path):
-    byot = Small(tmp_path, "byot").method
+    byot = Small(tmp_path, "byot", config={"hint_weight": 0.03}).method
     rows = [torch.randn(4, 4, requires_grad=True) for _ in range(3)]
     features = [torch.randn(4, 64, requires_grad=True) for _ in range(3)]
     labels = torch.tensor([0, 1, 2, 3])
@@ -51,7 +51,7 @@ def test_terms_have_the_weights_of_the_config(tmp_path):
 
 
 def test_a_network_of_one_stage_is_refused_with_what_to_change(tmp_path):
-    small = Small(tmp_path, "byot")
+    small = Small(tmp_path, "byot", config={"hint_weight": 0.03})
     networks = small.method.networks
     whole = networks.student.shapes()
     one = type(whole)(logits=whole.logits, pooled=whole.pooled, stages={"stage1": whole.stages["stage1"]})

@@ -10,6 +10,7 @@ import pytest
 from run_folders import write_run
 
 from kdcompress.errors import UserError
+from kdcompress.report import words
 from kdcompress.report.page import write_report
 
 _VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -220,3 +221,13 @@ def test_few_labels_are_among_what_was_asked(tmp_path):
     text = text.replace("data:", "data:\n  labels: 3000\n  labelled_share: 0.5", 1)
     (folder / "recipe.yaml").write_text(text)
     assert re.search(r"labels 3,?000, labelled share 0\.5", _page(folder).text)
+
+
+def test_which_network_ships_and_what_the_others_reached_is_said():
+    reached = {"student": {"top1": 0.9, "epoch": 2}, "peer1": {"top1": 0.95, "epoch": 3}}
+    results = {"training": {"candidate": "peer1", "candidates": reached}}
+    assert words.candidates_sentence(results) == (
+        "Best top-1 on held-out images of the networks that may ship: peer1 95.0 % (ships), student 90.0 %."
+    )
+    assert words.candidates_sentence({"training": {"candidate": "student", "candidates": {}}}) == ""
+    assert words.candidates_sentence({}) == ""

@@ -18,7 +18,7 @@ FROZEN = {
     "mcl": {"method": "mcl"},
     "mcl_memory": {"method": "mcl", "config": {"form": "memory", "negatives": 12}},
     "lmcl": {"method": "lmcl", "config": {"meta_every": 2}},
-    "byot": {"method": "byot"},
+    "byot": {"method": "byot", "config": {"hint_weight": 0.03}},
     "one": {"method": "one"},
     "okddip": {"method": "okddip"},
     "pcl": {"method": "pcl"},

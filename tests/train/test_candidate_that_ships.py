@@ -34,6 +34,8 @@ def test_a_named_network_ships_with_its_own_best_epoch(tmp_path, name):
     assert outcome.candidate == outcome.best["candidate"] == name
     network = {"student": small.student, "peer1": small.peers[0]}[name]
     assert outcome.like is network
+    assert set(outcome.candidates) == {"student", "peer1"}
+    assert outcome.candidates[name]["top1"] == outcome.best["top1"]
 
 
 def test_the_ema_ships_if_it_is_named(tmp_path):
