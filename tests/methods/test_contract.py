@@ -247,7 +247,8 @@ def test_losses_are_computed_in_float32_under_bf16_autocast(name, tmp_path):
 @pytest.mark.parametrize("name", discovery.names("method"))
 @pytest.mark.parametrize("stop", [3, 7], ids=["first_epoch", "second_epoch"])
 def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(name, stop, tmp_path):
-    for number, config in enumerate([{}, *EXTREMES.get(name, [])]):
+    # Settings beside the defaults are stopped once, where the second epoch has begun.
+    for number, config in enumerate([{}, *(EXTREMES.get(name, []) if stop == 7 else [])]):
         folder = tmp_path / str(number)
         assert_resumes(folder, stop, name, config=config)
 

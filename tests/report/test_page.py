@@ -226,7 +226,7 @@ def test_few_labels_are_among_what_was_asked(tmp_path):
 def test_which_network_ships_and_what_the_others_reached_is_said():
     reached = {"student": {"top1": 0.9, "epoch": 2}, "peer1": {"top1": 0.95, "epoch": 3}}
     results = {"training": {"candidate": "peer1", "candidates": reached}}
-    assert words.candidates_sentence(results) == (
+    assert words.candidates_sentence(results).replace("\N{NO-BREAK SPACE}", " ") == (
         "Best top-1 on held-out images of the networks that may ship: peer1 95.0 % (ships), student 90.0 %."
     )
     assert words.candidates_sentence({"training": {"candidate": "student", "candidates": {}}}) == ""
