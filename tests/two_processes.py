@@ -1,4 +1,4 @@
-"""Starts a script in two processes that find each other as torchrun's do."""
+"""Starts a script in two processes that find each other as torchrun's do, and what the script begins with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
+
+from kdcompress.train.processes import join, leave
 
 TESTS = Path(__file__).parent
 
@@ -36,3 +38,13 @@ def run_two(script: Path, folder: Path, timeout: float = 600):
             process.kill()
     assert [process.returncode for process in started] == [0, 0], "\n".join(output)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def join_and_run(main):
+    """Runs `main(FOLDER, processes)` in one of the two processes, with the folder of the command line."""
+    torch.set_num_threads(1)
+    processes = join("cpu")
+    try:
+        main(Path(sys.argv[1]), processes)
+    finally:
+        leave()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 from small_training import Small, Watcher, images
+from two_processes import join_and_run
 
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.errors import Interrupted
-from kdcompress.train.processes import join, leave
 
 FORMS = {
     "linear": {"target": "linear"},
@@ -47,9 +44,4 @@ def main(folder, processes):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    mine = join("cpu")
-    try:
-        main(Path(sys.argv[1]), mine)
-    finally:
-        leave()
+    join_and_run(main)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 from small_training import Small, Watcher
+from two_processes import join_and_run
 
 from kdcompress.errors import Interrupted
-from kdcompress.train.processes import join, leave
 
 PEERS = ["cifar/wrn-16-2"]  # other channels, so that there are transfer layers
 LARGE = {"feature_lr": 1e-3, "discriminator_lr": 1e-2}  # so that all updates are seen in a few steps
@@ -39,9 +36,4 @@ def main(folder, processes):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    mine = join("cpu")
-    try:
-        main(Path(sys.argv[1]), mine)
-    finally:
-        leave()
+    join_and_run(main)

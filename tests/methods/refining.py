@@ -1,20 +1,16 @@
-"""One of the two processes of test_mixskd.py and test_frskd.py."""
+"""One of the two processes of test_mixskd.py."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 from small_training import Small, Watcher
+from two_processes import join_and_run
 
 from kdcompress.errors import Interrupted
-from kdcompress.train.processes import join, leave
 
 FORMS = {
     "mixskd": ("mixskd", {}),
     "mixskd published": ("mixskd", {"discriminator": "published", "mixup_ce": False}),
-    "frskd": ("frskd", {}),
 }
 
 
@@ -51,9 +47,4 @@ def main(folder, processes):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    mine = join("cpu")
-    try:
-        main(Path(sys.argv[1]), mine)
-    finally:
-        leave()
+    join_and_run(main)

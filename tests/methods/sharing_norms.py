@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 from small_training import Small
+from two_processes import join_and_run
 
 from kdcompress.methods.shared_norm import SharedBatchNorm2d
-from kdcompress.train.processes import join, leave
 
 torch.manual_seed(3)
 MAPS = torch.randn(6, 3, 2, 2, dtype=torch.float64) * torch.arange(1, 7).reshape(-1, 1, 1, 1) + 5
@@ -41,9 +38,4 @@ def main(folder, processes):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    mine = join("cpu")
-    try:
-        main(Path(sys.argv[1]), mine)
-    finally:
-        leave()
+    join_and_run(main)

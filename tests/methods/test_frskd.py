@@ -2,17 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from refining import train
-from small_training import ALONE, Small, assert_same
-from two_processes import TESTS, run_two
+from small_training import Small
 
 from kdcompress.errors import NetworkError
 from kdcompress.methods.selfkd.frskd import FRSKD, FeaturePyramid, WeightedFusion, resized
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return run_two(TESTS / "methods" / "refining.py", tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize(
@@ -100,11 +93,3 @@ def test_a_network_of_one_stage_is_refused_with_what_to_change(tmp_path):
     networks.student.shapes = lambda: one
     with pytest.raises(NetworkError, match=r"two stages or more; cifar/resnet8 has 1 at 8x8.*student.taps"):
         FRSKD(small.method.config, networks, small.method.data)
-
-
-def test_two_processes_train_what_one_trains(two, tmp_path):
-    first, second = (seen["frskd"] for seen in two)
-    assert_same(first, second)
-    expected = train(tmp_path, "frskd", ALONE)
-    for key, tensor in first.items():
-        torch.testing.assert_close(tensor, expected[key], rtol=1e-8, atol=1e-8, msg=key)

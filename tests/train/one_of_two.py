@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 from small_training import Small, Watcher
+from two_processes import join_and_run
 
 from kdcompress.errors import KdcompressError
-from kdcompress.train.processes import join, leave
 
 FROZEN = {
     # Batch norm is held still, since each process normalises its own rows.
@@ -24,6 +21,7 @@ FROZEN = {
     "pcl": {"method": "pcl"},
     "rkd": {"method": "rkd"},
     "pskd": {"method": "pskd"},
+    "frskd": {"method": "frskd"},
     "cskd": {"method": "cskd"},
     "ddgsd": {"method": "ddgsd", "config": {"feature_weight": 1.0}},
     "dlb": {"method": "dlb"},
@@ -108,9 +106,4 @@ def message(work):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    mine = join("cpu")
-    try:
-        main(Path(sys.argv[1]), mine)
-    finally:
-        leave()
+    join_and_run(main)

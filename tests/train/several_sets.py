@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 from small_training import Small, Watcher
 from torch import nn
+from two_processes import join_and_run
 
 from kdcompress.errors import Interrupted
 from kdcompress.methods.base import ParameterSet, Phase
-from kdcompress.train.processes import join, leave
 
 
 def two_sets(small):
@@ -90,9 +87,4 @@ def main(folder, processes):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    mine = join("cpu")
-    try:
-        main(Path(sys.argv[1]), mine)
-    finally:
-        leave()
+    join_and_run(main)
