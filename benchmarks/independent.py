@@ -207,7 +207,7 @@ class Ab(Plain):
     def loss(self, ours, theirs, batch, step, epoch):
         if step >= self.split:
             return super().loss(ours, theirs, batch, step, epoch)
-        total, weight = 0.0, 24.576 / ours[0][-1][0].numel()
+        total, weight = 0.0, 1 / ours[0][-1][0].numel()
         for i, (s, t) in enumerate(zip(ours[0], theirs[0], strict=True)):
             wrong = torch.where(t > 0, F.relu(1 - s), F.relu(1 + s))
             total = total + weight / 2 ** (2 - i) * (wrong**2).sum() / len(s)

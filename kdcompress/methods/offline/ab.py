@@ -19,9 +19,6 @@ from kdcompress.networks.activations import Want
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.undisturbed import undisturbed
 
-MAP_WEIGHT = 0.003 * 128 * 8 * 8
-"""Weight of the deepest pair's loss as a mean over elements: the published 0.003 at the last map of a
-WRN-40-2 on CIFAR."""
 
 
 class AB(FeatureKD):
@@ -61,9 +58,10 @@ class AB(FeatureKD):
         """Share of the run's steps for the first phase. RepDistiller has 30 epochs before the 240 of the
         training."""
         weight: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
-        """Weight of the boundary loss: 0.003 in the published figures and the presets. auto: 24.6 divided by
-        the elements of the deepest pair's map, so that the loss does not grow with images and channels; that
-        is 0.003 for 128 channels of 8x8, as published pairs have them."""
+        """Weight of the boundary loss: 0.003 in the published figures and the presets. auto: 1 divided by
+        the elements of the deepest pair's map, so that the deepest pair's term is a mean over elements; the
+        published weight is 24.6 times that at the last map of a WRN-40-2. Its large gradients make the
+        weights in front of batch norms so long that a short second phase hardly turns them any more."""
         margin: float = Field(1.0, gt=0)
         """Distance from 0 beyond which a pre-activation of the right sign costs nothing."""
         ce_weight: float = Field(1.0, ge=0)
@@ -143,7 +141,7 @@ class AB(FeatureKD):
             teacher: Pre-activations of the same shapes.
         """
         c, last = self.config, len(student) - 1
-        weight = MAP_WEIGHT / student[-1][0].numel() if c.weight == "auto" else c.weight
+        weight = 1.0 / student[-1][0].numel() if c.weight == "auto" else c.weight
         return [
             weight * 2.0 ** (i - last) * losses.activation_boundaries(s, t, c.margin)
             for i, (s, t) in enumerate(zip(student, teacher, strict=True))
