@@ -20,7 +20,6 @@ from kdcompress.networks.networks import Networks
 from kdcompress.networks.undisturbed import undisturbed
 
 
-
 class AB(FeatureKD):
     """Phase "boundaries": weight · Σ_pairs boundary loss. Phase "labels": ce_weight · CE + kd_weight · KL.
 
