@@ -250,7 +250,7 @@ class Crd(Plain):
             right = torch.log(p[:, 0] / (p[:, 0] + noise + 1e-7))
             wrong = torch.log(noise / (p[:, 1:] + noise + 1e-7)).sum(1)
             total = total - (right + wrong).mean()
-        return 0.8 * total
+        return total / (1 + math.log(negatives))
 
     def after_step(self, batch):
         for bank, new in zip(self.banks, self.embeddings, strict=True):

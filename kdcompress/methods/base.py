@@ -82,12 +82,14 @@ class ParameterSet:
         lr_scale: Factor on the learning rate.
         optim: Optimiser, weight decay and schedule of this set alone; None: the recipe's `optim:` section.
         weight_decay: Replaces the weight decay of that section; None: it stays.
+        schedule: Replaces its learning-rate schedule, unless the phase has one; None: it stays.
     """
 
     parameters: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0
     optim: OptimSection | None = None
     weight_decay: float | None = None
+    schedule: Literal["constant", "cosine"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

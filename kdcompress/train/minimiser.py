@@ -183,9 +183,9 @@ class Minimiser:
     def _optim(self, name: str) -> OptimSection:
         held = self.sets[name]
         optim = held.optim or self.job.optim
-        if held.weight_decay is None:
-            return optim
-        return optim.model_copy(update={"weight_decay": held.weight_decay})
+        own = {"weight_decay": held.weight_decay, "schedule": held.schedule}
+        changes = {key: value for key, value in own.items() if value is not None}
+        return optim.model_copy(update=changes) if changes else optim
 
     def _means(self, terms: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
         """Averages the terms over the processes: a NaN of one process is a NaN for all, so that all stop.

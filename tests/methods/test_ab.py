@@ -59,13 +59,11 @@ def test_a_stage_counts_half_of_the_one_behind_it(tmp_path):
     )
 
 
-def test_by_default_the_loss_does_not_grow_with_the_map_and_is_the_published_one_at_128_channels_of_8x8(
-    tmp_path,
-):
+def test_by_default_the_loss_is_a_mean_over_the_elements_of_the_deepest_map(tmp_path):
     ab = Small(tmp_path, "ab").method
     large, small = ([torch.zeros(2, c, side, side)] for c, side in ((128, 8), (16, 4)))
     # Every element costs 1.
-    assert [ab.boundaries(m, m)[0].item() for m in (large, small)] == pytest.approx([0.003 * 128 * 64] * 2)
+    assert [ab.boundaries(m, m)[0].item() for m in (large, small)] == pytest.approx([1.0, 1.0])
 
 
 def test_five_epochs_spend_a_ninth_of_their_steps_on_the_boundaries_at_a_constant_rate(tmp_path):

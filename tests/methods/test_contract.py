@@ -322,7 +322,14 @@ def without_labels(name):
     return not cls.needs(cls.Config()).labels
 
 
-@pytest.mark.parametrize("name", [name for name in discovery.names("method") if without_labels(name)])
+def by_its_teacher(name):
+    cls = find_method(name)
+    return cls.needs(cls.Config()).teacher
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in discovery.names("method") if without_labels(name) and by_its_teacher(name)]
+)
 def test_a_method_that_needs_no_labels_learns_without_and_is_chosen_by_its_teacher(name, tmp_path):
     small = Small(tmp_path, name, labelled=False)
     outcome = small.run()
@@ -335,7 +342,23 @@ def trains_a_backbone(name):
     return not cls.needs(cls.Config()).task.has_classes
 
 
-@pytest.mark.parametrize("name", [name for name in discovery.names("method") if trains_a_backbone(name)])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in discovery.names("method") if without_labels(name) and not by_its_teacher(name)],
+)
+def test_without_labels_and_teacher_the_last_epoch_ships_and_labels_choose_where_there_are_some(
+    name, tmp_path
+):
+    outcome = Small(tmp_path / "none", name, labelled=False).run()
+    assert (outcome.best, outcome.epoch) == (None, 2)
+    labelled = Small(tmp_path / "some", name).run()
+    assert 0 <= labelled.best["knn_top1"] <= 1
+    assert "agreement" not in labelled.best
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in discovery.names("method") if trains_a_backbone(name) and by_its_teacher(name)]
+)
 def test_what_trains_a_backbone_learns_from_a_teacher_that_is_one(name, tmp_path):
     small = Small(tmp_path, name, headless=True)
     assert not small.student.task.has_classes

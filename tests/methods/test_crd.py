@@ -55,6 +55,9 @@ def test_at_the_start_the_term_is_what_the_docstring_says(tmp_path):
     assert small.method.negatives == 300
     got = small.method.losses(next(small.loader.epoch(0)))["contrast"].item()
     assert got == pytest.approx(2 * 0.8 * (math.log(300) + 1), rel=0.15)
+    auto = Small(tmp_path / "auto", "crd", count=400, data={"num_classes": 4})
+    begins = auto.method.losses(next(auto.loader.epoch(0)))["contrast"].item()
+    assert begins == pytest.approx(2, rel=0.15)
 
 
 def test_columns_are_determined_by_seed_step_and_image_whoever_draws_them(tmp_path):

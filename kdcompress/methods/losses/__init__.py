@@ -65,6 +65,7 @@ from kdcompress.methods.losses.queue import queue_logits, unit_rows
 from kdcompress.methods.losses.ramps import exponential_ramp
 from kdcompress.methods.losses.relations import (
     cosine_alignment,
+    negative_cosine,
     relation_kl,
     squared_alignment,
     supervised_contrast,
@@ -135,6 +136,7 @@ __all__ = [
     "mutual_angles",
     "mutual_distances",
     "nckd",
+    "negative_cosine",
     "next_of_class",
     "noise_contrastive",
     "other_classes_kl",

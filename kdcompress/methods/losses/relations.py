@@ -11,6 +11,20 @@ from kdcompress.methods.losses.widening import full_precision
 
 
 @full_precision
+def negative_cosine(predicted_BE: Tensor, target_BE: Tensor) -> Tensor:
+    """Computes the mean over rows of the negative cosine of two vectors.
+
+    Args:
+        predicted_BE: `[B, E]`.
+        target_BE: `[B, E]`, a constant.
+
+    Returns:
+        Scalar in [-1, 1]; -1 where all pairs have one direction.
+    """
+    return -F.cosine_similarity(predicted_BE, target_BE, dim=1).mean()
+
+
+@full_precision
 def cosine_alignment(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     """Computes 2 - 2 · cosine, mean over rows: the squared distance of unit vectors.
 
