@@ -210,7 +210,7 @@ def test_a_mistake_is_one_message_and_nothing_is_measured(student, options, mess
 def test_files_that_are_none_are_refused(student, tmp_path):
     (tmp_path / "a.txt").touch()
     for file, message in (
-        (tmp_path / "a.txt", "expected an .onnx or a .safetensors file"),
+        (tmp_path / "a.txt", "expected a file that ends in .onnx (ONNX), .safetensors (PyTorch)"),
         (student.parent, "is a folder; name a file in it"),
         (tmp_path / "b.onnx", "no such file"),
     ):

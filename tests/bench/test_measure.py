@@ -288,7 +288,7 @@ def test_a_missing_file_and_an_unknown_suffix_are_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.onnx: no such file"):
         measure([Artefact("a", tmp_path / "absent.onnx")])
     (tmp_path / "a.txt").touch()
-    with pytest.raises(UserError, match=r"expected an \.onnx or a \.safetensors"):
+    with pytest.raises(UserError, match=r"expected a file that ends in \.onnx \(ONNX\), \.safetensors"):
         measure([Artefact("a", tmp_path / "a.txt")])
     with pytest.raises(UserError, match=r"unknown runtime 'onnxruntim'; did you mean 'onnxruntime'"):
         measure([Artefact("a", tmp_path / "a.txt", ("onnxruntim",))])

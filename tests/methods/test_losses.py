@@ -148,6 +148,8 @@ LOSSES = {
     ),
     "embedding": lambda s, t: losses.embedding(s, t, t[:, 0]).square()[:, 0].sum(),
     "bank_scores": lambda s, t: losses.bank_scores(s, t, torch.tensor([[0, 1], [1, 0]]), 2.0).sum(),
+    "bank_products": lambda s, t: losses.bank_products(s, t, torch.tensor([[0, 1], [1, 0]])).sum(),
+    "row_products": lambda s, t: losses.row_products(s, t.expand(len(s), *t.shape)).sum(),
     "noise_contrastive": lambda s, t: losses.noise_contrastive(s.abs(), 3),
 }
 ROOMS = ("logits", "features", "maps", "geometry", "review", "contrast")

@@ -12,6 +12,7 @@ from kdcompress.methods.offline.seed import SEED
 
 
 def made(folder, data=None, **config):
+    data = {"batch_size": 0, **(data or {})}  # not known
     return Small(folder, "seed", config={"ce_weight": 1.0, "queue": 24, **config}, data=data).method
 
 

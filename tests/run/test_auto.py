@@ -43,7 +43,7 @@ def test_few_images_start_from_the_families_published_weights(downloads, monkeyp
     assert student(resolved) == (NAME, published.sha256)
     assert notices == (
         "student.weights: auto: the student starts from IMAGENET1K_V1, since there are only 2,624 training "
-        "images; --set student.weights=random starts it from random weights",
+        "images; --set student.weights=random starts from random weights",
     )
     assert resolved.replace(student=recipe().student) == recipe()
 
