@@ -141,6 +141,11 @@ def pooled_of(readings: Iterable[Activations]) -> list[Tensor]:
     return [_present(read.pooled) for read in readings]
 
 
+def last_map(read: Activations) -> Tensor:
+    """Returns the deepest map `[B, C, H, W]` that was read."""
+    return list(read.stages.values())[-1]
+
+
 def _present(tensor: Tensor | None) -> Tensor:
     assert tensor is not None
     return tensor

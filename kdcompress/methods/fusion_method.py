@@ -15,8 +15,8 @@ from kdcompress.data.batch import Batch
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs, ParameterSet
-from kdcompress.methods.cohort_method import CohortMethod
-from kdcompress.networks.activations import Activations, Want
+from kdcompress.methods.cohort_method import CohortMethod, last_map, logits_of
+from kdcompress.networks.activations import Want
 from kdcompress.networks.tapped import Tapped, wide
 from kdcompress.networks.undisturbed import undisturbed
 
@@ -80,8 +80,8 @@ class FusionMethod(CohortMethod):
         """Terms ce and fused_to of every network, ce_fused and mean_to_fused."""
         readings = self.read_all(batch, _LOGITS_AND_MAP)
         with self.networks.student.autocast():
-            fused = wide(self.fusion([_last_map(read) for read in readings]))
-        return self.terms([_logits(read) for read in readings], fused, batch.labels)
+            fused = wide(self.fusion([last_map(read) for read in readings]))
+        return self.terms(logits_of(readings), fused, batch.labels)
 
     def terms(self, logits: Sequence[Tensor], fused_BK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """Computes the weighted terms from logits.
@@ -119,7 +119,7 @@ class FusionMethod(CohortMethod):
         images = torch.zeros(2, student.channels, *student.image_size, device=student.device)
         with undisturbed(student.network), undisturbed(self.cohort):
             _, readings = self.cohort(images, frozenset({"stages"}))
-        return [_last_map(read).shape[1] for read in readings]
+        return [last_map(read).shape[1] for read in readings]
 
 
 def of_one_size(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -136,12 +136,3 @@ def _last_shape(network: Tapped) -> torch.Size:
             "another network"
         )
     return list(stages.values())[-1].shape
-
-
-def _last_map(read: Activations) -> Tensor:
-    return list(read.stages.values())[-1]
-
-
-def _logits(read: Activations) -> Tensor:
-    assert read.logits is not None
-    return read.logits

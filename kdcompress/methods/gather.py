@@ -59,9 +59,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 def own_rows(gathered: Tensor) -> Tensor:
     """Returns this process's rows of what `gather_rows` returned, or of a result with the same rows."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return gathered
-    return gathered.chunk(dist.get_world_size())[dist.get_rank()]
+    return gathered.chunk(world_size())[process_rank()]
 
 
 class _Gather(torch.autograd.Function):

@@ -73,7 +73,7 @@ def scd_reconstruction(z, dtype, compare):
                 compare(f"{norm}_{name}_grad_feat_{i}", got)
         for i, feature in enumerate(features):
             compare(f"{norm}_att_{i}", energy.attention_rows(feature, norm))
-            compare(f"{norm}_G_{i}", energy.attention_similarities(feature, norm))
+            compare(f"{norm}_G_{i}", maps._similarities(energy.attention_rows(feature, norm)))
 
 
 CHECKS = {

@@ -29,7 +29,7 @@ from kdcompress.methods.losses.contrast import (
 from kdcompress.methods.losses.correlation import inter_class, intra_class
 from kdcompress.methods.losses.decoupled import nckd, tckd
 from kdcompress.methods.losses.density_ratio import density_ratio
-from kdcompress.methods.losses.designed import designed_labels, kl_of_undivided
+from kdcompress.methods.losses.designed import designed_labels
 from kdcompress.methods.losses.energy import energy_difference, map_similarity_difference
 from kdcompress.methods.losses.features import euclidean
 from kdcompress.methods.losses.geometry import mutual_angles, mutual_distances
@@ -82,7 +82,7 @@ from kdcompress.methods.losses.soft_labels import (
 from kdcompress.methods.losses.standardization import maybe_standardized, standardized
 from kdcompress.methods.losses.temperature import Curriculum, learnt_temperature, reversal
 from kdcompress.methods.losses.variance_covariance import covariance_energy, span, squeeze, variance_shortfall
-from kdcompress.methods.losses.views import kl_mean_over_classes, mean_difference
+from kdcompress.methods.losses.views import mean_difference
 from kdcompress.methods.losses.zipf import dense_votes, other_classes_kl, zipf_targets
 
 __all__ = [
@@ -119,8 +119,6 @@ __all__ = [
     "joint_labels",
     "joint_to_class_logits",
     "kl",
-    "kl_mean_over_classes",
-    "kl_of_undivided",
     "learnt_temperature",
     "map_similarity_difference",
     "masked_kl",

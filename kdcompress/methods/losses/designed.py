@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcompress.methods.losses.widening import full_precision
-
 
 def designed_labels(
     labels_B: Tensor, classes: int, correct: float, dtype: torch.dtype = torch.float32
@@ -28,15 +26,3 @@ def designed_labels(
     """
     is_label_BK = F.one_hot(labels_B.clamp(min=0), classes).to(dtype)
     return is_label_BK * correct + (1 - is_label_BK) * ((1 - correct) / (classes - 1))
-
-
-@full_precision
-def kl_of_undivided(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
-    """Computes KL(softmax(teacher) ‖ softmax(student)), mean over rows, with no temperature of its own.
-
-    Args:
-        student_BK: `[B, K]` logits.
-        teacher_BK: `[B, K]`, divided by a temperature by the caller.
-    """
-    log_target = F.log_softmax(teacher_BK, dim=1)
-    return (log_target.exp() * (log_target - F.log_softmax(student_BK, dim=1))).sum(1).mean()

@@ -10,6 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcompress.methods.losses.maps import similarity_preserving
 from kdcompress.methods.losses.widening import full_precision
 
 
@@ -63,15 +64,7 @@ def map_similarity_difference(
     Returns:
         Scalar in [0, 4 / B].
     """
-    rows = len(shallow_BCHW)
-    matrices = [attention_similarities(each, norm) for each in (shallow_BCHW, deep_BCHW)]
-    return (matrices[0] - matrices[1]).square().sum() / rows**2
-
-
-def attention_similarities(map_BCHW: Tensor, norm: Literal["l2", "softmax"]) -> Tensor:
-    """Computes the `[B, B]` matrix of `map_similarity_difference`."""
-    attention_BP = attention_rows(map_BCHW, norm)
-    return F.normalize(attention_BP @ attention_BP.T, dim=1)
+    return similarity_preserving(attention_rows(shallow_BCHW, norm), attention_rows(deep_BCHW, norm))
 
 
 def attention_rows(map_BCHW: Tensor, norm: Literal["l2", "softmax"]) -> Tensor:

@@ -14,10 +14,10 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Minimise, Needs, ParameterSet
-from kdcompress.methods.cohort_method import CohortMethod
+from kdcompress.methods.cohort_method import CohortMethod, last_map, logits_of
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.methods.shared_norm import SharedBatchNorm2d
-from kdcompress.networks.activations import Activations, Want
+from kdcompress.networks.activations import Want
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped, wide
 from kdcompress.networks.undisturbed import frozen_state
@@ -90,7 +90,7 @@ class AFD(CohortMethod):
         super().__init__(config, networks, data)
         each = (networks.student, *networks.peers)
         widths = [_last_width(network) for network in each]
-        self._paths = [_paths_to_last_map(network) for network in each]
+        self._paths = [_paths_tolast_map(network) for network in each]
         self.features = nn.ModuleList(
             WeightCopies([network.network.get_parameter(path) for path in paths])
             for network, paths in zip(each, self._paths, strict=True)
@@ -146,13 +146,11 @@ class AFD(CohortMethod):
         return self.cross_entropy(own_BK, labels_B), divergence
 
     def _label_terms(self, batch: Batch) -> dict[str, Tensor]:
-        logits = [read.logits for read in self.read_all(batch)]
+        logits = logits_of(self.read_all(batch))
         terms = {}
         for k, name in enumerate(self.names()):
-            own, peer = logits[k], logits[k - 1]
-            assert own is not None
-            assert peer is not None
-            terms[f"ce_{name}"], terms[f"mimicry_{name}"] = self.logit_loss(own, peer, batch.labels)
+            ce, mimicry = self.logit_loss(logits[k], logits[k - 1], batch.labels)
+            terms[f"ce_{name}"], terms[f"mimicry_{name}"] = ce, mimicry
         return terms
 
     def _maps(self, batch: Batch) -> list[Tensor]:
@@ -160,7 +158,7 @@ class AFD(CohortMethod):
         maps = []
         for k, network in enumerate(self.architectures()):
             copies = dict(zip(self._paths[k], self.features[k].parameters(), strict=True))
-            maps.append(_last_map(network.functional(copies, batch.images, _STAGES)))
+            maps.append(last_map(network.functional(copies, batch.images, _STAGES)))
         return maps
 
     def _feature_terms(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -256,15 +254,11 @@ def _last_width(network: Tapped) -> int:
     return list(stages.values())[-1].shape[1]
 
 
-def _last_map(read: Activations) -> Tensor:
-    return list(read.stages.values())[-1]
-
-
-def _paths_to_last_map(network: Tapped) -> list[str]:
+def _paths_tolast_map(network: Tapped) -> list[str]:
     """Returns the paths of the parameters that the last map depends on."""
     names, parameters = zip(*network.network.named_parameters(), strict=True)
     image = torch.zeros(2, network.channels, *network.image_size, device=network.device)
     with frozen_state([network.network], parameters=False), torch.enable_grad():
-        total = _last_map(network(image, _STAGES)).sum()
+        total = last_map(network(image, _STAGES)).sum()
         found = torch.autograd.grad(total, parameters, allow_unused=True)
     return [name for name, gradient in zip(names, found, strict=True) if gradient is not None]

@@ -12,7 +12,7 @@ from kdcompress.config import Section
 from kdcompress.data.batch import Batch
 from kdcompress.methods import losses
 from kdcompress.methods.base import Minimise, Needs, ParameterSet
-from kdcompress.methods.cohort_method import CohortMethod
+from kdcompress.methods.cohort_method import CohortMethod, logits_of
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 
 
@@ -85,11 +85,11 @@ class DML(CohortMethod):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce and mimicry of the student and of each peer."""
-        logits = [read.logits for read in self.read_all(batch)]
+        logits = logits_of(self.read_all(batch))
         terms: dict[str, Tensor] = {}
         for i, name in enumerate(self.names()):
-            terms[f"ce_{name}"] = self.cross_entropy(_present(logits[i]), batch.labels)
-            terms[f"mimicry_{name}"] = self.mimicry([_present(z) for z in logits], i)
+            terms[f"ce_{name}"] = self.cross_entropy(logits[i], batch.labels)
+            terms[f"mimicry_{name}"] = self.mimicry(logits, i)
         return terms
 
     @property
@@ -114,13 +114,13 @@ class DML(CohortMethod):
             super().step(batch, minimise)
             return
         networks = (self.networks.student, *self.networks.peers)
-        logits = [_present(read.logits) for read in self.read_all(batch)]
+        logits = logits_of(self.read_all(batch))
         for i, name in enumerate(self.names()):
             ce = self.cross_entropy(logits[i], batch.labels)
             minimise({f"ce_{name}": ce, f"mimicry_{name}": self.mimicry(logits, i)}, name)
             if i + 1 < len(networks):
                 with torch.no_grad():
-                    logits[i] = _present(networks[i](batch.images).logits)
+                    logits[i] = logits_of([networks[i](batch.images)])[0]
 
     def mimicry(self, logits: list[Tensor], learner: int) -> Tensor:
         """Computes the weighted divergence of one network from the others.
@@ -142,8 +142,3 @@ class DML(CohortMethod):
             each = [losses.kl(logits[learner], z, c.temperature, shift=c.shift) for z in others]
         total = torch.stack(each).sum()
         return c.weight * (total / len(each) if c.over_peers == "mean" else total)
-
-
-def _present(logits: Tensor | None) -> Tensor:
-    assert logits is not None
-    return logits

@@ -15,7 +15,7 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import DataError, NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
-from kdcompress.methods.cohort_method import CohortMethod
+from kdcompress.methods.cohort_method import CohortMethod, logits_of
 from kdcompress.methods.gather import process_rank, world_size
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.networks.networks import Networks
@@ -116,11 +116,7 @@ class KDCL(CohortMethod):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce and kl of the student and of each peer."""
-        logits = []
-        for read in self.read_all(batch):
-            assert read.logits is not None
-            logits.append(read.logits)
-        return self.terms(logits, batch.labels)
+        return self.terms(logits_of(self.read_all(batch)), batch.labels)
 
     def terms(self, logits: Sequence[Tensor], labels_B: Tensor) -> dict[str, Tensor]:
         """Computes the weighted terms from logits.

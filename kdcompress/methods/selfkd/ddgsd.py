@@ -92,8 +92,9 @@ class DDGSD(Method):
         c = self.config
         ce = (self.cross_entropy(a_BK, labels_B) + self.cross_entropy(b_BK, labels_B)) / 2
         targets = [z.detach() if c.detach else z for z in (a_BK, b_BK)]
-        divergence = losses.kl if c.divergence == "rows" else losses.kl_mean_over_classes
-        agreement = divergence(a_BK, targets[1], c.temperature) + divergence(b_BK, targets[0], c.temperature)
+        agreement = losses.kl(a_BK, targets[1], c.temperature) + losses.kl(b_BK, targets[0], c.temperature)
+        if c.divergence == "rows_and_classes":
+            agreement = agreement / (c.temperature**2 * a_BK.shape[1])
         if c.features == "logits":
             distance = losses.mse(a_BK, b_BK)
         else:

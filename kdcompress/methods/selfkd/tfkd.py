@@ -102,7 +102,7 @@ class TFKD(Method):
         multiplier = classes if c.multiplier == "auto" else c.multiplier
         if teacher_BK is None:
             designed_BK = losses.designed_labels(labels_B, classes, c.correct, logits_BK.dtype)
-            divergence = losses.kl_of_undivided(logits_BK, designed_BK / c.temperature)
+            divergence = losses.kl(logits_BK, designed_BK / c.temperature, 1.0)
         else:
             divergence = losses.kl(logits_BK, teacher_BK, c.temperature)
         ce = self.cross_entropy(logits_BK, labels_B)
