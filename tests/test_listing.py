@@ -169,7 +169,7 @@ def test_the_page_of_a_method_prints_everything_that_is_known(monkeypatch):
     published = "cifar100: a paper (--preset tiny)\n    75.50  cifar/resnet32x4 to cifar/resnet8x4\n"
     assert f"  {published}\n" in text
     assert "  A teacher, of which it reads the logits and the pooled features.\n" in text
-    assert "  weight: 0.8\n" in text
+    assert "  weight: auto\n" in text
     assert "  72.74 ± 2.47 % top-1, -8.78 points against plain training\n" in text
     assert max(map(len, text.splitlines())) <= 80
 
