@@ -56,6 +56,7 @@ SLOW_FILES = {
         "memory",
         "mixskd",
         "mlkd",
+        "moco",
         "one",
         "pairs",
         "seed",

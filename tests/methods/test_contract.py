@@ -71,6 +71,7 @@ EXTREMES = {
     "crd": [{"positive": "relax", "negatives": 6, "kd_weight": 0.0}],
     "simreg": [{"head_layers": 2, "ce_weight": 1.0, "kd_weight": 1.0}],
     "seed": [{"queue": 16, "teacher_temperature": 1e-4, "ce_weight": 1.0, "kd_weight": 1.0}],
+    "moco": [{"queue": 16, "norm_groups": 2, "momentum": 0.5}],
     "hsakd": [{"kd_weight": 0.0, "joint_weight": 0.5, "temperature": 1.0}],
     "sskd": [{"tf_ratio": 0.5, "ss_ratio": 0.0, "kd_weight": 0.0}],
 }

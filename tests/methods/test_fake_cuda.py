@@ -49,6 +49,7 @@ SETTINGS = {
     "one": [{"detach": False}],
     "rkd": [{"sub_batch": 3, "kd_weight": 0.0}],
     "seed": [{"ce_weight": 1.0, "kd_weight": 1.0}],
+    "moco": [{"norm_groups": 2}],
     "sskd": [{"tf_ratio": 0.5}],
 }
 DEFAULTS = {"seed": {"queue": 64}}

@@ -61,7 +61,7 @@ from kdcompress.methods.losses.pretext import (
     turned_cosines,
     turned_views,
 )
-from kdcompress.methods.losses.queue import queue_logits, unit_rows
+from kdcompress.methods.losses.queue import own_column_cross_entropy, queue_logits, unit_rows
 from kdcompress.methods.losses.ramps import exponential_ramp
 from kdcompress.methods.losses.relations import (
     cosine_alignment,
@@ -138,6 +138,7 @@ __all__ = [
     "next_of_class",
     "noise_contrastive",
     "other_classes_kl",
+    "own_column_cross_entropy",
     "own_image_cross_entropy",
     "own_images",
     "pair",

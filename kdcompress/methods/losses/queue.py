@@ -40,3 +40,19 @@ def queue_logits(embedding_BD: Tensor, own_BD: Tensor, queue_DQ: Tensor, tempera
     """
     own_B1 = (embedding_BD * own_BD).sum(1, keepdim=True)
     return torch.cat([own_B1, embedding_BD @ queue_DQ], 1) / temperature
+
+
+@full_precision
+def own_column_cross_entropy(logits_BM: Tensor) -> Tensor:
+    """Computes the cross-entropy with column 0 as the class of every row (InfoNCE), mean over rows.
+
+    Args:
+        logits_BM: `[B, 1 + Q]`, from `queue_logits`.
+
+    Returns:
+        Scalar ≥ 0; ln(1 + Q) where all columns are equal.
+
+    Source:
+        He et al., Momentum Contrast, CVPR 2020, equation 1; the authors' code.
+    """
+    return -logits_BM.log_softmax(1)[:, 0].mean()

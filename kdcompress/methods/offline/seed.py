@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch, DataInfo
-from kdcompress.errors import UserError
 from kdcompress.methods import losses
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100
+from kdcompress.methods.queue import check_whole_batches, replace_oldest
 from kdcompress.methods.soft_labels import BackboneMethod
 from kdcompress.networks.networks import Networks
 
@@ -78,12 +78,7 @@ class SEED(BackboneMethod):
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
-        if data.batch_size and config.queue % data.batch_size:
-            nearest = max(1, round(config.queue / data.batch_size)) * data.batch_size
-            raise UserError(
-                f"method seed: a queue of {config.queue} is not made of whole batches, which have "
-                f"{data.batch_size} images; set method.queue to a multiple of that, such as {nearest}"
-            )
+        check_whole_batches("seed", config.queue, data.batch_size)
         student, teacher = self.widths
         self.head = nn.Sequential(nn.Linear(student, student), nn.ReLU(), nn.Linear(student, teacher))
         # Of no image: evenly spread directions, until as many batches have been seen.
@@ -114,12 +109,6 @@ class SEED(BackboneMethod):
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """Replaces the queue's oldest rows by the teacher's embeddings of the step, from all processes."""
-        places = self.queue.shape[1]
         for rows_BE in self._unqueued:
-            rows_BE = self.gather(rows_BE)
-            count = len(rows_BE)
-            # Told apart before training where the batch is known: DataInfo.batch_size.
-            assert places % count == 0, f"a queue of {places} is not made of whole batches of {count}"
-            self.queue[:, self.pointer + torch.arange(count, device=self.pointer.device)] = rows_BE.T
-            self.pointer.add_(count).remainder_(places)
+            replace_oldest(self.queue, self.pointer, self.gather(rows_BE))
         self._unqueued.clear()
