@@ -128,7 +128,7 @@ def test_the_trainer_names_no_method():
             assert not module.startswith(tuple(f"kdcompress.methods.{kind}" for kind in KINDS)), path.name
 
 
-HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pydantic", "rich", "sklearn")
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pydantic", "rich", "scipy", "sklearn")
 
 
 @pytest.mark.parametrize(

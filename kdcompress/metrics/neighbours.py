@@ -62,10 +62,19 @@ def vote(cosines_Rk: Tensor, labels_Rk: Tensor, num_classes: int) -> Tensor:
     Returns:
         `[R]` int64. Of equal classes the one of the lower number wins.
     """
-    votes_RK = torch.zeros(len(cosines_Rk), num_classes)
+    return votes(cosines_Rk, labels_Rk, num_classes).argmax(1)
+
+
+def votes(cosines_Rk: Tensor, labels_Rk: Tensor, num_classes: int) -> Tensor:
+    """Counts the neighbours' weighted votes for each class; arguments as of `vote`.
+
+    Returns:
+        `[R, K]`, as multiples of the nearest neighbour's vote.
+    """
+    votes_RK = cosines_Rk.new_zeros(len(cosines_Rk), num_classes)
     # Scaled by the best vote, as a softmax is: exp(1 / 0.07) alone is 1.6 million.
     weights_Rk = ((cosines_Rk - cosines_Rk[:, :1]) / TEMPERATURE).exp()
-    return votes_RK.scatter_add_(1, labels_Rk, weights_Rk).argmax(1)
+    return votes_RK.scatter_add_(1, labels_Rk, weights_Rk)
 
 
 def overlap(features_ND: Tensor, others_ND: Tensor, *, most: int = MOST_IMAGES) -> float | None:

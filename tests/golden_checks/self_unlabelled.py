@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from golden_checks.method import gradients, method
 from kdcompress.methods import losses
+from kdcompress.metrics.clustering import cluster_figures
+from kdcompress.metrics.neighbours import TEMPERATURE, votes
+from kdcompress.probe.features import Features
+from kdcompress.probe.knn import knn
 
 
 def moco_infonce(z, dtype, compare):
@@ -32,4 +37,27 @@ def moco_infonce(z, dtype, compare):
     compare("queue_ptr_after", made.pointer.to(dtype).reshape(1))
 
 
-CHECKS = {"moco_infonce": moco_infonce}
+def cluster_metrics(z, dtype, compare):
+    labels = z.tensor("labels")
+    for name in (name.removesuffix("_clusters") for name in z.names if name.endswith("_clusters")):
+        figures = cluster_figures(z.tensor(f"{name}_clusters"), labels)
+        for ours, theirs in (("nmi", "nmi"), ("ari", "ari"), ("accuracy", "acc")):
+            compare(f"{name}_{theirs}", torch.tensor(figures[ours], dtype=dtype))
+        z.read.add(f"{name}_nmi_geometric")  # another normaliser, which is not offered
+    bank = Features(z.tensor("knn_train"), z.tensor("knn_train_labels"))
+    queries, truth, k = z.tensor("knn_test"), z.tensor("knn_test_labels"), z.number("knn_k")
+    assert z.number("knn_tau") == TEMPERATURE
+    classes = z.tensor("knn_scores").shape[1]
+    predicted = knn(bank, queries, classes, k=k)
+    compare("knn_pred", predicted.to(dtype))
+    compare("knn_acc", (predicted == truth).to(dtype).mean())
+    cosines, neighbours = (F.normalize(queries, dim=1) @ F.normalize(bank.values, dim=1).T).topk(k)
+    compare("knn_neighbours", neighbours.to(dtype))
+    scores = votes(cosines, bank.labels[neighbours], classes) * (cosines[:, :1] / TEMPERATURE).exp()
+    compare("knn_scores", scores)
+    # Classes without a vote are in any order there.
+    ranked = scores.gather(1, z.tensor("knn_ranking"))
+    assert (ranked[:, :-1] >= ranked[:, 1:]).all()
+
+
+CHECKS = {"moco_infonce": moco_infonce, "cluster_metrics": cluster_metrics}
