@@ -1,7 +1,7 @@
 """The `distill` command: `distill` checks everything, `_run_to_end` has the steps. Read this file first.
 
-recipe → data → `auto` values → networks → teacher → training (→ training for int8) → baseline → export →
-benchmark → report
+recipe → data → `auto` values (→ pre-training → clusters) → networks → teacher → training (→ training for
+int8) → baseline → export → benchmark → report
 """
 
 from __future__ import annotations
@@ -37,10 +37,20 @@ from kdcompress.run.extra_images import (
 )
 from kdcompress.run.networks import load_networks, needs_of, tapped, with_classes
 from kdcompress.run.preparation import build_preparation, prepare
+from kdcompress.run.pseudo_labels import (
+    build,
+    build_pretraining,
+    figures,
+    pretrain,
+    start_from,
+    with_clusters,
+    with_stand_ins,
+)
 from kdcompress.run.qat import check_int8_training, train_for_int8
 from kdcompress.run.teacher import compare_with_baseline, load_teacher
 from kdcompress.run.training import build_method, run_training, steps_per_epoch, student_training
 from kdcompress.run_folder import RunFolder, same_recipe
+from kdcompress.tasks import CLUSTERS
 from kdcompress.train.choice import check_ship
 from kdcompress.train.journal import require_tensorboard
 from kdcompress.train.processes import Processes, join, leave
@@ -107,7 +117,8 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         if recipe.export.embed_preprocess == "resize":
             check_spec(data.input_spec(), KEY)
         if processes.first:
-            resolution = resolve_auto(recipe, data, progress=progress.visible, own_lr=own_lr)
+            expected = with_stand_ins(recipe, data)
+            resolution = resolve_auto(recipe, expected, progress=progress.visible, own_lr=own_lr)
             recipe = resolution.recipe
             for notice in resolution.notices:
                 write_notice(notice)
@@ -164,6 +175,11 @@ def _check_baseline(recipe: Recipe, data: Data) -> None:
     Raises:
         UserError: With the reason.
     """
+    if recipe.pseudo_labels is not None:
+        raise UserError(
+            "--baseline: trains on labels, and pseudo_labels makes its own; for a training on the clusters "
+            "without distillation, run again with --method none"
+        )
     if data.labelled == 0:
         raise UserError("--baseline: trains on labels, and no training image has one")
     if not needs_of(recipe).task.has_classes:
@@ -213,7 +229,12 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         folder.begin(run.recipe)
     run.processes.wait()
 
+    pretraining = pretrain(run)
+    if pretraining is not None:
+        run = with_clusters(run, pretraining)
     networks = load_networks(run)
+    if pretraining is not None and pretraining.starts_student:
+        start_from(networks["student"], pretraining)
     # Generated images are the student's alone: no teacher is trained, tested or prepared with them.
     real = without_extra(run)
     teaching = load_teacher(real, networks)
@@ -232,8 +253,10 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
     if not first:
         return None
     with run.test_split() as test:
-        delivery = deliver(run, networks["student"], method, outcome, teaching, test)
-        return report(run, networks["student"], outcome, delivery, teaching, test)
+        task = None if pretraining is None else CLUSTERS
+        delivery = deliver(run, networks["student"], method, outcome, teaching, test, task)
+        before = None if pretraining is None else figures(run, pretraining)
+        return report(run, networks["student"], outcome, delivery, teaching, test, before)
 
 
 def _baseline_of(run: Run) -> Run:
@@ -261,6 +284,9 @@ def _check_buildable(run: Run) -> None:
     """Builds everything once, so that whatever does not fit is reported before anything is written."""
     if run.recipe.train.tensorboard:
         require_tensorboard()
+    if run.recipe.pseudo_labels is not None:
+        build_pretraining(run, build(run))
+        run = dataclasses.replace(run, data=with_stand_ins(run.recipe, run.data))
     networks = load_networks(run)
     teacher = None
     if run.recipe.teacher is not None:

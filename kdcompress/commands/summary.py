@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kdcompress.report.words import candidates_sentence, cautions
+from kdcompress.report.words import candidates_sentence, cautions, pretraining_sentence
 from kdcompress.tasks.figures import FIGURES, comparable
 
 
@@ -58,9 +58,9 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
             row["file"],
         )
     console.print(table)
-    chosen = candidates_sentence(summary)
-    if chosen:
-        console.print(chosen)
+    for sentence in (pretraining_sentence(summary), candidates_sentence(summary)):
+        if sentence:
+            console.print(sentence)
     if "ensemble" in summary:
         console.print(summary["ensemble"]["sentence"])
     if summary["gain"] is not None:
@@ -91,9 +91,11 @@ def _percent(share: float | None) -> str:
 
 def _print_seeds(summary: dict[str, Any], console: Console) -> None:
     figure = summary["figure"]
+    if figure is None:
+        console.print("Nothing scores the students: the data has no labels, and there is no teacher.")
     for who in ("student", "baseline"):
         row = summary[who]
-        if row is not None:
+        if row is not None and figure is not None:
             sd = "" if row["sd"] is None else f" ± {100 * row['sd']:.2f} (sd)"
             values = ", ".join(f"{100 * value:.2f}" for value in row[figure])
             mean = f"{who:<9} {FIGURES[figure].short} {100 * row['mean']:.2f} %{sd}"

@@ -20,6 +20,7 @@ from kdcompress.data.image_check import image_file, shared_images
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.joined import JoinedSource
 from kdcompress.data.loader import EvaluationLoader
+from kdcompress.data.orders import Order
 from kdcompress.data.pools import EXTRA, LABELLED, REAL, UNLABELLED, Pool
 from kdcompress.data.raw import OnProgress, Raw
 from kdcompress.data.source import FolderSource, MemorySource, Source
@@ -57,6 +58,7 @@ class Data:
         labelled_share: Least share of a batch that has labels, where only some training images have.
         pools: Kinds of images with a fixed share of every batch; empty: one kind.
         extra: Generated images that `for_method` adds to the training images.
+        order: Batch order of a method that asks for none.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Data:
     labelled_share: float = 0.5
     pools: tuple[Pool, ...] = ()
     extra: Extra | None = None
+    order: Order = "shuffled"
 
     @property
     def labelled(self) -> int:
@@ -133,6 +136,20 @@ class Data:
             extra=None,
         )
 
+    def with_clusters(self, assigned: Tensor, clusters: int) -> Data:
+        """Returns the data whose training images have clusters for labels, drawn uniformly by cluster.
+
+        Held-out images stay without a label, and test images keep theirs, which are no clusters.
+
+        Args:
+            assigned: `[N]` int64, the cluster of each training image.
+            clusters: Number of clusters.
+        """
+        assert isinstance(self.train, MemorySource | FolderSource), "no generated images beside clusters"
+        names = tuple(f"cluster {number}" for number in range(clusters))
+        train = replace(self.train, labels=assigned)
+        return replace(self, class_names=names, train=train, order="cluster_uniform")
+
     def _real(self, *, labels: bool, unlabelled: bool) -> Data:
         """Selects the real images; arguments as of `for_method`."""
         has_label = self.train.labels >= 0
@@ -181,6 +198,8 @@ class Data:
                 with contextlib.closing(loader):
                     yield from loader
 
+        if self.order == "cluster_uniform" and class_weights == "auto":
+            class_weights = "none"  # every cluster is drawn equally often
         return DataInfo(
             num_classes=self.num_classes,
             labels=self.train.labels,
@@ -212,7 +231,8 @@ def open_data(
 
     Official splits are used. A set that comes uncut gives a tenth to the test split and the
     share `data.held_out` of all its images (80/10/10 by default); a set with a test split alone gives that
-    share of its training images. The cuts are stratified and the same for every seed.
+    share of its training images. The cuts are stratified by class, unless `data.labels` is none, and the same
+    for every seed.
 
     Args:
         section: `data:` of the recipe.
@@ -226,7 +246,7 @@ def open_data(
     """
     read: Callable[[DataSection, OnProgress | None], Raw] = discovery.load("dataset", section.dataset).read
     raw = read(section, progress)
-    train, held_out, test, warnings = cut_splits(raw, section.held_out)
+    train, held_out, test, warnings = cut_splits(raw, section.held_out, by_class=section.labels != "none")
     preset = raw.augment if section.augment == "auto" else resolve_preset(section.augment, raw.augment)
     measured = train  # the pixels as they come, before a resize
     train, held_out = hide_labels(train, held_out, section.labels, raw.class_names)

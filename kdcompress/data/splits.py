@@ -28,12 +28,15 @@ TEST_SHARE = 0.1
 _Part = MemorySource | FolderSource
 
 
-def cut_splits(raw: Raw, held_out: float) -> tuple[_Part, _Part | None, _Part, list[str]]:
+def cut_splits(
+    raw: Raw, held_out: float, *, by_class: bool = True
+) -> tuple[_Part, _Part | None, _Part, list[str]]:
     """Cuts a data set by the rules that `open_data` states.
 
     Args:
         raw: The data set as it comes.
         held_out: Share (below 1) or number of the held-out images; 0: none.
+        by_class: True cuts the same share of every class; False reads no label.
 
     Returns:
         (train, held-out, test, warnings).
@@ -44,7 +47,7 @@ def cut_splits(raw: Raw, held_out: float) -> tuple[_Part, _Part | None, _Part, l
     train, test, warnings = raw.train, raw.test, []
     everything = len(train)
     if test is None:
-        rest, cut = stratified(train.labels, TEST_SHARE)
+        rest, cut = stratified(_strata(train, by_class), TEST_SHARE)
         train, test = train.subset(rest), train.subset(cut)
     if raw.held_out is not None:
         if held_out > 0:
@@ -56,8 +59,12 @@ def cut_splits(raw: Raw, held_out: float) -> tuple[_Part, _Part | None, _Part, l
         return train, None, test, warnings
     # A share is meant of all images that came uncut, so that 0.1 gives 80/10/10.
     count = held_out if held_out >= 1 else max(1, round(held_out * everything))
-    rest, cut = stratified(train.labels, count)
+    rest, cut = stratified(_strata(train, by_class), count)
     return train.subset(rest), train.subset(cut), test, warnings
+
+
+def _strata(images: _Part, by_class: bool) -> Tensor:
+    return images.labels if by_class else no_labels(len(images))
 
 
 def hide_labels(

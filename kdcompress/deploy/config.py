@@ -39,12 +39,14 @@ class DeployedConfig:
         num_classes: K; 0 of a backbone.
         class_names: K names, by class number.
         spec: The network's input.
+        task: `Task.name`, where the classes do not tell it; None: they do.
     """
 
     model: str
     num_classes: int
     class_names: tuple[str, ...]
     spec: InputSpec
+    task: str | None = None
 
 
 def write_config(
@@ -117,6 +119,7 @@ def read_config(path: Path) -> DeployedConfig:
             num_classes=int(document["num_classes"]),
             class_names=tuple(document["label_names"]),
             spec=InputSpec.from_json(document["input"]),
+            task=document.get("task"),
         )
     except KeyError as error:
         raise UserError(f"{path}: lacks the key {error}") from None

@@ -54,6 +54,7 @@ class Subject:
             input, model, version and accuracy are added. No path of this machine: a gate looks for them.
         teacher_outputs: The teacher's logits `[N, K]` on the test split, for an embedding its pooled
             features `[N, D']`; None: there is no teacher to agree with.
+        task: Kind of its outputs; None: classification, or embedding without class names.
         extra_gates: Gates checked before the export (the teacher is unchanged, …); they join the others.
     """
 
@@ -65,6 +66,12 @@ class Subject:
     metadata: dict[str, str]
     teacher_outputs: Tensor | None = None
     extra_gates: Sequence[Gate] = ()
+    task: Task | None = None
+
+    @property
+    def known_task(self) -> Task:
+        """Kind of its outputs."""
+        return self.task or task_of(len(self.class_names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,7 @@ def ship(
             raise _failed(folder, staging, [loaded, *subject.extra_gates])
         load_strictly(plain, trained.state_dict(), subject.model)
         plain.eval()
-        task = task_of(len(class_names))
+        task = subject.known_task
         picker = Picker()
         deployed = Deployed(plain, spec).eval()
         reference_NK, labels_N = outputs_of(deployed.run, picker.through(test_batches()))
@@ -183,7 +190,7 @@ def _describe(subject: Subject, score: dict[str, Any]) -> dict[str, str]:
         "normalisation": "in the graph: images in [0, 1]",
     }
     # Without labels only the agreement with the teacher is known.
-    known = ("top1", "knn_top1") if score["n"] else ("agreement",)
+    known = ("top1", "knn_top1", "cluster_accuracy", "nmi") if score["n"] else ("agreement",)
     figures = {name: score[name] for name in known if score.get(name) is not None}
     if figures:
         described["accuracy"] = json.dumps({"split": "test", **figures, "n": score["n"]})
@@ -201,13 +208,16 @@ def _features(plain: nn.Module, num_classes: int) -> int | None:
 
 
 def _write_config(staging: Path, subject: Subject, features: int | None) -> None:
+    extra: dict[str, Any] = {} if features is None else {"num_features": features}
+    if subject.known_task is not task_of(len(subject.class_names)):
+        extra["task"] = subject.known_task.name
     write_config(
         staging / CONFIG,
         model=subject.model,
         num_classes=len(subject.class_names),
         spec=subject.spec,
         class_names=tuple(subject.class_names),
-        extra={"num_features": features} if features is not None else {},
+        extra=extra,
     )
     write_json(staging / LABELS, list(subject.class_names))
 

@@ -89,6 +89,10 @@ def invariance_gate(precision: str, run: Run, images: Tensor, exact_NK: Tensor) 
     return at_most(name, moved, limit, detail)
 
 
+_DROPS = {"top1": "top-1", "knn_top1": "kNN top-1", "cluster_accuracy": "accuracy of clusters"}
+"""Figures that a loss is computed of, in the order of preference, and their names."""
+
+
 def loss_gate(score: dict[str, Any], count: int, max_drop: float) -> Gate:
     """Checks the loss of int8 by the best measure that there is.
 
@@ -98,7 +102,8 @@ def loss_gate(score: dict[str, Any], count: int, max_drop: float) -> Gate:
         max_drop: Points that may be lost.
     """
     if score["drop"] is not None:
-        by, called = ("top1", "top-1") if score["top1"] is not None else ("knn_top1", "kNN top-1")
+        by = next(key for key in _DROPS if score.get(key) is not None)
+        called = _DROPS[by]
         before = 100 * score[by] + score["drop"]
         detail = (
             f"points of {called} lost on the {score['n']:,} labelled test images: {before:.2f} % in fp32, "

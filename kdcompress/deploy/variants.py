@@ -82,7 +82,7 @@ class Fp32Reference:
     def right(self, outputs_NK: Tensor) -> Tensor | None:
         """`[N]` whether each labelled image is classified rightly; None where that cannot be said."""
         known = self.labels_N >= 0
-        if not self.task.has_classes or not bool(known.any()):
+        if not self.task.numbers_are_labels or not bool(known.any()):
             return None
         return (outputs_NK.argmax(1) == self.labels_N)[known]
 

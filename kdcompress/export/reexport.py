@@ -33,6 +33,7 @@ from kdcompress.recipe import BenchSection, DataSection, Recipe
 from kdcompress.report import documents
 from kdcompress.report.documents import read_json
 from kdcompress.run_folder import RunFolder, check_writable
+from kdcompress.tasks import task_of
 
 EXPORT_SCHEMA = "kdcompress.export/1"
 
@@ -84,7 +85,8 @@ def export(
     metadata = documents.file_metadata(recipe, _teacher_of(source))
     request = derived or DerivedRequest()
     with batches_of(data.test) as test:
-        subject = Subject(network, config.model, config.spec, config.class_names, test, metadata)
+        task = task_of(config.num_classes, config.task)
+        subject = Subject(network, config.model, config.spec, config.class_names, test, metadata, task=task)
         makers = request.makers(data.train, data.test, test, workers=granted_cores(), allow_code=allow_code)
         written = write_subject(
             subject, folder, formats, makers, progress, opset=opset, allow_code=allow_code

@@ -79,6 +79,60 @@ def model_problem(model: str, allow_code: bool) -> str | None:
     return f"unknown network {name!r} of family {family!r}{suggest(name, known)}"
 
 
+def pseudo_label_problems(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Completes the method of the pre-training with its defaults and checks it, and the labels.
+
+    Args:
+        document: The whole recipe.
+
+    Returns:
+        The section ({} if there is none or it is not valid), and the problems.
+    """
+    own = document.get("pseudo_labels")
+    if not isinstance(own, dict):
+        return {}, []
+    given = own.get("method", {"name": "moco"})
+    if not isinstance(given, dict):
+        return {}, []  # the schema says so itself
+    problems, data, name = [], document.get("data") or {}, given.get("name")
+    if isinstance(data, dict) and data.get("labels") != "none":
+        problems.append("data.labels: expected none, since pseudo_labels takes clusters for labels")
+    if isinstance(data, dict) and data.get("extra") is not None:
+        problems.append("data.extra: cannot be used with pseudo_labels; leave one of the two out")
+    trained = method_name(document)
+    known = discovery.names("method")
+    if trained is not None and _self_supervised(method_class(trained)):
+        problems.append(
+            f"method.name: {trained} trains a backbone without labels; to cluster its features and train on "
+            f"the clusters, name it in pseudo_labels.method and choose a self-distillation method here"
+        )
+    if document.get("peers"):
+        problems.append("peers: cannot be used with pseudo_labels; take them out (--set peers=[])")
+    if name not in known:
+        return {}, [
+            *problems,
+            f"pseudo_labels.method.name: unknown method {name!r}{suggest(str(name), known)}",
+        ]
+    cls = method_class(str(name))
+    try:
+        config = cls.Config.model_validate(_without_name(given))
+    except ValidationError as error:
+        return {}, [*problems, *describe(error, cls.Config, prefix="pseudo_labels.method")]
+    if not _self_supervised(cls, config):
+        fitting = [other for other in known if _self_supervised(method_class(other))]
+        problems.append(
+            f"pseudo_labels.method.name: {name} does not train a backbone without labels and teacher; "
+            f"choices: {', '.join(fitting)}"
+        )
+    return {"name": name, **config.model_dump(mode="json")}, problems
+
+
+def _self_supervised(cls: type[Any], config: Any = None) -> bool:
+    """Returns True if a method trains a backbone with neither labels nor a teacher."""
+    needs = cls.needs(cls.Config() if config is None else config)
+    return not (needs.labels or needs.teacher or needs.task.has_classes)
+
+
 def method_name(document: dict[str, Any]) -> str | None:
     """Returns the name of the document's method, or None if there is no such method."""
     section = document.get("method")

@@ -75,6 +75,8 @@ class RecipeDraft:
                 return f"--set {item}: {problem}"
         if key == "method.name" and here.get("name") != value:
             self.select_method(value, "--set")
+        elif key == "pseudo_labels.method.name" and here.get("name") != value:
+            self._put("pseudo_labels.method", {"name": value}, "--set")
         else:
             self._put(key, value, "--set")
         return None

@@ -148,6 +148,8 @@ def _check(
     problems = [*problems, *checks.plugin_problems(document, allow_code), *checks.onnx_problems(document)]
     method, method_problems = checks.check_method(document, overrides)
     problems += method_problems
+    pretraining, more = checks.pseudo_label_problems(document)
+    problems += more
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
@@ -156,6 +158,9 @@ def _check(
     if problems:
         raise RecipeError(name, problems)
     recipe = recipe.replace(method=method)
+    if recipe.pseudo_labels is not None:
+        complete = recipe.pseudo_labels.model_copy(update={"method": pretraining})
+        recipe = recipe.replace(pseudo_labels=complete)
     return recipe, draft.sources_of(recipe.model_dump(mode="json"))
 
 

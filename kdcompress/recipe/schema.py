@@ -220,6 +220,26 @@ class OptimSection(Section):
     """Linear warm-up from zero: a fraction of the run (below 1) or epochs (1 and above)."""
 
 
+class PseudoLabelsSection(Section):
+    """`pseudo_labels:` pre-training without labels, whose clusters are the classes of the training."""
+
+    clusters: int = Field(ge=2)
+    """Number of clusters: as many as the classes you expect, or more."""
+    method: dict[str, Any] = Field({"name": "moco"})
+    """Method of the pre-training and its options: one that trains a backbone and needs neither labels nor a
+    teacher."""
+    epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Epochs of the pre-training. auto: as many as give 3,000 optimiser steps, at least 200 and at most
+    800."""
+    optim: OptimSection = OptimSection(lr=0.05, nesterov=False, weight_decay=1e-4, schedule="cosine")
+    """Optimiser of the pre-training. With `data.batch_size: auto`, lr is that of batches of 256."""
+    starts: int | None = Field(None, ge=1)
+    """Starts of k-means from different centres, of which the best counts. None: 10, or 3 for more than 100
+    clusters."""
+    student: Literal["pretrained", "random"] = "pretrained"
+    """Weights that the training on the clusters begins with: those of the pre-training, or random ones."""
+
+
 class Int8Section(Section):
     """`export.int8:` quantisation to `student.int8.onnx`; `int8: true` means the defaults."""
 
@@ -299,6 +319,7 @@ class Recipe(Section):
     student: StudentSection
     peers: list[NetworkSection] = Field([])
     method: dict[str, Any]
+    pseudo_labels: PseudoLabelsSection | None = None
     train: TrainSection
     optim: OptimSection
     export: ExportSection = ExportSection()
@@ -352,6 +373,9 @@ def expand_shorthand(document: dict[str, Any]) -> dict[str, Any]:
     data = document.get("data")
     if isinstance(data, dict) and isinstance(data.get("extra"), str):
         document = {**document, "data": {**data, "extra": {"root": data["extra"]}}}
+    pseudo = document.get("pseudo_labels")
+    if isinstance(pseudo, dict) and isinstance(pseudo.get("method"), str):
+        document = {**document, "pseudo_labels": {**pseudo, "method": {"name": pseudo["method"]}}}
     if "export" in document:
         document = {**document, "export": expand_int8(document["export"])}
     return document

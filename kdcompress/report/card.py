@@ -69,6 +69,7 @@ def card(record: Record) -> str:
         "networks_caption": words.split_sentence(record),
         "gain_sentence": words.gain_sentence(record),
         "ensemble_sentence": words.ensemble_sentence(record),
+        "pretraining_sentence": words.pretraining_sentence(record.results),
         "latency": _latency(record),
         "snippets": snippets(record),
         "spec": spec,

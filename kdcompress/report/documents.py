@@ -118,16 +118,18 @@ def results(
 def seeds(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Builds `seeds.json`: one figure of each seed, its mean and its spread.
 
-    That is the top-1; of a backbone the top-1 by nearest neighbours; where there are no labels, the agreement
-    with the teacher. `figure` says which.
+    That is the top-1; of a backbone the top-1 by nearest neighbours; of clusters their accuracy; where there
+    are no labels, the agreement with the teacher. `figure` says which; None: nothing can be scored.
 
     Args:
         per_seed: `results.json` of each seed, in order.
     """
     first = per_seed[0]["student"]
     figure = deciding(first)
-    assert figure is not None, "a run has at least one figure"
     document: dict[str, Any] = {"schema": SEEDS_SCHEMA, "seeds": len(per_seed), "figure": figure}
+    if figure is None:
+        params = {"params": per_seed[0]["student"]["params"]}
+        return {**document, "student": params, "teacher": None, "baseline": None, "gain": None}
     for who in ("student", "baseline"):
         known = [result[who].get(figure) for result in per_seed if result[who] is not None]
         values = [value for value in known if value is not None]

@@ -59,6 +59,7 @@ def page(record: Record) -> str:
         "asked": words.recipe_rows(record),
         "networks_caption": words.split_sentence(record),
         "candidates_sentence": words.candidates_sentence(record.results),
+        "pretraining_sentence": words.pretraining_sentence(record.results),
         "gain_sentence": words.gain_sentence(record),
         "curves": curves.charts(record),
         "classes": _by_class(record),

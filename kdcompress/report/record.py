@@ -10,7 +10,7 @@ from typing import Any
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.errors import UserError
 from kdcompress.strict_yaml import read_yaml
-from kdcompress.tasks import CLASSIFICATION, EMBEDDING, Task
+from kdcompress.tasks import Task, task_of
 
 READS = 1
 """The newest version of each schema that is understood here."""
@@ -61,7 +61,7 @@ class Record:
     @property
     def task(self) -> Task:
         """The task of the network that shipped."""
-        return EMBEDDING if self.config.get("num_classes") == 0 else CLASSIFICATION
+        return task_of(self.config.get("num_classes", 1), self.config.get("task"))
 
     @property
     def input_spec(self) -> InputSpec | None:

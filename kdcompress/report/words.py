@@ -36,6 +36,10 @@ class Tile:
 def sentence(record: Record) -> str:
     """Describes student, method and teacher in one sentence."""
     method, data = record.recipe["method"]["name"], record.recipe["data"]["dataset"]
+    if record.recipe.get("pseudo_labels"):
+        return (
+            f"{record.student} trained on {data} without labels, on clusters of its features, with {method}."
+        )
     if record.teacher is None:
         return f"{record.student} trained on {data} with {method}."
     return f"{record.student} learned from {record.teacher} on {data} with {method}."
@@ -214,6 +218,23 @@ def candidates_sentence(results: dict[str, Any]) -> str:
     return f"Best {title} on held-out images of the networks that may ship: {', '.join(listed)}."
 
 
+def pretraining_sentence(results: dict[str, Any]) -> str:
+    """Compares the clusters of the student with those that it was trained on; empty if there were none."""
+    before, student = results.get("pretraining"), results["student"]
+    if before is None:
+        return ""
+    clusters, images = len(before["sizes"]), sum(before["sizes"])
+    made = f"No label was read: {clusters} clusters of {numbers.figure(images)} training images were learned."
+    if before.get("nmi") is None:
+        return f"{made} The test images have no labels to score them by."
+    return (
+        f"{made} On the test split the best matching of clusters with classes is right for "
+        f"{numbers.percent(student['cluster_accuracy'])} (before this training "
+        f"{numbers.percent(before['cluster_accuracy'])}), with a normalised mutual information of "
+        f"{student['nmi']:.3f} ({before['nmi']:.3f})."
+    )
+
+
 def split_sentence(record: Record) -> str:
     """Describes the images that the figures were measured on."""
     count = record.manifest.get("data", {}).get("counts", {}).get("test") or record.results["student"].get(
@@ -234,6 +255,11 @@ def recipe_rows(record: Record) -> list[tuple[str, str]]:
     if recipe.get("peers"):
         rows.append(("peers", ", ".join(_network(peer) for peer in recipe["peers"])))
     rows.append(("method", f"{recipe['method']['name']}{_settings(method)}"))
+    if pseudo := recipe.get("pseudo_labels"):
+        own = {key: value for key, value in pseudo["method"].items() if key != "name"}
+        rows.append(("pre-training", f"{pseudo['method']['name']}{_settings(own)}"))
+        kept = {key: pseudo[key] for key in ("clusters", "epochs", "starts", "student")}
+        rows.append(("pseudo labels", _settings(kept).strip(" ()")))
     data = {key: recipe["data"].get(key) for key in ("image_size", "batch_size", "held_out", "augment")}
     labels = recipe["data"].get("labels", "all")
     if labels != "all":  # a run of before this key had them all

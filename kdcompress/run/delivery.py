@@ -33,6 +33,7 @@ from kdcompress.report.documents import read_json as read_json
 from kdcompress.report.pages import write_pages
 from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged_gate
+from kdcompress.tasks import Task
 from kdcompress.tasks.classification import Predictions
 from kdcompress.tasks.figures import deciding
 from kdcompress.train.job import Outcome
@@ -78,6 +79,7 @@ def deliver(
     outcome: Outcome,
     teaching: Teaching | None,
     test: TestSplit,
+    task: Task | None = None,
 ) -> Delivery:
     """Strips the chosen candidate, writes it in every format and proves the files.
 
@@ -88,6 +90,7 @@ def deliver(
         outcome: Result of the training.
         teaching: The teacher; None: there is none.
         test: Opens the test split.
+        task: Kind of the student's outputs; None: as it was built.
     """
     # Before the teacher is read in float32, which takes a fresh copy of it.
     gates = [] if teaching is None else [teaching.gate, unchanged_gate(teaching.teacher)]
@@ -106,6 +109,7 @@ def deliver(
         documents.file_metadata(run.recipe, manifest_entry(run, teaching)),
         outputs,
         gates,
+        task,
     )
     folder, data = run.folder.path, run.data
     makers = DerivedRequest.of(run.recipe.export, folder, KEY).makers(
@@ -116,7 +120,8 @@ def deliver(
     shipped, derived = write_subject(
         subject, folder, run.recipe.export.formats, makers, run.progress, allow_code=run.allow_code
     )
-    if isinstance(shipped.predictions, Predictions):
+    task = task or start.task
+    if isinstance(shipped.predictions, Predictions) and task.numbers_are_labels:
         predictions = {"classes": shipped.predictions.classes, "labels": shipped.predictions.labels}
         write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
     return Delivery(shipped, on_test, derived)
@@ -197,6 +202,7 @@ def report(
     delivery: Delivery,
     teaching: Teaching | None,
     test: TestSplit,
+    pretraining: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compares with teacher and baseline, times the files, and writes the documents and pages.
 
@@ -207,6 +213,7 @@ def report(
         delivery: The files that shipped.
         teaching: The teacher; None: there is none.
         test: Opens the test split.
+        pretraining: Figures of the student before its training on clusters; None: there was none.
     """
     folder, shipped = run.folder, delivery.shipped
     teacher = None
@@ -245,6 +252,8 @@ def report(
         "teacher_held_out": teaching and teaching.held_out,
     }
     results = documents.results(shipped.student, teacher, baseline, gain, training)
+    if pretraining is not None:
+        results["pretraining"] = pretraining
     if delivery.compressed is not None:
         results["variants"] = verdict_entries(delivery.compressed, bench)
     if delivery.ensemble is not None and delivery.ensemble.passed:

@@ -109,6 +109,8 @@ def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool
     Raises:
         UserError: Labels are needed and there are none, or nobody says which classes there are.
     """
+    if recipe.pseudo_labels is not None:
+        return data  # clusters become the labels
     cls, config = configured(recipe.method)
     needs, name = cls.needs(config), recipe.method["name"]
     prepared = cls.preparations(config)

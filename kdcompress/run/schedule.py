@@ -18,6 +18,8 @@ STEPS = 3_000
 """Least number of optimiser steps of a training from random weights."""
 EPOCHS = (100, 300)
 """Bounds of the epochs of a training from random weights; 100 is usual for ImageNet."""
+PRETRAINING_EPOCHS = (200, 800)
+"""Bounds of the epochs of a training without labels: MoCo's on ImageNet, SimSiam's on CIFAR-10."""
 FINE_TUNING_STEPS = 1_000
 """Least number of optimiser steps of a fine-tuning."""
 FINE_TUNING_EPOCHS = (10, 60)
@@ -33,6 +35,8 @@ class Schedule:
         lr: Base learning rate for such batches.
         epochs: Epochs of the student.
         teacher_epochs: Epochs of the teacher, if it is trained.
+        pretraining_epochs: Epochs of the pre-training without labels, if there is one.
+        pretraining_lr: Its base learning rate, for such batches.
         reasons: A sentence for each value that was resolved.
         warnings: A sentence for each value of the user that is far too low.
     """
@@ -41,6 +45,8 @@ class Schedule:
     lr: float
     epochs: int
     teacher_epochs: int
+    pretraining_epochs: int = 1
+    pretraining_lr: float = 0.0
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -108,7 +114,20 @@ def resolve_schedule(recipe: Recipe, *, images: int, labelled: int, own_lr: bool
                 f"teacher.epochs: auto is {teacher_epochs}, {teacher_epochs * of_teacher:,} optimiser steps "
                 f"if the teacher needs {kind}"
             )
-    return Schedule(size, lr, epochs, teacher_epochs, tuple(reasons), tuple(warnings))
+    pretraining_epochs, pretraining_lr = 1, 0.0
+    if recipe.pseudo_labels is not None:
+        own, pretraining_lr = recipe.pseudo_labels.epochs, recipe.pseudo_labels.optim.lr
+        pretraining_epochs = auto_epochs(per_epoch, STEPS, PRETRAINING_EPOCHS) if own == "auto" else own
+        if own == "auto":
+            reasons.append(
+                f"pseudo_labels.epochs: auto is {pretraining_epochs}, {pretraining_epochs * per_epoch:,} "
+                "optimiser steps"
+            )
+        if recipe.data.batch_size == "auto":
+            pretraining_lr *= size / LARGE_BATCH
+    return Schedule(
+        size, lr, epochs, teacher_epochs, pretraining_epochs, pretraining_lr, tuple(reasons), tuple(warnings)
+    )
 
 
 def with_schedule(recipe: Recipe, schedule: Schedule) -> Recipe:
@@ -116,7 +135,12 @@ def with_schedule(recipe: Recipe, schedule: Schedule) -> Recipe:
     teacher = recipe.teacher
     if teacher is not None:
         teacher = teacher.model_copy(update={"epochs": schedule.teacher_epochs})
+    pseudo = recipe.pseudo_labels
+    if pseudo is not None:
+        optim = pseudo.optim.model_copy(update={"lr": schedule.pretraining_lr})
+        pseudo = pseudo.model_copy(update={"epochs": schedule.pretraining_epochs, "optim": optim})
     return recipe.replace(
+        pseudo_labels=pseudo,
         data=recipe.data.model_copy(update={"batch_size": schedule.batch_size}),
         train=recipe.train.model_copy(update={"epochs": schedule.epochs}),
         optim=recipe.optim.model_copy(update={"lr": schedule.lr}),
@@ -140,7 +164,14 @@ def with_recorded(recipe: Recipe, recorded: Recipe, *, own_lr: bool = False) -> 
         train = train.model_copy(update={"epochs": recorded.train.epochs})
     if teacher is not None and recorded.teacher is not None and teacher.epochs == "auto":
         teacher = teacher.model_copy(update={"epochs": recorded.teacher.epochs})
-    return recipe.replace(data=data, train=train, optim=optim, teacher=teacher)
+    pseudo, before = recipe.pseudo_labels, recorded.pseudo_labels
+    if pseudo is not None and before is not None:
+        if pseudo.epochs == "auto":
+            pseudo = pseudo.model_copy(update={"epochs": before.epochs})
+        if recipe.data.batch_size == "auto":
+            own = pseudo.optim.model_copy(update={"lr": before.optim.lr})
+            pseudo = pseudo.model_copy(update={"optim": own})
+    return recipe.replace(data=data, train=train, optim=optim, teacher=teacher, pseudo_labels=pseudo)
 
 
 def _steps(recipe: Recipe, images: int, batch_size: int) -> int:

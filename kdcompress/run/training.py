@@ -173,7 +173,8 @@ def steps_per_epoch(run: Run) -> int:
 
 def _order(run: Run, needs: Needs, data: Data, seed: int) -> BatchOrder:
     size = run.recipe.batch_size
-    return batch_order(needs.order, data.train.labels, batch_size=size, seed=seed, pools=data.pools)
+    order = data.order if needs.order == "shuffled" else needs.order
+    return batch_order(order, data.train.labels, batch_size=size, seed=seed, pools=data.pools)
 
 
 def _resume_hint(command: str, processes: int) -> str:

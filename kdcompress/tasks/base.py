@@ -103,6 +103,8 @@ class Task(ABC):
     """All of them: "logits"."""
     has_classes: ClassVar[bool]
     """Whether an output stands for a class, so that class names ship with the network."""
+    numbers_are_labels: ClassVar[bool] = False
+    """Whether the number of the largest output is a label of the data, so that it is right or wrong."""
 
     @abstractmethod
     def output_problem(self, outputs: object, batch: int) -> str | None:

@@ -101,6 +101,7 @@ class Classification(Task):
     one_output = "a logit"
     outputs = "logits"
     has_classes = True
+    numbers_are_labels = True
 
     def output_problem(self, outputs: object, batch: int) -> str | None:
         """Logits `[batch, classes]` are right."""

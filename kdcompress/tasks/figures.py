@@ -45,6 +45,14 @@ FIGURES: dict[str, Figure] = {
             "top-1 by nearest neighbours on held-out images, %", decides=True,
         ),
         Figure(
+            "nmi", "mutual information with the classes", "NMI", "Clusters and classes",
+            "normalised mutual information on held-out images, %",
+        ),
+        Figure(
+            "cluster_accuracy", "accuracy of clusters", "clusters", "Clusters and classes",
+            "accuracy of the best matching on held-out images, %", decides=True,
+        ),
+        Figure(
             "agreement", "agreement with the teacher", "agreement", "Agreement with the teacher",
             "agreement on held-out images, %", decides=True,
         ),
@@ -76,4 +84,8 @@ def comparable(student: Mapping[str, Any]) -> list[Figure]:
     if student["top1"] is not None:
         both = [FIGURES["top1"], FIGURES["balanced_top1"]]
         return both[::-1] if deciding(student) == "balanced_top1" else both
-    return [FIGURES[key] for key in ("knn_top1", "agreement") if student.get(key) is not None]
+    return [
+        FIGURES[key]
+        for key in ("knn_top1", "cluster_accuracy", "nmi", "agreement")
+        if student.get(key) is not None
+    ]

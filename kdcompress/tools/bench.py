@@ -366,6 +366,8 @@ def _accuracy(artefact: Artefact, data: Data, allow_code: bool) -> tuple[dict[st
         return None, "its runtime is your own"
     if not run.task.has_classes:
         return None, "it is a backbone, which tells no classes apart"
+    if not run.task.numbers_are_labels:
+        return None, "its outputs are clusters, which have no labels"
     outputs = run(next(images_of(data.test.subset(torch.tensor([0])), workers=0))[0].numpy()).shape[1]
     if outputs != data.num_classes:
         return None, f"it tells {outputs} classes apart, the data has {data.num_classes}"

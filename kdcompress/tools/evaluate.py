@@ -67,8 +67,8 @@ def evaluate(
         raise DataError(f"--split {split}: none of its images has a label to score by")
     one_image = images.subset(torch.tensor([0]))
     outputs = run(next(images_of(one_image, workers=0))[0].numpy()).shape[1]
-    if outputs != opened.num_classes:
+    if run.task.numbers_are_labels and outputs != opened.num_classes:
         raise UserError(f"{file}: tells {outputs} classes apart, the data has {opened.num_classes}")
-    scorer = run.task.scorer(opened.num_classes)
+    scorer = run.task.scorer(outputs)
     score = score_split(run, images_of(images, workers=granted_cores()), scorer).result()
     return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": split, **score}

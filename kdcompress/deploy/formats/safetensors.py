@@ -132,7 +132,7 @@ class SafetensorsModel:
     @property
     def task(self) -> Task:
         """The kind of its outputs."""
-        return task_of(self.config.num_classes)
+        return task_of(self.config.num_classes, self.config.task)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs `[B, K]` of float32 images `[B, C, H, W]`."""
