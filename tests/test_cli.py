@@ -307,6 +307,27 @@ def test_a_probe_learns_from_the_images_whose_labels_may_be_seen(finished):
     assert "--probe: no training image has a label to learn from; set data.labels" in done.stderr
 
 
+def test_clusters_of_the_features_are_compared_with_the_classes_and_with_clusters_of_the_pixels(finished):
+    options = ["evaluate", finished[1], "--recipe", "quickstart", "--probe", "clusters"]
+    done = kdcompress(*options, "--json", "--set", "data.labels=none")  # no training label is read
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    told = json.loads((finished[1] / "manifest.json").read_text())["data"]["counts"]
+    assert (document["schema"], document["probe"]) == ("kdcompress.evaluation/1", "clusters")
+    assert (document["n"], document["clusters"], document["features"]) == (told["test"], 10, 64)
+    for figures in (document, document["pixels"]):
+        # Digits are far from chance, which is about 0.1, even as pixels.
+        assert 0.3 < figures["nmi"] < 1
+        assert 0.2 < figures["ari"] < 1
+        assert 0.4 < figures["accuracy"] <= figures["purity"] < 1
+    assert document["nmi"] != document["pixels"]["nmi"]
+    assert json.loads(kdcompress(*options, "--json").stdout) == document
+    line = kdcompress(*options).stdout
+    assert f": 10 clusters of 64 features: NMI {document['nmi']:.3f}, ARI" in line
+    assert f"; of the pixels: NMI {document['pixels']['nmi']:.3f}, ARI" in line
+    assert line.endswith(f"; {told['test']} images of test\n")
+
+
 def test_a_probe_of_a_graph_of_logits_names_the_file_to_take(finished):
     done = kdcompress("evaluate", finished[1] / "student.onnx", "--recipe", "quickstart", "--probe", "linear")
     assert (done.exit_code, done.stdout) == (2, "")
@@ -389,7 +410,7 @@ def test_knowledge_wants_a_run_whose_networks_are_there(run, tmp_path):
         (["--images", "3"], "--images: belongs to --knowledge"),
         (["--probe", "knn", "--images", "3"], "--images: belongs to --knowledge"),
         (["--knowledge", "--images", "0"], "0 is not in the range x>=1"),
-        (["--probe", "tree"], "'tree' is not one of 'linear', 'knn'"),
+        (["--probe", "tree"], "'tree' is not one of 'linear', 'knn', 'clusters'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -81,6 +81,19 @@ def test_a_backbone_learns_without_any_label(work):
     assert json.loads((work / "run" / "labels.json").read_text()) == []
 
 
+def test_a_backbone_learns_without_a_teacher_and_says_which_colours_grey_images_skip(work):
+    arguments = [
+        "distill", "--recipe", "quickstart", "--method", "moco", "--set", "data.labels=none",
+        "--set", "train.max_steps=3", "--set", "bench.rounds=1", "--out", str(work / "run"),
+    ]  # fmt: skip
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
+    said = "the images have one channel, so saturation, hue and grey of the augmentation moco_v2 are skipped"
+    assert done.stderr.count(said) == 1
+    lines = [json.loads(line) for line in (work / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["losses"].keys() for line in lines] == [{"contrast"}]
+
+
 @pytest.mark.parametrize(
     ("method", "more", "teacher", "message"),
     [

@@ -18,8 +18,9 @@ from kdcompress.commands.options import allow_code, common, overrides, print_res
 @click.option("--split", type=click.Choice(["test", "held_out"]), default="test", show_default=True)
 @click.option(
     "--probe",
-    type=click.Choice(["linear", "knn"]),
-    help="Score the frozen features: a linear classifier, or nearest neighbours, of the labelled images.",
+    type=click.Choice(["linear", "knn", "clusters"]),
+    help="Score the frozen features: a linear classifier, or nearest neighbours, of the labelled images; "
+    "or clusters of the scored images, found without labels.",
 )
 @click.option(
     "--knowledge",
@@ -79,6 +80,13 @@ def _print_evaluation(result: dict[str, Any]) -> None:
 
 
 def _print_probe(result: dict[str, Any]) -> None:
+    if result["probe"] == "clusters":
+        click.echo(
+            f"{result['file']}: {result['clusters']} clusters of {result['features']:,} features: "
+            f"{_cluster_figures(result)}; of the pixels: {_cluster_figures(result['pixels'])}; "
+            f"{result['n']:,} images of {result['split']}"
+        )
+        return
     if result["probe"] == "knn":
         how = f"k = {result['k']}"
     else:
@@ -87,6 +95,13 @@ def _print_probe(result: dict[str, Any]) -> None:
         f"{result['file']}: {result['probe']} probe ({how}): top-1 {100 * result['top1']:.2f} %, "
         f"balanced {100 * result['balanced_top1']:.2f} % on {result['n']:,} images of {result['split']}; "
         f"{result['features']:,} features of {result['labelled']:,} labelled training images"
+    )
+
+
+def _cluster_figures(figures: dict[str, Any]) -> str:
+    return (
+        f"NMI {figures['nmi']:.3f}, ARI {figures['ari']:.3f}, accuracy {100 * figures['accuracy']:.2f} %, "
+        f"purity {100 * figures['purity']:.2f} %"
     )
 
 

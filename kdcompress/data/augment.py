@@ -15,6 +15,9 @@ An image's view is the same in any batch, in any worker process, on any device a
   and He, "Exploring simple Siamese representation learning", CVPR 2021), the authors' values and order: a
   random part of 20 to 100 % of the area, brightness, contrast and saturation by 0.4 and hue by 0.1 for 80 %,
   grey for 20 %, blur for 50 %, mirrored half of the time.
+
+Images of one channel have no saturation and hue and are grey: those operations are skipped, and a run says
+so (`skipped_colours`).
 """
 
 from __future__ import annotations
@@ -104,6 +107,19 @@ def pipeline_of(preset: str) -> Pipeline:
         raise UserError(f"data.augment: unknown augmentation {preset!r}{suggest(preset, PRESETS)}")
     pipeline = _PIPELINES[name]
     return pipeline if name == preset else replace(pipeline, colours=_STRONG_COLOURS)
+
+
+def skipped_colours(preset: str, channels: int) -> tuple[str, ...]:
+    """Lists the colour operations of a resolved preset that images of so many channels do not go through.
+
+    Raises:
+        UserError: There is no such preset.
+    """
+    colours = pipeline_of(preset).colours
+    if colours is None or channels == 3:
+        return ()
+    strengths = {"saturation": colours.saturation, "hue": colours.hue, "grey": colours.grey_share}
+    return tuple(name for name, strength in strengths.items() if strength)
 
 
 def augment(images: Tensor, indices: Tensor, *, seed: int, view: int, preset: str, pad: int) -> Tensor:

@@ -17,7 +17,7 @@ from kdcompress.errors import DataError
 FEW_CLUSTERS = 100
 MOST_STARTS, LEAST_STARTS = 10, 3
 """Starts by default with up to 100 clusters, and with more: one start of 1,000 clusters of 60,000 vectors of
-64 numbers takes half a minute on one core, ten of 10 clusters a few seconds."""
+64 numbers takes up to a minute on one core, ten of 10 clusters a few seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from kdcompress.data.augment import resolve_preset, skipped_colours
 from kdcompress.data.dataset import Data
 from kdcompress.errors import DownloadError, UserError, WorldError
 from kdcompress.networks import weights
@@ -54,8 +55,21 @@ def resolve_auto(recipe: Recipe, data: Data, *, progress: bool, own_lr: bool = F
     used = real.for_method(labels=needs.labels, unlabelled=needs.unlabelled).train
     schedule = resolve_schedule(recipe, images=len(used), labelled=data.labelled, own_lr=own_lr)
     recipe, notice = _resolve_student_weights(with_schedule(recipe, schedule), data, progress)
-    notices = schedule.reasons if notice is None else (*schedule.reasons, notice)
+    others = (notice, _colour_notice(needs.augment or (data.augment,), data))
+    notices = (*schedule.reasons, *(sentence for sentence in others if sentence is not None))
     return Resolution(recipe, notices, schedule.warnings)
+
+
+def _colour_notice(presets: tuple[str, ...], data: Data) -> str | None:
+    """Returns a sentence about the colour operations that the training images do not go through."""
+    resolved = {preset: resolve_preset(preset, data.augment) for preset in presets}
+    skipped = {name: skipped_colours(preset, data.channels) for name, preset in resolved.items()}
+    names = [name for name, operations in skipped.items() if operations]
+    if not names:
+        return None
+    *others, last = dict.fromkeys(name for each in skipped.values() for name in each)
+    listed = f"{', '.join(others)} and {last}" if others else last
+    return f"the images have one channel, so {listed} of the augmentation {' and '.join(names)} are skipped"
 
 
 def keep_recorded(requested: Recipe, recorded: Recipe, *, own_lr: bool = False) -> Recipe:

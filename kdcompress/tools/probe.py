@@ -28,6 +28,7 @@ from kdcompress.metrics.neighbours import NEIGHBOURS
 from kdcompress.networks.from_recipe import teacher_needs_training
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import FrozenTeacher
+from kdcompress.probe.clusters import clusters, pixel_values
 from kdcompress.probe.concepts import MARGIN, concepts, overlap
 from kdcompress.probe.features import Features, Read, features, pooled, variance
 from kdcompress.probe.knn import knn
@@ -68,13 +69,14 @@ def probe(
     split: str,
     allow_code: bool,
 ) -> dict[str, Any]:
-    """Scores a frozen network's features: a classifier is made of the labelled training images' alone.
+    """Scores a frozen network's features, with a classifier of the labelled training images or by clusters.
 
     Args:
         source: A `.safetensors` file, a `.onnx` file of a bare backbone, or a run folder.
         progress: Progress display.
-        kind: linear or knn.
-        recipe: Recipe whose `data:` section says which images, cut how, and which labels are seen.
+        kind: linear, knn or clusters.
+        recipe: Recipe whose `data:` section says which images, cut how, and which labels are seen; its seed
+            is that of the clusters.
         data: Folder of the data; goes before the recipe's.
         overrides: See `distill`.
         split: test or held_out, on which is scored. What is held out chooses C unless it is scored on.
@@ -99,6 +101,9 @@ def probe(
     scored = _split(opened, split)
     if not bool((scored.labels >= 0).any()):
         raise DataError(f"--probe: no image of the {split} split has a label to score on")
+    document = {"schema": EVALUATION_SCHEMA, "file": str(file), "split": split}
+    if kind == "clusters":
+        return document | _clusters(read, scored, split, opened.num_classes, resolved.seed, progress)
     train = _labelled(opened.train)
     if train is None:
         raise DataError(
@@ -127,14 +132,30 @@ def probe(
         }
     score = accuracy(classes, queries.labels, opened.num_classes)
     return {
-        "schema": EVALUATION_SCHEMA,
-        "file": str(file),
-        "split": split,
+        **document,
         **score,
         "probe": kind,
         "features": known.values.shape[1],
         "labelled": len(train),
         **told,
+    }
+
+
+def _clusters(
+    read: Read, images: Source, split: str, num_classes: int, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Returns the figures of clusters of a split's features and of its pixels, as many as classes."""
+    queries = _features(read, images, progress, f"features of {split} images")
+    pixels = _features(pixel_values, images, progress, f"pixels of {split} images")
+    result = clusters(queries, pixels, num_classes, seed)
+    return {
+        "probe": "clusters",
+        "n": int((images.labels >= 0).sum()),
+        "features": queries.values.shape[1],
+        "clusters": num_classes,
+        "seed": seed,
+        **result.figures,
+        "pixels": result.pixels,
     }
 
 

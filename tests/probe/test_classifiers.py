@@ -1,4 +1,4 @@
-"""The two classifiers that are made of frozen features."""
+"""The two classifiers that are made of frozen features, and their clusters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from kdcompress.errors import DataError, NetworkError
 from kdcompress.probe import linear as linear_file
+from kdcompress.probe.clusters import clusters, pixel_values
 from kdcompress.probe.features import Features, features, pooled, variance
 from kdcompress.probe.knn import knn
 from kdcompress.probe.linear import DEFAULT, STRENGTHS, linear
@@ -110,6 +111,28 @@ def test_linear_of_one_class_is_refused():
 def test_linear_says_when_it_has_not_converged(monkeypatch):
     monkeypatch.setattr(linear_file, "MOST_STEPS", 2)
     assert not linear(clouds(90, 0.5, 0), clouds(3, 0.5, 1).values, None).converged
+
+
+# ---- clusters
+
+
+def test_clusters_are_as_many_as_classes_by_the_angle_of_features_and_the_place_of_pixels():
+    images = clouds(60, 8.0, 0)
+    longer = Features(images.values * torch.rand(60, 1).add(0.1) * 100, images.labels)
+    dark = Features(torch.rand(60, 4), images.labels)
+    found = clusters(longer, dark, 3, seed=0)
+    assert found.figures == pytest.approx({"nmi": 1, "ari": 1, "accuracy": 1, "purity": 1})
+    assert found.pixels["nmi"] < 0.5
+    # Pixels are not normalised: here their length alone tells the classes apart.
+    bright = Features(images.labels.add(1.0)[:, None] * torch.ones(60, 4) + 0.01 * dark.values, images.labels)
+    assert clusters(bright, bright, 3, seed=0).pixels["accuracy"] == 1
+
+
+def test_large_images_are_shrunk_before_their_pixels_are_clustered():
+    assert torch.equal(pixel_values(torch.ones(2, 1, 28, 28)), torch.ones(2, 784))
+    assert pixel_values(torch.rand(2, 1, 32, 32)).shape == (2, 1024)
+    assert pixel_values(torch.rand(2, 3, 32, 48)).shape == (2, 3 * 18 * 18)
+    torch.testing.assert_close(pixel_values(torch.full((2, 3, 64, 64), 0.4)), torch.full((2, 972), 0.4))
 
 
 # ---- features

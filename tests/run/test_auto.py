@@ -14,9 +14,11 @@ from kdcompress.run.auto import keep_recorded, resolve_auto
 from kdcompress.run_folder import same_recipe
 
 
-def folder_of(images, channels=3):
+def folder_of(images, channels=3, augment="crop_flip"):
     """A stand-in for opened data of so many labelled images."""
-    data = SimpleNamespace(channels=channels, train=range(images), labelled=images, extra=None)
+    data = SimpleNamespace(
+        channels=channels, train=range(images), labelled=images, extra=None, augment=augment
+    )  # fmt: skip
     data.for_method = lambda **_: data
     return data
 
@@ -145,3 +147,27 @@ def test_a_resume_keeps_the_value_that_the_run_began_with(tmp_path, recorded, re
 def test_a_resume_from_other_weights_stays_another_recipe(requested):
     recorded = recipe("student.weights=V1", f"student.sha256={'a' * 64}")
     assert keep_recorded(recipe(*requested), recorded) == recipe(*requested)
+
+
+# ---- colours
+
+
+@pytest.mark.parametrize(
+    ("method", "augment", "said"),
+    [
+        ("moco", "crop_flip", "saturation, hue and grey of the augmentation moco_v2 are skipped"),
+        ("simsiam", "crop_flip", "saturation, hue and grey of the augmentation simsiam are skipped"),
+        ("kd", "crop_flip+strong", "saturation and hue of the augmentation crop_flip+strong are skipped"),
+        ("kd", "moco_v2", "saturation, hue and grey of the augmentation moco_v2 are skipped"),
+    ],
+)
+def test_colour_operations_that_grey_images_do_not_go_through_are_said_once(method, augment, said):
+    teacher = [] if method == "kd" else ["teacher=null"]
+    requested = load_recipe("quickstart", teacher, method=method)
+    grey = resolve(requested, folder_of(2_624, channels=1, augment=augment))[1]
+    assert grey == (f"the images have one channel, so {said}",)
+    assert resolve(requested, folder_of(200_000, augment=augment))[1] == ()
+
+
+def test_an_augmentation_without_colours_says_nothing_of_grey_images():
+    assert resolve(load_recipe("quickstart"), folder_of(2_624, channels=1))[1] == ()

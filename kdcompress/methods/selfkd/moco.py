@@ -1,4 +1,4 @@
-"""MoCo v2 (He et al., CVPR 2020; Chen et al., 2020): trains a backbone without labels, by contrast."""
+"""MoCo v2 (He et al., CVPR 2020; Chen et al., 2020): contrasts views of images with a queue, without labels."""
 
 from __future__ import annotations
 
@@ -46,9 +46,8 @@ class MoCo(Method):
     ships where no image has a label.
 
     A query must not find its key by the statistics of their common batch. So batch norm is computed in groups
-    of the batch (`norm_groups`), and the rows of the keys are dealt out over the groups, and over the
-    processes, anew: the image itself is all that its two groups have in common, or B / groups² images of a
-    larger batch.
+    of the batch (`norm_groups`), and the keys' images are dealt out over groups and processes anew: the group
+    of a query and that of its key have few images in common (B / groups², at least the image itself).
 
     Source:
         He et al., Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020; Chen et al.,
