@@ -128,6 +128,8 @@ def _meant(path: list[Any], model: type[BaseModel], other_keys: tuple[str, ...])
     wrong = str(path[-1])
     same = [key for key in other_keys if key.rsplit(".", 1)[-1] == wrong]
     if same:
+        highest = min(key.count(".") for key in same)
+        same = [key for key in same if key.count(".") == highest]
         return f"; did you mean {' or '.join(repr(key) for key in same[:3])}?"
     section = _section_at(model, path[:-1])
     return suggest(wrong, section.model_fields if section else ())
