@@ -1,4 +1,4 @@
-"""MoCo v2 (He et al., CVPR 2020; Chen et al., 2020): contrasts views of images with a queue, without labels."""
+"""MoCo v2 (He et al., CVPR 2020; Chen et al., 2020): contrasts views with a queue, without labels."""
 
 from __future__ import annotations
 
