@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from kdcompress.data.augment import resolve_preset, skipped_colours
 from kdcompress.data.dataset import Data
 from kdcompress.errors import DownloadError, UserError, WorldError
+from kdcompress.methods.base import configured
 from kdcompress.networks import weights
 from kdcompress.recipe import AUTO, RANDOM, Recipe
 from kdcompress.run.networks import needs_of
@@ -55,7 +56,11 @@ def resolve_auto(recipe: Recipe, data: Data, *, progress: bool, own_lr: bool = F
     used = real.for_method(labels=needs.labels, unlabelled=needs.unlabelled).train
     schedule = resolve_schedule(recipe, images=len(used), labelled=data.labelled, own_lr=own_lr)
     recipe, notice = _resolve_student_weights(with_schedule(recipe, schedule), data, progress)
-    others = (notice, _colour_notice(needs.augment or (data.augment,), data))
+    presets = needs.augment or (data.augment,)
+    if recipe.pseudo_labels is not None:
+        pretraining, config = configured(recipe.pseudo_labels.method)
+        presets = (*pretraining.needs(config).augment, *presets)
+    others = (notice, _colour_notice(presets, data))
     notices = (*schedule.reasons, *(sentence for sentence in others if sentence is not None))
     return Resolution(recipe, notices, schedule.warnings)
 
