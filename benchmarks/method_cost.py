@@ -1,6 +1,7 @@
 """What a training step of each method costs: its time and its peak memory, as ratios to `kd`.
 
     python benchmarks/method_cost.py [--threads 1] [--rounds 9] [--methods crd sskd ...] [--out FILE]
+    python benchmarks/method_cost.py --control none --methods dml mcl lmcl:meta_every=99999 lmcl:meta_every=1
 
 Every method that `kdcompress methods` lists, with its defaults (crd with 16,384 negatives, sskd with four
 views), takes batches of 64 of 50,000 images of 32×32 pixels through resnet32x4 (teacher) and resnet8x4
@@ -14,6 +15,9 @@ of kd is a second kd beside the first, and shows what the machine does to a rati
 several phases each phase is timed. With fewer than six rounds the range stands in place of the interval. Peak
 memory is a process's greatest resident set above what it held before the networks were built, and is of all
 phases together.
+
+`NAME:KEY=VALUE` sets an option of a method. The ratio per network is the ratio divided by the number of whole
+networks that train: with `--control none`, a step of two networks against two steps of plain training.
 """
 
 from __future__ import annotations
@@ -33,11 +37,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import yaml
 
 from kdcompress import discovery
 from kdcompress.bench.stats import interval
 from kdcompress.data.batch import DataInfo
 from kdcompress.data.loader import TrainingLoader
+from kdcompress.data.orders import batch_order
 from kdcompress.data.source import MemorySource
 from kdcompress.methods.base import find_method
 from kdcompress.networks.build import build
@@ -99,6 +105,20 @@ def status(key):
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
+def configured(text):
+    """Returns the class and the configuration of `NAME` or `NAME:KEY=VALUE,KEY=VALUE`."""
+    name, _, options = text.partition(":")
+    cls = find_method(name)
+    pairs = (option.partition("=") for option in filter(None, options.split(",")))
+    return cls, cls.Config.model_validate({key: yaml.safe_load(value) for key, _, value in pairs})
+
+
+def networks_of(text):
+    """Returns the number of whole networks that train."""
+    cls, config = configured(text)
+    return 1 + (cls.needs(config).peers or 0)
+
+
 def train(name, steps):
     """Trains by a method, a step for each line on standard input."""
     generator = torch.Generator().manual_seed(0)
@@ -107,8 +127,7 @@ def train(name, steps):
         torch.randint(CLASSES, (IMAGES,), generator=generator),
     )
     base_kb = status("VmRSS")
-    cls = find_method(name)
-    config = cls.Config()
+    cls, config = configured(name)
     needs = cls.needs(config)
     torch.manual_seed(0)
     peers = tuple(tapped(STUDENT) for _ in range(needs.peers or 0))
@@ -119,8 +138,9 @@ def train(name, steps):
     )
     method = cls(config, networks, DataInfo(CLASSES, source.labels, (SIDE, SIDE), 3, batch_size=BATCH))
     loader = TrainingLoader(
-        source, batch_size=BATCH, views=needs.views, seed=0, augment="crop_flip", device=CPU
-    )
+        source, batch_size=BATCH, views=needs.views, seed=0, augment=needs.augment or "crop_flip", device=CPU,
+        order=batch_order(needs.order, source.labels, batch_size=BATCH, seed=0),
+    )  # fmt: skip
     phases = [phase.name for phase in method.phases()]
     with tempfile.TemporaryDirectory() as folder:
         section = TrainSection(epochs=len(phases), checkpoint_minutes=1e9)
@@ -196,16 +216,18 @@ def measure(name, control, options):
         return [(*row, asked.mb) for row in rows]
 
 
-def table(rows, reference_mb):
+def table(rows, reference_mb, control):
     lines = [
-        f"| method | step ms | ratio to {CONTROL} (95 % interval) | peak memory MB | ratio to {CONTROL} |",
-        "|---|---|---|---|---|",
+        f"| method | step ms | ratio to {control} (95 % interval) | ratio per network | peak memory MB | "
+        f"ratio to {control} |",
+        "|---|---|---|---|---|---|",
     ]
     for name, seconds, ratios, mb in rows:
         low, high = interval(ratios) or (min(ratios), max(ratios))
+        share = statistics.median(ratios) / networks_of(name.partition(", ")[0])
         lines.append(
             f"| {name} | {1000 * statistics.median(seconds):.0f} | {statistics.median(ratios):.2f} "
-            f"({low:.2f} to {high:.2f}) | {mb:.0f} | {mb / reference_mb:.2f} |"
+            f"({low:.2f} to {high:.2f}) | {share:.2f} | {mb:.0f} | {mb / reference_mb:.2f} |"
         )
     return "\n".join(lines)
 
@@ -214,7 +236,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each phase")
-    parser.add_argument("--methods", nargs="+", choices=discovery.names("method"), help="instead of all")
+    parser.add_argument("--methods", nargs="+", help="instead of all: NAME or NAME:KEY=VALUE")
+    parser.add_argument("--control", default=CONTROL, help="method that the others are compared with")
     parser.add_argument("--out", type=Path, help="where the table goes, besides the terminal")
     parser.add_argument("--train", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
@@ -224,18 +247,18 @@ def main():
         train(options.train, options.steps)
         return
     began = time.monotonic()
-    names = list(dict.fromkeys([CONTROL, *(options.methods or discovery.names("method"))]))
+    names = list(dict.fromkeys([options.control, *(options.methods or discovery.names("method"))]))
     rows = []
-    with Asked(CONTROL, options.threads, IMAGES // BATCH) as control:
+    with Asked(options.control, options.threads, IMAGES // BATCH) as control:
         for name in names:
             rows += measure(name, control, options)
             print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
         base_mb = control.base_mb
-    reference_mb = next(mb for name, _, _, mb in rows if name == CONTROL)
+    reference_mb = next(mb for name, _, _, mb in rows if name == options.control)
     said = (
         f"{options.threads} threads, torch {torch.__version__}, precision {precision.resolve('auto', CPU)}, "
         f"{options.rounds} rounds; {base_mb:.0f} MB before the networks are built\n\n"
-        f"{table(rows, reference_mb)}\n"
+        f"{table(rows, reference_mb, options.control)}\n"
     )
     print(said, end="")
     if options.out:

@@ -2,11 +2,11 @@
 
     python benchmarks/sssd.py [--work DIR] [--seeds 2] [--set KEY=VALUE ...]
 
-Runs the recipe sssd-fashion-mnist with each seed. Then four networks are scored by labels that none of them was trained
-on: one with random weights, the pre-trained one, the one trained on its clusters, and for clusters also the raw
-pixels. Linear probe: logistic regression on the features of 10,000 labelled training images, scored on the
-10,000 test images. Clusters: k-means with ten clusters on the features (unit length) of the test images. Runs that
-are done are not repeated, and one that was under way is resumed.
+Runs the recipe sssd-fashion-mnist with each seed. Then three networks are scored by labels that none of
+them was trained on: one with random weights, the pre-trained one, and the one trained on its clusters; for clusters
+also the raw pixels. Linear probe: logistic regression on the features of 10,000 labelled training images,
+scored on the 10,000 test images. Clusters: k-means with ten clusters on the features (of unit length) of the
+test images. Runs that are done are not repeated, and one that was under way is resumed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def backbone(folder, run, seed, state=None):
 
 
 def figures(work, recipe, seed):
-    """Trains one seed; returns its results and, by network, linear top-1, NMI and accuracy of clusters in %."""
+    """Trains one seed; returns results and, by network, linear top-1, NMI and accuracy of clusters in %."""
     results = distill(work, f"seed{seed}", recipe, "--set", f"seed={seed}")
     run = work / "runs" / f"seed{seed}"
     (work / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
