@@ -3,10 +3,10 @@
     python benchmarks/sssd.py [--work DIR] [--seeds 2] [--set KEY=VALUE ...]
 
 Runs the recipe sssd-fashion-mnist with each seed. Then three networks are scored by labels that none of
-them was trained on: one with random weights, the pre-trained one, and the one trained on its clusters; for clusters
-also the raw pixels. Linear probe: logistic regression on the features of 10,000 labelled training images,
-scored on the 10,000 test images. Clusters: k-means with ten clusters on the features (of unit length) of the
-test images. Runs that are done are not repeated, and one that was under way is resumed.
+them was trained on: one with random weights, the pre-trained one, and the one trained on its clusters; for
+clusters also the raw pixels. Linear probe: logistic regression on the features of 10,000 labelled training
+images, scored on the 10,000 test images. Clusters: k-means with ten clusters on the features (of unit length)
+of the test images. Runs that are done are not repeated, and one that was under way is resumed.
 """
 
 from __future__ import annotations
