@@ -87,6 +87,12 @@ def test_the_report_and_the_card_say_what_was_done(done):
         assert not any(broken in page for broken in ("None %", ">None<", "nan %"))
 
 
+def test_the_card_says_that_clusters_are_no_classes(done):
+    card = (done.run / "README.md").read_text()
+    assert "It sorts images into 6 clusters" in card
+    assert "An image classifier" not in card
+
+
 def test_labels_of_noise_give_the_same_student(done, tmp_path, monkeypatch):
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path / "cache"))
     honest = digits.load_digits()

@@ -61,6 +61,7 @@ def card(record: Record) -> str:
         "failed": record.failed_gates,
         "student": record.student,
         "has_classes": record.task.has_classes,
+        "numbers_are_labels": record.task.numbers_are_labels,
         "num_features": record.config.get("num_features"),
         "num_classes": record.config.get("num_classes")
         or len(record.results["student"].get("per_class") or []),

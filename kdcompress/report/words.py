@@ -64,6 +64,8 @@ def tiles(record: Record) -> list[Tile]:
 def _accuracy_tile(record: Record) -> Tile:
     student, teacher = record.results["student"], record.results.get("teacher") or {}
     key = deciding(student)
+    if key is None and student.get("agreement") is None:
+        return Tile(numbers.UNKNOWN, "no figure says how good it is", "the test images have no labels")
     if key is None or key == "agreement":
         what = "of nearest neighbours are also the teacher's"
         return Tile(
