@@ -146,7 +146,8 @@ class BYOT(Method):
         """
         student, head = self.networks.student, self.heads[number]
         with undisturbed(head):
-            ours = self._compared(head(maps[self.stages[number]]))
+            # A head of one's own is moved to the network's device later.
+            ours = self._compared(head(maps[self.stages[number]].to(next(head.parameters()))))
         own = Activations(pooled=student.shapes().pooled, stages={"map": maps[self.deepest]})
         target = self._compared(own)
         if ours.shape[2:] != target.shape[2:] or not (self.config.adapters or ours.shape == target.shape):
