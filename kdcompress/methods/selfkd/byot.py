@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -15,9 +16,9 @@ from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.methods.requirements import pooled_width
-from kdcompress.methods.stage_heads import attention_head, bottleneck_head
+from kdcompress.methods.stage_heads import StageClassifier, StageHead, attention_head, bottleneck_head
 from kdcompress.networks.activations import Activations
-from kdcompress.networks.exits import exit_after
+from kdcompress.networks.exits import Exit, exit_after
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import wide
 from kdcompress.networks.undisturbed import undisturbed
@@ -186,6 +187,11 @@ class BYOT(Method):
         features = [wide(self._compared(read)) for read in (own, *reads)]
         return self.terms(logits, features, list(self.adapters), batch.labels)
 
+    def early_exits(self) -> dict[str, nn.Module]:
+        """Names the heads, shallowest first."""
+        heads = list(zip(self.stages, self.heads, strict=True))[::-1]
+        return {stage: _classifier(head) for stage, head in heads}
+
     def terms(
         self,
         logits: Sequence[Tensor],
@@ -223,6 +229,14 @@ class BYOT(Method):
             return factor * losses.kl(logits_BK, deepest_BK, c.temperature)
         factor = c.temperature**2 if c.squared_factor else 1.0
         return factor * losses.soft_cross_entropy(logits_BK, deepest_BK, c.temperature)
+
+
+def _classifier(head: nn.Module) -> nn.Module:
+    """Wraps a head as a module that returns logits alone."""
+    if isinstance(head, Exit):
+        return nn.Sequential(OrderedDict(head.named_children()))
+    assert isinstance(head, StageHead)
+    return StageClassifier(head)
 
 
 def _sum(terms: object) -> Tensor:
