@@ -11,21 +11,29 @@ from kdcompress.networks.activations import Activations
 
 
 class StageHead(nn.Module):
-    """Classifies a stage's map: layers that shrink it, average over positions, linear layer.
+    """Classifies a stage's map: attention gate, layers that shrink it, average over positions, linear layer.
 
     Args:
         chain: Turns the map `[B, C, H, W]` into one of D channels.
         width: D, width of the student's pooled features.
         num_classes: K.
+        gate: Layers to a smaller map of C channels, whose sigmoid, enlarged, weights each element of the
+            stage's map; None: no gate.
     """
 
-    def __init__(self, chain: nn.Module, width: int, num_classes: int) -> None:
+    def __init__(self, chain: nn.Module, width: int, num_classes: int, gate: nn.Module | None = None) -> None:
         super().__init__()
+        self.gate = gate
         self.chain = chain
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(self, map_BCHW: Tensor) -> Activations:
         """Computes logits `[B, K]`, pooled features `[B, D]`, and the last map as `stages["map"]`."""
+        if self.gate is not None:
+            gate = F.interpolate(
+                self.gate(map_BCHW), size=map_BCHW.shape[2:], mode="bilinear", align_corners=False
+            )
+            map_BCHW = map_BCHW * gate.sigmoid()
         last_BDHW = self.chain(map_BCHW)
         pooled_BD = last_BDHW.mean((2, 3))
         return Activations(self.classifier(pooled_BD), pooled_BD, {"map": last_BDHW})
@@ -49,25 +57,6 @@ class StageClassifier(nn.Module):
         return logits_BK
 
 
-class AttentionGate(nn.Module):
-    """Weights each element of a map by 0 to 1, from a strided convolution enlarged to the map's size.
-
-    Args:
-        channels: C.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*_separable(channels, channels))
-
-    def forward(self, map_BCHW: Tensor) -> Tensor:
-        """Returns a map of the same shape."""
-        gate = F.interpolate(
-            self.layers(map_BCHW), size=map_BCHW.shape[2:], mode="bilinear", align_corners=False
-        )
-        return map_BCHW * gate.sigmoid()
-
-
 def attention_head(channels: int, width: int, num_classes: int, halvings: int) -> StageHead:
     """Builds the head of BYOT's journal code: attention gate, then depthwise-separable strided blocks.
 
@@ -77,12 +66,12 @@ def attention_head(channels: int, width: int, num_classes: int, halvings: int) -
         num_classes: K.
         halvings: Number of strided blocks; the last one has D channels.
     """
-    gate = AttentionGate(channels)
+    gate = nn.Sequential(*_separable(channels, channels))
     # Channels grow to D geometrically, rounded, as in the stages of the backbone.
     ratio = (width / channels) ** (1 / halvings)
     steps = [channels, *(round(channels * ratio**k) for k in range(1, halvings)), width]
     blocks = [layer for before, after in itertools.pairwise(steps) for layer in _separable(before, after)]
-    return StageHead(nn.Sequential(gate, *blocks), width, num_classes)
+    return StageHead(nn.Sequential(*blocks), width, num_classes, gate)
 
 
 def bottleneck_head(channels: int, width: int, num_classes: int, shrink: tuple[int, int]) -> StageHead:
