@@ -274,7 +274,7 @@ def _baseline_of(run: Run) -> Run:
         method={"name": "none", "classifier_first": 0.0},
         # A peer or an ensemble that ships in the run itself does not exist here.
         train=train.model_copy(update={"ship": train.ship if train.ship in ("last", "ema") else "best"}),
-        export=run.recipe.export.model_copy(update={"int8": None, "fp16": False}),
+        export=run.recipe.export.model_copy(update={"int8": None, "fp16": False, "exits": False}),
     )
     alone = dataclasses.replace(without_extra(run), recipe=recipe, folder=RunFolder(run.folder / "baseline"))
     return dataclasses.replace(alone, recipe=recipe.lengthened(steps_per_epoch(run) / steps_per_epoch(alone)))

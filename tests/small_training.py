@@ -91,6 +91,7 @@ class Small:
         headless=False,
         labelled=True,
         float64=False,
+        exits=False,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         device, side = processes.device, side or SIDES[student]
@@ -137,7 +138,8 @@ class Small:
         train = TrainSection(**{"epochs": 2, "precision": "fp32", **(train or {})})
         optim = OptimSection(**{"lr": 0.02, "schedule": "cosine", **(optim or {})})
         fp16 = precision == torch.float16
-        job = Job("student", folder, train, optim, train.epochs, fp16, "kdcompress distill --resume")
+        hint = "kdcompress distill --resume"
+        job = Job("student", folder, train, optim, train.epochs, fp16, hint, exits=exits)
         on_held_out = None
         if held_out:
             on_held_out = EvaluationLoader(images(held_out, side, 1, labelled), device=device)

@@ -148,6 +148,7 @@ def test_evaluate_and_export_know_that_the_outputs_are_clusters(done, tmp_path):
         ("data.labels=all", "data.labels: expected none, since pseudo_labels takes clusters for labels"),
         ("data.extra.root=x", "data.extra: cannot be used with pseudo_labels"),
         ("peers=[cifar/resnet8]", "peers: cannot be used with pseudo_labels"),
+        ("export.exits=true", "export.exits: cannot be used with pseudo_labels"),
         ("method.name=simsiam", "method.name: simsiam trains a backbone without labels"),
         ("method.name=kd", "teacher: required by the method 'kd'"),
         (

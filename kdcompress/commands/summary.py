@@ -48,6 +48,7 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
     others = {f"student ({key})": {**same, **entry} for key, entry in summary.get("variants", {}).items()}
     if "ensemble" in summary:
         others["ensemble"] = summary["ensemble"]
+    others |= {entry["name"]: entry for entry in summary.get("exits", {}).get("exits", [])}
     for name, row in others.items():
         table.add_row(
             name,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,11 @@ def relative(figure: float, scale: float) -> float:
 def format_prefix(name: str) -> str:
     """Beginning of the names of a format's gates, without hyphens: that of `my-format` is `my_format_`."""
     return name.replace("-", "_") + "_"
+
+
+def renamed(gates: Iterable[Gate], prefix: str) -> list[Gate]:
+    """The gates with a prefix before their names."""
+    return [replace(gate, gate=f"{prefix}{gate.gate}") for gate in gates]
 
 
 def document(gates: Sequence[Gate]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from kdcompress.networks.tap_points import Tap
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -33,6 +35,30 @@ def count_macs(module: nn.Module, channels: int, height: int, width: int) -> int
         module(images)
     # The counter calls one multiply-accumulate two operations.
     return int(counter.get_total_flops()) // 2
+
+
+def count_macs_until(module: nn.Module, images: Tensor, taps: Sequence[Tap]) -> list[int]:
+    """Multiply-accumulates of one image that a network has done when each of several maps is there.
+
+    Args:
+        module: Its mode, buffers and gradients are untouched.
+        images: `[1, C, H, W]`.
+        taps: Places of the maps.
+    """
+    counter = FlopCounterMode(display=False)
+    totals: list[list[int]] = [[] for _ in taps]
+    hooks = []
+    for tap, counts in zip(taps, totals, strict=True):
+        part = module.get_submodule(tap.path)
+        register = part.register_forward_hook if tap.side == "output" else part.register_forward_pre_hook
+        hooks.append(register(lambda *_, counts=counts: counts.append(int(counter.get_total_flops()))))
+    try:
+        with evaluating(module), torch.no_grad(), counter:
+            module(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [counts[tap.call] // 2 for tap, counts in zip(taps, totals, strict=True)]
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.source import Source
 from kdcompress.deploy.accuracy import Batches, as_input
 from kdcompress.deploy.derived import DerivedFile, failure
+from kdcompress.deploy.ensemble import NAME as ENSEMBLE
+from kdcompress.deploy.exits import NAME as EXITS
 from kdcompress.deploy.files import check_installed
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS
@@ -82,6 +84,12 @@ def export(
         raise UserError(f"{source}: holds no {WEIGHTS}; finish the run with --resume first")
     network, config = safetensors.read(file, allow_code=allow_code)
     data = data_of(recipe, root, (config.spec.height, config.spec.width), config.spec.channels, progress)
+    for name in (ENSEMBLE, EXITS):
+        if (source / name).exists():
+            progress.warn(
+                f"{name}: is not written again, since it has weights that are in the run's checkpoint alone; "
+                f"it stays as it is in {source}"
+            )
     metadata = documents.file_metadata(recipe, _teacher_of(source))
     request = derived or DerivedRequest()
     with batches_of(data.test) as test:

@@ -333,6 +333,19 @@ class Method(nn.Module):
         """
         return {}
 
+    def early_exits(self) -> dict[str, nn.Module]:
+        """Names the heads that `export.exits` exports, by the student's stage; empty: there are none.
+
+        Each takes the map `[B, C, H, W]` of its stage and returns logits `[B, K]`, by layers alone: no
+        autocast and no hooks. They share their modules with the method; the student contains none of them.
+        """
+        return {}
+
+    @classmethod
+    def has_early_exits(cls) -> bool:
+        """Returns True if the method defines `early_exits`."""
+        return cls.early_exits is not Method.early_exits
+
     def cross_entropy(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
         """Computes `losses.cross_entropy` with the run's label smoothing and class weights.
 

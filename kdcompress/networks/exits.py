@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,28 @@ class Exit(nn.Sequential):
         for stage in list(self)[:-1]:
             map_BCHW = stage(map_BCHW)
         return map_BCHW
+
+
+class WithExits(nn.Module):
+    """Computes a network's output and the outputs of exits on its stages in one pass.
+
+    Args:
+        network: Takes normalised images.
+        exits: Where each exit reads its map, and its layers, shallowest first.
+    """
+
+    def __init__(self, network: nn.Module, exits: Sequence[tuple[Tap, nn.Module]]) -> None:
+        super().__init__()
+        self.network = network
+        self.exits = nn.ModuleList(layers for _, layers in exits)
+        self._taps = [tap for tap, _ in exits]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Returns the network's output, then that of each exit."""
+        with reading(self.network, self._taps) as read:
+            output = self.network(images)
+        pairs = zip(self._taps, self.exits, strict=True)
+        return (output, *(layers(read[tap]) for tap, layers in pairs))
 
 
 def exit_after(

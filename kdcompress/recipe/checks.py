@@ -49,7 +49,7 @@ def onnx_problems(document: dict[str, Any]) -> list[str]:
     formats = export.get("formats")
     if not isinstance(formats, list) or not formats or "onnx" in formats:
         return []
-    derived = [key for key in ("int8", "fp16") if export.get(key) not in (None, False)]
+    derived = [key for key in ("int8", "fp16", "exits") if export.get(key) not in (None, False)]
     if export.get("embed_preprocess") == "resize":
         derived.append("embed_preprocess")
     return [f"export.{key}: is made from student.onnx; add onnx to export.formats" for key in derived]
@@ -106,6 +106,9 @@ def pseudo_label_problems(document: dict[str, Any]) -> tuple[dict[str, Any], lis
             f"method.name: {trained} trains a backbone without labels; to cluster its features and train on "
             f"the clusters, name it in pseudo_labels.method and choose a self-distillation method here"
         )
+    export = document.get("export")
+    if isinstance(export, dict) and export.get("exits") is True:
+        problems.append("export.exits: cannot be used with pseudo_labels, since an exit is scored by classes")
     if document.get("peers"):
         problems.append("peers: cannot be used with pseudo_labels; take them out (--set peers=[])")
     if name not in known:
@@ -181,7 +184,19 @@ def check_method(document: dict[str, Any], overrides: Sequence[str]) -> tuple[di
     except ValidationError as error:
         return {}, describe(error, cls.Config, prefix="method", other_keys=keys(Recipe))
     complete = {"name": name, **config.model_dump(mode="json")}
-    return complete, _misfits(document, name, cls.needs(config), overrides)
+    return complete, [*_misfits(document, name, cls.needs(config), overrides), *_exit_problems(document, cls)]
+
+
+def _exit_problems(document: dict[str, Any], cls: type[Any]) -> list[str]:
+    """Refuses early exits with a method that has none."""
+    export = document.get("export")
+    if not isinstance(export, dict) or export.get("exits") is not True or cls.has_early_exits():
+        return []
+    able = [name for name in discovery.names("method") if method_class(name).has_early_exits()]
+    return [
+        f"export.exits: the method {document['method']['name']!r} has no early exits; choose one that has "
+        f"({', '.join(able)}), or take it out (--set export.exits=false)"
+    ]
 
 
 def config_keys(document: dict[str, Any]) -> list[str]:

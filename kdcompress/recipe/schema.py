@@ -287,6 +287,9 @@ class ExportSection(Section):
     """Also write `student.int8.onnx`, with a verdict on its speed and accuracy on this machine."""
     fp16: bool = False
     """Also write `student.fp16.onnx`, half the size."""
+    exits: bool = False
+    """Also write `exits.onnx`: the student with the method's early exits as further outputs, each proved and
+    timed. For methods that have some, such as byot."""
     embed_preprocess: Literal["normalize", "resize"] = "normalize"
     """Preprocessing inside the graph. normalize: `student.onnx` takes resized images in [0, 1]; resize: also
     write `student.image.onnx`, which takes decoded images of any size."""

@@ -71,6 +71,7 @@ def card(record: Record) -> str:
         "gain_sentence": words.gain_sentence(record),
         "ensemble_sentence": words.ensemble_sentence(record),
         "pretraining_sentence": words.pretraining_sentence(record.results),
+        "exit_sentences": words.exit_sentences(record),
         "latency": _latency(record),
         "snippets": snippets(record),
         "spec": spec,
@@ -91,7 +92,8 @@ def _file_names() -> list[str]:
     suffixes = [discovery.header("format", name).constants["SUFFIX"] for name in discovery.names("format")]
     of_onnx = ["student.onnx", *(f"student.{kind}.onnx" for kind in ("int8", "fp16", "image"))]
     others = sorted(suffix for suffix in suffixes if suffix not in {".onnx", ".safetensors"})
-    return [*of_onnx, "ensemble.onnx", "student.safetensors", *(f"student{suffix}" for suffix in others)]
+    several = ["ensemble.onnx", "exits.onnx"]
+    return [*of_onnx, *several, "student.safetensors", *(f"student{suffix}" for suffix in others)]
 
 
 def escaped(text: object) -> str:

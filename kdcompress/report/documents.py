@@ -40,6 +40,8 @@ def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, s
     for section in (document["student"], document["teacher"], *document["peers"]):
         if section is not None and section["weights"] is not None:
             section["weights"] = Path(section["weights"]).name
+    # Exits are a file of their own: the student's is the same, to the bit, with them and without.
+    del document["export"]["exits"]
     metadata = {"recipe": json.dumps(document, sort_keys=True)}
     if teacher is not None:
         metadata["teacher"] = json.dumps(

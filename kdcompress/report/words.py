@@ -119,8 +119,8 @@ def headline_result(record: Record) -> dict[str, Any] | None:
 
 
 def other_files(record: Record) -> list[str]:
-    """Describes the ensemble and the int8 and fp16 files, with their verdicts; empty if the run has none."""
-    sentences = list(filter(None, [ensemble_sentence(record)]))
+    """Describes the ensemble, the exits, and the int8 and fp16 files with their verdicts."""
+    sentences = [*filter(None, [ensemble_sentence(record)]), *exit_sentences(record)]
     for entry in (record.results.get("variants") or {}).values():
         sentences.append(f"{entry['verdict']['sentence']}.")
         if "qat" in entry:
@@ -134,6 +134,12 @@ def ensemble_sentence(record: Record) -> str:
     """Describes the ensemble's file in one sentence; empty if the run shipped none."""
     ensemble = record.results.get("ensemble")
     return f"{ensemble['sentence']}." if ensemble else ""
+
+
+def exit_sentences(record: Record) -> list[str]:
+    """Describes the early exits of `exits.onnx`, one sentence each; empty if the run shipped none."""
+    exits = record.results.get("exits") or {}
+    return [f"{exits['file']}, {entry['sentence']}." for entry in exits.get("exits", [])]
 
 
 def bench_notes(bench: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench.measure import Artefact, measure
 from kdcompress.deploy.derived import DerivedFile, DerivedMaker, failure
 from kdcompress.deploy.ensemble import EnsembleFile, Member, write_ensemble
+from kdcompress.deploy.exits import ExitHead, ExitsFile, with_timings, write_cut, write_exits
 from kdcompress.deploy.files import formats
 from kdcompress.deploy.ship import Shipped, Subject
 from kdcompress.export.compressed import CompressedFiles, artefacts, verdict_entries
@@ -71,6 +72,11 @@ class Delivery:
         """The mean prediction of several networks; None: the recipe does not name it."""
         return next((file for file in self.derived if isinstance(file, EnsembleFile)), None)
 
+    @property
+    def exits(self) -> ExitsFile | None:
+        """The student with its early exits; None: the recipe does not name it."""
+        return next((file for file in self.derived if isinstance(file, ExitsFile)), None)
+
 
 def deliver(
     run: Run,
@@ -86,7 +92,7 @@ def deliver(
     Args:
         run: The run.
         start: The student before its training.
-        method: Names the members of an ensemble.
+        method: Names the members of an ensemble, and the early exits.
         outcome: Result of the training.
         teaching: The teacher; None: there is none.
         test: Opens the test split.
@@ -117,6 +123,8 @@ def deliver(
     )
     if outcome.ensemble:
         makers.append(DerivedMaker("ensemble", functools.partial(_ensemble, run, method, outcome, test)))
+    if outcome.exits:
+        makers.append(DerivedMaker("exits", functools.partial(_exits, run, method, outcome, test)))
     shipped, derived = write_subject(
         subject, folder, run.recipe.export.formats, makers, run.progress, allow_code=run.allow_code
     )
@@ -153,6 +161,37 @@ def _ensemble(
     )
 
 
+def _exits(
+    run: Run,
+    method: Method,
+    outcome: Outcome,
+    test: TestSplit,
+    folder: Path,
+    staging: Path,
+    _: dict[str, Any],
+) -> ExitsFile:
+    """Writes and proves `exits.onnx` of the chosen state of the student and its exits."""
+    student = copy.deepcopy(outcome.like.network)
+    load_state(student, outcome.state)
+    heads = []
+    for stage, layers in method.early_exits().items():
+        trained = copy.deepcopy(layers)
+        load_state(trained, outcome.exits[stage])
+        heads.append(ExitHead(stage, outcome.like.taps.stages[stage], trained.cpu()))
+    return write_exits(
+        student.cpu(),
+        outcome.model,
+        outcome.like.input_spec,
+        heads,
+        staging,
+        folder,
+        class_names=run.data.class_names,
+        test_batches=test,
+        metadata=documents.file_metadata(run.recipe, None),
+        allow_code=run.allow_code,
+    )
+
+
 def _bench(
     run: Run, delivery: Delivery, teacher: dict[str, Any] | None, teacher_file: Path, test: TestSplit
 ) -> dict[str, Any]:
@@ -179,6 +218,16 @@ def _bench(
     if ensemble is not None and ensemble.passed:
         known = {key: ensemble.facts[key] for key in ("params", "macs")}
         timed.append(Artefact("ensemble", ensemble.path, ("onnxruntime",), **known))
+    cuts = []
+    exits = delivery.exits
+    if exits is not None and exits.passed:
+        known = {key: exits.facts[key] for key in ("params", "macs")}
+        timed.append(Artefact("exits", exits.path, ("onnxruntime",), network="student", **known))
+        for entry in exits.facts["exits"]:
+            cuts.append(folder.checkpoints / f"{entry['name']}.onnx")
+            write_cut(exits.path, entry["output"], cuts[-1])
+            known = {key: entry[key] for key in ("params", "macs")}
+            timed.append(Artefact(entry["name"], cuts[-1], ("onnxruntime",), **known))
     with contextlib.closing(test()) as batches:
         images = next(batches)[0].numpy()
     with run.progress.counter() as tell:
@@ -191,6 +240,8 @@ def _bench(
             images=images,
             progress=lambda done, total, what: tell(f"bench: {what.split()[0]}", done, total),
         )
+    for path in cuts:
+        path.unlink()
     write_json(folder / "bench.json", document)
     return document
 
@@ -258,6 +309,8 @@ def report(
         results["variants"] = verdict_entries(delivery.compressed, bench)
     if delivery.ensemble is not None and delivery.ensemble.passed:
         results["ensemble"] = delivery.ensemble.facts
+    if delivery.exits is not None and delivery.exits.passed:
+        results["exits"] = with_timings(delivery.exits.facts, bench)
     failed = failure(delivery.derived)
     write_json(folder / "results.json", results)
     manifest = {

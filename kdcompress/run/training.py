@@ -40,6 +40,7 @@ class Training:
         train: The recipe's section, adapted to this training.
         optim: The recipe's section, adapted to this training.
         choose: True chooses the best epoch on held-out data, if there is any.
+        exits: True if the method's early exits ship too.
     """
 
     label: str
@@ -49,12 +50,15 @@ class Training:
     train: TrainSection
     optim: OptimSection
     choose: bool = True
+    exits: bool = False
 
 
 def student_training(run: Run, method: Method) -> Training:
     """Describes the training of the recipe's student."""
     recipe = run.recipe
-    return Training("student", method, recipe.seed, recipe.epochs, recipe.train, recipe.optim)
+    return Training(
+        "student", method, recipe.seed, recipe.epochs, recipe.train, recipe.optim, exits=recipe.export.exits
+    )
 
 
 def run_training(run: Run, training: Training) -> Outcome:
@@ -91,6 +95,7 @@ def run_training(run: Run, training: Training) -> Outcome:
         fp16=run.precision == "fp16",
         resume_hint=_resume_hint(run.command, run.processes.world),
         class_names=tuple(run.data.class_names),
+        exits=training.exits,
     )
     journal = Journal(run.folder.path if run.processes.first else None, training.train.tensorboard)
     # Each process has its own dropout: its rows are different ones.

@@ -63,7 +63,12 @@ def tracked_norms(module: nn.Module) -> list[BatchNorm]:
 
 @torch.no_grad()
 def reestimate(
-    module: nn.Module, like: Tapped, batches: Iterable[Batch], *, until_still: bool = False
+    module: nn.Module,
+    like: Tapped,
+    batches: Iterable[Batch],
+    *,
+    until_still: bool = False,
+    within: nn.Module | None = None,
 ) -> int:
     """Replaces the running statistics by the mean over batches, weighted by their size.
 
@@ -75,11 +80,12 @@ def reestimate(
         like: A network of its class; its normalisation and precision are used.
         batches: Un-augmented training images.
         until_still: True stops as soon as the last half of the images changed nothing that matters (`STILL`).
+        within: Part of the network whose statistics are replaced, the others are used as they are; None: all.
 
     Returns:
         Number of images that were used. 0 leaves the statistics as they were.
     """
-    norms = tracked_norms(module)
+    norms = tracked_norms(module if within is None else within)
     module.eval()
     if not norms:
         return 0

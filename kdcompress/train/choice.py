@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from kdcompress.data.batch import Batch
 from kdcompress.errors import UserError, suggest
 from kdcompress.methods.base import Candidate, Method
+from kdcompress.networks.exits import WithExits
 from kdcompress.networks.load_state import load_state
 from kdcompress.networks.tapped import Tapped
 from kdcompress.tasks.classification import mean_prediction
@@ -65,6 +67,8 @@ class Choice:
         processes: The first of them scores, all of them agree.
         ship: Value of `train.ship`: best, last, ensemble or the name of a candidate.
         statistics: Images to re-estimate batch-norm statistics on; None: the running statistics are used.
+        exits: The early exits that ship too, by stage; empty: none.
+        average_exits: Their moving averages, which belong to the student's; empty: there is none.
     """
 
     def __init__(
@@ -75,9 +79,13 @@ class Choice:
         processes: Processes,
         ship: str = BEST,
         statistics: StatisticsImages | None = None,
+        *,
+        exits: Mapping[str, nn.Module] = MappingProxyType({}),
+        average_exits: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
         self._method, self._average, self._held_out, self._processes = method, average, held_out, processes
         self._ship, self._statistics = ship, statistics
+        self._exits, self._average_exits = exits, average_exits
         self._statistics_seconds = 0.0
         self.last: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
@@ -116,6 +124,8 @@ class Choice:
         name = max((key for key in scores if key in eligible), key=lambda key: _rank(scores[key], by))
         if self.best is None or _rank(scores[name], by) > _rank(self.best, by):
             self.best = {**scores[name], "candidate": name, "epoch": epoch, "state": self._state_of(name)}
+            if self._exits:
+                self.best["exits"] = self._states_of_exits(name)
         if ENSEMBLE in scores and (
             self.best_ensemble is None or _rank(scores[ENSEMBLE], by) > _rank(self.best_ensemble, by)
         ):
@@ -136,19 +146,24 @@ class Choice:
             ensemble_best = _without_tensors(self.best_ensemble)
         if self.best is not None and self._ship != LAST:
             name, epoch, state = self.best["candidate"], self.best["epoch"], self.best["state"]
+            exits = self.best.get("exits", {})
         else:
             name = self._default() if self._default() in self._eligible() else self._eligible()[0]
-            state = self._state_of(name)
+            state, exits = self._state_of(name), self._states_of_exits(name)
         like, best = self._candidates()[name].like, _without_tensors(self.best)
         state, facts = self._with_best_statistics(like, state)
         # With `ship: last` the best epoch is another one than that of these figures.
         if best is not None and self._ship != LAST and facts is not None and facts["held_out"] is not None:
             best = {**facts["held_out"][facts["shipped"]], "candidate": name, "epoch": epoch}
+        # The exits' statistics are of the same kind as those of the student that they read.
+        if exits and facts is not None and facts["shipped"] == "re-estimated":
+            exits = self._with_new_statistics(exits, like, state)
         members = self._method.members()
         states = {key: self._with_best_statistics(members[key].like, own)[0] for key, own in states.items()}
         return Outcome(
-            state, name, like, epoch, self.last, best, seconds, states, ensemble_best, facts, self.reached
-        )
+            state, name, like, epoch, self.last, best, seconds, states, ensemble_best, facts, self.reached,
+            exits=exits,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resume needs."""
@@ -209,6 +224,24 @@ class Choice:
         seconds = round(self._statistics_seconds + taken, 3)
         facts = {"images": count, "shipped": shipped, "held_out": scores, "seconds": seconds}
         return (changed if shipped == "re-estimated" else {}), facts
+
+    def _with_new_statistics(
+        self, exits: dict[str, dict[str, Tensor]], like: Tapped, state: dict[str, Tensor]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Re-estimates the batch-norm statistics of exits on the maps of the student that ships."""
+        new: dict[str, dict[str, Tensor]] = {}
+        if self._processes.first:
+            assert self._statistics is not None
+            layers = {stage: copy.deepcopy(self._exits[stage]) for stage in exits}
+            for stage, module in layers.items():
+                load_state(module, exits[stage])
+            pairs = [(like.taps.stages[stage], module) for stage, module in layers.items()]
+            whole = WithExits(self._scratch_network(like, state), pairs)
+            images = self._statistics.every
+            bn_statistics.reestimate(whole, like, images, until_still=True, within=whole.exits)
+            new = {stage: _copied(module.state_dict()) for stage, module in layers.items()}
+        agreed: dict[str, dict[str, Tensor]] = self._processes.agree(new)
+        return agreed
 
     def _scores(self, held_out: Iterable[Batch], *, re_estimate: bool = True) -> dict[str, dict[str, Any]]:
         candidates = self._candidates()
@@ -276,6 +309,11 @@ class Choice:
     def _states_of_members(self) -> dict[str, dict[str, Tensor]]:
         return {name: _copied(member.state()) for name, member in self._method.members().items()}
 
+    def _states_of_exits(self, name: str) -> dict[str, dict[str, Tensor]]:
+        """Returns copies of the exits' states that belong to a candidate."""
+        exits = self._average_exits if name == EMA else self._exits
+        return {stage: _copied(module.state_dict()) for stage, module in exits.items()}
+
 
 def _rank(figures: Mapping[str, Any], by: str) -> tuple[float, float]:
     """Orders figures by the deciding one, then by the lower loss (or divergence from the teacher).
@@ -293,4 +331,4 @@ def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _without_tensors(figures: dict[str, Any] | None) -> dict[str, Any] | None:
     if figures is None:
         return None
-    return {key: value for key, value in figures.items() if key not in ("state", "states")}
+    return {key: value for key, value in figures.items() if key not in ("state", "states", "exits")}

@@ -25,6 +25,7 @@ class Job:
         fp16: True if gradients need a loss scaler.
         resume_hint: The command that continues after an interruption.
         class_names: By class number, for messages; empty: not known.
+        exits: True if the method's early exits ship too, so that their states are recorded.
     """
 
     label: str
@@ -35,6 +36,7 @@ class Job:
     fp16: bool
     resume_hint: str
     class_names: tuple[str, ...] = ()
+    exits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Outcome:
             held out.
         candidates: Best held-out figures of each candidate, with their epoch; empty if nothing is held out.
         steps: Optimiser steps of the training.
+        exits: State dictionaries of the early exits that belong to the chosen state, by stage; empty if none
+            ship.
         bn_statistics: Facts about its batch-norm statistics (`train.choice`); None: they are the running
             ones.
     """
@@ -70,6 +74,7 @@ class Outcome:
     bn_statistics: dict[str, Any] | None = None
     candidates: dict[str, dict[str, Any]] = field(default_factory=dict)
     steps: int = 0
+    exits: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def model(self) -> str:

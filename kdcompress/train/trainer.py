@@ -81,7 +81,15 @@ class Trainer:
         self.processes, self.journal, self.progress = processes, journal, progress
         student = method.networks.student
         self.average = None if job.train.ema is None else Average(student.network, job.train.ema)
-        self.choice = Choice(method, self.average, held_out, processes, job.train.ship, statistics)
+        exits = method.early_exits() if job.exits else {}
+        self.average_exits: Average | None = None
+        if exits and job.train.ema is not None:
+            self.average_exits = Average(nn.ModuleDict(exits), job.train.ema)
+        averages = {} if self.average_exits is None else dict(self.average_exits.network.named_children())
+        self.choice = Choice(
+            method, self.average, held_out, processes, job.train.ship, statistics, exits=exits,
+            average_exits=averages,
+        )  # fmt: skip
         self.at = Position()
         self.means = Means()
         self.path = job.folder / f"{job.label}.pt"
@@ -191,8 +199,9 @@ class Trainer:
             if place + 1 < parts:
                 continue
             self.method.after_step(batch)
-            if self.average is not None:
-                self.average.update(at.step)
+            for average in (self.average, self.average_exits):
+                if average is not None:
+                    average.update(at.step)
             at.step, at.phase_step, at.batch = at.step + 1, at.phase_step + 1, number + 1
             now = time.perf_counter()
             at.seconds, at.epoch_seconds, last = at.seconds + now - last, at.epoch_seconds + now - last, now
@@ -284,6 +293,8 @@ class Trainer:
         modules.update({f"peer{i + 1}": peer.network for i, peer in enumerate(networks.peers)})
         if self.average is not None:
             modules["ema"] = self.average.network
+        if self.average_exits is not None:
+            modules["ema_exits"] = self.average_exits.network
         return modules
 
     def _save(self, minimise: Minimiser) -> None:

@@ -39,7 +39,11 @@ EXTREMES = {
     "pcl": [{"branches": 2, "detach": False, "over_peers": "sum", "ramp_epochs": 3.0}],
     "lmcl": [{"form": "memory", "negatives": 6, "blocks": 1, "exits": 2}],
     "mcl": [{"form": "memory", "negatives": 6, "logit_weight": 1.0}, {"branches": 3, "logit_weight": 1.0}],
-    "byot": [{"hint_weight": 0.03}],
+    "byot": [
+        {"hint_weight": 0.03},
+        {"head": "stages", "hint": "mean_squared", "hint_weight": 0.05, "hint_reads": "map", "hinted": "all"},
+        {"head": "bottleneck", "hint": "active_sum", "hint_weight": 1e-6, "adapters": False, "soft": "kl"},
+    ],
     "zipf": [{"votes": "logits", "power": 0.5, "only_correct": True}],
     "tfkd": [{"correct": 0.9, "multiplier": 2.0}],
     "pskd": [{"memory": "cpu"}],

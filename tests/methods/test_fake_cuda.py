@@ -22,6 +22,10 @@ SIDE = 16
 BATCH = 8
 SETTINGS = {
     # Settings beside the defaults whose steps take other branches.
+    "byot": [
+        {"hint_weight": 0.03},
+        {"head": "stages", "hint": "active_sum", "hint_weight": 1e-6, "hint_reads": "map"},
+    ],
     "zipf": [{"votes": "logits", "only_correct": True}],
     "ddgsd": [{"divergence": "rows_and_classes", "features": "logits"}, {"features": "mean_over_all"}],
     "sad": [{"energy": "sum", "enlarge": "map", "start_share": 0.0}],

@@ -13,8 +13,8 @@ from torch import nn
 
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
+from kdcompress.methods.exit_method import exit_stages
 from kdcompress.methods.hypergradient import SGD, Stepped, hypergradient, sgd_trajectory
-from kdcompress.methods.online import lmcl
 from kdcompress.train.minimiser import Minimiser
 
 MEMORY = {"form": "memory", "negatives": 12}
@@ -286,7 +286,7 @@ def test_a_network_has_exits_behind_its_last_stages(tmp_path):
         model="own/net", shapes=lambda: types.SimpleNamespace(stages={"stage1": None})
     )
     with pytest.raises(NetworkError, match="own/net has 1; name them in taps"):
-        lmcl._exit_stages(one_stage, 3)
+        exit_stages("lmcl", one_stage, 3)
 
 
 def test_hard_sigmoids_are_differentiated_twice_and_keep_their_values():

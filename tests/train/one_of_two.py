@@ -16,6 +16,7 @@ FROZEN = {
     "mcl_memory": {"method": "mcl", "config": {"form": "memory", "negatives": 12}},
     "lmcl": {"method": "lmcl", "config": {"meta_every": 2}},
     "byot": {"method": "byot", "config": {"hint_weight": 0.03}},
+    "byot_sum": {"method": "byot", "config": {"hint": "active_sum", "hint_weight": 1e-4, "head": "stages"}},
     "one": {"method": "one"},
     "okddip": {"method": "okddip"},
     "pcl": {"method": "pcl"},

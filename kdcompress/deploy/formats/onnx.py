@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -58,6 +58,7 @@ def write(
     metadata: dict[str, str],
     opset: int | None = None,
     task: Task = CLASSIFICATION,
+    outputs: Sequence[str] = (),
 ) -> None:
     """Exports the network with its normalisation; equal weights give equal bytes.
 
@@ -68,13 +69,14 @@ def write(
         metadata: Goes into the file's `metadata_props`, each key under `kdcompress.`.
         opset: Opset of the standard operators, 18 or newer. None: the exporter's choice.
         task: Kind of its outputs, which names the output.
+        outputs: Names of the outputs of a network that returns a tuple of them; empty: it returns one.
 
     Raises:
         NetworkError: The network cannot be exported, or gives something other than logits.
         UserError: The exporter cannot write this opset.
         WorldError: The disk is full or fails.
     """
-    model = graph(network, spec, metadata=metadata, opset=opset, task=task)
+    model = graph(network, spec, metadata=metadata, opset=opset, task=task, outputs=outputs)
     write_bytes(path, model.SerializeToString(deterministic=True))
 
 
@@ -85,6 +87,7 @@ def graph(
     metadata: dict[str, str],
     opset: int | None = None,
     task: Task = CLASSIFICATION,
+    outputs: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """Makes the ONNX model that `write` writes; its arguments and errors.
 
@@ -96,7 +99,7 @@ def graph(
     module = Deployed(copy.deepcopy(network), spec).to("cpu", torch.float32).eval()
     module = module.to(memory_format=torch.contiguous_format)
     example = torch.zeros(_EXAMPLE_BATCH, spec.channels, spec.height, spec.width)
-    _check_outputs(module, example, task)
+    _check_outputs(module, example, task, len(outputs))
     try:
         with _quietly():
             program = torch.onnx.export(
@@ -106,7 +109,7 @@ def graph(
                 verbose=False,
                 external_data=False,
                 input_names=[INPUT],
-                output_names=[task.output],
+                output_names=list(outputs or [task.output]),
                 dynamic_shapes=({0: "batch"},),
                 opset_version=opset,
             )
@@ -162,12 +165,14 @@ class OnnxModel:
     Args:
         path: The file.
         threads: Within one operator.
+        several: True: it may have several outputs; a call gives the first of them.
 
     Attributes:
         task: Kind of its outputs.
+        output_names: Their names.
     """
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, *, several: bool = False) -> None:
         self.path = path
         self._opset: int | None = None
         options = onnxruntime.SessionOptions()
@@ -181,7 +186,14 @@ class OnnxModel:
         except ORT_ERRORS as error:
             raise UserError(f"{path}: onnxruntime cannot load it ({_first_line(error)})") from None
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
+        self.output_names = tuple(output.name for output in outputs)
+        if len(inputs) == 1 and len(outputs) > 1 and not several:
+            names = ", ".join(self.output_names)
+            raise UserError(
+                f"{path}: has several outputs ({names}), and one is expected; cut it at one of them with "
+                "onnx.utils.extract_model"
+            )
+        if len(inputs) != 1 or (len(outputs) != 1 and not several) or len(inputs[0].shape) != 4:
             raise UserError(
                 f"{path}: expected one input of four axes and one output, as of an image classifier"
             )
@@ -212,12 +224,20 @@ class OnnxModel:
         Raises:
             UserError: The file does not take images of this shape, the batch size included.
         """
+        return next(iter(self.outputs(images).values()))
+
+    def outputs(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Computes every output, by name; arguments and errors as of a call.
+
+        Raises:
+            UserError: See there.
+        """
         try:
-            outputs: NDArray[np.float32] = self.session.run(None, {self._input: images})[0]
+            outputs = self.session.run(None, {self._input: images})
         except ORT_ERRORS as error:
             shape = "×".join(map(str, images.shape))
             raise UserError(f"{self.path}: fails on input of {shape}: {_first_line(error)}") from None
-        return outputs
+        return dict(zip(self.output_names, outputs, strict=True))
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -225,12 +245,14 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
 
 
-def _check_outputs(module: nn.Module, example: torch.Tensor, task: Task) -> None:
+def _check_outputs(module: nn.Module, example: torch.Tensor, task: Task, several: int) -> None:
     with evaluating(module), torch.no_grad():
-        output = module(example)
-    problem = task.output_problem(output, len(example))
-    if problem is not None:
-        raise NetworkError(problem)
+        outputs = module(example)
+    assert not several or len(outputs) == several, f"{len(outputs)} outputs, {several} names"
+    for output in outputs if several else [outputs]:
+        problem = task.output_problem(output, len(example))
+        if problem is not None:
+            raise NetworkError(problem)
 
 
 def _check_model(model: onnx.ModelProto) -> onnx.ModelProto:

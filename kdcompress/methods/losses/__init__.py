@@ -31,7 +31,7 @@ from kdcompress.methods.losses.decoupled import nckd, tckd
 from kdcompress.methods.losses.density_ratio import density_ratio
 from kdcompress.methods.losses.designed import designed_labels
 from kdcompress.methods.losses.energy import energy_difference, map_similarity_difference
-from kdcompress.methods.losses.features import euclidean
+from kdcompress.methods.losses.features import active_squared_sum, euclidean
 from kdcompress.methods.losses.geometry import mutual_angles, mutual_distances
 from kdcompress.methods.losses.joint import joint_labels, joint_to_class_logits
 from kdcompress.methods.losses.logits import cross_entropy, guarded_kl, kl, soft_cross_entropy
@@ -90,6 +90,7 @@ __all__ = [
     "Curriculum",
     "Pair",
     "activation_boundaries",
+    "active_squared_sum",
     "attention_transfer",
     "bank_columns",
     "bank_products",

@@ -19,3 +19,23 @@ def euclidean(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     """
     distance: Tensor = torch.linalg.vector_norm(student_BD - teacher_BD)
     return distance
+
+
+@full_precision
+def active_squared_sum(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sums the squared differences of the elements that are positive on either side.
+
+    A sum over rows too, so that it grows with the batch: its weights are tiny (1e-6).
+
+    Args:
+        student: Any shape.
+        teacher: The same shape; the caller detaches it.
+
+    Returns:
+        Scalar ≥ 0; 0 when both are equal, or nowhere positive.
+
+    Source:
+        An unofficial code of BYOT (luanyunteng/pytorch-be-your-own-teacher).
+    """
+    active = (student > 0) | (teacher > 0)
+    return ((student - teacher).square() * active).sum()

@@ -10,32 +10,23 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Minimise, Needs, ParameterSet
-from kdcompress.methods.contrast_method import ContrastMethod
+from kdcompress.methods.exit_method import READS, ByExit, End, ExitMethod, by_end
 from kdcompress.methods.hypergradient import SGD, Hypergradient, Stepped, hypergradient
 from kdcompress.methods.losses import ContrastColumns
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
-from kdcompress.methods.requirements import pooled_width
-from kdcompress.networks.activations import Want
-from kdcompress.networks.exits import exit_after
 from kdcompress.networks.networks import Networks
-from kdcompress.networks.tapped import Tapped, wide
+from kdcompress.networks.tapped import Tapped
 
-READS: Want = frozenset({"logits", "pooled", "stages"})
 README = "L-MCL README: best exit, network and epoch on the test images"
 
-End = tuple[int, int]
-"""An exit: number of its network, number of the exit there (the last is the network's own output)."""
-ByExit = Sequence[Sequence[Tensor]]
-"""One tensor for each exit of each network."""
 
-
-class LMCL(ContrastMethod):
+class LMCL(ExitMethod):
     """Minimises CE of all exits and of their mixed logits, logit imitation, and weighted contrast of exits.
 
     Each network gets exits behind its earlier stages: copies of the later stages. For every ordered pair of
@@ -85,7 +76,7 @@ class LMCL(ContrastMethod):
         PublishedFigure("imagenet", "", "torchvision/shufflenet_v2_x1_0", 65.91, README, None),
     )  # fmt: skip
 
-    class Config(ContrastMethod.Config):
+    class Config(ExitMethod.Config):
         """The contrast is a sum over ordered pairs of networks and all pairs of their exits."""
 
         exits: int = Field(3, ge=2)
@@ -117,24 +108,7 @@ class LMCL(ContrastMethod):
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
-        self.exits = nn.ModuleList()
-        self.heads = nn.ModuleList()
-        self.aggregators = nn.ModuleList()
-        self.matchers = nn.ModuleList()
-        self.stages: list[list[str]] = []
-        for name, network in zip(self.names(), self.architectures(), strict=True):
-            role = name.rstrip("0123456789")
-            features = pooled_width("lmcl", "embeds the pooled features of each exit", role, network)
-            self.stages.append(_exit_stages(network, config.exits))
-            count = 1 + len(self.stages[-1])
-            self.exits.append(
-                nn.ModuleList(exit_after(network, s, blocks=config.blocks) for s in self.stages[-1])
-            )
-            self.heads.append(nn.ModuleList(self.embedding_head(features) for _ in range(count)))
-            self.aggregators.append(_aggregator(features, count))
-            self.matchers.append(
-                nn.ModuleList(nn.Linear(features, config.matching_width) for _ in range(count))
-            )
+        self.build_exits("lmcl", config.exits, config.blocks, config.matching_width)
         self.build_banks("lmcl", self.count)
         # Epoch of the last step, and number of steps since the last meta-step: at first one is due.
         self.register_buffer("progress", torch.tensor([-1, config.meta_every]))
@@ -215,43 +189,6 @@ class LMCL(ContrastMethod):
         weights = {pair: self.gather(rows_B) for pair, rows_B in weights.items()}
         return terms | self.contrast(gathered, weights, self.gather(batch.labels))
 
-    def read_exits(self, images: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-        """Returns pooled features `[B, D]` and logits `[B, K]` of every exit of every network."""
-        features: list[list[Tensor]] = []
-        logits: list[list[Tensor]] = []
-        for network, stages, exits in zip(self.architectures(), self.stages, _lists(self.exits), strict=True):
-            whole = network(images, READS)
-            reads = [branch(whole.stages[s]) for s, branch in zip(stages, exits, strict=True)]
-            features.append([read.pooled for read in (*reads, whole)])
-            logits.append([read.logits for read in (*reads, whole)])
-        return features, logits
-
-    def embeddings(self, features: ByExit) -> list[list[Tensor]]:
-        """Computes the unit embeddings `[B, E]` of all exits."""
-        return [
-            [self.embed(head, rows_BD) for head, rows_BD in zip(heads, rows, strict=True)]
-            for heads, rows in zip(_lists(self.heads), features, strict=True)
-        ]
-
-    def match(self, features: ByExit) -> dict[tuple[End, End], Tensor]:
-        """Computes the weight `[B]` of each pair of exits of two networks, the lower network first."""
-        projected: dict[End, Tensor] = {}
-        for i, (matchers, rows) in enumerate(zip(_lists(self.matchers), features, strict=True)):
-            for k, (matcher, rows_BD) in enumerate(zip(matchers, rows, strict=True)):
-                with self.networks.student.autocast():
-                    rows_BM = matcher(rows_BD)
-                projected[i, k] = losses.unit_rows(wide(rows_BM))
-        return {(a, b): losses.match(projected[a], projected[b]) for a, b in _pairs(projected)}
-
-    def aggregate(self, features: ByExit, logits: ByExit) -> list[Tensor]:
-        """Mixes each network's logits over its exits to `[B, K]`, with weights for each image."""
-        mixed = []
-        for aggregator, rows, each in zip(self.aggregators, features, logits, strict=True):
-            with self.networks.student.autocast():
-                shares_BS = aggregator(torch.cat(list(rows), 1))
-            mixed.append(losses.mixed_logits(wide(shares_BS), torch.stack(list(each), 1)))
-        return mixed
-
     def logit_terms(
         self, logits: ByExit, aggregated: Sequence[Tensor], labels_B: Tensor
     ) -> dict[str, Tensor]:
@@ -287,7 +224,7 @@ class LMCL(ContrastMethod):
         Returns:
             vcl, soft_vcl, icl and soft_icl.
         """
-        rows = _by_end(embeddings)
+        rows = by_end(embeddings)
         columns = losses.batch_columns(labels_B, embeddings[0][0].dtype)
         own = {end: self.compare(rows_BE, rows_BE) for end, rows_BE in rows.items()}
         across = {}
@@ -309,7 +246,7 @@ class LMCL(ContrastMethod):
         Returns:
             vcl, soft_vcl, icl and soft_icl.
         """
-        rows = _by_end(embeddings)
+        rows = by_end(embeddings)
         table = [
             dict(zip(rows, self.compare_with_bank(list(rows.values()), bank, columns_BM), strict=True))
             for bank in self.banks
@@ -418,38 +355,6 @@ def _explain_missing_derivatives(networks: Sequence[Tapped]) -> Iterator[None]:
             f"method lmcl: differentiates networks twice, and torch cannot do so for one of {names} "
             f"({str(error).splitlines()[0]}); choose other networks, or the method mcl"
         ) from error
-
-
-def _exit_stages(network: Tapped, exits: int) -> list[str]:
-    """Lists the stages that have an exit behind them, shallow to deep.
-
-    Raises:
-        NetworkError: The network has a single stage.
-    """
-    stages = list(network.shapes().stages)
-    if len(stages) < 2:
-        raise NetworkError(
-            f"method lmcl: needs two stages or more, {network.model} has {len(stages)}; name them in taps or "
-            "take larger images"
-        )
-    return stages[:-1][-(exits - 1) :]
-
-
-def _aggregator(features: int, exits: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(exits * features, features), nn.ReLU(), nn.Linear(features, exits))
-
-
-def _lists(modules: nn.ModuleList) -> list[nn.ModuleList]:
-    """Types the inner lists, of which torch says only that they are modules."""
-    return [each for each in modules if isinstance(each, nn.ModuleList)]
-
-
-def _by_end(values: ByExit) -> dict[End, Tensor]:
-    return {(i, k): value for i, exits in enumerate(values) for k, value in enumerate(exits)}
-
-
-def _pairs(ends: Mapping[End, Tensor]) -> list[tuple[End, End]]:
-    return [(a, b) for a, b in itertools.combinations(ends, 2) if a[0] != b[0]]
 
 
 def _sum(terms: object) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import ClassVar
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,8 +15,19 @@ from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
+from kdcompress.methods.requirements import pooled_width
+from kdcompress.methods.stage_heads import StageClassifier, StageHead, attention_head, bottleneck_head
+from kdcompress.networks.activations import Activations
+from kdcompress.networks.exits import Exit, exit_after
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import wide
+from kdcompress.networks.undisturbed import undisturbed
+
+HINTS = {
+    "norm": losses.euclidean,
+    "mean_squared": losses.mse,
+    "active_sum": losses.active_squared_sum,
+}
 
 
 class BYOT(Method):
@@ -27,6 +37,14 @@ class BYOT(Method):
     CE₀ + Σ_{i≥1} [(1−α)·CEᵢ + α·SCE_T(zᵢ ← z₀)] + λ·Σ_{i≥2} ‖Aᵢfᵢ − f₀‖, as in the authors' journal code: the
     soft term is a cross-entropy without T², the hint an unsquared norm over the batch, and the head next to
     the deepest has no hint. Attention gates, heads and linear maps A are discarded; the plain student ships.
+    `export.exits: true` also writes the heads, as outputs of a further file.
+
+    Two other codes differ, and options reach both. Self-KD-Lib (by MixSKD's authors): `soft: kl`,
+    `squared_factor: true`, `alpha: 1`, `ce_weight: 1`, `hint: mean_squared`, `hint_weight: 0.05`,
+    `hint_reads: map`, `hinted: all`, `adapters: false`, `head: stages`, `heads: 2`. The unofficial code of
+    luanyunteng: `squared_factor: true`, `alpha: 0.1`, `deepest_ce_weight: 0.9`, `hint: active_sum`,
+    `hint_weight: 1e-6`, `hinted: all`, `adapters: false`, `head: bottleneck`; the inner width of its heads is
+    ours.
 
     Source:
         Zhang, Bao & Ma, Self-Distillation: Towards Efficient and Compact Neural Networks, TPAMI 2022
@@ -53,55 +71,126 @@ class BYOT(Method):
         """The journal code's values, without its hint."""
 
         temperature: float = Field(3.0, gt=0)
-        """Divides the logits of the soft labels; the term carries no T²."""
+        """Divides the logits of the soft labels."""
         alpha: float = Field(0.3, ge=0, le=1)
-        """Share of the soft labels beside the true ones in every head but the deepest."""
+        """Weight of the soft labels in every head but the deepest."""
+        soft: Literal["cross_entropy", "kl"] = "cross_entropy"
+        """Distance from the soft labels; both have one gradient, KL is 0 where they are met."""
+        squared_factor: bool = False
+        """Multiply the soft labels' term by T²; without it the gradient shrinks as T grows."""
+        ce_weight: float | None = Field(None, ge=0)
+        """Weight of the labels in every head but the deepest. null: 1 − alpha."""
+        deepest_ce_weight: float = Field(1.0, ge=0)
+        """Weight of the labels in the student's own output."""
         hint_weight: float = Field(0.0, ge=0)
-        """λ, of a norm summed over the batch; values for averaged or squared forms are not comparable. 0.03
-        in the code and the presets; users of the code report as good or better results without it."""
+        """λ; its size depends on `hint`: 0.03 for norm (the code and the presets), 0.05 for mean_squared,
+        1e-6 for active_sum. Users of the authors' code report as good or better results without a hint."""
+        hint: Literal["norm", "mean_squared", "active_sum"] = "norm"
+        """Distance of features. norm: Euclidean, of the whole batch, not squared; mean_squared: mean over all
+        elements; active_sum: sum over the batch of the squares where either side is positive."""
+        hint_reads: Literal["pooled", "map"] = "pooled"
+        """Features to compare: pooled vectors, or the last maps before pooling."""
+        hinted: Literal["all_but_next", "all"] = "all_but_next"
+        """Heads with a hint. all_but_next: not the one next to the deepest, as the authors' code runs."""
+        adapters: bool = True
+        """Put a linear map (on maps a 1x1 convolution) on a head's features before they are compared."""
+        head: Literal["attention", "stages", "bottleneck"] = "attention"
+        """Form of the heads. attention: gate and depthwise-separable blocks; stages: copies of the student's
+        later stages, one block each; bottleneck: three convolutions, of which one shrinks the map at once."""
+        heads: int | None = Field(None, ge=1)
+        """Largest number of heads, those on the deepest stages. null: one on every stage but the last."""
 
     config: Config
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
         student = networks.student
-        shapes = student.shapes()
-        maps = list(shapes.stages.values())
+        maps = student.shapes().stages
         if len(maps) < 2:
             height, width = data.image_size
             raise NetworkError(
                 f"method byot: needs two stages or more, {student.model} has {len(maps)} at {height}x{width} "
                 "pixels; name them in student.taps or take larger images"
             )
-        assert shapes.pooled is not None
-        width = shapes.pooled.shape[1]
+        pooled_width("byot", "compares heads with the pooled features", "student", student)
         # The deepest map has the student's own classifier; deepest first, as the formula counts.
-        self.stages = list(shapes.stages)[-2::-1]
-        self.heads = nn.ModuleList(
-            Head(maps[-2 - i].shape[1], width, data.num_classes, halvings=i + 1)
-            for i in range(len(self.stages))
-        )
-        hinted = self.stages[1:] if config.hint_weight else []
-        self.adapters = nn.ModuleList(nn.Linear(width, width) for _ in hinted)
+        self.deepest, *stages = list(maps)[::-1]
+        self.stages = stages[: config.heads]
+        self.heads = nn.ModuleList(self._head(stage, maps, i + 1) for i, stage in enumerate(self.stages))
+        self.adapters = nn.ModuleList()
+        if config.hint_weight:
+            maps = student.dry_run(frozenset({"stages"})).stages
+            self.adapters.extend(self._adapter(maps, i) for i in range(self._unhinted, len(self.stages)))
+
+    def _head(self, stage: str, maps: Mapping[str, Tensor], halvings: int) -> nn.Module:
+        """Builds the head of a stage in the configured form."""
+        student = self.networks.student
+        channels, *size = maps[stage].shape[1:]
+        width = pooled_width("byot", "compares heads with the pooled features", "student", student)
+        if self.config.head == "stages":
+            return exit_after(student, stage, blocks=1)
+        if self.config.head == "attention":
+            return attention_head(channels, width, student.num_classes, halvings)
+        rows, columns = (max(1, a // b) for a, b in zip(size, maps[self.deepest].shape[2:], strict=True))
+        return bottleneck_head(channels, width, student.num_classes, (rows, columns))
+
+    @property
+    def _unhinted(self) -> int:
+        """Number of heads without a hint, from the deepest."""
+        return 0 if self.config.hinted == "all" else 1
+
+    def _adapter(self, maps: Mapping[str, Tensor], number: int) -> nn.Module:
+        """Builds the map from a head's features to the student's.
+
+        Raises:
+            NetworkError: They are compared, but have other shapes.
+        """
+        student, head = self.networks.student, self.heads[number]
+        with undisturbed(head):
+            # A head of one's own is moved to the network's device later.
+            ours = self._compared(head(maps[self.stages[number]].to(next(head.parameters()))))
+        own = Activations(pooled=student.shapes().pooled, stages={"map": maps[self.deepest]})
+        target = self._compared(own)
+        if ours.shape[2:] != target.shape[2:] or not (self.config.adapters or ours.shape == target.shape):
+            shapes = " and ".join("x".join(map(str, x.shape[1:])) for x in (ours, target))
+            raise NetworkError(
+                f"method byot: hint_reads: {self.config.hint_reads} compares features of one shape, those of "
+                f"the head on {self.stages[number]} and of {student.model} are {shapes}; choose hint_reads: "
+                "pooled, or another form of heads (method.head)"
+            )
+        if not self.config.adapters:
+            return nn.Identity()
+        widths = ours.shape[1], target.shape[1]
+        return nn.Linear(*widths) if ours.ndim == 2 else nn.Conv2d(*widths, 1)
+
+    def _compared(self, read: Activations) -> Tensor:
+        """Returns the features that the hint compares."""
+        features = read.stages["map"] if self.config.hint_reads == "map" else read.pooled
+        assert features is not None
+        return features
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Requires the student's stage maps and pooled vector."""
-        return Needs(student=frozenset({"logits", "pooled", "stages"}))
+        """Requires the student's stage maps and pooled vector; for heads of its own stages, to split it."""
+        return Needs(student=frozenset({"logits", "pooled", "stages"}), cut=config.head == "stages")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce, ce_heads, soft and hint."""
         student = self.networks.student
         outputs = student(batch.images, self.needs(self.config).student)
-        assert outputs.logits is not None
-        assert outputs.pooled is not None
-        logits, features = [outputs.logits], [outputs.pooled]
+        reads: list[Activations] = []
         for stage, head in zip(self.stages, self.heads, strict=True):
             with student.autocast():
-                feature_BD, logits_BK = head(outputs.stages[stage])
-            logits.append(wide(logits_BK))
-            features.append(wide(feature_BD))
+                reads.append(head(outputs.stages[stage]))
+        own = Activations(outputs.logits, outputs.pooled, {"map": outputs.stages[self.deepest]})
+        logits = [wide(read.output(student.task)) for read in (own, *reads)]
+        features = [wide(self._compared(read)) for read in (own, *reads)]
         return self.terms(logits, features, list(self.adapters), batch.labels)
+
+    def early_exits(self) -> dict[str, nn.Module]:
+        """Names the heads, shallowest first."""
+        heads = list(zip(self.stages, self.heads, strict=True))[::-1]
+        return {stage: _classifier(head) for stage, head in heads}
 
     def terms(
         self,
@@ -114,65 +203,40 @@ class BYOT(Method):
 
         Args:
             logits: `[B, K]` of each head, deepest first.
-            features: `[B, D]` of each head, deepest first.
-            adapters: The linear maps of heads 2, 3, ....
+            features: `[B, D]` or maps `[B, D, H, W]` of each head, deepest first.
+            adapters: The linear maps of the heads with a hint; none: there is no hint.
             labels_B: `[B]`.
         """
         c = self.config
-        deepest_BK, deepest_BD = logits[0].detach(), features[0].detach()
-        terms = {"ce": self.cross_entropy(logits[0], labels_B)}
-        terms["ce_heads"] = (1 - c.alpha) * _sum(self.cross_entropy(z, labels_B) for z in logits[1:])
-        terms["soft"] = c.alpha * _sum(
-            losses.soft_cross_entropy(z, deepest_BK, c.temperature) for z in logits[1:]
-        )
+        deepest_BK = logits[0].detach()
+        ce_weight = 1 - c.alpha if c.ce_weight is None else c.ce_weight
+        terms = {"ce": c.deepest_ce_weight * self.cross_entropy(logits[0], labels_B)}
+        terms["ce_heads"] = ce_weight * _sum(self.cross_entropy(z, labels_B) for z in logits[1:])
+        terms["soft"] = c.alpha * _sum(self.soft_term(z, deepest_BK) for z in logits[1:])
         if adapters:
-            hints = zip(adapters, features[2:], strict=True)
-            # A norm over the batch is no mean over rows, so it takes the rows of all processes.
-            deepest_BD = self.gather(deepest_BD)
-            terms["hint"] = c.hint_weight * _sum(
-                losses.euclidean(self.gather(adapt(f)), deepest_BD) for adapt, f in hints
-            )
+            hints = list(zip(adapters, features[1 + self._unhinted :], strict=True))
+            # A norm or sum over the batch is no mean over rows, so it takes the rows of all processes.
+            rows = (lambda own: own) if c.hint == "mean_squared" else self.gather
+            target = rows(features[0].detach())
+            terms["hint"] = c.hint_weight * _sum(HINTS[c.hint](rows(adapt(f)), target) for adapt, f in hints)
         return terms
 
-
-class Head(nn.Module):
-    """Classifies a stage map: attention gate, strided blocks to D channels, average, linear layer.
-
-    Args:
-        channels: Channels of the stage map.
-        width: D, width of the student's pooled vector.
-        num_classes: K.
-        halvings: Number of strided blocks; the last one has D channels.
-    """
-
-    def __init__(self, channels: int, width: int, num_classes: int, halvings: int) -> None:
-        super().__init__()
-        self.gate = nn.Sequential(*_separable(channels, channels))
-        # Channels grow to D geometrically, rounded, as in the stages of the backbone.
-        ratio = (width / channels) ** (1 / halvings)
-        steps = [channels, *(round(channels * ratio**k) for k in range(1, halvings)), width]
-        self.chain = nn.Sequential(
-            *(layer for before, after in itertools.pairwise(steps) for layer in _separable(before, after))
-        )
-        self.classifier = nn.Linear(width, num_classes)
-
-    def forward(self, map_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps `[B, C, H, W]` to features `[B, D]` and logits `[B, K]`."""
-        gate = F.interpolate(
-            self.gate(map_BCHW), size=map_BCHW.shape[2:], mode="bilinear", align_corners=False
-        )
-        feature_BD = self.chain(map_BCHW * gate.sigmoid()).mean((2, 3))
-        return feature_BD, self.classifier(feature_BD)
+    def soft_term(self, logits_BK: Tensor, deepest_BK: Tensor) -> Tensor:
+        """Computes a head's distance from the soft labels, before α."""
+        c = self.config
+        if c.soft == "kl":
+            factor = 1.0 if c.squared_factor else c.temperature**-2  # `kl` has T²
+            return factor * losses.kl(logits_BK, deepest_BK, c.temperature)
+        factor = c.temperature**2 if c.squared_factor else 1.0
+        return factor * losses.soft_cross_entropy(logits_BK, deepest_BK, c.temperature)
 
 
-def _separable(before: int, after: int) -> list[nn.Module]:
-    """Builds a depthwise-separable convolution that halves the map."""
-    return [
-        nn.Conv2d(before, before, 3, stride=2, padding=1, groups=before, bias=False),
-        nn.Conv2d(before, after, 1, bias=False),
-        nn.BatchNorm2d(after),
-        nn.ReLU(),
-    ]
+def _classifier(head: nn.Module) -> nn.Module:
+    """Wraps a head as a module that returns logits alone."""
+    if isinstance(head, Exit):
+        return nn.Sequential(OrderedDict(head.named_children()))
+    assert isinstance(head, StageHead)
+    return StageClassifier(head)
 
 
 def _sum(terms: object) -> Tensor:
