@@ -127,3 +127,18 @@ def test_maps_of_other_shapes_are_refused_with_what_to_change(tmp_path):
     Small(tmp_path, "byot", config=config, side=10)
     with pytest.raises(NetworkError, match=r"64x5x5 and 64x3x3; choose hint_reads: pooled"):
         Small(tmp_path, "byot", config={**config, "head": "bottleneck"}, side=10)
+
+
+@pytest.mark.parametrize("form", ["attention", "stages", "bottleneck"])
+def test_early_exits_are_the_logits_of_the_heads_shallowest_first(tmp_path, form):
+    small = Small(tmp_path, "byot", config={"head": form})
+    byot, student = small.method, small.student
+    byot.eval()
+    student.train_mode(False)
+    maps = student(torch.rand(3, 3, 8, 8), frozenset({"stages"})).stages
+    exits = byot.early_exits()
+    assert list(exits) == ["stage1", "stage2"]
+    for stage, head in zip(byot.stages, byot.heads, strict=True):
+        torch.testing.assert_close(exits[stage](maps[stage]), head(maps[stage]).logits)
+    own = {id(p) for p in student.network.parameters()}
+    assert not own & {id(p) for exit_ in exits.values() for p in exit_.parameters()}

@@ -75,7 +75,7 @@ class BYOT(Method):
         alpha: float = Field(0.3, ge=0, le=1)
         """Weight of the soft labels in every head but the deepest."""
         soft: Literal["cross_entropy", "kl"] = "cross_entropy"
-        """Distance from the soft labels; both have one gradient, KL is 0 where they are met."""
+        """Distance from the soft labels; the gradients are equal, and KL is 0 where they are met."""
         squared_factor: bool = False
         """Multiply the soft labels' term by T²; without it the gradient shrinks as T grows."""
         ce_weight: float | None = Field(None, ge=0)
