@@ -136,6 +136,14 @@ class Task(ABC):
             By name; empty where neither labels nor a teacher say anything.
         """
 
+    def parts(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> Tensor | None:
+        """Computes each image's part of the deciding figure of `score`, to compare networks image by image.
+
+        Returns:
+            `[N]` float64, whose sum is the figure; None where it is no sum over images, or there is none.
+        """
+        return None
+
     @abstractmethod
     def deviation(self, limit: float, spread: float, least: float = 1.0) -> Deviation:
         """Makes an empty comparison of two networks' outputs."""

@@ -136,6 +136,23 @@ class Classification(Task):
         )
         return {"agreement": agreement, "kl": _finite(divergence)}
 
+    def parts(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> Tensor | None:
+        """Computes whether each image is right, over the number of images; see the base class.
+
+        For `balanced_top1` over the number of images of its class and of classes.
+        """
+        known, classes = labels >= 0, outputs.argmax(1)
+        if not bool(known.any()):
+            if teacher_outputs is None:
+                return None
+            return (classes == teacher_outputs.argmax(1)).double() / len(classes)
+        right = ((classes == labels) & known).double()
+        counts = torch.bincount(labels[known], minlength=outputs.shape[1])
+        if not unequal_classes(counts.tolist()):
+            return right / int(known.sum())
+        weights = 1 / (counts.clamp(min=1) * int((counts > 0).sum())).double()
+        return right * weights[labels.clamp(min=0)]
+
     def deviation(self, limit: float, spread: float, least: float = 1.0) -> ClassDeviation:
         """Compares classes."""
         return ClassDeviation(limit, spread, least)

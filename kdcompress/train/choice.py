@@ -54,11 +54,17 @@ def check_ship(method: Method, ship: str, *, ema: bool) -> None:
 
 
 class Choice:
-    """Keeps the best candidate of a training so far.
+    """Keeps the candidate of a training that would ship now.
 
     The selection metric is top-1, for a backbone the accuracy of its nearest neighbours, or the agreement
     with the teacher where there are no labels (`tasks.figures.deciding`). If no metric can be computed on the
     held-out images, the last epoch is chosen.
+
+    The highest of many figures of a few images is high by chance: the epoch with the best top-1 on 300 images
+    is seldom the best epoch, the less so the more networks there are to choose from. So a later epoch is
+    chosen unless the best one so far leads it by more than the standard error of that lead, image by image
+    (`leads`). Of the candidates of an epoch that the best of them does not lead, the one of the lowest loss
+    is chosen. Of metrics that are no sum over images, the highest counts.
 
     Args:
         method: The method being trained.
@@ -89,6 +95,7 @@ class Choice:
         self._statistics_seconds = 0.0
         self.last: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
+        self._peaks: dict[str, dict[str, Any]] = {}
         self.best_ensemble: dict[str, Any] | None = None
         self.reached: dict[str, dict[str, Any]] = {}
         # The teacher's outputs on the held-out images are the same after every epoch.
@@ -96,7 +103,7 @@ class Choice:
         self._scratch: dict[int, nn.Module] = {}
 
     def score(self, epoch: int, *, frozen_statistics: bool = False) -> dict[str, Any] | None:
-        """Scores every candidate and keeps the best; of equals that of the lowest loss, then the earliest.
+        """Scores every candidate and keeps the one that would ship.
 
         Args:
             epoch: 1-based number of the epoch that has just ended.
@@ -109,10 +116,10 @@ class Choice:
         """
         if self._held_out is None:
             return None
-        scores: dict[str, dict[str, Any]] = {}
+        found: tuple[dict[str, dict[str, Any]], dict[str, Tensor | None]] = {}, {}
         if self._processes.first:
-            scores = self._scores(self._held_out, re_estimate=not frozen_statistics)
-        scores = self._processes.agree(scores)
+            found = self._scores(self._held_out, re_estimate=not frozen_statistics)
+        scores, parts = self._processes.agree(found)
         by = deciding(scores[self._default()])
         if by is None:
             return None
@@ -120,15 +127,17 @@ class Choice:
         for name, figures in scores.items():
             if name not in self.reached or _rank(figures, by) > _rank(self.reached[name], by):
                 self.reached[name] = {**figures, "epoch": epoch}
-        eligible = self._eligible()
-        name = max((key for key in scores if key in eligible), key=lambda key: _rank(scores[key], by))
-        if self.best is None or _rank(scores[name], by) > _rank(self.best, by):
+        names = [key for key in self._eligible() if key in scores]
+        highest = max(names, key=lambda key: _rank(scores[key], by))
+        name = highest
+        if parts[highest] is not None:
+            rivals = [key for key in names if not leads(parts[highest], parts[key])]
+            name = min(rivals, key=lambda key: _loss(scores[key]))
+        if self._keeps_up(BEST, highest, name, scores, parts, by):
             self.best = {**scores[name], "candidate": name, "epoch": epoch, "state": self._state_of(name)}
             if self._exits:
                 self.best["exits"] = self._states_of_exits(name)
-        if ENSEMBLE in scores and (
-            self.best_ensemble is None or _rank(scores[ENSEMBLE], by) > _rank(self.best_ensemble, by)
-        ):
+        if ENSEMBLE in scores and self._keeps_up(ENSEMBLE, ENSEMBLE, ENSEMBLE, scores, parts, by):
             self.best_ensemble = {**scores[ENSEMBLE], "epoch": epoch, "states": self._states_of_members()}
         return self.last if len(scores) == 1 else {**self.last, "candidates": scores}
 
@@ -172,6 +181,7 @@ class Choice:
             "last": self.last,
             "best_ensemble": self.best_ensemble,
             "reached": self.reached,
+            "peaks": self._peaks,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,6 +189,36 @@ class Choice:
         self.best, self.last = state["best"], state["last"]
         self.best_ensemble = state.get("best_ensemble")
         self.reached = state.get("reached", {})
+        best = _without_tensors(self.best)
+        # A checkpoint of before there were peaks knows the figures of the best epoch alone.
+        earlier = {} if best is None else {BEST: {"figures": best, "parts": None}}
+        self._peaks = state.get("peaks", earlier)
+
+    def _keeps_up(
+        self,
+        kind: str,
+        highest: str,
+        name: str,
+        scores: Mapping[str, dict[str, Any]],
+        parts: Mapping[str, Tensor | None],
+        by: str,
+    ) -> bool:
+        """Records the highest figures so far; returns True unless they lead those of a candidate.
+
+        Args:
+            kind: BEST or ENSEMBLE, between which nothing is compared.
+            highest: The candidate with the highest figures of this epoch.
+            name: The candidate.
+            scores: Figures of all candidates.
+            parts: Their parts by image.
+            by: Name of the deciding figure.
+        """
+        peak = self._peaks.get(kind)
+        if peak is None or _rank(scores[highest], by) > _rank(peak["figures"], by):
+            peak = self._peaks[kind] = {"figures": scores[highest], "parts": parts[highest]}
+        if peak["parts"] is None or parts[name] is None:
+            return peak["figures"] is scores[name]
+        return not leads(peak["parts"], parts[name])
 
     def _with_best_statistics(
         self, like: Tapped, state: dict[str, Tensor]
@@ -243,7 +283,10 @@ class Choice:
         agreed: dict[str, dict[str, Tensor]] = self._processes.agree(new)
         return agreed
 
-    def _scores(self, held_out: Iterable[Batch], *, re_estimate: bool = True) -> dict[str, dict[str, Any]]:
+    def _scores(
+        self, held_out: Iterable[Batch], *, re_estimate: bool = True
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor | None]]:
+        """Computes the figures of all candidates, and their parts by image."""
         candidates = self._candidates()
         members = self._method.members() if self._ship == ENSEMBLE else {}
         outputs: dict[str, Tensor] = {}
@@ -258,9 +301,11 @@ class Choice:
             if name in candidates:
                 scores[name] = self._figures(outputs[name], labels_N, held_out)
         if members:
-            mean = mean_prediction([outputs[name] for name in members])
-            scores[ENSEMBLE] = self._figures(mean, labels_N, held_out)
-        return scores
+            outputs[ENSEMBLE] = mean_prediction([outputs[name] for name in members])
+            scores[ENSEMBLE] = self._figures(outputs[ENSEMBLE], labels_N, held_out)
+        task = self._method.networks.student.task
+        parts = {name: task.parts(outputs[name], labels_N, self._teacher_outputs) for name in scores}
+        return scores, parts
 
     def _figures(self, outputs: Tensor, labels_N: Tensor, held_out: Iterable[Batch]) -> dict[str, Any]:
         student, teacher = self._method.networks.student, self._method.networks.teacher
@@ -315,13 +360,34 @@ class Choice:
         return {stage: _copied(module.state_dict()) for stage, module in exits.items()}
 
 
+def leads(one: Tensor | None, other: Tensor | None) -> bool:
+    """Returns True if one network's figure is higher by more than the standard error of the difference.
+
+    Args:
+        one: `[N]` parts of the figure, by image (`Task.parts`).
+        other: Likewise, of the same images.
+
+    Source:
+        McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika
+        1947: the variance of the difference is that of the images that one of the two alone gets right.
+    """
+    assert one is not None
+    assert other is not None
+    apart = one - other
+    return bool(apart.sum() > apart.square().sum().sqrt() * (1 + 1e-9))
+
+
+def _loss(figures: Mapping[str, Any]) -> float:
+    loss = figures.get("loss", figures.get("kl"))
+    return math.inf if loss is None else float(loss)
+
+
 def _rank(figures: Mapping[str, Any], by: str) -> tuple[float, float]:
     """Orders figures by the deciding one, then by the lower loss (or divergence from the teacher).
 
     A few hundred held-out images give many epochs the same accuracy; the earliest of them is rarely the best.
     """
-    loss = figures.get("loss", figures.get("kl"))
-    return figures[by], -math.inf if loss is None else -loss
+    return figures[by], -_loss(figures)
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

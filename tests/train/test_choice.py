@@ -10,6 +10,7 @@ from small_training import Small, Watcher, assert_same
 
 from kdcompress.errors import Interrupted
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
+from kdcompress.tasks.figures import deciding
 from kdcompress.train import choice as choosing
 
 
@@ -38,21 +39,86 @@ def test_without_labels_a_classifier_is_chosen_by_its_teachers_classes_asked_onc
     assert asked == [CLASSIFICATION]
     told = [line["held_out"] for line in lines(tmp_path)]
     assert all(t.keys() == {"agreement", "kl", "candidates"} for t in told)
-    every = [
-        (c["agreement"], -c["kl"], -i, name)
-        for i, t in enumerate(told, 1)
-        for name, c in t["candidates"].items()
-    ]
-    best = max(every)
-    assert outcome.best["agreement"] == best[0]
-    assert (-outcome.epoch, outcome.candidate) == best[2:]
+    shipped = told[outcome.epoch - 1]["candidates"][outcome.candidate]
+    assert {key: outcome.best[key] for key in ("agreement", "kl")} == shipped
 
 
-def test_of_equal_accuracies_the_lower_loss_is_chosen(tmp_path):
-    small = Small(tmp_path, train={"epochs": 3})
-    figures = iter([{"top1": 0.5, "loss": 0.9}, {"top1": 0.5, "loss": 0.4}, {"top1": 0.5, "loss": 0.6}])
-    small.trainer.choice._scores = lambda *_, **__: {"student": next(figures)}
-    assert small.run().epoch == 2
+def scripted(tmp_path, *epochs, **train):
+    """Trains with held-out results that are written down: for each epoch {candidate: ("1101", loss)}, where 1
+    is an image that it gets right."""
+    small = Small(tmp_path, train={"epochs": len(epochs), **train})
+    told = iter(epochs)
+
+    def scores(*_, **__):
+        found, parts = {}, {}
+        for name, (right, loss) in next(told).items():
+            parts[name] = torch.tensor([float(letter) for letter in right], dtype=torch.float64) / len(right)
+            found[name] = {"top1": float(parts[name].sum()), "loss": loss}
+        return found, parts
+
+    small.trainer.choice._scores = scores
+    return small.run()
+
+
+def test_a_later_epoch_is_chosen_unless_the_best_leads_by_more_than_its_error(tmp_path):
+    chance = scripted(
+        tmp_path / "chance", {"student": ("1111101", 0.4)}, {"student": ("1111010", 0.5)}
+    )  # 2 against 1
+    assert (chance.epoch, chance.best["top1"]) == (2, pytest.approx(5 / 7))
+    clear = scripted(
+        tmp_path / "clear", {"student": ("1111100", 0.4)}, {"student": ("1110000", 0.3)}
+    )  # 2 to 0
+    assert clear.epoch == 1
+
+
+def test_small_losses_do_not_add_up(tmp_path):
+    outcome = scripted(
+        tmp_path,
+        {"student": ("1111", 0.4)}, {"student": ("1110", 0.4)}, {"student": ("1100", 0.4)},
+    )  # fmt: skip
+    assert outcome.epoch == 2  # the third is nearly as good as the second, not as the first
+
+
+def test_of_an_epochs_candidates_that_none_leads_the_lowest_loss_is_chosen(tmp_path):
+    both = {"student": ("111011", 0.5), "ema": ("110111", 0.4)}
+    outcome = scripted(tmp_path / "a", {**both}, ema=0.5)
+    assert outcome.candidate == "ema"
+    outcome = scripted(tmp_path / "b", {**both, "ema": ("110000", 0.1)}, ema=0.5)
+    assert outcome.candidate == "student"
+
+
+def test_a_checkpoint_without_the_best_images_compares_figures(tmp_path):
+    small = Small(tmp_path)
+    choice = small.trainer.choice
+    state = {**choice.state_dict(), "best": {"top1": 0.5, "loss": 0.5, "epoch": 1, "candidate": "student"}}
+    del state["peaks"]
+    choice.load_state_dict(state)
+    right = torch.tensor([1.0, 1, 0, 0, 0], dtype=torch.float64) / 5
+    choice._scores = lambda *_, **__: ({"student": {"top1": 0.4, "loss": 0.1}}, {"student": right})
+    choice.score(2)
+    assert choice.best["epoch"] == 1
+    choice._scores = lambda *_, **__: ({"student": {"top1": 0.6, "loss": 0.1}}, {"student": right})
+    choice.score(3)
+    assert choice.best["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "figure"),
+    [
+        ([0, 1, 2] * 10, "top1"),
+        ([0] * 20 + [1] * 9 + [2], "balanced_top1"),
+        ([0] * 20 + [2] * 6 + [-1] * 4, "balanced_top1"),
+        ([-1] * 30, "agreement"),
+    ],
+)
+def test_the_parts_of_the_images_add_up_to_the_deciding_figure(labels, figure):
+    generator = torch.Generator().manual_seed(0)
+    outputs, teacher = torch.randn(2, 30, 3, generator=generator)
+    labels = torch.tensor(labels)
+    scores = CLASSIFICATION.score(outputs, labels, teacher)
+    assert deciding(scores) == figure
+    parts = CLASSIFICATION.parts(outputs, labels, teacher)
+    assert float(parts.sum()) == pytest.approx(scores[figure], abs=1e-12)
 
 
 def test_a_backbone_is_chosen_by_its_neighbours_and_its_teacher_asked_once(tmp_path, asked):
