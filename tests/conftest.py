@@ -27,7 +27,7 @@ MOST_PROCESSES = 8
 """A process takes one to two gigabytes."""
 
 SLOW_FILES = {
-    "bench": {"measure", "pack", "runtimes", "ssh", "truth", "worker"},
+    "bench": {"measure", "pack", "runtimes", "ssh", "worker"},
     "data": {"joined", "workers"},
     "deploy": {
         "backbone_files",

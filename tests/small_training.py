@@ -72,7 +72,11 @@ def initial_networks(student, peers, **arguments):
     if arguments["device"].type != "cpu":
         networks, state = _draw_networks(student, peers, **arguments)
     else:
-        networks, state = copy.deepcopy(_draw_networks_once(student, peers, **arguments))
+        networks, state = once = _draw_networks_once(student, peers, **arguments)
+        first, frozen, beside = networks
+        every = [first, *beside, *([] if frozen is None else [frozen.tapped, frozen._frozen])]
+        tasks = {id(network.task): network.task for network in every}  # there is one object of each
+        networks, state = copy.deepcopy(once, tasks)
     torch.set_rng_state(state)
     return networks
 
