@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
 
-# One process per granted core. A file's tests stay in one process, so that a module's fixtures are made once.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadscope
+# One process per granted core. A file's tests stay in one process, so that a module's fixtures are made once; the order
+# of the files is that of tests/conftest.py, longest first.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 .PHONY: setup quickstart quick test test-all lint types reference check clean
 

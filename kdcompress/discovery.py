@@ -7,6 +7,7 @@ the listings start at once; `load` imports one plugin's file.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import threading
 from dataclasses import dataclass
@@ -61,23 +62,8 @@ def header(kind: Kind, name: str) -> Header:
         UserError: No such plugin; the message suggests or lists the choices.
     """
     path, group = _find(kind, name)
-    with _PARSING:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    summary = (ast.get_docstring(tree) or "").split("\n", 1)[0].rstrip(".")
-    constants: dict[str, Any] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target, value = node.targets[0], node.value
-        elif isinstance(node, ast.AnnAssign) and node.value is not None:
-            target, value = node.target, node.value
-        else:
-            continue
-        if isinstance(target, ast.Name) and target.id.isupper():
-            try:
-                constants[target.id] = ast.literal_eval(value)
-            except ValueError:
-                continue  # a computed constant is no part of the header
-    return Header(name, summary, group, constants, path)
+    summary, constants = _read(path, path.stat().st_mtime_ns)
+    return Header(name, summary, group, dict(constants), path)
 
 
 def load(kind: Kind, name: str) -> ModuleType:
@@ -119,6 +105,28 @@ def _files(kind: Kind) -> dict[str, tuple[Path, str]]:
         for path in (_PACKAGE / folder).glob("*.py")
         if not path.stem.startswith("_")
     }
+
+
+@functools.cache  # one run asks for the same few files hundreds of times, and parsing takes milliseconds
+def _read(path: Path, mtime_ns: int) -> tuple[str, dict[str, Any]]:
+    """Parses a file's summary and literal constants; a file that has changed is parsed again."""
+    with _PARSING:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    summary = (ast.get_docstring(tree) or "").split("\n", 1)[0].rstrip(".")
+    constants: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            target, value = node.target, node.value
+        else:
+            continue
+        if isinstance(target, ast.Name) and target.id.isupper():
+            try:
+                constants[target.id] = ast.literal_eval(value)
+            except ValueError:
+                continue  # a computed constant is no part of the header
+    return summary, constants
 
 
 def _find(kind: Kind, name: str) -> tuple[Path, str]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import itertools
 import os
+import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the processes that tests start
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of them compiles the package anew
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the tests that import onnxruntime themselves
 os.environ["KDCOMPRESS_OFFLINE"] = "1"  # no test reaches out; see `downloads`
 
@@ -17,11 +22,12 @@ from kdcompress.cores import granted_cores
 torch.set_num_threads(1)
 
 HERE = Path(__file__).parent
+NUMBERS = itertools.count()
 MOST_PROCESSES = 8
 """A process takes one to two gigabytes."""
 
 SLOW_FILES = {
-    "bench": {"measure", "pack", "runtimes", "ssh", "truth", "worker"},
+    "bench": {"measure", "pack", "runtimes", "ssh", "worker"},
     "data": {"joined", "workers"},
     "deploy": {
         "backbone_files",
@@ -101,6 +107,34 @@ SLOW_FILES = {
 }
 """Test files by folder that train, export or start programs for more than a few seconds."""
 
+LONGEST_FILES = [
+    "methods/contract",
+    "train/processes",
+    "student_weights",
+    "smaller_files",
+    "tuned_for_int8",
+    "unlabelled",
+    "deploy/openvino_format",
+    "foreign_checkpoints",
+    "cli",
+    "data/workers",
+    "methods/lmcl",
+    "generated_images",
+    "method_option",
+    "methods/afd",
+    "methods/kdcl",
+    "train/trainer",
+    "deploy/variants",
+    "bench_command",
+    "compatibility",
+    "deploy/backbone_files",
+    "networks/rounding",
+    "methods/mixskd",
+    "methods/ffl",
+    "bad_input",
+]
+"""They run first, since a file stays in one process: a long one that starts last leaves the others idle."""
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
@@ -109,17 +143,34 @@ def pytest_xdist_auto_num_workers():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _private_cache_of_shared_fixtures(tmp_path_factory):
-    """Gives the fixtures of modules and sessions a cache that is not the user's."""
+def _caches(tmp_path_factory):
+    """Gives the fixtures of modules and sessions a cache that is not the user's; yields the folder of it."""
+    folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KDCOMPRESS_CACHE", str(tmp_path_factory.mktemp("shared_cache")))
-        yield
+        patch.setenv("KDCOMPRESS_CACHE", str(folder / "shared"))
+        yield folder
 
 
 @pytest.fixture(autouse=True)
-def _private_cache(tmp_path_factory, monkeypatch):
+def _private_cache(_caches, monkeypatch):
     """Gives every test an empty cache, so that none reads or writes the user's."""
-    monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("KDCOMPRESS_CACHE", str(_caches / str(next(NUMBERS))))
+
+
+@pytest.fixture(autouse=True)
+def _functions_of_the_exporter_are_parsed_once():
+    """Keeps the exporter's table of 500 functions, whose source it parses for a second at every export."""
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")  # not imported for its sake
+    if exporter is None or isinstance(exporter.ONNXRegistry.from_torchlib, functools.partial):
+        return
+    parsed = functools.cache(exporter.ONNXRegistry.from_torchlib)
+    exporter.ONNXRegistry.from_torchlib = staticmethod(functools.partial(_copy_of_table, parsed))
+
+
+def _copy_of_table(parsed, **arguments):
+    table = copy.copy(parsed(**arguments))
+    table.functions = {target: list(functions) for target, functions in table.functions.items()}
+    return table
 
 
 @pytest.fixture
@@ -131,9 +182,16 @@ def downloads(monkeypatch, tmp_path_factory):
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: ranks.get("/".join(_folder_and_name(item.path)).lstrip("/"), len(ranks)))
     for item in items:
-        folder = "" if item.path.parent == HERE else item.path.parent.name
-        if item.path.stem.removeprefix("test_") in SLOW_FILES.get(folder, ()):
+        folder, name = _folder_and_name(item.path)
+        if name in SLOW_FILES.get(folder, ()):
             item.add_marker(pytest.mark.slow)
         if "cuda" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _folder_and_name(path):
+    """Returns the folder below `tests`, or "", and the file's name without `test_`."""
+    return "" if path.parent == HERE else path.parent.name, path.stem.removeprefix("test_")

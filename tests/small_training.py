@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import signal
 from contextlib import contextmanager
@@ -61,6 +63,40 @@ def backbone(model, side, device="cpu", precision=None):
     return tapped(model, side, device, precision, classes=0)
 
 
+def initial_networks(student, peers, **arguments):
+    """Draws student, frozen teacher or None, and peers from one seed; leaves the generator as the draw does.
+
+    Tracing and folding a teacher takes ten times as long as copying it, so each process draws a set of
+    networks once and hands out copies.
+    """
+    if arguments["device"].type != "cpu":
+        networks, state = _draw_networks(student, peers, **arguments)
+    else:
+        networks, state = once = _draw_networks_once(student, peers, **arguments)
+        first, frozen, beside = networks
+        every = [first, *beside, *([] if frozen is None else [frozen.tapped, frozen._frozen])]
+        tasks = {id(network.task): network.task for network in every}  # there is one object of each
+        networks, state = copy.deepcopy(once, tasks)
+    torch.set_rng_state(state)
+    return networks
+
+
+def _draw_networks(student, peers, *, teacher, has_classes, headless, side, device, precision, float64):
+    torch.manual_seed(1)
+    first = (tapped if has_classes else backbone)(student, side, device, precision)
+    frozen = None
+    if teacher:
+        frozen = FrozenTeacher((backbone if headless else tapped)(TEACHER, side, device, precision))
+    beside = tuple(tapped(peer, side, device, precision) for peer in peers)
+    if float64:
+        for network in (first, *beside, *([] if frozen is None else [frozen._frozen])):
+            widen(network)
+    return (first, frozen, beside), torch.get_rng_state()
+
+
+_draw_networks_once = functools.lru_cache(maxsize=32)(_draw_networks)
+
+
 class Small:
     """A method beside freshly drawn networks, with data, optimiser settings and a folder.
 
@@ -98,20 +134,18 @@ class Small:
         cls = find_method(method)
         config = cls.Config(**(config or {}))
         needs = cls.needs(config)
-        torch.manual_seed(1)
-        self.student = (tapped if needs.task.has_classes else backbone)(student, side, device, precision)
-        self.teacher = self.frozen = None
-        if needs.teacher and frozen is not None:
-            self.frozen = frozen  # a Teacher that several trainings share
-        elif needs.teacher:
-            self.teacher = (backbone if headless else tapped)(TEACHER, side, device, precision)
-            self.frozen = FrozenTeacher(self.teacher)
         if peers is None:
             peers = [student] * (needs.peers or 0)
-        self.peers = tuple(tapped(peer, side, device, precision) for peer in peers)
-        if float64:
-            for network in (self.student, *self.peers, *([self.frozen._frozen] if self.frozen else [])):
-                widen(network)
+        teacher = needs.teacher and frozen is None
+        self.student, self.frozen, self.peers = initial_networks(
+            student, tuple(peers), teacher=teacher, has_classes=needs.task.has_classes, headless=headless,
+            side=side, device=device, precision=precision, float64=float64,
+        )  # fmt: skip
+        self.teacher = self.frozen.tapped if teacher else None
+        if needs.teacher and frozen is not None:
+            self.frozen = frozen  # a Teacher that several trainings share
+            if float64:
+                widen(frozen._frozen)
         train_images = images(count, side, labelled=labelled)
 
         def held_out_batches():

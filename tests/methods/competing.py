@@ -8,7 +8,7 @@ from two_processes import join_and_run
 
 from kdcompress.errors import Interrupted
 
-PEERS = ["cifar/wrn-16-2"]  # other channels, so that there are transfer layers
+PEERS = ["cifar/wrn-10-2"]  # other channels, so that there are transfer layers
 LARGE = {"feature_lr": 1e-3, "discriminator_lr": 1e-2}  # so that all updates are seen in a few steps
 
 

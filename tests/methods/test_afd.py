@@ -105,10 +105,10 @@ def test_networks_end_with_the_weights_of_their_copies_and_batch_norm_moves_once
 
 
 def test_discriminators_learn_to_tell_maps_apart_when_the_networks_do_not_move(tmp_path):
-    config = {"feature_lr": NONE, "feature_weight_decay": 0.0, "discriminator_lr": 3e-3}
+    config = {"feature_lr": NONE, "feature_weight_decay": 0.0, "discriminator_lr": 1e-2}
     small = Small(
         tmp_path, "afd", config=config, held_out=0, optim={"lr": NONE, "weight_decay": 0.0},
-        train={"epochs": 40},
+        train={"epochs": 12},
     )  # fmt: skip
     batch = next(small.loader.epoch(0))
     small.trainer._train_mode(small.method.phases()[0])

@@ -250,12 +250,16 @@ def test_losses_are_computed_in_float32_under_bf16_autocast(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", discovery.names("method"))
-@pytest.mark.parametrize("stop", [3, 7], ids=["first_epoch", "second_epoch"])
-def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(name, stop, tmp_path):
-    # Settings beside the defaults are stopped once, where the second epoch has begun.
-    for number, config in enumerate([{}, *(EXTREMES.get(name, []) if stop == 7 else [])]):
-        folder = tmp_path / str(number)
-        assert_resumes(folder, stop, name, config=config)
+def test_a_run_stopped_and_resumed_in_each_epoch_equals_an_unbroken_one_bit_for_bit(name, tmp_path):
+    assert_resumes(tmp_path, (3, 7), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [(name, config) for name in discovery.names("method") for config in EXTREMES.get(name, [])],
+)
+def test_so_it_does_with_settings_beside_the_defaults(name, config, tmp_path):
+    assert_resumes(tmp_path, (7,), name, config=config)  # where the second epoch has begun
 
 
 @pytest.mark.parametrize(
@@ -268,17 +272,23 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(name, stop
 def test_so_it_does_with_every_setting_and_a_network_that_drops_out(name, tmp_path):
     config = EXTREMES.get(name, [{}])[-1]
     # Three steps an epoch, the last of them a batch short; step 5 lies within the second epoch and phase.
-    assert_resumes(tmp_path, 5, name, student="torchvision/mobilenet_v3_small", config=config, **EVERYTHING)
+    assert_resumes(
+        tmp_path, (5,), name, student="torchvision/mobilenet_v3_small", config=config, **EVERYTHING
+    )
 
 
-def assert_resumes(folder, stop, name, **arguments):
+def assert_resumes(folder, stops, name, **arguments):
+    """Checks that a run that is stopped at each of these steps in turn ends as one that is never stopped."""
     unbroken = Small(folder / "unbroken", name, **arguments)
     expected = unbroken.run()
-    stopped = Small(folder / "stopped", name, **arguments, watcher=Watcher(stop))
-    with pytest.raises(Interrupted, match=rf"step {stop} of \d+; go on with: kdcompress distill --resume"):
-        stopped.run()
+    for number, stop in enumerate(stops):
+        stopped = Small(folder / "stopped", name, **arguments, watcher=Watcher(stop))
+        torch.rand(7 * number)  # whatever a new process draws before it goes on
+        message = rf"step {stop} of \d+; go on with: kdcompress distill --resume"
+        with pytest.raises(Interrupted, match=message):
+            stopped.run()
     resumed = Small(folder / "stopped", name, **arguments)
-    torch.rand(7)  # whatever a new process draws before it goes on
+    torch.rand(7)
     got = resumed.run()
     assert_same(unbroken.tensors(), resumed.tensors())
     assert_same(expected.state, got.state)
