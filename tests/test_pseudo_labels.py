@@ -70,7 +70,8 @@ def test_the_student_tells_clusters_apart_and_is_scored_by_their_best_matching(d
 def test_both_trainings_and_the_clusters_are_in_the_run_folder(done):
     found = safetensors.torch.load_file(done.run / "checkpoints" / "clusters.safetensors")
     assert found["assigned"].bincount().tolist() == read(done.run, "results.json")["pretraining"]["sizes"]
-    assert found["centres"].shape == (6, 64)
+    assert found["directions"].shape == (64, found["centres"].shape[1])
+    assert len(found["centres"]) == 6
     assert torch.allclose(found["centres"].norm(dim=1), torch.ones(6))
     backbone = safetensors.torch.load_file(done.run / "checkpoints" / "pretraining.safetensors")
     student = safetensors.torch.load_file(done.run / "student.safetensors")
@@ -122,10 +123,20 @@ def interrupted(*_):
 
 def test_random_weights_and_plain_training_on_the_clusters_are_other_students(done, tmp_path, monkeypatch):
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(done.folder / "cache"))
-    result = distill(tmp_path, "--set", "pseudo_labels.student=random", "--method", "none")
+    options = ("--set", "pseudo_labels.student=random", "--method", "none")
+    result = distill(tmp_path, *options)
     assert result.exit_code == 0, result.stderr
     same = (done.run / "checkpoints" / "clusters.safetensors").read_bytes()
     assert (tmp_path / "run" / "checkpoints" / "clusters.safetensors").read_bytes() == same
+    assert weights(tmp_path / "run") != weights(done.run)
+
+
+def test_features_that_are_not_whitened_give_other_clusters(done, tmp_path, monkeypatch):
+    monkeypatch.setenv("KDCOMPRESS_CACHE", str(done.folder / "cache"))
+    assert distill(tmp_path, "--set", "pseudo_labels.whiten=false").exit_code == 0
+    found = safetensors.torch.load_file(tmp_path / "run" / "checkpoints" / "clusters.safetensors")
+    assert found.keys() == {"assigned", "centres"}
+    assert found["centres"].shape == (6, 64)
     assert weights(tmp_path / "run") != weights(done.run)
 
 

@@ -83,7 +83,8 @@ def _print_probe(result: dict[str, Any]) -> None:
     if result["probe"] == "clusters":
         click.echo(
             f"{result['file']}: {result['clusters']} clusters of {result['features']:,} features: "
-            f"{_cluster_figures(result)}; of the pixels: {_cluster_figures(result['pixels'])}; "
+            f"{_cluster_figures(result)}; whitened: {_cluster_figures(result['whitened'])}; "
+            f"of the pixels: {_cluster_figures(result['pixels'])}; "
             f"{result['n']:,} images of {result['split']}"
         )
         return

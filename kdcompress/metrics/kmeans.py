@@ -35,6 +35,56 @@ class Clusters:
     inertia: float
 
 
+KEPT = 0.99
+"""Share of the variance that a whitening keeps."""
+MOST_COMPONENTS = 256
+"""Most components of a whitening, as in DeepCluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whitening:
+    """A change of features to uncorrelated components of equal variance, and to unit length.
+
+    Without it a few directions in which all features vary most decide on the clusters.
+
+    Args:
+        mean: `[D]` float32 of the features.
+        directions: `[D, P]` float32, principal axes over their standard deviations.
+
+    Source:
+        Caron et al., Deep clustering for unsupervised learning of visual features, ECCV 2018: PCA to 256
+        dimensions, whitening, then L2 normalisation.
+    """
+
+    mean: Tensor
+    directions: Tensor
+
+    @classmethod
+    def of(cls, features_ND: Tensor) -> Whitening:
+        """Measures features: the fewest components with 99 % of their variance, two to 256.
+
+        Raises:
+            DataError: All images have the same features.
+        """
+        wide_ND = features_ND.double().cpu()
+        mean = wide_ND.mean(0)
+        variances, axes = torch.linalg.eigh((wide_ND - mean).T @ (wide_ND - mean) / len(wide_ND))
+        variances, axes = variances.flip(0).clamp(min=0), axes.flip(1)
+        if float(variances[0]) <= 1e-12 * float(wide_ND.square().mean() + 1e-30):
+            raise DataError(
+                "k-means: all images have the same features; take a network that tells them apart"
+            )
+        shares = variances.cumsum(0) / variances.sum()
+        # Of one component unit length would leave the sign alone.
+        least = min(2, int((variances > 0).sum()))
+        count = min(max(int((shares < KEPT).sum()) + 1, least), MOST_COMPONENTS)
+        return cls(mean.float(), (axes[:, :count] / variances[:count].sqrt()).float())
+
+    def __call__(self, features_ND: Tensor) -> Tensor:
+        """Changes features of any images, `[N, P]` float32 of unit length."""
+        return F.normalize((features_ND.cpu().float() - self.mean) @ self.directions, dim=1)
+
+
 def cluster(
     features_ND: Tensor,
     clusters: int,

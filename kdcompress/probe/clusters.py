@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcompress.metrics.clustering import cluster_figures
-from kdcompress.metrics.kmeans import cluster
+from kdcompress.metrics.kmeans import Whitening, cluster
 from kdcompress.probe.features import Features
 
 MOST_PIXELS = 1024
@@ -21,16 +21,18 @@ class ClusterProbe:
     """Figures of clusters of the features, and of the pixels as their floor.
 
     Args:
-        figures: Of `metrics.clustering.cluster_figures`.
+        figures: Of `metrics.clustering.cluster_figures`, of features of unit length.
+        whitened: The same of whitened features (`metrics.kmeans.Whitening`).
         pixels: The same of the pixels.
     """
 
     figures: dict[str, float | None]
+    whitened: dict[str, float | None]
     pixels: dict[str, float | None]
 
 
 def clusters(queries: Features, pixels: Features, num_classes: int, seed: int) -> ClusterProbe:
-    """Clusters features, of unit length, and pixels, as they are, by k-means and compares with the labels.
+    """Clusters features, as they are and whitened, and pixels by k-means and compares with the labels.
 
     Args:
         queries: Features of the images.
@@ -42,9 +44,12 @@ def clusters(queries: Features, pixels: Features, num_classes: int, seed: int) -
         DataError: There are fewer distinct images, or features, than classes.
     """
     ours = cluster(queries.values, num_classes, seed)
+    whitened = cluster(Whitening.of(queries.values)(queries.values), num_classes, seed)
     floor = cluster(pixels.values, num_classes, seed, normalise=False)
     return ClusterProbe(
-        cluster_figures(ours.assigned, queries.labels), cluster_figures(floor.assigned, pixels.labels)
+        cluster_figures(ours.assigned, queries.labels),
+        cluster_figures(whitened.assigned, queries.labels),
+        cluster_figures(floor.assigned, pixels.labels),
     )
 
 

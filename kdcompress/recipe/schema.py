@@ -233,6 +233,9 @@ class PseudoLabelsSection(Section):
     800."""
     optim: OptimSection = OptimSection(lr=0.05, nesterov=False, weight_decay=1e-4, schedule="cosine")
     """Optimiser of the pre-training. With `data.batch_size: auto`, lr is that of batches of 256."""
+    whiten: bool = True
+    """Whiten the features before k-means: the principal components with 99 % of their variance, at most 256,
+    get equal variance. false: the features as they are. Both are brought to unit length."""
     starts: int | None = Field(None, ge=1)
     """Starts of k-means from different centres, of which the best counts. None: 10, or 3 for more than 100
     clusters."""

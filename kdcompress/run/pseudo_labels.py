@@ -17,6 +17,7 @@ from kdcompress.data.source import Source
 from kdcompress.errors import UserError
 from kdcompress.methods.base import configured
 from kdcompress.metrics import kmeans
+from kdcompress.metrics.kmeans import Whitening
 from kdcompress.metrics.neighbours import knn_top1
 from kdcompress.networks.from_recipe import LoadedNetwork, load_network, seeded
 from kdcompress.networks.load_state import load_state
@@ -42,7 +43,8 @@ class Pretraining:
         state: State dictionary of the student without a classifier, on the CPU.
         network: A network of this architecture, with the state.
         assigned: `[N]` int64, the cluster of each training image.
-        centres: `[K, D]` float32 unit vectors.
+        centres: `[K, P]` float32 unit vectors.
+        whitening: Change of features before they are compared with the centres; None: unit length alone.
         note: Facts about the clusters, for `results.json`.
         starts_student: True if the training on the clusters begins with the state.
     """
@@ -51,6 +53,7 @@ class Pretraining:
     network: Tapped
     assigned: Tensor
     centres: Tensor
+    whitening: Whitening | None
     note: dict[str, Any]
     starts_student: bool
 
@@ -106,12 +109,16 @@ def pretrain(run: Run) -> Pretraining | None:
     stored = stored_training(run, PRETRAINING, key, functools.partial(_training, run, section, start), note)
     load_state(start.network, stored.state)
     network = tapped(run, run.recipe.student, start)
-    clusters_key = result_store.key_of(stored.sha256, section.clusters, section.starts, run.recipe.seed)
+    clusters_key = result_store.key_of(
+        stored.sha256, section.clusters, section.starts, section.whiten, run.recipe.seed
+    )
     clusters = result_store.result(
         run.folder.checkpoints, CLUSTERS, clusters_key, run.processes, lambda: _cluster(run, section, network)
     )
+    found = clusters.state
+    whitening = Whitening(found["mean"], found["directions"]) if section.whiten else None
     return Pretraining(
-        stored.state, network, clusters.state["assigned"], clusters.state["centres"], clusters.note,
+        stored.state, network, found["assigned"], found["centres"], whitening, clusters.note,
         section.student == "pretrained",
     )  # fmt: skip
 
@@ -160,7 +167,8 @@ def figures(run: Run, pretraining: Pretraining) -> dict[str, Any]:
         without labels; and the note on the clusters.
     """
     features_ND, labels_N = _features(run, pretraining.network, run.data.test)
-    assigned = (F.normalize(features_ND, dim=1) @ pretraining.centres.T).argmax(1)
+    change = pretraining.whitening or functools.partial(F.normalize, dim=1)
+    assigned = (change(features_ND) @ pretraining.centres.T).argmax(1)
     return {
         "knn_top1": knn_top1(features_ND, labels_N),
         **of_clusters(assigned, labels_N),
@@ -180,14 +188,19 @@ def _cluster(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     features_ND, _ = _features(run, network, run.data.train)
     content = features_ND.contiguous().numpy().tobytes()
-    found = kmeans.cluster(features_ND, section.clusters, run.recipe.seed, starts=section.starts)
+    whitening = Whitening.of(features_ND) if section.whiten else None
+    values = features_ND if whitening is None else whitening(features_ND)
+    found = kmeans.cluster(values, section.clusters, run.recipe.seed, starts=section.starts)
     note = {
         "sizes": torch.bincount(found.assigned, minlength=len(found.centres)).tolist(),
         "inertia": found.inertia,
         "features": features_ND.shape[1],
         "features_sha256": hashlib.sha256(content).hexdigest(),
     }
-    return {"assigned": found.assigned, "centres": F.normalize(found.centres, dim=1)}, note
+    tensors = {"assigned": found.assigned, "centres": F.normalize(found.centres, dim=1)}
+    if whitening is not None:
+        tensors |= {"mean": whitening.mean, "directions": whitening.directions}
+    return tensors, note
 
 
 def _features(run: Run, network: Tapped, split: Source) -> tuple[Tensor, Tensor]:

@@ -155,6 +155,7 @@ def _clusters(
         "clusters": num_classes,
         "seed": seed,
         **result.figures,
+        "whitened": result.whitened,
         "pixels": result.pixels,
     }
 

@@ -7,7 +7,7 @@ from sklearn.cluster import KMeans
 
 from kdcompress.errors import DataError
 from kdcompress.metrics.clustering import matched_accuracy
-from kdcompress.metrics.kmeans import cluster
+from kdcompress.metrics.kmeans import Whitening, cluster
 
 
 def blobs(count, clusters=4, width=6, noise=0.1, seed=0):
@@ -28,6 +28,33 @@ def test_clouds_that_lie_apart_are_the_clusters():
         torch.testing.assert_close(found.centres[number], members.mean(0), rtol=1e-4, atol=1e-5)
     squares = (points - found.centres[found.assigned]).square().sum().item()
     assert found.inertia == pytest.approx(squares, rel=1e-4)
+
+
+def test_whitened_features_have_equal_variance_in_every_direction_kept():
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([100.0, 10, 1, 0.001])
+    features = torch.randn(500, 4, generator=generator) * scales @ torch.randn(4, 4, generator=generator) + 7
+    whitening = Whitening.of(features)
+    components = (features - whitening.mean) @ whitening.directions
+    covariance = components.T @ components / len(features)
+    torch.testing.assert_close(covariance, torch.eye(components.shape[1]), rtol=0, atol=1e-2)
+    assert components.shape[1] < 4  # the last direction has next to no variance
+    assert torch.allclose(whitening(features).norm(dim=1), torch.ones(500))
+
+
+def test_whitening_finds_clouds_that_lie_apart_in_a_direction_of_little_variance():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+    points = torch.stack([labels * 2.0 - 1, 30 * torch.randn(400, generator=generator)], 1)
+    points = points + 0.05 * torch.randn(400, 2, generator=generator)
+    assert matched_accuracy(cluster(points, 2, 0, normalise=False).assigned, labels) < 0.7
+    wide = Whitening(points.mean(0), torch.diag(1 / points.std(0)))
+    assert matched_accuracy(cluster(wide(points), 2, 0).assigned, labels) > 0.9
+
+
+def test_features_without_any_difference_are_not_whitened():
+    with pytest.raises(DataError, match="all images have the same features"):
+        Whitening.of(torch.full((10, 3), 2.0))
 
 
 def test_normalised_vectors_are_clustered_by_their_angle_and_others_by_their_place():
