@@ -32,7 +32,7 @@ SLOW_FILES = {
     "deploy": {
         "backbone_files",
         "ensemble",
-        "exits",
+        "exits_file",
         "executorch_format",
         "graph_size",
         "half",

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from kdcompress.cli import main
 from kdcompress.data.datasets import digits
 from kdcompress.errors import RecipeError
-from kdcompress.recipe import load_recipe
+from kdcompress.recipe import load_recipe, load_recipe_of_data
 from kdcompress.tasks import CLUSTERS, task_of
 
 RECIPE = """
@@ -158,9 +158,8 @@ def test_evaluate_and_export_know_that_the_outputs_are_clusters(done, tmp_path):
     [
         ("data.labels=all", "data.labels: expected none, since pseudo_labels takes clusters for labels"),
         ("data.extra.root=x", "data.extra: cannot be used with pseudo_labels"),
-        ("peers=[cifar/resnet8]", "peers: cannot be used with pseudo_labels"),
+        ("train.ship=ensemble", "train.ship: ensemble cannot be used with pseudo_labels"),
         ("export.exits=true", "export.exits: cannot be used with pseudo_labels"),
-        ("method.name=simsiam", "method.name: simsiam trains a backbone without labels"),
         ("method.name=kd", "teacher: required by the method 'kd'"),
         (
             "pseudo_labels.method.name=byot",
@@ -176,6 +175,33 @@ def test_what_does_not_fit_is_refused_before_anything_is_done(tmp_path, override
     with pytest.raises(RecipeError) as error:
         load_recipe(str(tmp_path / "recipe.yaml"), [override])
     assert message in str(error.value)
+
+
+def test_a_method_without_labels_of_its_own_leaves_the_clusters_out():
+    notices = []
+    recipe = load_recipe("sssd", method="simsiam", notify=notices.append)
+    assert recipe.pseudo_labels is None
+    assert recipe.data.labels == "none"
+    assert notices == ["method simsiam: the recipe's pseudo labels are left out, and the backbone ships"]
+
+
+def test_clusters_of_ones_own_are_refused_beside_a_method_that_trains_a_backbone():
+    with pytest.raises(RecipeError, match=r"method\.name: simsiam trains a backbone without labels"):
+        load_recipe("sssd", ["pseudo_labels.clusters=4"], method="simsiam")
+
+
+def test_another_networks_copies_learn_the_clusters_too():
+    recipe = load_recipe("sssd", method="dml", notify=lambda _: None)
+    assert recipe.pseudo_labels.method["name"] == "moco"
+    assert len(recipe.peers) == 1
+
+
+def test_other_labels_in_an_evaluation_leave_the_splits_as_they_were_trained_on():
+    assert load_recipe_of_data("quickstart", ["data.labels=none"]).data.cut_by_class
+    assert load_recipe_of_data("quickstart").data.cut_by_class
+    assert not load_recipe_of_data("sssd", ["data.labels=300", "pseudo_labels=null"]).data.cut_by_class
+    assert not load_recipe_of_data("sssd", ["pseudo_labels=null"]).data.cut_by_class
+    assert load_recipe_of_data("sssd", ["data.cut=by_class"]).data.cut_by_class
 
 
 def test_a_baseline_is_refused_with_what_to_do_instead(tmp_path):

@@ -231,8 +231,7 @@ def open_data(
 
     Official splits are used. A set that comes uncut gives a tenth to the test split and the
     share `data.held_out` of all its images (80/10/10 by default); a set with a test split alone gives that
-    share of its training images. The cuts are stratified by class, unless `data.labels` is none, and the same
-    for every seed.
+    share of its training images. The cuts are as `data.cut` says, and the same for every seed.
 
     Args:
         section: `data:` of the recipe.
@@ -246,7 +245,7 @@ def open_data(
     """
     read: Callable[[DataSection, OnProgress | None], Raw] = discovery.load("dataset", section.dataset).read
     raw = read(section, progress)
-    train, held_out, test, warnings = cut_splits(raw, section.held_out, by_class=section.labels != "none")
+    train, held_out, test, warnings = cut_splits(raw, section.held_out, by_class=section.cut_by_class)
     preset = raw.augment if section.augment == "auto" else resolve_preset(section.augment, raw.augment)
     measured = train  # the pixels as they come, before a resize
     train, held_out = hide_labels(train, held_out, section.labels, raw.class_names)

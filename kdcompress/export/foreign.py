@@ -41,7 +41,7 @@ from kdcompress.export.reexport import (
 from kdcompress.export.subject import write_subject
 from kdcompress.networks.build import accepted_channels
 from kdcompress.progress import Progress
-from kdcompress.recipe import BenchSection, DataSection, load_recipe
+from kdcompress.recipe import BenchSection, DataSection, load_recipe_of_data
 
 _NEAR_CHANCE = 1.5
 """Times chance: a top-1 below it is worth a warning."""
@@ -173,7 +173,7 @@ def _check_folder(folder: Path, source: Path) -> None:
 def _section(on: OnData, allow_code: bool) -> DataSection:
     """The `data:` section that says which images prove the files."""
     if on.recipe is not None:
-        return load_recipe(on.recipe, on.overrides, allow_code=allow_code).data
+        return load_recipe_of_data(on.recipe, on.overrides, allow_code=allow_code).data
     if on.overrides:
         raise UserError("--set: changes a recipe; name one with --recipe")
     if on.root is None:

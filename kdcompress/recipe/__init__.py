@@ -1,7 +1,13 @@
 """The recipe: its schema (`schema`), and how it is read, changed by options and checked (`load`)."""
 
 from kdcompress.recipe.checks import model_problem
-from kdcompress.recipe.load import ResolvedRecipe, load_recipe, resolve_recipe, write_notice
+from kdcompress.recipe.load import (
+    ResolvedRecipe,
+    load_recipe,
+    load_recipe_of_data,
+    resolve_recipe,
+    write_notice,
+)
 from kdcompress.recipe.schema import (
     AUTO,
     RANDOM,
@@ -38,6 +44,7 @@ __all__ = [
     "TeacherSection",
     "TrainSection",
     "load_recipe",
+    "load_recipe_of_data",
     "model_problem",
     "resolve_recipe",
     "write_notice",

@@ -109,8 +109,9 @@ def pseudo_label_problems(document: dict[str, Any]) -> tuple[dict[str, Any], lis
     export = document.get("export")
     if isinstance(export, dict) and export.get("exits") is True:
         problems.append("export.exits: cannot be used with pseudo_labels, since an exit is scored by classes")
-    if document.get("peers"):
-        problems.append("peers: cannot be used with pseudo_labels; take them out (--set peers=[])")
+    train = document.get("train")
+    if isinstance(train, dict) and train.get("ship") == "ensemble":
+        problems.append("train.ship: ensemble cannot be used with pseudo_labels; choose another")
     if name not in known:
         return {}, [
             *problems,
@@ -131,8 +132,11 @@ def pseudo_label_problems(document: dict[str, Any]) -> tuple[dict[str, Any], lis
 
 
 def _self_supervised(cls: type[Any], config: Any = None) -> bool:
+    return trains_backbone_alone(cls.needs(cls.Config() if config is None else config))
+
+
+def trains_backbone_alone(needs: Any) -> bool:
     """Returns True if a method trains a backbone with neither labels nor a teacher."""
-    needs = cls.needs(cls.Config() if config is None else config)
     return not (needs.labels or needs.teacher or needs.task.has_classes)
 
 

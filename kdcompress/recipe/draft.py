@@ -117,6 +117,10 @@ class RecipeDraft:
                 self._put("peers", [*peers, *copies], f"copy of the student, for {name}")
                 model = student.get("model")
                 changes.append(f"{missing} peer(s) added: {model} like the student, other initial weights")
+        own = checks.settings_of("pseudo_labels", overrides)
+        if self.document.get("pseudo_labels") and checks.trains_backbone_alone(needs) and not own:
+            self._put("pseudo_labels", None, f"left out: {name} is itself a training without labels")
+            changes.append("the recipe's pseudo labels are left out, and the backbone ships")
         return f"method {name}: {'; '.join(changes)}" if changes else None
 
     def sources_of(self, document: dict[str, Any]) -> dict[str, str]:

@@ -55,6 +55,9 @@ class DataSection(Section):
     labels: Literal["all", "none"] | Annotated[int, Field(ge=1)] = "all"
     """all: use the labels of the data. none: ignore them. A number: that many training images keep their
     label, stratified by class; the selection does not depend on the seed of the run."""
+    cut: Literal["auto", "by_class", "without_labels"] = "auto"
+    """How images are set aside to choose and to test on, where the data set has no such splits. by_class: the
+    same share of every class. without_labels: no label is read. auto: by class, unless labels is none."""
     labelled_share: float = Field(0.5, gt=0, lt=1)
     """Minimum share of labelled images per batch, if only some images have labels and the method uses
     both."""
@@ -69,6 +72,11 @@ class DataSection(Section):
     """Share of unreadable image files above which the run stops; they are listed and counted."""
     extra: ExtraSection | None = None
     """Generated images, added to the student's training images."""
+
+    @property
+    def cut_by_class(self) -> bool:
+        """True if the splits have the same share of every class."""
+        return self.labels != "none" if self.cut == "auto" else self.cut == "by_class"
 
     @field_validator("held_out")
     @classmethod

@@ -32,7 +32,7 @@ from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import UserError
 from kdcompress.export.reexport import data_of, images_of
 from kdcompress.progress import Progress
-from kdcompress.recipe import load_recipe
+from kdcompress.recipe import load_recipe_of_data
 from kdcompress.tools.bench_checks import BenchChecks
 from kdcompress.tools.golden_reference import with_golden
 
@@ -323,7 +323,7 @@ def _with_data(
 ) -> tuple[tuple[Artefact, ...], list[str]]:
     """Gives each artefact real images of its own size, and its accuracy on the test split."""
     assert request.recipe is not None
-    recipe = load_recipe(request.recipe, request.overrides, allow_code=request.allow_code)
+    recipe = load_recipe_of_data(request.recipe, request.overrides, allow_code=request.allow_code)
     opened: dict[tuple[int, int, int], tuple[Data, NDArray[np.float32]]] = {}
     done: list[Artefact] = []
     warnings = []

@@ -15,7 +15,7 @@ from kdcompress.deploy.load import Graph, open_graph, spec_of
 from kdcompress.errors import DataError, UserError
 from kdcompress.export.reexport import artefact, data_of, images_of
 from kdcompress.progress import Progress
-from kdcompress.recipe import load_recipe
+from kdcompress.recipe import load_recipe_of_data
 
 EVALUATION_SCHEMA = "kdcompress.evaluation/1"
 
@@ -58,7 +58,7 @@ def evaluate(
             f"{file}: is a backbone, which gives features and tells no classes apart; see what they are "
             "worth with --probe"
         )
-    resolved = load_recipe(recipe, overrides, allow_code=allow_code)
+    resolved = load_recipe_of_data(recipe, overrides, allow_code=allow_code)
     opened = data_of(resolved, data, (spec.height, spec.width), spec.channels, progress)
     images = opened.test if split == "test" else opened.held_out
     if images is None:

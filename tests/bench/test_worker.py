@@ -102,7 +102,8 @@ def test_copied_elsewhere_they_carry_out_a_plan_alone(tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     # -I: nothing of the folder that this test runs in, nor of its environment.
     command = [sys.executable, "-IB", "-c", RUN_PLAN, tmp_path]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # for the worker that the process starts
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, env=env)
     assert (done.returncode, done.stderr) == (0, "")
     raw = json.loads((tmp_path / "raw.json").read_text())
     slow, bad = raw["cells"]

@@ -135,6 +135,7 @@ LOSSES = {
     "guarded_kl": lambda s, t: losses.guarded_kl(s, t, 1e-8),
     "soft_cross_entropy": lambda s, t: losses.soft_cross_entropy(s, t, 2.0),
     "euclidean": losses.euclidean,
+    "active_squared_sum": losses.active_squared_sum,
     "cross_entropy": lambda s, t: losses.cross_entropy(s, t.argmax(1)),
     "mse": losses.mse,
     "attention_transfer": lambda s, t: losses.attention_transfer(s[:, None, None], t[:, None, None]),

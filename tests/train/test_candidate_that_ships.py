@@ -76,7 +76,7 @@ def test_a_peer_is_scored_with_its_own_normalisation(tmp_path):
     peer.mean, peer.std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.9, 0.8, 0.7])
     peer.to("cpu")  # places the new figures
     choice = small.trainer.choice
-    scores = choice._scores(choice._held_out)
+    scores, _ = choice._scores(choice._held_out)
     peer.train_mode(False)
     outputs = [peer(batch.images).logits for batch in choice._held_out]
     labels = [batch.labels for batch in choice._held_out]
@@ -96,6 +96,6 @@ def test_a_candidate_without_a_module_of_its_own_is_scored_from_its_state(tmp_pa
         "student": Candidate.of(student), "zeros": Candidate(student, lambda: state),
     }  # fmt: skip
     choice = small.trainer.choice
-    scores = choice._scores(choice._held_out)
+    scores, _ = choice._scores(choice._held_out)
     assert scores["zeros"]["loss"] == pytest.approx(torch.log(torch.tensor(4.0)).item(), rel=1e-5)
     assert not torch.equal(student.network.fc.weight, torch.zeros_like(student.network.fc.weight))

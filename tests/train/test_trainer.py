@@ -167,7 +167,7 @@ def with_scores(small, scores):
 
     def agree(_):
         names = choice._candidates()
-        return {name: {"top1": scores[name].pop(0), "loss": 1.0} for name in names}
+        return {name: {"top1": scores[name].pop(0), "loss": 1.0} for name in names}, dict.fromkeys(names)
 
     choice._processes = type("Scripted", (), {"first": False, "agree": staticmethod(agree)})()
 
