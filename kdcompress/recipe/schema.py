@@ -198,8 +198,9 @@ class TrainSection(Section):
     1 over the images."""
     ship: str = Field("best", pattern=CANDIDATE_NAME)
     """Candidate to ship. best: the latest epoch that the best held-out top-1 does not lead by more than its
-    standard error, and the candidate with the lowest loss there; last: the student of the last epoch; ensemble: the best member, and `ensemble.onnx` with all members; or the NAME of a candidate
-    that the method offers, such as student, ema, leader or peer1."""
+    standard error, and the candidate with the lowest loss there; last: the student of the last epoch;
+    ensemble: the best member, and `ensemble.onnx` with all members; or the NAME of a candidate that the
+    method offers, such as student, ema, leader or peer1."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """Minutes between two checkpoints within an epoch."""
     tensorboard: bool = False
