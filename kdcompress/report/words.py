@@ -223,7 +223,11 @@ def candidates_sentence(results: dict[str, Any]) -> str:
         for name, figures in sorted(reached.items(), key=lambda item: -item[1][key])
     ]
     title = FIGURES[key].title
-    return f"Best {title} on held-out images of the networks that may ship: {', '.join(listed)}."
+    told = f"Best {title} on held-out images of the networks that may ship: {', '.join(listed)}."
+    best = max(figures[key] for figures in reached.values())
+    if shipped in reached and reached[shipped][key] < best:
+        told += " A lead within its standard error does not decide: the later epoch and the lower loss do."
+    return told
 
 
 def pretraining_sentence(results: dict[str, Any]) -> str:
@@ -266,7 +270,7 @@ def recipe_rows(record: Record) -> list[tuple[str, str]]:
     if pseudo := recipe.get("pseudo_labels"):
         own = {key: value for key, value in pseudo["method"].items() if key != "name"}
         rows.append(("pre-training", f"{pseudo['method']['name']}{_settings(own)}"))
-        kept = {key: pseudo[key] for key in ("clusters", "epochs", "starts", "student")}
+        kept = {key: pseudo[key] for key in ("clusters", "epochs", "whiten", "starts", "student")}
         rows.append(("pseudo labels", _settings(kept).strip(" ()")))
     data = {key: recipe["data"].get(key) for key in ("image_size", "batch_size", "held_out", "augment")}
     labels = recipe["data"].get("labels", "all")

@@ -24,6 +24,8 @@ from kdcompress.recipe import Recipe
 from kdcompress.train.processes import Processes
 
 SCHEMA = "kdcompress.teacher/1"
+RULES = 2
+"""Raised where equal inputs give another result than before, so that no stored one is taken for it."""
 TEACHER = "teacher"
 
 
@@ -77,7 +79,7 @@ def key_of(*parts: Any) -> str:
     Args:
         parts: JSON values.
     """
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([RULES, *parts], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def teacher_key(

@@ -229,5 +229,10 @@ def test_which_network_ships_and_what_the_others_reached_is_said():
     assert words.candidates_sentence(results).replace("\N{NO-BREAK SPACE}", " ") == (
         "Best top-1 on held-out images of the networks that may ship: peer1 95.0 % (ships), student 90.0 %."
     )
+    results["training"]["candidate"] = "student"
+    assert words.candidates_sentence(results).endswith(
+        "peer1 95.0\N{NO-BREAK SPACE}%, student 90.0\N{NO-BREAK SPACE}% (ships). A lead within its standard "
+        "error does not decide: the later epoch and the lower loss do."
+    )
     assert words.candidates_sentence({"training": {"candidate": "student", "candidates": {}}}) == ""
     assert words.candidates_sentence({}) == ""
