@@ -197,8 +197,8 @@ class TrainSection(Section):
     has at least twice the images of the smallest, otherwise none; a list: one per class. Scaled to a mean of
     1 over the images."""
     ship: str = Field("best", pattern=CANDIDATE_NAME)
-    """Candidate to ship. best: the latest epoch that the best held-out top-1 does not lead by more than its
-    standard error, and the candidate with the lowest loss there; last: the student of the last epoch;
+    """Candidate to ship. best: the latest epoch that the best held-out top-1 does not lead by more than twice
+    the standard error, and the candidate with the lowest loss there; last: the student of the last epoch;
     ensemble: the best member, and `ensemble.onnx` with all members; or the NAME of a candidate that the
     method offers, such as student, ema, leader or peer1."""
     checkpoint_minutes: float = Field(5.0, gt=0)

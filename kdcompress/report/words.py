@@ -226,7 +226,9 @@ def candidates_sentence(results: dict[str, Any]) -> str:
     told = f"Best {title} on held-out images of the networks that may ship: {', '.join(listed)}."
     best = max(figures[key] for figures in reached.values())
     if shipped in reached and reached[shipped][key] < best:
-        told += " A lead within its standard error does not decide: the later epoch and the lower loss do."
+        told += (
+            " A lead within twice its standard error does not decide: the later epoch and the lower loss do."
+        )
     return told
 
 

@@ -28,6 +28,9 @@ from kdcompress.train.job import Outcome
 from kdcompress.train.processes import Processes
 
 BEST, LAST, ENSEMBLE, EMA = "best", "last", "ensemble", "ema"
+CLEAR = 2.0
+"""Standard errors of a lead beyond which it counts. One would be exceeded by chance too often: the best so
+far is the highest of many."""
 
 
 def offered(method: Method, *, ema: bool) -> list[str]:
@@ -62,9 +65,9 @@ class Choice:
 
     The highest of many figures of a few images is high by chance: the epoch with the best top-1 on 300 images
     is seldom the best epoch, the less so the more networks there are to choose from. So a later epoch is
-    chosen unless the best one so far leads it by more than the standard error of that lead, image by image
-    (`leads`). Of the candidates of an epoch that the best of them does not lead, the one of the lowest loss
-    is chosen. Of metrics that are no sum over images, the highest counts.
+    chosen unless the best one so far leads it clearly, image by image (`leads`). Of the candidates of an epoch
+    that the best of them does not lead, the one of the lowest loss is chosen. Of metrics that are no sum over
+    images, the highest counts.
 
     Args:
         method: The method being trained.
@@ -361,7 +364,7 @@ class Choice:
 
 
 def leads(one: Tensor | None, other: Tensor | None) -> bool:
-    """Returns True if one network's figure is higher by more than the standard error of the difference.
+    """Returns True if a network's figure is higher by more than twice the standard error of the difference.
 
     Args:
         one: `[N]` parts of the figure, by image (`Task.parts`).
@@ -374,7 +377,7 @@ def leads(one: Tensor | None, other: Tensor | None) -> bool:
     assert one is not None
     assert other is not None
     apart = one - other
-    return bool(apart.sum() > apart.square().sum().sqrt() * (1 + 1e-9))
+    return bool(apart.sum() > CLEAR * apart.square().sum().sqrt() * (1 + 1e-9))
 
 
 def _loss(figures: Mapping[str, Any]) -> float:

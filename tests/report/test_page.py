@@ -231,8 +231,8 @@ def test_which_network_ships_and_what_the_others_reached_is_said():
     )
     results["training"]["candidate"] = "student"
     assert words.candidates_sentence(results).endswith(
-        "peer1 95.0\N{NO-BREAK SPACE}%, student 90.0\N{NO-BREAK SPACE}% (ships). A lead within its standard "
-        "error does not decide: the later epoch and the lower loss do."
+        "peer1 95.0\N{NO-BREAK SPACE}%, student 90.0\N{NO-BREAK SPACE}% (ships). A lead within twice its "
+        "standard error does not decide: the later epoch and the lower loss do."
     )
     assert words.candidates_sentence({"training": {"candidate": "student", "candidates": {}}}) == ""
     assert words.candidates_sentence({}) == ""

@@ -60,31 +60,31 @@ def scripted(tmp_path, *epochs, **train):
     return small.run()
 
 
-def test_a_later_epoch_is_chosen_unless_the_best_leads_by_more_than_its_error(tmp_path):
-    chance = scripted(
-        tmp_path / "chance", {"student": ("1111101", 0.4)}, {"student": ("1111010", 0.5)}
-    )  # 2 against 1
-    assert (chance.epoch, chance.best["top1"]) == (2, pytest.approx(5 / 7))
-    clear = scripted(
-        tmp_path / "clear", {"student": ("1111100", 0.4)}, {"student": ("1110000", 0.3)}
-    )  # 2 to 0
+def test_a_later_epoch_is_chosen_unless_the_best_leads_clearly(tmp_path):
+    chance = scripted(  # 7 images against 2 that one of them alone gets right: 5 < 2 · 3
+        tmp_path / "chance",
+        {"student": ("1111111001", 0.4)}, {"student": ("0000000111", 0.5)},
+    )  # fmt: skip
+    assert (chance.epoch, chance.best["top1"]) == (2, pytest.approx(0.3))
+    clear = scripted(  # 5 against none: 5 > 2 · √5
+        tmp_path / "clear",
+        {"student": ("1111100000", 0.4)}, {"student": ("0000000000", 0.3)},
+    )  # fmt: skip
     assert clear.epoch == 1
 
 
 def test_small_losses_do_not_add_up(tmp_path):
-    outcome = scripted(
-        tmp_path,
-        {"student": ("1111", 0.4)}, {"student": ("1110", 0.4)}, {"student": ("1100", 0.4)},
-    )  # fmt: skip
-    assert outcome.epoch == 2  # the third is nearly as good as the second, not as the first
+    epochs = [{"student": (right, 0.4)} for right in ("11111111", "11110000", "11100000")]
+    # The third is nearly as good as the second (1 image fewer), and clearly worse than the first (5 of 5).
+    assert scripted(tmp_path, *epochs).epoch == 2
 
 
 def test_of_an_epochs_candidates_that_none_leads_the_lowest_loss_is_chosen(tmp_path):
-    both = {"student": ("111011", 0.5), "ema": ("110111", 0.4)}
-    outcome = scripted(tmp_path / "a", {**both}, ema=0.5)
-    assert outcome.candidate == "ema"
-    outcome = scripted(tmp_path / "b", {**both, "ema": ("110000", 0.1)}, ema=0.5)
-    assert outcome.candidate == "student"
+    student = ("1111110000", 0.5)
+    outcome = scripted(tmp_path / "a", {"student": student, "ema": ("0000110000", 0.4)}, ema=0.5)
+    assert outcome.candidate == "ema"  # 4 images of 4: not clear
+    outcome = scripted(tmp_path / "b", {"student": student, "ema": ("0000010000", 0.1)}, ema=0.5)
+    assert outcome.candidate == "student"  # 5 of 5
 
 
 def test_a_checkpoint_without_the_best_images_compares_figures(tmp_path):
