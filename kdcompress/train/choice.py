@@ -65,9 +65,9 @@ class Choice:
 
     The highest of many figures of a few images is high by chance: the epoch with the best top-1 on 300 images
     is seldom the best epoch, the less so the more networks there are to choose from. So a later epoch is
-    chosen unless the best one so far leads it clearly, image by image (`leads`). Of the candidates of an epoch
-    that the best of them does not lead, the one of the lowest loss is chosen. Of metrics that are no sum over
-    images, the highest counts.
+    chosen unless the best one so far leads it clearly, image by image (`leads`). Of the candidates of an
+    epoch that the best of them does not lead, the one of the lowest loss is chosen. Of metrics that are no
+    sum over images, the highest counts.
 
     Args:
         method: The method being trained.
