@@ -6,6 +6,7 @@ import json
 import types
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -92,6 +93,8 @@ def test_the_card_says_that_clusters_are_no_classes(done):
     card = (done.run / "README.md").read_text()
     assert "It sorts images into 6 clusters" in card
     assert "An image classifier" not in card
+    (output,) = onnx.load(done.run / "student.onnx").graph.output
+    assert f'session.run(["{output.name}"]' in card
 
 
 def test_labels_of_noise_give_the_same_student(done, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ from PIL import Image
 {_images(spec)}
 
 {session}
-(logits,) = session.run(["logits"], {{"images": images}})
+(logits,) = session.run(["{record.task.output}"], {{"images": images}})
 print(json.loads(Path("labels.json").read_text())[logits[0].argmax()])"""
 
 
