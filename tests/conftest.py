@@ -113,6 +113,7 @@ LONGEST_FILES = [
     "student_weights",
     "smaller_files",
     "tuned_for_int8",
+    "train/stop_and_resume",
     "unlabelled",
     "deploy/openvino_format",
     "foreign_checkpoints",
