@@ -20,6 +20,7 @@ class ClassDraws(nn.Module):
         labels: `[N]` int64, the training set's.
         negatives: Images of other classes per row, with replacement. No more are drawn than there are
             distinct ones for the largest class: with more, a contrastive loss grows and teaches nothing new.
+        itself_too: The image itself is among the images of its class that can be drawn.
 
     Attributes:
         negatives: K after that bound.
@@ -34,8 +35,9 @@ class ClassDraws(nn.Module):
     first_of_class: Tensor
     class_sizes: Tensor
 
-    def __init__(self, labels: Tensor, negatives: int) -> None:
+    def __init__(self, labels: Tensor, negatives: int, itself_too: bool = False) -> None:
         super().__init__()
+        self._least_step = 0 if itself_too else 1
         sizes = labels.bincount()
         self.negatives = min(negatives, len(labels) - int(sizes.max()))
         self.register_buffer("seed", torch.randint(2**62, ()))
@@ -58,8 +60,8 @@ class ClassDraws(nn.Module):
             indices_B: `[B]` positions in the training set.
 
         Returns:
-            `[B, 2 + K]` int64: the image itself; another image of its class (itself if there is none); K of
-            other classes.
+            `[B, 2 + K]` int64: the image itself; another image of its class (itself if there is none, or
+            with `itself_too`); K of other classes.
         """
         size, width = len(self.labels), 1 + self.negatives
         draws_BM = ((self.steps * size + indices_B) * width).unsqueeze(1)
@@ -67,7 +69,8 @@ class ClassDraws(nn.Module):
         chance_BM = uniform(0, STREAM, draws_BM, 0)
         labels_B1 = self.labels[indices_B].unsqueeze(1)
         first_B1, own_B1 = self.first_of_class[labels_B1], self.class_sizes[labels_B1]
-        steps_B1 = 1 + (chance_BM[:, :1] * (own_B1 - 1)).to(torch.int64)
+        least = self._least_step
+        steps_B1 = least + (chance_BM[:, :1] * (own_B1 - least)).to(torch.int64)
         place_B1 = self.place[indices_B].unsqueeze(1) - first_B1
         same_B1 = self.by_class[first_B1 + (place_B1 + steps_B1) % own_B1]
         # Places in the order by class: those of the own class are stepped over.

@@ -27,7 +27,7 @@ def test_negatives_are_drawn_evenly_from_all_images_of_the_other_classes(tmp_pat
     columns = torch.cat([indices.unsqueeze(1), *drawn], 1)
     for index, drawn in zip(indices, columns[:, 1:], strict=True):
         counts = drawn.bincount(minlength=40)
-        own = method.labels == method.labels[index]
+        own = method.draws.labels == method.draws.labels[index]
         assert not counts[own].any()
         expected = 20_000 / (~own).sum()
         # Six standard deviations.
@@ -37,7 +37,7 @@ def test_negatives_are_drawn_evenly_from_all_images_of_the_other_classes(tmp_pat
 @pytest.mark.parametrize(("wanted", "drawn"), [(6, 6), (30, 30), (500, 30)])
 def test_a_row_has_no_more_negatives_than_there_are_images_of_other_classes(tmp_path, wanted, drawn):
     method = made(tmp_path, negatives=wanted)  # 40 images of 4 classes
-    assert method.negatives == drawn
+    assert method.draws.negatives == drawn
     assert method.columns(torch.arange(8)).shape == (8, 1 + drawn)
 
 
@@ -45,14 +45,14 @@ def test_the_largest_class_bounds_the_negatives_of_all_rows(tmp_path):
     small = Small(tmp_path, "crd")
     data = replace(small.method.data, labels=torch.tensor([0] * 8 + [1, 2]))
     uneven = CRD(CRD.Config(), small.method.networks, data)
-    assert uneven.negatives == 2
+    assert uneven.draws.negatives == 2
     columns = uneven.columns(torch.arange(10))[:, 1:]
-    assert (uneven.labels[columns] != uneven.labels.unsqueeze(1)).all()
+    assert (uneven.draws.labels[columns] != uneven.draws.labels.unsqueeze(1)).all()
 
 
 def test_at_the_start_the_term_is_what_the_docstring_says(tmp_path):
     small = Small(tmp_path, "crd", count=400, config={"weight": 0.8}, data={"num_classes": 4})
-    assert small.method.negatives == 300
+    assert small.method.draws.negatives == 300
     got = small.method.losses(next(small.loader.epoch(0)))["contrast"].item()
     assert got == pytest.approx(2 * 0.8 * (math.log(300) + 1), rel=0.15)
     auto = Small(tmp_path / "auto", "crd", count=400, data={"num_classes": 4})
@@ -70,8 +70,8 @@ def test_columns_are_determined_by_seed_step_and_image_whoever_draws_them(tmp_pa
     assert not torch.equal(together[0], together[1])
     method.after_step(None)
     assert not torch.equal(method.columns(indices), together)
-    method.steps -= 1
-    method.seed += 1 << 40
+    method.draws.steps -= 1
+    method.draws.seed += 1 << 40
     assert not torch.equal(method.columns(indices), together)
 
 
@@ -81,7 +81,7 @@ def test_a_relaxed_positive_is_any_image_of_the_class(tmp_path):
     seen = []
     for _ in range(100):
         positives = method.columns(indices)[:, 0]
-        assert torch.equal(method.labels[positives], method.labels[indices])
+        assert torch.equal(method.draws.labels[positives], method.draws.labels[indices])
         seen.append(positives[0].item())
         method.after_step(None)
     assert set(seen) == set(range(0, 40, CLASSES))
@@ -146,16 +146,16 @@ def test_banks_remember_every_batch_of_a_step_once_it_is_done(tmp_path):
         mixed = 0.25 * was[:16] + 0.75 * torch.cat(new)
         torch.testing.assert_close(bank[:16], mixed / mixed.norm(dim=1, keepdim=True))
         assert torch.equal(bank[16:], was[16:])
-    assert method.steps == 1
+    assert method.draws.steps == 1
     method.after_step(None)
-    assert method.steps == 2
+    assert method.draws.steps == 2
 
 
 def test_banks_counter_and_normalisation_are_part_of_the_checkpoint_and_what_follows_from_labels_is_not(
     tmp_path,
 ):
     kept = {key for key in made(tmp_path).state_dict() if not key.startswith("embed_")}
-    assert kept == {"bank_student", "bank_teacher", "normalisation", "seed", "steps"}
+    assert kept == {"bank_student", "bank_teacher", "normalisation", "draws.seed", "draws.steps"}
 
 
 def test_a_step_moves_both_embeddings_and_nothing_of_the_teacher(tmp_path):

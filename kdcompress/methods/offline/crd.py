@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch, DataInfo
-from kdcompress.data.random_bits import uniform
 from kdcompress.errors import DataError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
+from kdcompress.methods.class_draws import ClassDraws
 from kdcompress.methods.feature_kd import FeatureKD
 from kdcompress.methods.presets import (
     CRD_TABLES,
@@ -29,9 +29,6 @@ from kdcompress.methods.presets import (
 from kdcompress.methods.requirements import pooled_widths
 from kdcompress.networks.activations import Activations, Want
 from kdcompress.networks.networks import Networks
-
-COLUMNS_STREAM = -3
-"""Views of images count from 0; the draws of columns have a stream of their own."""
 
 
 class CRD(FeatureKD):
@@ -97,16 +94,9 @@ class CRD(FeatureKD):
         """Weight of the soft labels: 1 in the paper's CRD+KD, 0 in its CRD and the presets."""
 
     config: Config
-    negatives: int
     bank_student: Tensor
     bank_teacher: Tensor
     normalisation: Tensor
-    seed: Tensor
-    steps: Tensor
-    by_class: Tensor
-    first_of_class: Tensor
-    class_sizes: Tensor
-    labels: Tensor
 
     def __init__(self, config: Config, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
@@ -124,20 +114,9 @@ class CRD(FeatureKD):
             self.register_buffer(name, torch.empty(len(data.labels), config.width).uniform_(-bound, bound))
         # Of the student's and of the teacher's scores; 0 until the first batch sets them for good.
         self.register_buffer("normalisation", torch.zeros(2))
-        self.register_buffer("seed", torch.randint(2**62, ()))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        sizes = data.labels.bincount(minlength=data.num_classes)
-        self.negatives = min(config.negatives, len(data.labels) - int(sizes.max()))
-        of_data = {
-            "labels": data.labels,
-            "by_class": data.labels.argsort(stable=True),
-            "first_of_class": sizes.cumsum(0) - sizes,
-            "class_sizes": sizes,
-        }
-        for name, values in of_data.items():
-            self.register_buffer(name, values, persistent=False)
+        self.draws = ClassDraws(data.labels, config.negatives, itself_too=True)
         own = config.weight
-        self.weight = 1 / (math.log(self.negatives) + 1) if own == "auto" else own
+        self.weight = 1 / (math.log(self.draws.negatives) + 1) if own == "auto" else own
         self._normalised = False
         self._unremembered: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -207,9 +186,7 @@ class CRD(FeatureKD):
         return raw[0] / self.normalisation[0], raw[1] / self.normalisation[1]
 
     def columns(self, indices_B: Tensor) -> Tensor:
-        """Draws the bank rows that each image is compared with: its own, then K of other classes.
-
-        Determined by the run's seed, the step and the image, whichever process draws them.
+        """Draws the bank rows that each image is compared with: its positive, then K of other classes.
 
         Args:
             indices_B: `[B]` positions in the training set.
@@ -217,19 +194,9 @@ class CRD(FeatureKD):
         Returns:
             `[B, 1 + K]` int64.
         """
-        size, width = len(self.labels), 1 + self.negatives
-        draws_BM = ((self.steps * size + indices_B) * width).unsqueeze(1)
-        draws_BM = self.seed + draws_BM + torch.arange(width, device=indices_B.device)
-        chance_BM = uniform(0, COLUMNS_STREAM, draws_BM, 0)
-        labels_B1 = self.labels[indices_B].unsqueeze(1)
-        first_B1, own_B1 = self.first_of_class[labels_B1], self.class_sizes[labels_B1]
-        # Places in the order by class: those of the own class are stepped over.
-        places_BK = (chance_BM[:, 1:] * (size - own_B1)).to(torch.int64)
-        places_BK = places_BK + own_B1 * (places_BK >= first_B1)
-        positive_B1 = indices_B.unsqueeze(1)
-        if self.config.positive == "relax":
-            positive_B1 = self.by_class[first_B1 + (chance_BM[:, :1] * own_B1).to(torch.int64)]
-        return torch.cat([positive_B1, self.by_class[places_BK]], 1)
+        drawn_BM = self.draws(indices_B)
+        positive = 0 if self.config.positive == "exact" else 1
+        return torch.cat([drawn_BM[:, positive : positive + 1], drawn_BM[:, 2:]], 1)
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
@@ -241,4 +208,4 @@ class CRD(FeatureKD):
                 new_BE = torch.lerp(new_BE, bank_NE[indices_B], self.config.momentum)
                 bank_NE[indices_B] = F.normalize(new_BE, dim=1)
         self._unremembered.clear()
-        self.steps += 1
+        self.draws.advance()
