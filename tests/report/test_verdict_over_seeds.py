@@ -10,10 +10,12 @@ import pytest
 from kdcompress.report.verdict import gain, gain_over_seeds, image_error
 
 IMAGES, UNCERTAIN, SPREAD = 10_000, 940, 0.0302
-"""Measured on Fashion-MNIST (benchmarks/methods.md, 8 methods, 3 seeds): runs of one method differ
-in whether they are right on 4.7 % of the images, as if 940 of 10,000 were right by the toss of a coin, and the differences
-of their top-1 have a standard deviation of 0.46 points. Tosses alone would give 0.22; the rest is a coin that
-each seed loads otherwise."""
+"""Measured on Fashion-MNIST (benchmarks/methods.md, 8 methods, 3 seeds).
+
+Runs of one method differ in whether they are right on 4.7 % of the images, as if 940 of 10,000 were right by the
+toss of a coin. The differences of their top-1 have a standard deviation of 0.46 points; tosses alone would give
+0.22, and the rest is a coin that each seed loads otherwise.
+"""
 
 
 def compared(random, seeds, true_gain=0.0):
