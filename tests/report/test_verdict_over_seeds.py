@@ -12,9 +12,9 @@ from kdcompress.report.verdict import gain, gain_over_seeds, image_error
 IMAGES, UNCERTAIN, SPREAD = 10_000, 940, 0.0302
 """Measured on Fashion-MNIST (benchmarks/methods.md, 8 methods, 3 seeds).
 
-Runs of one method differ in whether they are right on 4.7 % of the images, as if 940 of 10,000 were right by
-the toss of a coin. The differences of their top-1 have a standard deviation of 0.46 points; tosses alone would
-give 0.22, and the rest is a coin that each seed loads otherwise.
+Runs of one method differ in whether they are right on 4.7 % of the images, as if 940 of 10,000 were right
+by the toss of a coin. The differences of their top-1 have a standard deviation of 0.46 points; tosses would
+alone give 0.22, and the rest is a coin that each seed loads otherwise.
 """
 
 
