@@ -17,7 +17,7 @@ from kdcompress.data.class_weights import scaled_class_weights, unequal_classes
 from kdcompress.data.extra import KEY as EXTRA_ROOT
 from kdcompress.data.extra import Extra
 from kdcompress.data.image_check import image_file, shared_images
-from kdcompress.data.input_spec import InputSpec
+from kdcompress.data.input_spec import BORDER, Fit, InputSpec
 from kdcompress.data.joined import JoinedSource
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.orders import Order
@@ -59,6 +59,8 @@ class Data:
         pools: Kinds of images with a fixed share of every batch; empty: one kind.
         extra: Generated images that `for_method` adds to the training images.
         order: Batch order of a method that asks for none.
+        fit: How pictures become squares (`InputSpec.fit`).
+        test_name: Name of the test split in texts: that of the folder it was read from, such as `val`.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Data:
     pools: tuple[Pool, ...] = ()
     extra: Extra | None = None
     order: Order = "shuffled"
+    fit: Fit = "crop"
+    test_name: str = "test"
 
     @property
     def labelled(self) -> int:
@@ -98,6 +102,9 @@ class Data:
         """Describes the input of a network trained on this data."""
         height, width = self.image_size
         resize = crop = None
+        if self.fit != "crop":
+            border = BORDER if self.fit == "pad" else None
+            return InputSpec(self.channels, height, width, self.mean, self.std, fit=self.fit, border=border)
         if isinstance(self.train, FolderSource):
             resize, crop = self.train.resize, self.train.side
         elif isinstance(self.train, MemorySource) and self.train.size is not None:
@@ -277,6 +284,8 @@ def open_data(
         augment=preset,
         license=raw.license,
         labelled_share=section.labelled_share,
+        fit=section.resize,
+        test_name=raw.test_name,
     )
 
 
@@ -295,7 +304,9 @@ def _fitted(
             )
         channels = max(accepted & possible)
     source = replace(source, channels=channels).with_augment(preset)
-    if isinstance(source, MemorySource) and section.image_size is not None:
+    if isinstance(source, FolderSource):
+        return replace(source, fit=section.resize)
+    if section.image_size is not None:
         size = (section.image_size, section.image_size)
         return source if source.image_size == size else source.with_size(size)
     return source

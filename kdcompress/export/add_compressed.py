@@ -55,7 +55,7 @@ def add_to_run(
     """
     run, recipe = _opened(source, allow_code)
     spec = read_config(source / CONFIG).spec
-    data = data_of(recipe, root, (spec.height, spec.width), spec.channels, progress)
+    data = data_of(recipe, root, (spec.height, spec.width), spec.channels, progress, spec.known_fit)
     workers = granted_cores()
     test = functools.partial(images_of, data.test, workers=workers)
     makers = request.makers(

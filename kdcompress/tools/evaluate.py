@@ -59,7 +59,8 @@ def evaluate(
             "worth with --probe"
         )
     resolved = load_recipe_of_data(recipe, overrides, allow_code=allow_code)
-    opened = data_of(resolved, data, (spec.height, spec.width), spec.channels, progress)
+    size = (spec.height, spec.width)
+    opened = data_of(resolved, data, size, spec.channels, progress, spec.known_fit)
     images = opened.test if split == "test" else opened.held_out
     if images is None:
         raise DataError("--split held_out: the recipe holds nothing out (data.held_out: 0)")

@@ -97,7 +97,8 @@ def probe(
     else:
         read, config = _student(file, resolved, allow_code=allow_code)
         spec = config.spec
-    opened = data_of(resolved, data, (spec.height, spec.width), spec.channels, progress)
+    size = (spec.height, spec.width)
+    opened = data_of(resolved, data, size, spec.channels, progress, spec.known_fit)
     scored = _split(opened, split)
     if not bool((scored.labels >= 0).any()):
         raise DataError(f"--probe: no image of the {split} split has a label to score on")
@@ -202,13 +203,13 @@ def knowledge(
     resolved = load_recipe_of_data(recipe, overrides, allow_code=allow_code)
     student, config = _student(file, recorded, allow_code=allow_code)
     size = config.spec.height, config.spec.width
-    opened = data_of(resolved, data, size, config.spec.channels, progress)
+    opened = data_of(resolved, data, size, config.spec.channels, progress, config.spec.known_fit)
     networks = {"student": _Network(config.model, student)}
     if recorded.teacher is not None:
         own = opened
         if not _same_training_images(recorded, resolved):
             # A teacher that was trained there normalises as its own training images said.
-            own = data_of(recorded, data, size, config.spec.channels, progress)
+            own = data_of(recorded, data, size, config.spec.channels, progress, config.spec.known_fit)
         own = dataclasses.replace(own, class_names=config.class_names or own.class_names)
         alone = Processes(0, 1, torch.device("cpu"))
         run = Run(recorded, RunFolder(source), own, alone, progress, allow_code, "")

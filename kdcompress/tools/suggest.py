@@ -229,11 +229,16 @@ def _student_spec(request: SuggestRequest, recipe: Recipe | None) -> tuple[Stude
         raise UserError(f"--channels: the recipe's data set, {recipe.data.dataset}, says them")
     classes, source = _classes(request, recipe, constants.get("CLASSES"))
     others = [section.model for section in (recipe.teacher, *recipe.peers) if section is not None]
+    own = recipe.data.channels
+    if own != "auto":  # then a teacher does as the images are
+        others = [peer.model for peer in recipe.peers]
     spec = StudentSpec(
-        constants["CHANNELS"],
+        constants["CHANNELS"] if own == "auto" else own,
         recipe.data.image_size or constants["SIZE"],
         classes,
-        frozenset.intersection(frozenset({1, 3}), *(accepted_channels(model) for model in others)),
+        frozenset.intersection(
+            frozenset({1, 3} if own == "auto" else {own}), *(accepted_channels(model) for model in others)
+        ),
         request.opset,
         request.allow_code,
     )
