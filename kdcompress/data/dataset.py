@@ -19,6 +19,7 @@ from kdcompress.data.extra import Extra
 from kdcompress.data.image_check import image_file, shared_images
 from kdcompress.data.input_spec import BORDER, Fit, InputSpec
 from kdcompress.data.joined import JoinedSource
+from kdcompress.data.label_table import table_at
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.orders import Order
 from kdcompress.data.pools import EXTRA, LABELLED, REAL, UNLABELLED, Pool
@@ -250,7 +251,8 @@ def open_data(
         DataError: The data cannot be used; the message says why and what to change.
         DownloadError: The data is nowhere and cannot be downloaded.
     """
-    read: Callable[[DataSection, OnProgress | None], Raw] = discovery.load("dataset", section.dataset).read
+    name = data_set_name(section)
+    read: Callable[[DataSection, OnProgress | None], Raw] = discovery.load("dataset", name).read
     raw = read(section, progress)
     train, held_out, test, warnings = cut_splits(raw, section.held_out, by_class=section.cut_by_class)
     preset = raw.augment if section.augment == "auto" else resolve_preset(section.augment, raw.augment)
@@ -270,7 +272,7 @@ def open_data(
     mean, std = normalisation(measured, train.channels)
     counts = {name: len(splits[name]) if name in splits else 0 for name in sources}
     return Data(
-        name=section.dataset,
+        name=name,
         class_names=raw.class_names,
         channels=train.channels,
         train=train,
@@ -287,6 +289,16 @@ def open_data(
         fit=section.resize,
         test_name=raw.test_name,
     )
+
+
+def data_set_name(section: DataSection) -> str:
+    """Returns the data set that a section names; an image folder that is a table of labels is an imagetable.
+
+    Raises:
+        DataError: The folder has several tables.
+    """
+    is_table = section.dataset == "imagefolder" and table_at(section.root) is not None
+    return "imagetable" if is_table else section.dataset
 
 
 def _fitted(

@@ -23,6 +23,7 @@ from kdcompress import __version__, discovery
 from kdcompress.atomic import write_text
 from kdcompress.bench.budget import CONFIDENCE, Budget, megabytes, milliseconds
 from kdcompress.bench.target import Local, Target
+from kdcompress.data.dataset import data_set_name
 from kdcompress.deploy.formats import onnx
 from kdcompress.errors import UserError
 from kdcompress.networks.build import accepted_channels
@@ -261,7 +262,7 @@ def _classes(request: SuggestRequest, recipe: Recipe, data_classes: int | None) 
     root = request.data or recipe.data.root
     if root is not None and recipe.data.labels != "none":
         section = recipe.data.model_copy(update={"root": root})
-        names = discovery.load("dataset", recipe.data.dataset).class_names(section)
+        names = discovery.load("dataset", data_set_name(section)).class_names(section)
         if names:
             return len(names), "data"
     return CLASSES, "default"
