@@ -15,7 +15,13 @@ from kdcompress.commands.options import allow_code, common, overrides, print_res
 @click.option("--recipe", required=True, metavar="NAME|FILE", help="Which data, cut how.")
 @click.option("--data", metavar="DIR", help="Folder of the data.")
 @overrides
-@click.option("--split", type=click.Choice(["test", "held_out"]), default="test", show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["test", "held_out", "val", "valid", "validation"]),
+    default="test",
+    show_default=True,
+    help="Images to score on; val, where the test split is read from a folder of that name.",
+)
 @click.option(
     "--probe",
     type=click.Choice(["linear", "knn", "clusters"]),

@@ -112,6 +112,21 @@ class Data:
             resize, crop = min(height, width), min(height, width)
         return InputSpec(self.channels, height, width, self.mean, self.std, resize, crop)
 
+    def split_called(self, name: str) -> Literal["test", "held_out"]:
+        """Returns the split that a user means: test, held_out, or the name of the test split's folder.
+
+        Raises:
+            DataError: There is no split of that name.
+        """
+        if name in ("test", self.test_name):
+            return "test"
+        if name == "held_out":
+            return "held_out"
+        own = "" if self.test_name == "test" else f", {self.test_name}"
+        raise DataError(
+            f"--split {name}: the data has no test split of that name; expected test, held_out{own}"
+        )
+
     def for_method(self, *, labels: bool, unlabelled: bool) -> Data:
         """Selects the training images that a method can use, generated images behind the real ones.
 
@@ -265,7 +280,8 @@ def open_data(
         if source is not None
     }
     train = splits["train"]
-    warnings = [*raw.warnings, *warnings, *_shared(splits)]
+    called = {raw.test_name if name == "test" else name: source for name, source in splits.items()}
+    warnings = [*raw.warnings, *warnings, *_shared(called)]
     if bool((train.labels >= 0).any()):
         warnings += _tiny_classes(train.labels, raw.class_names)
         warnings += _unequal_classes(train.labels, raw.class_names)

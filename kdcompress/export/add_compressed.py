@@ -63,7 +63,7 @@ def add_to_run(
     )
     with run.held():
         results = read_json(source / "results.json")
-        with derived_files(source, makers, results["student"], progress) as files:
+        with derived_files(source, makers, results["student"], progress, data.test_name) as files:
             made = CompressedFiles.of(files)
             assert made is not None
             section = request.timing(recipe.bench)

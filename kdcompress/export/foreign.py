@@ -122,7 +122,7 @@ def export(
     names, test = _named(count, names, data, source)
     derived_request = derived or DerivedRequest()
     with batches_of(test) as batches:
-        subject = Subject(network, model, spec, names, batches, {})
+        subject = Subject(network, model, spec, names, batches, {}, test_name=data.test_name)
         code = request.allow_code
         makers = derived_request.makers(data.train, test, batches, workers=granted_cores(), allow_code=code)
         shipped, files = write_subject(

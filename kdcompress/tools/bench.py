@@ -389,4 +389,4 @@ def _accuracy(artefact: Artefact, data: Data, allow_code: bool) -> tuple[dict[st
     score = score_split(run, images, run.task.scorer(data.num_classes)).result()
     if score["n"] == 0:
         return None, "none of the test images has a label"
-    return {"split": "test", **{key: score[key] for key in ("top1", "balanced_top1", "n")}}, ""
+    return {"split": data.test_name, **{key: score[key] for key in ("top1", "balanced_top1", "n")}}, ""

@@ -99,7 +99,8 @@ def probe(
         spec = config.spec
     size = (spec.height, spec.width)
     opened = data_of(resolved, data, size, spec.channels, progress, spec.known_fit)
-    scored = _split(opened, split)
+    role = opened.split_called(split)
+    scored, split = _split(opened, role), opened.test_name if role == "test" else role
     if not bool((scored.labels >= 0).any()):
         raise DataError(f"--probe: no image of the {split} split has a label to score on")
     document = {"schema": EVALUATION_SCHEMA, "file": str(file), "split": split}
@@ -111,7 +112,7 @@ def probe(
             "--probe: no training image has a label to learn from; set data.labels to all or to a number, or "
             "sort the images into a folder per class"
         )
-    chooser = _labelled(opened.held_out) if kind == "linear" and split == "test" else None
+    chooser = _labelled(opened.held_out) if kind == "linear" and role == "test" else None
     known = _features(read, train, progress, "features of training images")
     queries = _features(read, scored, progress, f"features of {split} images")
     told: dict[str, Any]
@@ -217,7 +218,9 @@ def knowledge(
     if (source / "baseline" / WEIGHTS).is_file():
         baseline, its_config = _student(source / "baseline" / WEIGHTS, recorded, allow_code=allow_code)
         networks["baseline"] = _Network(its_config.model, baseline)
-    look = _Look(_split(opened, split), images, resolved.seed, second_view(opened.augment, min(size)), search)
+    role = opened.split_called(split)
+    split = opened.test_name if role == "test" else role
+    look = _Look(_split(opened, role), images, resolved.seed, second_view(opened.augment, min(size)), search)
     threads = resolved.train.threads or recorded.train.threads
     with progress.bar("entropies", len(networks) * look.steps) as bar, _threads(threads):
         seen = {name: look(network, partial(bar.advance, 1, name)) for name, network in networks.items()}
