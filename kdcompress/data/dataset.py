@@ -325,6 +325,10 @@ def _fitted(
         # A file can be decoded to grey; pixels in memory are only ever repeated, never thrown away.
         possible = {3} if isinstance(source, MemorySource) else {1, 3}
         if not accepted & possible:
+            if section.channels == 1:
+                raise DataError(
+                    f"data.channels: 1, but {section.dataset} comes in colour; leave data.channels out"
+                )
             accepts = ", ".join(map(str, sorted(accepted))) or "no common number of"
             raise DataError(
                 f"data.dataset: {section.dataset} has {channels} channels, the networks accept {accepts}; "
