@@ -103,7 +103,7 @@ def _of_smaller(command: F) -> F:
     help="resize: also student.image.onnx, which takes images as they are decoded, of any size.",
 )
 @click.option(
-    "--data", "root", metavar="DIR", help="Folder or table of the images that the files are proved on."
+    "--data", "root", metavar="DIR", help="Folder or table of images to prove the files on."
 )
 @click.option("--student", metavar="FAMILY/NAME", help="CHECKPOINT: the plain network that is in it.")
 @checkpoint_options
