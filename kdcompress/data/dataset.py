@@ -13,10 +13,14 @@ from torch import Tensor
 from kdcompress import discovery
 from kdcompress.data.augment import resolve_preset
 from kdcompress.data.batch import Batch, DataInfo
-from kdcompress.data.class_weights import scaled_class_weights, unequal_classes
+from kdcompress.data.class_weights import scaled_class_weights
+from kdcompress.data.data_warnings import (
+    warn_of_shared_images,
+    warn_of_tiny_classes,
+    warn_of_unequal_classes,
+)
 from kdcompress.data.extra import KEY as EXTRA_ROOT
 from kdcompress.data.extra import Extra
-from kdcompress.data.image_check import image_file, shared_images
 from kdcompress.data.input_spec import BORDER, Fit, InputSpec
 from kdcompress.data.joined import JoinedSource
 from kdcompress.data.label_table import table_at
@@ -31,11 +35,6 @@ from kdcompress.errors import DataError
 from kdcompress.recipe import DataSection
 
 __all__ = ["Data", "OnProgress", "Raw", "open_data"]
-
-TINY_CLASS = 10
-"""Training images below which a class is warned of."""
-
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -281,10 +280,10 @@ def open_data(
     }
     train = splits["train"]
     called = {raw.test_name if name == "test" else name: source for name, source in splits.items()}
-    warnings = [*raw.warnings, *warnings, *_shared(called)]
+    warnings = [*raw.warnings, *warnings, *warn_of_shared_images(called)]
     if bool((train.labels >= 0).any()):
-        warnings += _tiny_classes(train.labels, raw.class_names)
-        warnings += _unequal_classes(train.labels, raw.class_names)
+        warnings += warn_of_tiny_classes(train.labels, raw.class_names)
+        warnings += warn_of_unequal_classes(train.labels, raw.class_names)
     mean, std = normalisation(measured, train.channels)
     counts = {name: len(splits[name]) if name in splits else 0 for name in sources}
     return Data(
@@ -342,45 +341,3 @@ def _fitted(
         size = (section.image_size, section.image_size)
         return source if source.image_size == size else source.with_size(size)
     return source
-
-
-def _tiny_classes(labels: Tensor, class_names: Sequence[str]) -> list[str]:
-    counts = torch.bincount(labels[labels >= 0], minlength=len(class_names)).tolist()
-    tiny = [(count, name) for name, count in zip(class_names, counts, strict=True) if count < TINY_CLASS]
-    if not tiny:
-        return []
-    named = ", ".join(f"{name!r} ({count})" for count, name in sorted(tiny)[:_NAMED])
-    more = f" and {len(tiny) - _NAMED} more" if len(tiny) > _NAMED else ""
-    classes = "1 class has" if len(tiny) == 1 else f"{len(tiny)} classes have"
-    return [f"{classes} fewer than {TINY_CLASS} training images: {named}{more}"]
-
-
-def _unequal_classes(labels: Tensor, class_names: Sequence[str]) -> list[str]:
-    """Says that classes are unequal, since other figures and weights of the loss apply then."""
-    counts = torch.bincount(labels[labels >= 0], minlength=len(class_names)).tolist()
-    if not unequal_classes(counts):
-        return []
-    ordered = sorted((count, name) for name, count in zip(class_names, counts, strict=True) if count)
-    (fewest, rarest), (most, commonest) = ordered[0], ordered[-1]
-    return [
-        f"the classes are unequal: {commonest!r} has {most:,} training images, {rarest!r} has {fewest:,}. So "
-        "balanced top-1 decides, the mean over the classes, and the loss is weighted (train.class_weights)"
-    ]
-
-
-def _shared(splits: dict[str, MemorySource | FolderSource]) -> list[str]:
-    """Warns if image files are in two splits: what is measured on them is then too good."""
-    folders = {name: source for name, source in splits.items() if isinstance(source, FolderSource)}
-    if not folders:
-        return []
-    root = folders["train"].root
-    files = {name: [image_file(root, file) for file in source.files] for name, source in folders.items()}
-    shared = shared_images(root, files)
-    if not shared:
-        return []
-    first, one, second, other = shared[0]
-    count = "1 image stands" if len(shared) == 1 else f"{len(shared)} images stand"
-    return [
-        f"{count} in two splits, for example {one} ({first}) and {other} ({second}); "
-        "what is measured on them is too good"
-    ]
