@@ -121,22 +121,25 @@ def read_table(path: Path, *, labels: bool) -> LabelTable:
     json_lines = path.suffix.lower() in SUFFIXES[2:]
     columns, records = _json_records(text, where) if json_lines else _csv_records(text, where)
     of_file, of_label, of_split = _roles(columns, where, labels=labels)
-    problems: list[str] = []
-    named: list[tuple[int, str, str, str]] = []
+    root = Path(os.path.abspath(path.parent))
+    problems: list[tuple[int, str]] = []
+    rows = []
     for line, record in records:
         if isinstance(record, str):
-            problems.append(f"line {line}: {record}")
+            problems.append((line, record))
             continue
         file, label = _value(record.get(of_file)), _value(record.get(of_label)) if of_label else ""
         split = _value(record.get(of_split)) if of_split else ""
-        if problem := _problem(file, label if of_label else None, split if of_split else None):
-            problems.append(f"line {line}: {problem}")
+        problem = _problem(root, file, label if of_label else None, split if of_split else None)
+        if problem is not None:
+            problems.append((line, problem))
             continue
-        named.append((line, str(file), str(label), _SPLIT_VALUES[str(split).lower()] if of_split else ""))
-    _refuse(problems, where)
-    if not named:
+        inside = _inside(root, str(file))
+        assert inside is not None, "or it is a problem"
+        rows.append(Row(line, inside, str(label), _SPLIT_VALUES[str(split).lower()] if of_split else ""))
+    if not rows and not problems:
         raise DataError(f"{where}: the table has no rows; a row per image is expected")
-    return _checked(path, named, where)
+    return _checked(path, root, rows, problems, where)
 
 
 def _text(path: Path, where: str) -> str:
@@ -205,7 +208,7 @@ def _json_records(text: str, where: str) -> tuple[list[str], _Records]:
         columns |= dict.fromkeys(record)
         records.append((number, record))
     if records and not columns:
-        _refuse([f"line {number}: {problem}" for number, problem in records], where)
+        _refuse([(number, str(problem)) for number, problem in records], where)
     return list(columns), records
 
 
@@ -246,12 +249,14 @@ def _value(value: Any) -> str | None:
     return str(value).strip() if isinstance(value, str | int | float) else None
 
 
-def _problem(file: str | None, label: str | None, split: str | None) -> str | None:
+def _problem(root: Path, file: str | None, label: str | None, split: str | None) -> str | None:
     """Explains what is wrong with a row's values; None: nothing. `split` None: there is no such column."""
     if not file:
         return "no image file"
     if not image_files.is_image(file):
         return f"{file!r} is no image file by its name"
+    if _inside(root, file) is None:
+        return f"{file!r} lies outside of the table's folder; copy the images there"
     if label == "":
         return "no label"
     try:
@@ -264,24 +269,16 @@ def _problem(file: str | None, label: str | None, split: str | None) -> str | No
     return None
 
 
-def _checked(path: Path, named: Sequence[tuple[int, str, str, str]], where: str) -> LabelTable:
+def _checked(
+    path: Path, root: Path, rows: list[Row], problems: list[tuple[int, str]], where: str
+) -> LabelTable:
     """Places the files, and finds missing ones and rows that repeat or contradict each other."""
-    root = Path(os.path.abspath(path.parent))
-    problems, rows = [], []
-    for line, file, label, split in named:
-        inside = _inside(root, file)
-        if inside is None:
-            problems.append(
-                f"line {line}: {file!r} lies outside of the table's folder; copy the images there"
-            )
-        else:
-            rows.append(Row(line, inside, label, split))
-    _refuse(problems, where)
     # The files of `labels.csv` beside `images/` are often named from there on.
-    if not any((root / row.file).exists() for row in rows) and (root / IMAGES).is_dir():
+    if not any(os.path.exists(root / row.file) for row in rows) and (root / IMAGES).is_dir():
         rows = [Row(row.line, os.path.join(IMAGES, row.file), row.label, row.split) for row in rows]
     first: dict[str, Row] = {}
-    doubled, missing = [], {}
+    doubled: list[str] = []
+    missing: dict[str, str] = {}
     for row in rows:
         before = first.setdefault(row.file, row)
         if before is row:
@@ -291,7 +288,7 @@ def _checked(path: Path, named: Sequence[tuple[int, str, str, str]], where: str)
         for what, one, other in (("", before.label, row.label), ("split ", before.split, row.split)):
             if one != other:
                 now, then = f"{what}{other!r}", f"{what}{one!r} in line {before.line}"
-                problems.append(f"line {row.line}: {row.file!r} is {now}, and {then}")
+                problems.append((row.line, f"{row.file!r} is {now}, and {then}"))
                 break
         else:
             doubled.append(f"{row.file} (lines {before.line} and {row.line})")
@@ -325,14 +322,15 @@ def _no_file(path: Path) -> str | None:
     return None if stat.S_ISREG(mode) else "is no regular file"
 
 
-def _refuse(problems: Sequence[str], where: str) -> None:
-    """Raises one error about all problems, if there are any."""
+def _refuse(problems: Sequence[tuple[int, str]], where: str) -> None:
+    """Raises one error about all problems (line, what is wrong), if there are any."""
     if not problems:
         return
-    if len(problems) == 1:
-        raise DataError(f"{where}: {problems[0]}")
-    more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-    raise DataError("\n  ".join([f"{where}: {len(problems)} problems", *problems[:_LISTED], *more]))
+    lines = [f"line {line}: {problem}" for line, problem in sorted(problems)]
+    if len(lines) == 1:
+        raise DataError(f"{where}: {lines[0]}")
+    more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+    raise DataError("\n  ".join([f"{where}: {len(lines)} problems", *lines[:_LISTED], *more]))
 
 
 def rows_by_split(table: LabelTable) -> Iterator[tuple[str, list[Row]]]:

@@ -248,9 +248,23 @@ def test_all_wrong_rows_come_in_one_message(folder):
     assert message.split("\n  ")[-1] == "and 2 more"
 
 
+def test_problems_of_every_kind_come_together_in_the_order_of_lines(folder):
+    lines = ["path,label", "0.png,cat", "0.png,dog", "1.png,", "../2.png,cat", "3.png"]
+    message = refused(table(folder, lines))
+    assert [line.split(":")[0] for line in message.split("\n  ")[1:]] == [
+        "line 3", "line 4", "line 5", "line 6",
+    ]  # fmt: skip
+
+
 def test_another_encoding_is_said_with_the_line(folder):
     path = table(folder, ["path,label", "0.png,cat", "1.png,größe"], encoding="latin-1")
     assert "line 3: is not UTF-8; save the table as UTF-8" in refused(path)
+
+
+def test_a_name_that_no_file_can_have_is_a_missing_file(folder):
+    lines = ["path,label", *(f"{file},{label}" for file, label in rows()), f"{'x' * 300}.png,cat"]
+    assert "(line 26: File name too long)" in opened(table(folder, lines)).warnings[0]
+    assert "line 2: File name too long" in refused(table(folder, ["path,label", lines[-1]]))
 
 
 def test_no_such_table_and_another_file_are_told_apart(folder):
