@@ -24,7 +24,7 @@ from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
 from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.progress import Progress
-from kdcompress.recipe import Recipe, resolve_recipe, write_notice
+from kdcompress.recipe import NetworkSection, Recipe, resolve_recipe, write_notice
 from kdcompress.report import documents
 from kdcompress.run.auto import keep_recorded, resolve_auto
 from kdcompress.run.context import Run
@@ -191,13 +191,39 @@ def _check_baseline(recipe: Recipe, data: Data) -> None:
 
 
 def _open_data(recipe: Recipe, progress: Progress) -> Data:
-    networks = (recipe.student, *recipe.peers, *([recipe.teacher] if recipe.teacher else []))
-    channels = frozenset.intersection(*(accepted_channels(section.model) for section in networks))
-    if not channels:
-        models = ", ".join(section.model for section in networks)
-        raise UserError(f"no number of image channels suits all networks: {models}")
+    channels = _image_channels(recipe)
     with progress.counter() as tell:
         return open_data(recipe.data, channels=channels, progress=tell)
+
+
+def _image_channels(recipe: Recipe) -> frozenset[int]:
+    """Returns the channels that the images may have for all networks of a recipe.
+
+    Raises:
+        UserError: A network does not take them, or there is no such number.
+    """
+    sections: dict[str, NetworkSection] = {"student": recipe.student}
+    sections |= {f"peers.{number}": peer for number, peer in enumerate(recipe.peers)}
+    accepted = {name: accepted_channels(section.model) for name, section in sections.items()}
+    own, teacher = recipe.data.channels, recipe.teacher
+    if own != "auto":
+        # A teacher takes one channel or three: it gets grey images three times.
+        for name, takes in accepted.items():
+            if own not in takes:
+                raise UserError(
+                    f"data.channels: {own}, but {name}.model {sections[name].model} takes images of "
+                    f"{' or '.join(map(str, sorted(takes)))} channels; choose a network of the families "
+                    "cifar/ or timm/, or your own (python:)"
+                )
+        return frozenset({own})
+    numbers = list(accepted.values())
+    if teacher is not None and teacher.input.channels is None:
+        numbers.append(accepted_channels(teacher.model))
+    channels = frozenset.intersection(*numbers)
+    if not channels:
+        models = ", ".join(section.model for section in (*sections.values(), *([teacher] if teacher else [])))
+        raise UserError(f"no number of image channels suits all networks: {models}")
+    return channels
 
 
 def _run_seeds(run: Run, request: Request) -> dict[str, Any] | None:

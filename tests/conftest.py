@@ -102,6 +102,7 @@ SLOW_FILES = {
         "student_weights",
         "suggest",
         "suggest_candidates",
+        "table_of_labels",
         "tuned_for_int8",
         "unequal_folder",
         "unlabelled",

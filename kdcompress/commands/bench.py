@@ -67,7 +67,7 @@ units    us ms s, kB MB GB, %; none: ms and MB
 @click.option(
     "--recipe", metavar="NAME|FILE", help="Time on its data, and measure the top-1. [default: noise]"
 )
-@click.option("--data", metavar="DIR", help="Folder of the recipe's data.")
+@click.option("--data", metavar="DIR", help="Folder or table of the recipe's data.")
 @overrides
 @click.option(
     "--input-size",

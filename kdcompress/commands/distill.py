@@ -15,7 +15,7 @@ from kdcompress.cores import MAX_THREADS
 
 @click.command()
 @click.option("--recipe", required=True, metavar="NAME|FILE", help="A shipped recipe or a YAML file.")
-@click.option("--data", metavar="DIR", help="Folder of the data; overrides data.root of the recipe.")
+@click.option("--data", metavar="DIR", help="Folder of the data, or a table of labels; overrides data.root.")
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path), help="Run folder. [default: runs/RECIPE]"
 )

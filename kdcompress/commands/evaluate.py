@@ -13,9 +13,15 @@ from kdcompress.commands.options import allow_code, common, overrides, print_res
 @click.command(short_help="Top-1 of a file, or of a run's exported student.")
 @click.argument("source", metavar="FILE|RUN")
 @click.option("--recipe", required=True, metavar="NAME|FILE", help="Which data, cut how.")
-@click.option("--data", metavar="DIR", help="Folder of the data.")
+@click.option("--data", metavar="DIR", help="Folder or table of the data.")
 @overrides
-@click.option("--split", type=click.Choice(["test", "held_out"]), default="test", show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["test", "held_out", "val", "valid", "validation"]),
+    default="test",
+    show_default=True,
+    help="Images to score on; val, where the test split is read from a folder of that name.",
+)
 @click.option(
     "--probe",
     type=click.Choice(["linear", "knn", "clusters"]),

@@ -102,7 +102,7 @@ def _of_smaller(command: F) -> F:
     show_default=True,
     help="resize: also student.image.onnx, which takes images as they are decoded, of any size.",
 )
-@click.option("--data", "root", metavar="DIR", help="Folder of the images that the files are proved on.")
+@click.option("--data", "root", metavar="DIR", help="Folder or table of images to prove the files on.")
 @click.option("--student", metavar="FAMILY/NAME", help="CHECKPOINT: the plain network that is in it.")
 @checkpoint_options
 @click.option("--recipe", metavar="NAME|FILE", help="CHECKPOINT: its data section says which images.")

@@ -39,7 +39,7 @@ def _one(ctx: click.Context, option: click.Parameter, text: str) -> int | Litera
 @click.option(
     "--recipe", metavar="NAME|FILE", help="Take image size and classes from it, and time its student too."
 )
-@click.option("--data", metavar="DIR", help="Folder of the recipe's data, to count its classes.")
+@click.option("--data", metavar="DIR", help="Folder or table of the recipe's data, to count its classes.")
 @recipe_changes
 @click.option(
     "--input-size", type=click.IntRange(8, 4096), metavar="N", help="Side of the images. [default: 224]"

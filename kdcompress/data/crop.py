@@ -24,6 +24,20 @@ Box = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels, right and bottom exclusive."""
 
 
+def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Computes the size of a picture whose longer side is made to fit, in whole numbers.
+
+    Args:
+        size: (width, height) in pixels of the picture.
+        side: Pixels of the longer side afterwards.
+
+    Returns:
+        (width, height), each at least 1.
+    """
+    longer = max(size)
+    return max(1, side * size[0] // longer), max(1, side * size[1] // longer)
+
+
 def usual_pad(side: int) -> int:
     """Gives the pixels of padding for the random crop: an eighth of the side (4 of 32), at least 1."""
     return max(1, round(side / 8))

@@ -13,12 +13,17 @@ from torch import Tensor
 from kdcompress import discovery
 from kdcompress.data.augment import resolve_preset
 from kdcompress.data.batch import Batch, DataInfo
-from kdcompress.data.class_weights import scaled_class_weights, unequal_classes
+from kdcompress.data.class_weights import scaled_class_weights
+from kdcompress.data.data_warnings import (
+    warn_of_shared_images,
+    warn_of_tiny_classes,
+    warn_of_unequal_classes,
+)
 from kdcompress.data.extra import KEY as EXTRA_ROOT
 from kdcompress.data.extra import Extra
-from kdcompress.data.image_check import image_file, shared_images
-from kdcompress.data.input_spec import InputSpec
+from kdcompress.data.input_spec import BORDER, Fit, InputSpec
 from kdcompress.data.joined import JoinedSource
+from kdcompress.data.label_table import table_at
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.orders import Order
 from kdcompress.data.pools import EXTRA, LABELLED, REAL, UNLABELLED, Pool
@@ -30,11 +35,6 @@ from kdcompress.errors import DataError
 from kdcompress.recipe import DataSection
 
 __all__ = ["Data", "OnProgress", "Raw", "open_data"]
-
-TINY_CLASS = 10
-"""Training images below which a class is warned of."""
-
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Data:
         pools: Kinds of images with a fixed share of every batch; empty: one kind.
         extra: Generated images that `for_method` adds to the training images.
         order: Batch order of a method that asks for none.
+        fit: How pictures become squares (`InputSpec.fit`).
+        test_name: Name of the test split in texts: that of the folder it was read from, such as `val`.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Data:
     pools: tuple[Pool, ...] = ()
     extra: Extra | None = None
     order: Order = "shuffled"
+    fit: Fit = "crop"
+    test_name: str = "test"
 
     @property
     def labelled(self) -> int:
@@ -98,11 +102,29 @@ class Data:
         """Describes the input of a network trained on this data."""
         height, width = self.image_size
         resize = crop = None
+        if self.fit != "crop":
+            border = BORDER if self.fit == "pad" else None
+            return InputSpec(self.channels, height, width, self.mean, self.std, fit=self.fit, border=border)
         if isinstance(self.train, FolderSource):
             resize, crop = self.train.resize, self.train.side
         elif isinstance(self.train, MemorySource) and self.train.size is not None:
             resize, crop = min(height, width), min(height, width)
         return InputSpec(self.channels, height, width, self.mean, self.std, resize, crop)
+
+    def split_called(self, name: str) -> Literal["test", "held_out"]:
+        """Returns the split that a user means: test, held_out, or the name of the test split's folder.
+
+        Raises:
+            DataError: There is no split of that name.
+        """
+        if name in ("test", self.test_name):
+            return "test"
+        if name == "held_out":
+            return "held_out"
+        own = "" if self.test_name == "test" else f", {self.test_name}"
+        raise DataError(
+            f"--split {name}: the data has no test split of that name; expected test, held_out{own}"
+        )
 
     def for_method(self, *, labels: bool, unlabelled: bool) -> Data:
         """Selects the training images that a method can use, generated images behind the real ones.
@@ -243,7 +265,8 @@ def open_data(
         DataError: The data cannot be used; the message says why and what to change.
         DownloadError: The data is nowhere and cannot be downloaded.
     """
-    read: Callable[[DataSection, OnProgress | None], Raw] = discovery.load("dataset", section.dataset).read
+    name = data_set_name(section)
+    read: Callable[[DataSection, OnProgress | None], Raw] = discovery.load("dataset", name).read
     raw = read(section, progress)
     train, held_out, test, warnings = cut_splits(raw, section.held_out, by_class=section.cut_by_class)
     preset = raw.augment if section.augment == "auto" else resolve_preset(section.augment, raw.augment)
@@ -256,14 +279,15 @@ def open_data(
         if source is not None
     }
     train = splits["train"]
-    warnings = [*raw.warnings, *warnings, *_shared(splits)]
+    called = {raw.test_name if name == "test" else name: source for name, source in splits.items()}
+    warnings = [*raw.warnings, *warnings, *warn_of_shared_images(called)]
     if bool((train.labels >= 0).any()):
-        warnings += _tiny_classes(train.labels, raw.class_names)
-        warnings += _unequal_classes(train.labels, raw.class_names)
+        warnings += warn_of_tiny_classes(train.labels, raw.class_names)
+        warnings += warn_of_unequal_classes(train.labels, raw.class_names)
     mean, std = normalisation(measured, train.channels)
     counts = {name: len(splits[name]) if name in splits else 0 for name in sources}
     return Data(
-        name=section.dataset,
+        name=name,
         class_names=raw.class_names,
         channels=train.channels,
         train=train,
@@ -277,7 +301,19 @@ def open_data(
         augment=preset,
         license=section.license or raw.license,
         labelled_share=section.labelled_share,
+        fit=section.resize,
+        test_name=raw.test_name,
     )
+
+
+def data_set_name(section: DataSection) -> str:
+    """Returns the data set that a section names; an image folder that is a table of labels is an imagetable.
+
+    Raises:
+        DataError: The folder has several tables.
+    """
+    is_table = section.dataset == "imagefolder" and table_at(section.root) is not None
+    return "imagetable" if is_table else section.dataset
 
 
 def _fitted(
@@ -288,6 +324,10 @@ def _fitted(
         # A file can be decoded to grey; pixels in memory are only ever repeated, never thrown away.
         possible = {3} if isinstance(source, MemorySource) else {1, 3}
         if not accepted & possible:
+            if section.channels == 1:
+                raise DataError(
+                    f"data.channels: 1, but {section.dataset} comes in colour; leave data.channels out"
+                )
             accepts = ", ".join(map(str, sorted(accepted))) or "no common number of"
             raise DataError(
                 f"data.dataset: {section.dataset} has {channels} channels, the networks accept {accepts}; "
@@ -295,49 +335,9 @@ def _fitted(
             )
         channels = max(accepted & possible)
     source = replace(source, channels=channels).with_augment(preset)
-    if isinstance(source, MemorySource) and section.image_size is not None:
+    if isinstance(source, FolderSource):
+        return replace(source, fit=section.resize)
+    if section.image_size is not None:
         size = (section.image_size, section.image_size)
         return source if source.image_size == size else source.with_size(size)
     return source
-
-
-def _tiny_classes(labels: Tensor, class_names: Sequence[str]) -> list[str]:
-    counts = torch.bincount(labels[labels >= 0], minlength=len(class_names)).tolist()
-    tiny = [(count, name) for name, count in zip(class_names, counts, strict=True) if count < TINY_CLASS]
-    if not tiny:
-        return []
-    named = ", ".join(f"{name!r} ({count})" for count, name in sorted(tiny)[:_NAMED])
-    more = f" and {len(tiny) - _NAMED} more" if len(tiny) > _NAMED else ""
-    classes = "1 class has" if len(tiny) == 1 else f"{len(tiny)} classes have"
-    return [f"{classes} fewer than {TINY_CLASS} training images: {named}{more}"]
-
-
-def _unequal_classes(labels: Tensor, class_names: Sequence[str]) -> list[str]:
-    """Says that classes are unequal, since other figures and weights of the loss apply then."""
-    counts = torch.bincount(labels[labels >= 0], minlength=len(class_names)).tolist()
-    if not unequal_classes(counts):
-        return []
-    ordered = sorted((count, name) for name, count in zip(class_names, counts, strict=True) if count)
-    (fewest, rarest), (most, commonest) = ordered[0], ordered[-1]
-    return [
-        f"the classes are unequal: {commonest!r} has {most:,} training images, {rarest!r} has {fewest:,}. So "
-        "balanced top-1 decides, the mean over the classes, and the loss is weighted (train.class_weights)"
-    ]
-
-
-def _shared(splits: dict[str, MemorySource | FolderSource]) -> list[str]:
-    """Warns if image files are in two splits: what is measured on them is then too good."""
-    folders = {name: source for name, source in splits.items() if isinstance(source, FolderSource)}
-    if not folders:
-        return []
-    root = folders["train"].root
-    files = {name: [image_file(root, file) for file in source.files] for name, source in folders.items()}
-    shared = shared_images(root, files)
-    if not shared:
-        return []
-    first, one, second, other = shared[0]
-    count = "1 image stands" if len(shared) == 1 else f"{len(shared)} images stand"
-    return [
-        f"{count} in two splits, for example {one} ({first}) and {other} ({second}); "
-        "what is measured on them is too good"
-    ]

@@ -141,6 +141,7 @@ def _folder(
         channels=like.channels,
         # Photographs are cut as the data's own are; images made in the size of a small set are whole.
         crop_share=like.crop_share if isinstance(like, FolderSource) else 1.0,
+        fit=section.resize,
     )
     return source, image_files.listing_sha256(files), len(broken), warnings
 

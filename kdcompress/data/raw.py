@@ -25,6 +25,7 @@ class Raw:
         license: Licence of the images, or None if not known.
         broken: Image files that cannot be read; they are in none of the splits.
         warnings: Sentences for the user.
+        test_name: Name of the test split in texts: that of the folder or table column it was read from.
     """
 
     train: MemorySource | FolderSource
@@ -36,3 +37,4 @@ class Raw:
     license: str | None = None
     broken: int = 0
     warnings: tuple[str, ...] = ()
+    test_name: str = "test"

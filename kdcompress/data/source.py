@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kdcompress.data.augment import augment, pipeline_of, resolve_preset
 from kdcompress.data.colour import adjust_colours
-from kdcompress.data.crop import crop_box, resize_images, usual_pad
+from kdcompress.data.crop import Box, crop_box, fitted_size, resize_images, usual_pad
 from kdcompress.data.decode import decode_image, open_image, pixels, quiet_pillow, upright_size
+from kdcompress.data.input_spec import BORDER, Fit
 
 CROP_SHARE = 0.875
 """Side of the central crop to the shorter side before it (224 of 256), for images from files."""
@@ -153,6 +154,7 @@ class FolderSource:
         preset: Augmentation of training images.
         crop_share: Side of the central crop to the shorter side before it; 1 keeps all of a square image.
         first: Position of its first image in the training set, which keys the augmentation.
+        fit: How a picture becomes a square (`InputSpec.fit`); without "crop" no `crop_share` is read.
     """
 
     root: Path
@@ -163,6 +165,7 @@ class FolderSource:
     preset: str = "resized_crop_flip"
     crop_share: float = CROP_SHARE
     first: int = 0
+    fit: Fit = "crop"
 
     def __post_init__(self) -> None:
         assert len(self.files) == len(self.labels), (len(self.files), len(self.labels))
@@ -201,25 +204,26 @@ class FolderSource:
             images, pad = self.evaluation_images(indices), usual_pad(self.side)
             return augment(images, positions, seed=seed, view=view, preset=self.preset, pad=pad)
         with quiet_pillow():
-            parts = [self._random_part(index, view, seed, pipeline.scale) for index in indices.tolist()]
+            part = self._padded_part if self.fit == "pad" else self._random_part
+            parts = [part(index, view, seed, pipeline.scale) for index in indices.tolist()]
         images = torch.stack(parts)
         if pipeline.colours is None:
             return images
         return adjust_colours(images, positions, pipeline.colours, seed=seed, view=view)
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
-        """Resizes the shorter side and returns the central crops, `[B, C, H, W]` uint8.
+        """Returns the pictures as squares, `[B, C, H, W]` uint8: cropped, squeezed or on a border (`fit`).
 
         Raises:
             DataError: A file cannot be read.
         """
         with quiet_pillow():
-            return torch.stack([self._central_part(index) for index in indices.tolist()])
+            return torch.stack([self._square(index) for index in indices.tolist()])
 
     def _random_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Tensor:
         with open_image(self.root / self.files[index]) as stored:
             width, height = upright_size(stored)
-            box, flip = crop_box(seed, view, index + self.first, width, height, scale)
+            box, flip = self._box(seed, view, index, (width, height), scale)
             # A JPEG may be decoded smaller as long as the box keeps the pixels that are asked for. The same
             # bound for both sides, because it is for the image as stored, which may lie on its side.
             across, down = box[2] - box[0], box[3] - box[1]
@@ -233,11 +237,82 @@ class FolderSource:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return torch.from_numpy(pixels(image))
 
-    def _central_part(self, index: int) -> Tensor:
+    def _box(
+        self, seed: int, view: int, index: int, size: tuple[int, int], scale: tuple[float, float]
+    ) -> tuple[tuple[float, float, float, float], bool]:
+        """Draws the part of a picture to keep, (left, top, right, bottom) in pixels, and if it is mirrored.
+
+        Of a picture that is squeezed, the part is drawn after the squeeze: then it is as distorted as the
+        pictures of the evaluation.
+        """
+        if self.fit == "crop":
+            return crop_box(seed, view, index + self.first, *size, scale)
+        longer = max(size)
+        box, flip = crop_box(seed, view, index + self.first, longer, longer, scale)
+        x, y = size[0] / longer, size[1] / longer
+        return (box[0] * x, box[1] * y, box[2] * x, box[3] * y), flip
+
+    def _padded_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Tensor:
+        """Cuts a random part out of the picture on its border, moved so that its centre is on the picture."""
+        with open_image(self.root / self.files[index]) as stored:
+            longer = max(upright_size(stored))
+            box, flip = crop_box(seed, view, index + self.first, longer, longer, scale)
+            least = math.ceil(self.side * longer / min(box[2] - box[0], box[3] - box[1]))
+            stored.draft(None, (least, least))
+            image = decode_image(stored, self.channels)
+        image = _part_on_border(image, box, longer, self.side)
+        if flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(pixels(image))
+
+    def _square(self, index: int) -> Tensor:
         with open_image(self.root / self.files[index]) as stored:
             image = decode_image(stored, self.channels)
+        if self.fit == "whole":
+            return torch.from_numpy(pixels(image.resize((self.side, self.side), Image.Resampling.BILINEAR)))
+        if self.fit == "pad":
+            image = image.resize(fitted_size(image.size, self.side), Image.Resampling.BILINEAR)
+            return torch.from_numpy(pixels(_on_border(image, self.side)))
+        return self._central_part(image)
+
+    def _central_part(self, image: Image.Image) -> Tensor:
         short = min(image.size)
         width, height = (max(self.side, int(self.resize * length / short)) for length in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = round((width - self.side) / 2), round((height - self.side) / 2)
         return torch.from_numpy(pixels(image.crop((left, top, left + self.side, top + self.side))))
+
+
+def _on_border(image: Image.Image, side: int) -> Image.Image:
+    """Puts an image in the middle of a grey square."""
+    square = Image.new(image.mode, (side, side), BORDER if image.mode == "L" else (BORDER,) * 3)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def _part_on_border(image: Image.Image, box: Box, longer: int, side: int) -> Image.Image:
+    """Cuts a part out of a picture on its border, and resizes it to a square.
+
+    Args:
+        image: The picture, perhaps decoded smaller than it is.
+        box: The part, in pixels of the padded square of the picture as it is.
+        longer: Pixels of that square's side.
+        side: Pixels of the result.
+    """
+    scale = max(image.size) / longer
+    left, top, right, bottom = (edge * scale for edge in box)
+    spans = []
+    for start, end, length in ((left, right, image.width), (top, bottom, image.height)):
+        start, end = (edge - (max(image.size) - length) / 2 for edge in (start, end))  # in the picture
+        centre = (start + end) / 2
+        move = min(max(centre, 0), length) - centre
+        start, end = start + move, end + move
+        first, last = max(start, 0.0), min(end, float(length))
+        places = [round((edge - start) * side / (end - start)) for edge in (first, last)]
+        spans.append((first, last, min(places[0], side - 1), max(places[1], min(places[0], side - 1) + 1)))
+    (x, x_end, column, last_column), (y, y_end, row, last_row) = spans
+    size = (last_column - column, last_row - row)
+    part = image.resize(size, Image.Resampling.BILINEAR, box=(x, y, x_end, y_end))
+    square = Image.new(image.mode, (side, side), BORDER if image.mode == "L" else (BORDER,) * 3)
+    square.paste(part, (column, row))
+    return square

@@ -30,6 +30,9 @@ _TIMM_KEYS = frozenset(
 """torchvision's networks whose tensors bear the same names in timm, under the same network name."""
 
 
+_TIMM_CROP_MODES = {"whole": "squash", "pad": "border"}
+
+
 @dataclass(frozen=True, slots=True)
 class DeployedConfig:
     """The values of a `config.json`.
@@ -86,6 +89,7 @@ def write_config(
             "interpolation": spec.interpolation,
             "crop_pct": 1.0 if not spec.resize else (spec.crop or spec.height) / spec.resize,
             "num_classes": num_classes,
+            **({} if spec.fit == "crop" else {"crop_mode": _TIMM_CROP_MODES[spec.fit]}),
         }
     write_json(path, document)
 

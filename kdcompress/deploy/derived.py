@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdcompress.atomic import sha256_of, staging_folder, translated
-from kdcompress.deploy.gate import GATES, Gate, merge
+from kdcompress.data.split_name import TEST
+from kdcompress.deploy.gate import GATES, Gate, merge, with_split_name
 from kdcompress.errors import GateFailed
 from kdcompress.progress import Progress
 
@@ -74,7 +75,11 @@ class DerivedMaker:
 
 @contextmanager
 def derived_files(
-    folder: Path, makers: Sequence[DerivedMaker], student: dict[str, Any], progress: Progress
+    folder: Path,
+    makers: Sequence[DerivedMaker],
+    student: dict[str, Any],
+    progress: Progress,
+    test_name: str = TEST,
 ) -> Iterator[list[DerivedFile]]:
     """Makes and proves files in a staging folder, for the caller to `place`; the rest is removed at the end.
 
@@ -83,6 +88,7 @@ def derived_files(
         makers: Their makers, in this order.
         student: The `student` object of `results.json`.
         progress: Progress display.
+        test_name: Name of the test split in the gates' sentences.
 
     Raises:
         UserError: A file cannot be had of this network or these images.
@@ -92,7 +98,8 @@ def derived_files(
         with progress.counter() as tell:
             for number, maker in enumerate(makers):
                 tell(f"{maker.name} file", number, len(makers))
-                files.append(maker.make(folder, staging, student))
+                file = maker.make(folder, staging, student)
+                files.append(_with_gates(file, with_split_name(file.gates, test_name)))
                 tell(f"{maker.name} file", number + 1, len(makers))
         yield files
 
@@ -124,6 +131,10 @@ def failure(files: Sequence[DerivedFile]) -> GateFailed | None:
             lines.append(f"{file.title} does not ship: {count}; {where}")
             lines += [f"  {line}" for line in (*failed, *file.advice())]
     return GateFailed("\n".join(lines)) if lines else None
+
+
+def _with_gates(file: File, gates: list[Gate]) -> File:
+    return dataclasses.replace(file, gates=gates)  # type: ignore[type-var]
 
 
 def _place_file(file: File, folder: Path) -> File:

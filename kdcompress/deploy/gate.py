@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress.atomic import write_json
+from kdcompress.data.split_name import name_split
 
 SCHEMA = "kdcompress.gates/1"
 GATES = "gates.json"
@@ -66,6 +67,11 @@ def format_prefix(name: str) -> str:
 def renamed(gates: Iterable[Gate], prefix: str) -> list[Gate]:
     """The gates with a prefix before their names."""
     return [replace(gate, gate=f"{prefix}{gate.gate}") for gate in gates]
+
+
+def with_split_name(gates: Iterable[Gate], name: str) -> list[Gate]:
+    """Names the test split in the gates' sentences; see `data.split_name`."""
+    return [replace(gate, detail=name_split(gate.detail, name)) for gate in gates]
 
 
 def document(gates: Sequence[Gate]) -> dict[str, Any]:

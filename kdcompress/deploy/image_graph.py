@@ -1,8 +1,8 @@
 """`student.image.onnx`: the network with all that lies between an upright image and its logits in the graph.
 
 Its input is `images`, uint8 `[batch, height, width, channels]`: pixels as a decoder gives them, of any size
-(all of one batch of the same), RGB or grey. The shorter side is resized, the centre cut out, and the values
-are normalised as `student.onnx` does it.
+(all of one batch of the same), RGB or grey. They are made square as the evaluation does it (`InputSpec.fit`:
+resized and the centre cut out, or whole), and the values are normalised as `student.onnx` does it.
 
 Pillow resizes bytes in two passes, across and then down (of some tall images the other way round), and
 rounds after each. So does this graph, with the triangle filter that Pillow calls bilinear; then next to no
@@ -87,7 +87,8 @@ def with_preprocessing(model: ModelProto, spec: InputSpec, typical: tuple[int, i
     shape = ["batch", "height", "width", spec.channels]
     graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape))
     facts = {entry.key: entry.value for entry in model.metadata_props}
-    facts[PREFIX + "normalisation"] = "in the graph, after resize and crop: uint8 images as they are decoded"
+    square = "resize and crop" if spec.fit == "crop" else "the images are made square"
+    facts[PREFIX + "normalisation"] = f"in the graph, after {square}: uint8 images as they are decoded"
     facts[KEY] = json.dumps(contract(spec, typical))
     del whole.metadata_props[:]
     helper.set_model_props(whole, dict(sorted(facts.items())))
@@ -101,13 +102,16 @@ def contract(spec: InputSpec, typical: tuple[int, int]) -> dict[str, Any]:
         "layout": "NHWC",
         "channels": "RGB" if spec.channels == 3 else "grey",
         "upright": True,
-        "resize": short_side(spec),
-        "crop": spec.height,
+        **({"resize": short_side(spec), "crop": spec.height} if spec.fit == "crop" else _whole(spec)),
         "interpolation": spec.interpolation,
         "antialias": True,
         "rounded": True,
         "typical": list(typical),
     }
+
+
+def _whole(spec: InputSpec) -> dict[str, Any]:
+    return {"fit": spec.fit, "side": spec.height, **({"border": spec.border} if spec.fit == "pad" else {})}
 
 
 def contract_of(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
@@ -128,59 +132,108 @@ def contract_of(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
     return {**facts, "typical": (int(height), int(width))}
 
 
-def _preprocessing(spec: InputSpec) -> tuple[list[NodeProto], list[TensorProto]]:
-    nodes: list[NodeProto] = []
-    constants: list[TensorProto] = []
+class _Preprocessing:
+    """Nodes and constants in front of the network, as they are added.
 
-    def named(name: str) -> str:
+    Args:
+        spec: The network's input.
+    """
+
+    def __init__(self, spec: InputSpec) -> None:
+        self.spec = spec
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def constant(self, name: str, value: object, dtype: type = np.int64) -> str:
+        """Adds a constant and returns its name."""
+        self.constants.append(numpy_helper.from_array(np.array(value, dtype), _PREFIX + name))
         return _PREFIX + name
 
-    def constant(name: str, value: object, dtype: type = np.int64) -> str:
-        constants.append(numpy_helper.from_array(np.array(value, dtype), named(name)))
-        return named(name)
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: object) -> str:
+        """Adds a node and returns the name of its output."""
+        name = _PREFIX + output
+        self.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
+        return name
 
-    def node(operator: str, inputs: list[str], output: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(operator, inputs, [named(output)], named(output), **attributes))
-        return named(output)
+    def cropped(
+        self, own: dict[str, str], side: str, two: str, short: str
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Computes the size after the resize, and the first row and column of the centre, by axis."""
+        node, size, first = self.node, {}, {}
+        shorter = node("Min", list(own.values()), "shorter")
+        for axis, length in own.items():
+            # Whole numbers, as the evaluation has it: the product first, rounded down, and never below the
+            # crop.
+            product = node("Mul", [length, short], f"{axis}_product")
+            scaled = node("Div", [product, shorter], f"{axis}_scaled")
+            size[axis] = node("Max", [scaled, side], f"{axis}_resized")
+            # Python's round of half the margin: to the even one of two that are equally near.
+            margin = node("Sub", [size[axis], side], f"{axis}_margin")
+            down = node("Div", [margin, two], f"{axis}_down")
+            odd = [node("Mod", [margin, two], f"{axis}_odd"), node("Mod", [down, two], f"{axis}_up")]
+            first[axis] = node("Add", [down, node("Mul", odd, f"{axis}_more")], f"{axis}_first")
+        return size, first
 
-    side = spec.height
-    short, crop = constant("short_side", [short_side(spec)]), constant("side", [side])
+    def on_border(self, own: dict[str, str], side: str, two: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Computes the size after the resize, and the border before the picture, by axis."""
+        node, size, first = self.node, {}, {}
+        one, longer = self.constant("one", [1]), node("Max", list(own.values()), "longer")
+        for axis, length in own.items():
+            scaled = node("Div", [node("Mul", [length, side], f"{axis}_product"), longer], f"{axis}_scaled")
+            size[axis] = node("Max", [scaled, one], f"{axis}_resized")
+            margin = node("Sub", [side, size[axis]], f"{axis}_margin")
+            first[axis] = node("Div", [margin, two], f"{axis}_first")
+        return size, first
+
+    def resized(self, own: dict[str, str], size: dict[str, str], half: str) -> str:
+        """Resizes as Pillow does, across and then down, rounded after each."""
+        node = self.node
+        planes = node("Transpose", [INPUT], "planes", perm=[0, 3, 1, 2])
+        done = node("Cast", [planes], "floats", to=TensorProto.FLOAT)
+        count = node("Shape", [planes], "count", start=0, end=2)
+        for name, height in (("across", own["height"]), ("down", size["height"])):
+            sizes = node("Concat", [count, height, size["width"]], f"{name}_sizes", axis=0)
+            # The filter ends at the image's border, where it is normalised anew.
+            part = node("Resize", [done, "", "", sizes], name, mode="linear", antialias=1, exclude_outside=1,
+                        coordinate_transformation_mode="half_pixel")  # fmt: skip
+            done = node("Floor", [node("Add", [part, half], f"{name}_up")], f"{name}_rounded")
+        return done
+
+
+def _preprocessing(spec: InputSpec) -> tuple[list[NodeProto], list[TensorProto]]:
+    made = _Preprocessing(spec)
+    node, constant, side = made.node, made.constant, spec.height
+    short = constant("short_side", [short_side(spec)]) if spec.fit == "crop" else ""
+    square = constant("side", [side])
     two, half = constant("two", [2]), constant("half", 0.5, np.float32)
     own = {
         "height": node("Shape", [INPUT], "height", start=1, end=2),
         "width": node("Shape", [INPUT], "width", start=2, end=3),
     }
-    shorter = node("Min", [own["height"], own["width"]], "shorter")
-    size, first = {}, {}
-    for axis, length in own.items():
-        # Whole numbers, as the evaluation has it: the product first, rounded down, and never below the crop.
-        product = node("Mul", [length, short], f"{axis}_product")
-        scaled = node("Div", [product, shorter], f"{axis}_scaled")
-        size[axis] = node("Max", [scaled, crop], f"{axis}_resized")
-        # Python's round of half the margin: to the even one of two that are equally near.
-        margin = node("Sub", [size[axis], crop], f"{axis}_margin")
-        down = node("Div", [margin, two], f"{axis}_down")
-        odd = node("Mul", [node("Mod", [margin, two], f"{axis}_odd"), node("Mod", [down, two], f"{axis}_up")],
-                   f"{axis}_more")  # fmt: skip
-        first[axis] = node("Add", [down, odd], f"{axis}_first")
-    planes = node("Transpose", [INPUT], "planes", perm=[0, 3, 1, 2])
-    floats = node("Cast", [planes], "floats", to=TensorProto.FLOAT)
-    count = node("Shape", [planes], "count", start=0, end=2)
-    done = floats
-    for name, height in (("across", own["height"]), ("down", size["height"])):
-        sizes = node("Concat", [count, height, size["width"]], f"{name}_sizes", axis=0)
-        # The filter ends at the image's border, where it is normalised anew.
-        resized = node("Resize", [done, "", "", sizes], name, mode="linear", antialias=1, exclude_outside=1,
-                       coordinate_transformation_mode="half_pixel")  # fmt: skip
-        done = node("Floor", [node("Add", [resized, half], f"{name}_up")], f"{name}_rounded")
-    starts = node("Concat", [first["height"], first["width"]], "starts", axis=0)
-    ends = node("Add", [starts, crop], "ends")
-    cut = node("Slice", [done, starts, ends, constant("axes", [2, 3])], "cut")
+    size, first = dict.fromkeys(own, square), dict[str, str]()
+    if spec.fit == "crop":
+        size, first = made.cropped(own, square, two, short)
+    elif spec.fit == "pad":
+        size, first = made.on_border(own, square, two)
+    done = made.resized(own, size, half)
+    if spec.fit != "whole":
+        starts = node("Concat", [first["height"], first["width"]], "starts", axis=0)
+    if spec.fit == "crop":
+        ends = node("Add", [starts, square], "ends")
+        done = node("Slice", [done, starts, ends, constant("axes", [2, 3])], "cut")
+    elif spec.fit == "pad":
+        sizes = node("Concat", [size["height"], size["width"]], "sizes", axis=0)
+        after = node("Sub", [node("Sub", [square, sizes], "borders"), starts], "after")
+        pads, grey = (
+            node("Concat", [starts, after], "pads", axis=0),
+            constant("grey", spec.border, np.float32),
+        )
+        done = node("Pad", [done, pads, grey, constant("axes", [2, 3])], "on_border")
     # Says what size it has, which nobody could infer.
     shape = constant(IMAGE_SHAPE.removeprefix(_PREFIX), [0, spec.channels, side, side])
-    node("Reshape", [cut, shape], PIXELS.removeprefix(_PREFIX))
+    node("Reshape", [done, shape], PIXELS.removeprefix(_PREFIX))
     node("Div", [PIXELS, constant("largest", _LARGEST, np.float32)], _SCALED.removeprefix(_PREFIX))
-    return nodes, constants
+    return made.nodes, made.constants
 
 
 def serialised(model: ModelProto) -> bytes:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from kdcompress import __version__, discovery
 from kdcompress.atomic import sha256_of, staging_folder, sync_folder, translated, write_bytes, write_json
 from kdcompress.data.input_spec import InputSpec
+from kdcompress.data.split_name import TEST
 from kdcompress.deploy.accuracy import Batches, outputs_of, scored
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import write_config
 from kdcompress.deploy.derived import FAILED
 from kdcompress.deploy.files import parts_of
-from kdcompress.deploy.gate import GATES, Gate, document, format_prefix
+from kdcompress.deploy.gate import GATES, Gate, document, format_prefix, with_split_name
 from kdcompress.deploy.golden_file import NAME as GOLDEN
 from kdcompress.deploy.golden_file import Picker, write_golden
 from kdcompress.deploy.macs import count_macs, count_parameters
@@ -56,6 +57,7 @@ class Subject:
             features `[N, D']`; None: there is no teacher to agree with.
         task: Kind of its outputs; None: classification, or embedding without class names.
         extra_gates: Gates checked before the export (the teacher is unchanged, …); they join the others.
+        test_name: Name of the test split in the gates' sentences and in the file.
     """
 
     network: nn.Module
@@ -67,6 +69,7 @@ class Subject:
     teacher_outputs: Tensor | None = None
     extra_gates: Sequence[Gate] = ()
     task: Task | None = None
+    test_name: str = TEST
 
     @property
     def known_task(self) -> Task:
@@ -157,7 +160,7 @@ def ship(
             allow_code=allow_code,
             task=task,
         )
-        gates = [*gates, *proof.gates, *subject.extra_gates]
+        gates = with_split_name([*gates, *proof.gates, *subject.extra_gates], subject.test_name)
         if proof.exported is None or not all(gate.passed for gate in gates):
             raise _failed(folder, staging, gates)
         file = files[scored_format(files)]
@@ -193,7 +196,7 @@ def _describe(subject: Subject, score: dict[str, Any]) -> dict[str, str]:
     known = ("top1", "knn_top1", "cluster_accuracy", "nmi") if score["n"] else ("agreement",)
     figures = {name: score[name] for name in known if score.get(name) is not None}
     if figures:
-        described["accuracy"] = json.dumps({"split": "test", **figures, "n": score["n"]})
+        described["accuracy"] = json.dumps({"split": subject.test_name, **figures, "n": score["n"]})
     return described
 
 

@@ -55,7 +55,7 @@ def add_to_run(
     """
     run, recipe = _opened(source, allow_code)
     spec = read_config(source / CONFIG).spec
-    data = data_of(recipe, root, (spec.height, spec.width), spec.channels, progress)
+    data = data_of(recipe, root, (spec.height, spec.width), spec.channels, progress, spec.known_fit)
     workers = granted_cores()
     test = functools.partial(images_of, data.test, workers=workers)
     makers = request.makers(
@@ -63,7 +63,7 @@ def add_to_run(
     )
     with run.held():
         results = read_json(source / "results.json")
-        with derived_files(source, makers, results["student"], progress) as files:
+        with derived_files(source, makers, results["student"], progress, data.test_name) as files:
             made = CompressedFiles.of(files)
             assert made is not None
             section = request.timing(recipe.bench)

@@ -112,7 +112,8 @@ def export(
     side = request.side or known or (default_side(model) if on.recipe is None else None)
     found = find_student_in(source, model, side or default_side(model), request)
     channels = {found.channels} if found.channels is not None else accepted_channels(model)
-    data = open_section(section, on.root, side, frozenset(channels), progress)
+    fit = config.spec.known_fit if config is not None else None
+    data = open_section(section, on.root, side, frozenset(channels), progress, fit)
     spec = _input_spec(data, on, config)
     network = load_student(found, model, data.image_size[0], request, source, channels=data.channels)
     count = _classes(network, spec, model)
@@ -121,7 +122,7 @@ def export(
     names, test = _named(count, names, data, source)
     derived_request = derived or DerivedRequest()
     with batches_of(test) as batches:
-        subject = Subject(network, model, spec, names, batches, {})
+        subject = Subject(network, model, spec, names, batches, {}, test_name=data.test_name)
         code = request.allow_code
         makers = derived_request.makers(data.train, test, batches, workers=granted_cores(), allow_code=code)
         shipped, files = write_subject(

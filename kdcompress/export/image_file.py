@@ -112,4 +112,4 @@ def _as_files(source: Source, spec: InputSpec, folder: Path) -> FolderSource:
         picture.resize(size, Image.Resampling.BICUBIC).save(folder / name, quality=_QUALITY)
         names.append(name)
     share = spec.height / image_graph.short_side(spec)
-    return FolderSource(folder, names, source.labels, spec.height, spec.channels, "none", share)
+    return FolderSource(folder, names, source.labels, spec.height, spec.channels, "none", share, fit=spec.fit)

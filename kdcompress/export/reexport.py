@@ -16,6 +16,7 @@ from kdcompress import discovery
 from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
+from kdcompress.data.input_spec import Fit
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.source import Source
 from kdcompress.deploy.accuracy import Batches, as_input
@@ -83,7 +84,8 @@ def export(
     if file is None:
         raise UserError(f"{source}: holds no {WEIGHTS}; finish the run with --resume first")
     network, config = safetensors.read(file, allow_code=allow_code)
-    data = data_of(recipe, root, (config.spec.height, config.spec.width), config.spec.channels, progress)
+    spec = config.spec
+    data = data_of(recipe, root, (spec.height, spec.width), spec.channels, progress, spec.known_fit)
     for name in (ENSEMBLE, EXITS):
         if (source / name).exists():
             progress.warn(
@@ -94,7 +96,10 @@ def export(
     request = derived or DerivedRequest()
     with batches_of(data.test) as test:
         task = task_of(config.num_classes, config.task)
-        subject = Subject(network, config.model, config.spec, config.class_names, test, metadata, task=task)
+        subject = Subject(
+            network, config.model, config.spec, config.class_names, test, metadata,
+            task=task, test_name=data.test_name,
+        )  # fmt: skip
         makers = request.makers(data.train, data.test, test, workers=granted_cores(), allow_code=allow_code)
         written = write_subject(
             subject, folder, formats, makers, progress, opset=opset, allow_code=allow_code
@@ -228,17 +233,40 @@ def check_single(source: Path) -> None:
 
 
 def data_of(
-    recipe: Recipe, root: str | None, size: tuple[int, int], channels: int, progress: Progress
+    recipe: Recipe,
+    root: str | None,
+    size: tuple[int, int],
+    channels: int,
+    progress: Progress,
+    fit: Fit | None = None,
 ) -> Data:
-    """The recipe's data as a network of this input wants it."""
-    return open_section(recipe.data, root, size[0], frozenset({channels}), progress)
+    """Opens the recipe's data as a network of this input takes it.
+
+    Args:
+        recipe: Its `data:` names the images.
+        root: Folder or table of the data; None: the recipe's.
+        size: (H, W) in pixels.
+        channels: C.
+        progress: Terminal output.
+        fit: How the network's pictures become squares; None: as the recipe says.
+    """
+    return open_section(recipe.data, root, size[0], frozenset({channels}), progress, fit)
 
 
 def open_section(
-    section: DataSection, root: str | None, side: int | None, channels: frozenset[int], progress: Progress
+    section: DataSection,
+    root: str | None,
+    side: int | None,
+    channels: frozenset[int],
+    progress: Progress,
+    fit: Fit | None = None,
 ) -> Data:
-    """The data of a section, from another folder or in another size where one is given."""
-    update = {"root": root or section.root, "image_size": side or section.image_size}
+    """Opens the data of a section, from another place, in another size or fit where one is given."""
+    update = {
+        "root": root or section.root,
+        "image_size": side or section.image_size,
+        "resize": fit or section.resize,
+    }
     with progress.counter() as tell:
         return open_data(section.model_copy(update=update), channels=channels, progress=tell)
 

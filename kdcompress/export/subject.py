@@ -57,7 +57,7 @@ def write_subject(
                 folder.rmdir()
         raise
     _drop_stale(folder, shipped.files)
-    with derived_files(folder, makers, shipped.student, progress) as files:
+    with derived_files(folder, makers, shipped.student, progress, subject.test_name) as files:
         return shipped, place(files, folder)
 
 

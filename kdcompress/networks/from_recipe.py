@@ -12,7 +12,7 @@ from torch import nn
 
 from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks import weights
-from kdcompress.networks.build import NetworkSpec, build
+from kdcompress.networks.build import NetworkSpec, accepted_channels, build
 from kdcompress.recipe import NetworkSection, TeacherSection
 from kdcompress.tasks import Task, task_of
 
@@ -31,6 +31,8 @@ class LoadedNetwork:
         head_replaced: True: the weights had other classes, so the classifier is freshly drawn.
         num_classes: K that it was built for; 0: a backbone, whose output is its pooled features.
         dropped: Keys of the weights that it has no place for: a classifier or a projection head.
+        channels: C that it was built for; 3 for a teacher that gets grey images three times. 0: those of the
+            images.
     """
 
     network: nn.Module
@@ -38,6 +40,7 @@ class LoadedNetwork:
     head_replaced: bool
     num_classes: int
     dropped: tuple[str, ...] = ()
+    channels: int = 0
 
     @property
     def task(self) -> Task:
@@ -69,7 +72,7 @@ def load_network(
     Args:
         section: The network's section of the recipe.
         num_classes: K of the data.
-        channels: C of the images.
+        channels: C of the images; a teacher may take three of grey ones.
         image_size: (H, W) of the images.
         seed: The run's seed.
         purpose: student, teacher, peer1, ...; each draws its fresh weights independently.
@@ -90,9 +93,13 @@ def load_network(
 
     if headless == "always":
         num_classes = 0
+    if isinstance(section, TeacherSection):
+        channels = teacher_channels(
+            section, channels=channels, image_size=image_size, allow_code=allow_code, progress=progress
+        )
     network = built(num_classes)
     if section.initial_weights is None:
-        return LoadedNetwork(network, None, False, num_classes)
+        return LoadedNetwork(network, None, False, num_classes, channels=channels)
     pretrained = weights.resolve(section.initial_weights, section.model, progress=progress)
     if section.license is not None:
         pretrained = dataclasses.replace(pretrained, license=section.license)
@@ -111,7 +118,7 @@ def load_network(
         loaded = weights.load_into(
             network, pretrained.state_dict, source=pretrained.source, allow_other_head=False, headless=True
         )
-        return LoadedNetwork(network, pretrained, False, 0, loaded.dropped)
+        return LoadedNetwork(network, pretrained, False, 0, loaded.dropped, channels)
     classes = weights.classifier_classes(pretrained.state_dict, network)
     if keep_classes and classes is not None and classes != num_classes:
         raise UserError(
@@ -121,7 +128,50 @@ def load_network(
     loaded = weights.load_into(
         network, pretrained.state_dict, source=pretrained.source, allow_other_head=not keep_classes
     )
-    return LoadedNetwork(network, pretrained, loaded.head_replaced, num_classes, loaded.dropped)
+    return LoadedNetwork(network, pretrained, loaded.head_replaced, num_classes, loaded.dropped, channels)
+
+
+def teacher_channels(
+    section: TeacherSection, *, channels: int, image_size: tuple[int, int], allow_code: bool, progress: bool
+) -> int:
+    """Returns the number of channels that the teacher is built for.
+
+    Args:
+        section: The teacher's section of the recipe.
+        channels: C of the images.
+        image_size: (H, W) of the images.
+        allow_code: True: a `python:` network may be built.
+        progress: True: shows a download.
+
+    Returns:
+        `teacher.input.channels` if it is given. Otherwise C, or 3 for grey images where the network or its
+        weights read three channels.
+
+    Raises:
+        UserError: It is to take grey images, and they are in colour.
+    """
+    own = section.input.channels
+    if own is not None:
+        if own == 1 and channels != 1:
+            raise UserError(
+                f"teacher.input.channels: 1, but the images have {channels}; set data.channels to 1, which "
+                "makes them grey for all networks, or leave it out"
+            )
+        return own
+    if channels != 1:
+        return channels
+    if channels not in accepted_channels(section.model):
+        return 3
+    with torch.random.fork_rng(devices=[]):  # looking draws no random numbers
+        network = build(
+            section.model, num_classes=2, channels=1, image_size=image_size, allow_code=allow_code
+        )
+    # A function of the user's own may build for three channels whatever it is called with.
+    reads = {weights.channels_read(network.state_dict(), network)}
+    if section.initial_weights is not None:
+        pretrained = weights.resolve(section.initial_weights, section.model, progress=progress)
+        reads.add(weights.channels_read(pretrained.state_dict, network))
+    return 3 if 3 in reads else 1
 
 
 def headless_teacher(section: TeacherSection, *, logits_read: bool, task: Task) -> Headless:
@@ -157,6 +207,9 @@ def class_names_of_weights(
     """
     assert section.initial_weights is not None
     pretrained = weights.resolve(section.initial_weights, section.model, progress=progress)
+    channels = teacher_channels(
+        section, channels=channels, image_size=image_size, allow_code=allow_code, progress=progress
+    )
     # Of any number of classes: it says where the classifier stands.
     network = build(
         section.model, num_classes=2, channels=channels, image_size=image_size, allow_code=allow_code

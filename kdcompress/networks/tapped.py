@@ -192,8 +192,11 @@ class Tapped:
         """Computes `(images - mean) / std`, channels-last, in one pass over the memory.
 
         Args:
-            images: `[B, C, H, W]` in [0, 1].
+            images: `[B, C, H, W]` in [0, 1]; grey ones `[B, 1, H, W]` are repeated for a network of three
+                channels.
         """
+        if images.shape[1] != self.channels:
+            images = images.expand(-1, self.channels, -1, -1)
         images = images.contiguous(memory_format=torch.channels_last)
         return torch.addcmul(self._shift, images, self._scale)
 

@@ -200,6 +200,24 @@ def classifier_classes(state: Mapping[str, Tensor], network: nn.Module) -> int |
     return None if in_pretraining else _rows(state, _classifier(network))
 
 
+def channels_read(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
+    """Returns the number of image channels that weights read, by the network's first convolution.
+
+    Args:
+        state: The weights.
+        network: One of the architecture they are for.
+
+    Returns:
+        C, or None if the network begins with something else or the weights have no such tensor.
+    """
+    state, _ = _of_network(network.state_dict(), state)
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            weight = state.get(f"{path}.weight")
+            return int(weight.shape[1]) * module.groups if weight is not None and weight.ndim == 4 else None
+    return None
+
+
 def _of_network(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], in_pretraining: bool = False
 ) -> tuple[Mapping[str, Tensor], bool]:

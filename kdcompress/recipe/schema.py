@@ -44,10 +44,17 @@ class DataSection(Section):
     dataset: str = "imagefolder"
     """One of `kdcompress datasets`."""
     root: str | None = None
-    """Folder of the data; `--data` overrides it. None: the default locations of the data set (bundled, cache,
-    system)."""
+    """Folder of the data, or a table of labels (.csv, .tsv, .jsonl) in the folder of its images; `--data`
+    overrides it. None: the default locations of the data set (bundled, cache, system)."""
     image_size: int | None = Field(None, ge=8, le=4096)
     """Side of the training images in pixels. None: the default of the data set (224 for an image folder)."""
+    resize: Literal["crop", "whole", "pad"] = "crop"
+    """How pictures of any shape become squares of that side. crop: the shorter side is resized and the centre
+    cut out. whole: all of the picture is squeezed into the square. pad: all of it in its own proportions, on
+    a grey border. Whoever uses the student must do the same: its files say which."""
+    channels: Literal["auto", 1, 3] = "auto"
+    """1: images are grey, and a teacher that takes three channels gets the one three times. 3: colour. auto:
+    what the data has and all networks take; image files are colour where they do."""
     batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] = 64
     """Global batch size, summed over all processes. auto: 256, halved down to 32 while an epoch has fewer
     than 50 steps; `optim.lr` of the recipe is then that of 256 images and is scaled in proportion."""
@@ -100,6 +107,9 @@ class InputSection(Section):
     """Standard deviation per channel, like the mean."""
     size: int | None = Field(None, ge=8, le=4096)
     """Side in pixels that the images are resized to for this network. None: from the weights."""
+    channels: Literal[1, 3] | None = None
+    """Channels that it takes; grey images are repeated on three. None: those of the images, or three where
+    the network or its weights take no grey images."""
 
 
 AUTO = "auto"

@@ -10,6 +10,7 @@ import yaml
 
 from kdcompress import discovery
 from kdcompress.atomic import write_text
+from kdcompress.data.split_name import name_split
 from kdcompress.report import numbers, words
 from kdcompress.report.page import networks
 from kdcompress.report.record import Record, read_run
@@ -36,7 +37,7 @@ def write_card(run: Path) -> Path:
     """
     record = read_run(run)
     path = record.folder / NAME
-    write_text(path, card(record))
+    write_text(path, name_split(card(record), record.test_name))
     return path
 
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from kdcompress import __version__
 from kdcompress.atomic import write_text
+from kdcompress.data.split_name import TEST, name_split
 from kdcompress.report import numbers, words
 from kdcompress.report.charts import Chart, Line, Row, line_chart
 from kdcompress.report.charts import dot_chart as draw_dots
@@ -146,7 +147,9 @@ def write_comparison(
             (name, [_describe(value) for value in values]) for name, values in differing(rows).items()
         ],
     }
-    write_text(path, environment.get_template("comparison.html.j2").render(context))
+    names = {row.first.test_name for row in rows}
+    text = environment.get_template("comparison.html.j2").render(context)
+    write_text(path, name_split(text, names.pop() if len(names) == 1 else TEST))
 
 
 def _entry(row: Compared, key: str) -> dict[str, Any]:

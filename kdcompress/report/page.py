@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from kdcompress import __version__
 from kdcompress.atomic import write_text
+from kdcompress.data.split_name import name_split
 from kdcompress.report import curves, numbers, words
 from kdcompress.report.charts import Chart, Row, Style, dot_chart
 from kdcompress.report.latency import latency_charts
@@ -38,7 +39,7 @@ def write_report(run: Path) -> Path:
     """
     record = read_run(run)
     path = record.folder / NAME
-    write_text(path, page(record))
+    write_text(path, name_split(page(record), record.test_name))
     return path
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress.data.input_spec import InputSpec
+from kdcompress.data.split_name import TEST
 from kdcompress.errors import UserError
 from kdcompress.strict_yaml import read_yaml
 from kdcompress.tasks import Task, task_of
@@ -67,6 +68,11 @@ class Record:
     def input_spec(self) -> InputSpec | None:
         """The shipped network's input, or None if the run has no `config.json`."""
         return InputSpec.from_json(self.config["input"]) if "input" in self.config else None
+
+    @property
+    def test_name(self) -> str:
+        """Name of the test split in texts: that of the folder that it was read from."""
+        return str((self.manifest.get("data") or {}).get("test_split", TEST))
 
     @property
     def failed_gates(self) -> list[dict[str, Any]]:

@@ -39,8 +39,14 @@ def preprocessing(spec: InputSpec) -> str:
     """Describes the way from an image file to the network's input."""
     colours = "grey, 1 channel" if spec.channels == 1 else "RGB, 3 channels"
     steps = [f"decode as {colours}"]
-    if spec.resize is not None:
+    if spec.fit == "pad":
+        steps.append(f"resize the longer side to {spec.height} pixels ({spec.interpolation}, antialiased)")
+        steps.append(f"put it in the middle of a square of the grey {spec.border}")
+    elif spec.resize is not None:
         steps.append(f"resize the shorter side to {spec.resize} pixels ({spec.interpolation}, antialiased)")
+    elif spec.fit == "whole":
+        size = f"{spec.width}×{spec.height} pixels"
+        steps.append(f"squeeze all of the picture to {size} ({spec.interpolation}, antialiased)")
     else:
         steps.append(f"resize to {spec.width}×{spec.height} pixels ({spec.interpolation}, antialiased)")
     if spec.crop is not None:
@@ -53,7 +59,14 @@ def _images(spec: InputSpec) -> str:
     """Returns code that makes `images`, a float32 array [1, C, H, W] in [0, 1]."""
     mode, method = ("L" if spec.channels == 1 else "RGB"), spec.interpolation.upper()
     lines = [f'image = Image.open("image.jpg").convert("{mode}")']
-    if spec.resize is not None:
+    if spec.fit == "pad":
+        side, grey = spec.height, spec.border
+        colour = grey if spec.channels == 1 else (grey,) * spec.channels
+        lines.append(f"size = [max(1, {side} * length // max(image.size)) for length in image.size]")
+        lines.append(f"picture = image.resize(size, Image.{method})")
+        lines.append(f'image = Image.new("{mode}", ({side}, {side}), {colour})')
+        lines.append(f"image.paste(picture, (({side} - size[0]) // 2, ({side} - size[1]) // 2))")
+    elif spec.resize is not None:
         lines.append(f"scale = {spec.resize} / min(image.size)")
         lines.append(f"image = image.resize([round(side * scale) for side in image.size], Image.{method})")
     elif spec.crop is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcompress.data.split_name import TEST
 from kdcompress.recipe import RANDOM
 from kdcompress.report import numbers
 from kdcompress.report.record import Record
@@ -304,7 +305,7 @@ def provenance(record: Record) -> list[tuple[str, str]]:
             rows.append((term, str(manifest[term])))
     data, teacher = manifest.get("data") or {}, manifest.get("teacher")
     if data:
-        rows.append(("data", f"{data['name']}: {_counts(data)}"))
+        rows.append(("data", f"{data['name']}: {_counts(data, record.test_name)}"))
         rows.append(("data listing", f"SHA-256 {data.get('listing_sha256')}"))
         if extra := data.get("extra"):
             rows.append(("generated images", f"{extra['name']}: {_counts(extra)}; SHA-256 {extra['sha256']}"))
@@ -332,8 +333,11 @@ def provenance(record: Record) -> list[tuple[str, str]]:
     return rows
 
 
-def _counts(entry: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {numbers.figure(count)}" for name, count in entry.get("counts", {}).items())
+def _counts(entry: dict[str, Any], test_name: str = TEST) -> str:
+    return ", ".join(
+        f"{test_name if name == TEST else name} {numbers.figure(count)}"
+        for name, count in entry.get("counts", {}).items()
+    )
 
 
 def licence(entry: dict[str, Any]) -> str:

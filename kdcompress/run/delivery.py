@@ -16,6 +16,7 @@ from torch import Tensor
 from kdcompress import __version__
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench.measure import Artefact, measure
+from kdcompress.data.split_name import TEST, name_split
 from kdcompress.deploy.derived import DerivedFile, DerivedMaker, failure
 from kdcompress.deploy.ensemble import EnsembleFile, Member, write_ensemble
 from kdcompress.deploy.exits import ExitHead, ExitsFile, with_timings, write_cut, write_exits
@@ -116,6 +117,7 @@ def deliver(
         outputs,
         gates,
         task,
+        run.data.test_name,
     )
     folder, data = run.folder.path, run.data
     makers = DerivedRequest.of(run.recipe.export, folder, KEY).makers(
@@ -290,7 +292,10 @@ def report(
                 gain, shipped.student, teacher, baseline, figure=figure, steps=outcome.steps,
                 epochs=run.recipe.epochs, cut_short=train.max_steps == outcome.steps,
             )  # fmt: skip
-            gain["cause"] = None if likely is None else likely.to_json()
+            gain["cause"] = None
+            if likely is not None:
+                name = run.data.test_name
+                gain["cause"] = {key: name_split(text, name) for key, text in likely.to_json().items()}
     training = {
         "candidate": outcome.candidate,
         "epoch": outcome.epoch,
@@ -327,6 +332,7 @@ def report(
             "name": run.data.name,
             "listing_sha256": run.data.listing_sha256,
             "counts": run.data.counts,
+            **({} if run.data.test_name == TEST else {"test_split": run.data.test_name}),
             "license": run.data.license,
             "warnings": list(run.data.warnings),
             "extra": run.data.extra and run.data.extra.to_json(),

@@ -205,7 +205,7 @@ def _key(run: Run, section: ExtraSection, teacher: Teacher) -> str:
         "kdcompress": __version__,
         "extra": [extra.sha256, extra.counts, section.keep, section.relabel],
         "classes": run.data.class_names,
-        "images": [run.data.channels, run.data.image_size],
+        "images": [run.data.channels, run.data.image_size, run.data.fit],
         "teacher": [teacher.model, teacher.size, teacher.fingerprint],
         "mean_std": teacher.normalisation,
         "precision": run.precision,

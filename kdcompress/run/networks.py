@@ -165,17 +165,21 @@ def tapped(run: Run, section: NetworkSection, start: LoadedNetwork) -> Tapped:
 def input_spec(run: Run, section: NetworkSection, start: LoadedNetwork) -> InputSpec:
     """Returns the input specification of a network: the data's, with its own normalisation."""
     spec = run.data.input_spec()
+    channels = start.channels or spec.channels
     own = section.input if isinstance(section, TeacherSection) else InputSection()
     for key, values in (("mean", own.mean), ("std", own.std)):
-        if values is not None and len(values) != spec.channels:
+        if values is not None and len(values) != channels:
+            owner = "the images, which have" if channels == spec.channels else "the teacher, which takes"
             raise UserError(
-                f"teacher.input.{key}: expected one value per channel of the images, which have "
-                f"{spec.channels}, got {len(values)}"
+                f"teacher.input.{key}: expected one value per channel of {owner} {channels}, "
+                f"got {len(values)}"
             )
     known = start.weights
     mean = own.mean or (known.mean if known is not None else None) or spec.mean
     std = own.std or (known.std if known is not None else None) or spec.std
-    return dataclasses.replace(spec, mean=tuple(mean), std=tuple(std))
+    if channels != spec.channels:  # grey images, of which a teacher gets each channel the same
+        mean, std = (values if len(values) == channels else (*values,) * channels for values in (mean, std))
+    return dataclasses.replace(spec, channels=channels, mean=tuple(mean), std=tuple(std))
 
 
 def info(run: Run) -> DataInfo:

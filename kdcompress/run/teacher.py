@@ -300,6 +300,7 @@ def figures(run: Run, teaching: Teaching, file: Path, on_test: OnTest) -> dict[s
     teacher = teaching.teacher
     network = teacher_network(teacher, "teacher").network
     height, width = teacher.size or run.data.image_size
+    # The images' own channels: the file repeats grey ones, since its mean and std are per channel.
     spec = dataclasses.replace(
         run.data.input_spec(), mean=teacher.input_spec.mean, std=teacher.input_spec.std,
         height=height, width=width,
@@ -309,7 +310,7 @@ def figures(run: Run, teaching: Teaching, file: Path, on_test: OnTest) -> dict[s
     return {
         **on_test.figures(len(run.data.class_names)),
         "params": count_parameters(network),
-        "macs": count_macs(network, run.data.channels, height, width),
+        "macs": count_macs(network, teacher.input_spec.channels, height, width),
         "bytes": file.stat().st_size,
     }
 

@@ -21,13 +21,16 @@ from kdcompress.bench.target import RuntimeChecker, Target
 from kdcompress.bench.targets import LOCAL, parse_target
 from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data
+from kdcompress.data.input_spec import Fit
 from kdcompress.deploy.accuracy import score_split
+from kdcompress.deploy.config import NAME as CONFIG
+from kdcompress.deploy.config import read_config
 from kdcompress.deploy.files import format_of, formats
 from kdcompress.deploy.formats import onnx, openvino, safetensors
 from kdcompress.deploy.graph_size import GraphFacts, graph_facts
 from kdcompress.deploy.image_graph import contract_of
 from kdcompress.deploy.ir_size import ir_facts
-from kdcompress.deploy.load import Graph, open_graph
+from kdcompress.deploy.load import Graph, open_graph, spec_of
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import UserError
 from kdcompress.export.reexport import data_of, images_of
@@ -324,7 +327,7 @@ def _with_data(
     """Gives each artefact real images of its own size, and its accuracy on the test split."""
     assert request.recipe is not None
     recipe = load_recipe_of_data(request.recipe, request.overrides, allow_code=request.allow_code)
-    opened: dict[tuple[int, int, int], tuple[Data, NDArray[np.float32]]] = {}
+    opened: dict[tuple[tuple[int, int, int], Fit | None], tuple[Data, NDArray[np.float32]]] = {}
     done: list[Artefact] = []
     warnings = []
     for artefact in artefacts:
@@ -337,15 +340,26 @@ def _with_data(
             done.append(artefact)
             continue
         channels, *size = artefact.shape
-        if artefact.shape not in opened:
-            data = data_of(recipe, request.data, (size[0], size[1]), channels, progress)
-            opened[artefact.shape] = data, _some_images(data)
-        data, images = opened[artefact.shape]
+        key = artefact.shape, _fit(artefact.file)
+        if key not in opened:
+            data = data_of(recipe, request.data, (size[0], size[1]), channels, progress, key[1])
+            opened[key] = data, _some_images(data)
+        data, images = opened[key]
         accuracy, why_not = _accuracy(artefact, data, request.allow_code)
         if why_not:
             warnings.append(f"{artefact.name}: no top-1: {why_not}")
         done.append(dataclasses.replace(artefact, images=images, accuracy=accuracy))
     return tuple(done), warnings
+
+
+def _fit(file: Path) -> Fit | None:
+    """Reads how pictures become squares for a file; None: it does not say."""
+    if file.suffix == safetensors.SUFFIX:
+        return read_config(file.parent / CONFIG).spec.known_fit
+    if format_of(file) is None:
+        return None
+    graph = open_graph(file)
+    return spec_of(graph).known_fit if onnx.PREFIX + "input" in graph.metadata else None
 
 
 def _some_images(data: Data) -> NDArray[np.float32]:
@@ -375,4 +389,4 @@ def _accuracy(artefact: Artefact, data: Data, allow_code: bool) -> tuple[dict[st
     score = score_split(run, images, run.task.scorer(data.num_classes)).result()
     if score["n"] == 0:
         return None, "none of the test images has a label"
-    return {"split": "test", **{key: score[key] for key in ("top1", "balanced_top1", "n")}}, ""
+    return {"split": data.test_name, **{key: score[key] for key in ("top1", "balanced_top1", "n")}}, ""

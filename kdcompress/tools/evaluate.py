@@ -38,7 +38,7 @@ def evaluate(
         recipe: Recipe whose `data:` section names the images.
         data: Folder of the data; goes before the recipe's.
         overrides: Changes to the recipe.
-        split: test or held_out.
+        split: test or held_out, or the name of the folder that the test split is read from.
         allow_code: True: a `python:` network may be built.
 
     Raises:
@@ -59,7 +59,9 @@ def evaluate(
             "worth with --probe"
         )
     resolved = load_recipe_of_data(recipe, overrides, allow_code=allow_code)
-    opened = data_of(resolved, data, (spec.height, spec.width), spec.channels, progress)
+    size = (spec.height, spec.width)
+    opened = data_of(resolved, data, size, spec.channels, progress, spec.known_fit)
+    split = opened.split_called(split)
     images = opened.test if split == "test" else opened.held_out
     if images is None:
         raise DataError("--split held_out: the recipe holds nothing out (data.held_out: 0)")
@@ -71,4 +73,5 @@ def evaluate(
         raise UserError(f"{file}: tells {outputs} classes apart, the data has {opened.num_classes}")
     scorer = run.task.scorer(outputs)
     score = score_split(run, images_of(images, workers=granted_cores()), scorer).result()
-    return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": split, **score}
+    name = opened.test_name if split == "test" else split
+    return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": name, **score}

@@ -97,8 +97,10 @@ def probe(
     else:
         read, config = _student(file, resolved, allow_code=allow_code)
         spec = config.spec
-    opened = data_of(resolved, data, (spec.height, spec.width), spec.channels, progress)
-    scored = _split(opened, split)
+    size = (spec.height, spec.width)
+    opened = data_of(resolved, data, size, spec.channels, progress, spec.known_fit)
+    role = opened.split_called(split)
+    scored, split = _split(opened, role), opened.test_name if role == "test" else role
     if not bool((scored.labels >= 0).any()):
         raise DataError(f"--probe: no image of the {split} split has a label to score on")
     document = {"schema": EVALUATION_SCHEMA, "file": str(file), "split": split}
@@ -110,7 +112,7 @@ def probe(
             "--probe: no training image has a label to learn from; set data.labels to all or to a number, or "
             "sort the images into a folder per class"
         )
-    chooser = _labelled(opened.held_out) if kind == "linear" and split == "test" else None
+    chooser = _labelled(opened.held_out) if kind == "linear" and role == "test" else None
     known = _features(read, train, progress, "features of training images")
     queries = _features(read, scored, progress, f"features of {split} images")
     told: dict[str, Any]
@@ -202,13 +204,13 @@ def knowledge(
     resolved = load_recipe_of_data(recipe, overrides, allow_code=allow_code)
     student, config = _student(file, recorded, allow_code=allow_code)
     size = config.spec.height, config.spec.width
-    opened = data_of(resolved, data, size, config.spec.channels, progress)
+    opened = data_of(resolved, data, size, config.spec.channels, progress, config.spec.known_fit)
     networks = {"student": _Network(config.model, student)}
     if recorded.teacher is not None:
         own = opened
         if not _same_training_images(recorded, resolved):
             # A teacher that was trained there normalises as its own training images said.
-            own = data_of(recorded, data, size, config.spec.channels, progress)
+            own = data_of(recorded, data, size, config.spec.channels, progress, config.spec.known_fit)
         own = dataclasses.replace(own, class_names=config.class_names or own.class_names)
         alone = Processes(0, 1, torch.device("cpu"))
         run = Run(recorded, RunFolder(source), own, alone, progress, allow_code, "")
@@ -216,7 +218,9 @@ def knowledge(
     if (source / "baseline" / WEIGHTS).is_file():
         baseline, its_config = _student(source / "baseline" / WEIGHTS, recorded, allow_code=allow_code)
         networks["baseline"] = _Network(its_config.model, baseline)
-    look = _Look(_split(opened, split), images, resolved.seed, second_view(opened.augment, min(size)), search)
+    role = opened.split_called(split)
+    split = opened.test_name if role == "test" else role
+    look = _Look(_split(opened, role), images, resolved.seed, second_view(opened.augment, min(size)), search)
     threads = resolved.train.threads or recorded.train.threads
     with progress.bar("entropies", len(networks) * look.steps) as bar, _threads(threads):
         seen = {name: look(network, partial(bar.advance, 1, name)) for name, network in networks.items()}

@@ -23,6 +23,7 @@ from kdcompress import __version__, discovery
 from kdcompress.atomic import write_text
 from kdcompress.bench.budget import CONFIDENCE, Budget, megabytes, milliseconds
 from kdcompress.bench.target import Local, Target
+from kdcompress.data.dataset import data_set_name
 from kdcompress.deploy.formats import onnx
 from kdcompress.errors import UserError
 from kdcompress.networks.build import accepted_channels
@@ -229,11 +230,16 @@ def _student_spec(request: SuggestRequest, recipe: Recipe | None) -> tuple[Stude
         raise UserError(f"--channels: the recipe's data set, {recipe.data.dataset}, says them")
     classes, source = _classes(request, recipe, constants.get("CLASSES"))
     others = [section.model for section in (recipe.teacher, *recipe.peers) if section is not None]
+    own = recipe.data.channels
+    if own != "auto":  # then a teacher does as the images are
+        others = [peer.model for peer in recipe.peers]
     spec = StudentSpec(
-        constants["CHANNELS"],
+        constants["CHANNELS"] if own == "auto" else own,
         recipe.data.image_size or constants["SIZE"],
         classes,
-        frozenset.intersection(frozenset({1, 3}), *(accepted_channels(model) for model in others)),
+        frozenset.intersection(
+            frozenset({1, 3} if own == "auto" else {own}), *(accepted_channels(model) for model in others)
+        ),
         request.opset,
         request.allow_code,
     )
@@ -256,7 +262,7 @@ def _classes(request: SuggestRequest, recipe: Recipe, data_classes: int | None) 
     root = request.data or recipe.data.root
     if root is not None and recipe.data.labels != "none":
         section = recipe.data.model_copy(update={"root": root})
-        names = discovery.load("dataset", recipe.data.dataset).class_names(section)
+        names = discovery.load("dataset", data_set_name(section)).class_names(section)
         if names:
             return len(names), "data"
     return CLASSES, "default"
