@@ -22,9 +22,11 @@ from kdcompress.deploy.image_graph import check_spec
 from kdcompress.errors import UserError
 from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
+from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
 from kdcompress.networks.teacher import FrozenTeacher
+from kdcompress.networks.trainable import check_trainable
 from kdcompress.progress import Progress
-from kdcompress.recipe import Recipe, resolve_recipe, write_notice
+from kdcompress.recipe import Recipe, TeacherSection, resolve_recipe, write_notice
 from kdcompress.report import documents
 from kdcompress.run.auto import keep_recorded, resolve_auto
 from kdcompress.run.context import Run
@@ -108,7 +110,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         with processes.in_turn():
             data = _open_data(recipe, progress)
             data = with_classes(
-                recipe, data, allow_code=request.allow_code, progress=progress.visible and processes.first
+                recipe, data, allow_code=request.allow_code, progress=not progress.quiet and processes.first
             )
             with progress.counter() as tell:
                 data = with_extra(recipe, data, tell)
@@ -118,7 +120,9 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             check_spec(data.input_spec(), KEY)
         if processes.first:
             expected = with_stand_ins(recipe, data)
-            resolution = resolve_auto(recipe, expected, progress=progress.visible, own_lr=own_lr)
+            resolution = resolve_auto(
+                recipe, expected, progress=not progress.quiet, own_lr=own_lr, allow_code=request.allow_code
+            )
             recipe = resolution.recipe
             for notice in resolution.notices:
                 write_notice(notice)
@@ -139,6 +143,8 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             if processes.first and request.overwrite:
                 folder.clear()
             processes.wait()
+            logs = folder / "seeds" / "*" if request.seeds else folder.path
+            progress.say(f"A line per epoch is written to {logs / 'log.jsonl'}")
             return _run_seeds(run, request) if request.seeds else _run_to_end(run, baseline=request.baseline)
     finally:
         leave()
@@ -290,9 +296,11 @@ def _check_buildable(run: Run) -> None:
     networks = load_networks(run)
     teacher = None
     if run.recipe.teacher is not None:
-        teacher = FrozenTeacher(tapped(run, run.recipe.teacher, networks["teacher"]), fold=False)
+        teacher = _check_teacher(run, run.recipe.teacher, networks["teacher"])
     run = check_extra_images(run, teacher)
     method = build_method(run, networks, teacher)
+    for network in (method.networks.student, *method.networks.peers):
+        check_trainable(network, needs_of(run.recipe).student)
     check_int8_training(run, method, networks["student"])
     check_ship(method, run.recipe.train.ship, ema=run.recipe.train.ema is not None)
     for notice in method.notices() if run.processes.first else ():
@@ -302,3 +310,11 @@ def _check_buildable(run: Run) -> None:
         build_preparation(without_extra(run), preparation, teacher)
     train = run.recipe.train
     phase_ends(method.phases(), run.recipe.epochs, -(-steps_per_epoch(run) // train.accumulate))
+
+
+def _check_teacher(run: Run, section: TeacherSection, start: LoadedNetwork) -> FrozenTeacher:
+    """Builds the teacher, and checks that it can be trained if it has to be."""
+    network = tapped(run, section, start)
+    if teacher_needs_training(section, start):
+        check_trainable(network)
+    return FrozenTeacher(network, fold=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import nn
 from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks import weights
 from kdcompress.networks.build import NetworkSpec, build
+from kdcompress.networks.own_weights import compare_builds
 from kdcompress.recipe import NetworkSection, TeacherSection
 from kdcompress.tasks import Task, task_of
 
@@ -30,6 +32,7 @@ class LoadedNetwork:
         head_replaced: True: the weights had other classes, so the classifier is freshly drawn.
         num_classes: K that it was built for; 0: a backbone, whose output is its pooled features.
         dropped: Keys of the weights that it has no place for: a classifier or a projection head.
+        own_weights: True if the user's builder loaded the weights by itself.
     """
 
     network: nn.Module
@@ -37,6 +40,12 @@ class LoadedNetwork:
     head_replaced: bool
     num_classes: int
     dropped: tuple[str, ...] = ()
+    own_weights: bool = False
+
+    @property
+    def pretrained(self) -> bool:
+        """True if it does not start from freshly drawn weights."""
+        return self.weights is not None or self.own_weights
 
     @property
     def task(self) -> Task:
@@ -83,15 +92,16 @@ def load_network(
         DownloadError: The weights could not be fetched.
     """
 
-    def built(classes: int) -> nn.Module:
-        seeded(seed, f"weights of {purpose}")
+    def built(classes: int, draw: str = "weights") -> nn.Module:
+        seeded(seed, f"{draw} of {purpose}")
         return NetworkSpec(section.model, classes, channels, image_size, allow_code).build()
 
     if headless == "always":
         num_classes = 0
     network = built(num_classes)
     if section.initial_weights is None:
-        return LoadedNetwork(network, None, False, num_classes)
+        own, drawn = _own_weights(section, network, lambda: built(num_classes, "second weights"))
+        return LoadedNetwork(network, None, drawn and bool(num_classes), num_classes, own_weights=own)
     pretrained = weights.resolve(section.initial_weights, section.model, progress=progress)
     if section.sha256 not in (None, pretrained.sha256):
         raise WeightsError(
@@ -119,6 +129,19 @@ def load_network(
         network, pretrained.state_dict, source=pretrained.source, allow_other_head=not keep_classes
     )
     return LoadedNetwork(network, pretrained, loaded.head_replaced, num_classes, loaded.dropped)
+
+
+def _own_weights(
+    section: NetworkSection, network: nn.Module, build_again: Callable[[], nn.Module]
+) -> tuple[bool, bool]:
+    """Tells if a teacher's builder loads weights by itself, and if it then draws the classifier afresh."""
+    if not isinstance(section, TeacherSection) or not section.may_load_own_weights:
+        return False, False
+    if section.pretrained is False:
+        return False, False
+    compared = compare_builds(network, build_again(), section.model)
+    own = compared.pretrained or section.pretrained is True
+    return own, own and compared.classifier_drawn
 
 
 def headless_teacher(section: TeacherSection, *, logits_read: bool, task: Task) -> Headless:
@@ -174,12 +197,17 @@ def teacher_needs_training(section: TeacherSection, start: LoadedNetwork) -> boo
     """Decides from `teacher.train` and the loaded weights if the teacher must be trained.
 
     Raises:
-        UserError: never, and there are no weights.
+        UserError: never, and there are no weights, or none of a classifier.
     """
     if section.train == "never":
-        if start.weights is None:
+        if not start.pretrained:
             raise UserError("teacher.weights: required with teacher.train: never")
+        if start.own_weights and start.head_replaced:
+            raise UserError(
+                f"teacher.train: never, but {section.model} draws its classifier at random; "
+                "load its weights too, or take teacher.train: auto to fine-tune it"
+            )
         return False
     if not start.task.has_classes and start.weights is not None:
         return False  # without a classifier there is nothing that labels could teach it
-    return section.train == "always" or start.weights is None or start.head_replaced
+    return section.train == "always" or not start.pretrained or start.head_replaced
