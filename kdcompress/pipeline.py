@@ -19,7 +19,7 @@ from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
 from kdcompress.deploy.files import check_installed
 from kdcompress.deploy.image_graph import check_spec
-from kdcompress.errors import UserError
+from kdcompress.errors import RESUMABLE, Interrupted, RecipeError, UserError, join_problems
 from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
@@ -39,6 +39,7 @@ from kdcompress.run.extra_images import (
 )
 from kdcompress.run.networks import load_networks, needs_of, tapped, with_classes
 from kdcompress.run.preparation import build_preparation, prepare
+from kdcompress.run.problems import data_problems, folder_problems
 from kdcompress.run.pseudo_labels import (
     build,
     build_pretraining,
@@ -88,22 +89,32 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
     Raises:
         KdcompressError: See `kdcompress.errors`; user errors come before anything is written.
     """
-    resolved = resolve_recipe(
-        request.recipe,
-        request.overrides,
-        method=request.method,
-        preset=request.preset,
-        allow_code=request.allow_code,
-    )
+    try:
+        resolved = resolve_recipe(
+            request.recipe,
+            request.overrides,
+            method=request.method,
+            preset=request.preset,
+            allow_code=request.allow_code,
+        )
+    except RecipeError as error:
+        raise join_problems(
+            [error, *folder_problems(request.out, request.data, request.resume, request.overwrite)]
+        ) from None
     recipe, own_lr = resolved.recipe, resolved.sources["optim.lr"] == "--set"
     processes = join(request.device)
     if not processes.first:
         progress = Progress(quiet=True)  # one bar is enough
     for notice in resolved.notices if processes.first else ():
         write_notice(notice)
+    folder = RunFolder(request.out or Path("runs") / recipe.name)
     try:
-        folder = RunFolder(request.out or Path("runs") / recipe.name)
-        complete = _complete_recipe(recipe, request, processes, folder, own_lr) if processes.first else None
+        try:
+            complete = (
+                _complete_recipe(recipe, request, processes, folder, own_lr) if processes.first else None
+            )
+        except UserError as error:
+            raise join_problems([error, *data_problems(recipe, request.data)]) from None
         recipe = processes.agree(complete)
         torch.set_num_threads(recipe.train.threads)
         check_installed(recipe.export.formats, "export.formats")
@@ -146,6 +157,9 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             logs = folder / "seeds" / "*" if request.seeds else folder.path
             progress.say(f"A line per epoch is written to {logs / 'log.jsonl'}")
             return _run_seeds(run, request) if request.seeds else _run_to_end(run, baseline=request.baseline)
+    except KeyboardInterrupt:
+        kept = RESUMABLE if folder.has_saved() else "nothing was saved yet, run it again"
+        raise Interrupted(f"interrupted; {kept}") from None
     finally:
         leave()
 

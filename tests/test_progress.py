@@ -13,7 +13,8 @@ from kdcompress.train.journal import describe_epoch
 
 LINE = {
     "phase": "student", "epoch": 3, "step": 30, "seconds": 1.0, "images_per_s": 1234.5, "lr": 0.1,
-    "losses": {"ce": 0.51239, "kd": 2.0}, "held_out": {"top1": 0.8123, "balanced_top1": 0.75, "n": 18, "loss": 1.0},
+    "losses": {"ce": 0.51239, "kd": 2.0},
+    "held_out": {"top1": 0.8123, "balanced_top1": 0.75, "n": 18, "loss": 1.0},
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TextIO, TypeVar, cast
 
 import click
 
+from kdcompress.commands.complete import complete_method, complete_setting
 from kdcompress.cores import MAX_THREADS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,10 +23,18 @@ _RESULT_STREAMS: list[TextIO] = []
 """The real stdout of the commands that run now, the innermost last."""
 
 overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Change a value of the recipe."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY.PATH=VALUE",
+    shell_complete=complete_setting,
+    help="Change a value of the recipe.",
 )
 _method = click.option(
-    "--method", metavar="NAME", help="Replace the recipe's method (see `kdcompress methods`)."
+    "--method",
+    metavar="NAME",
+    shell_complete=complete_method,
+    help="Replace the recipe's method (see `kdcompress methods`).",
 )
 _preset = click.option(
     "--preset",

@@ -119,8 +119,8 @@ def record(network: nn.Module, images: Tensor, model: str) -> Trace:
     for path, module in network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise NetworkError(
-                f"{model}: {path or 'the network'} is a TorchScript module, which can be neither read nor exported; "
-                "build it from its Python class, and load its weights into that"
+                f"{model}: {path or 'the network'} is a TorchScript module, which can be neither read nor "
+                "exported; build it from its Python class, and load its weights into that"
             )
         enter, leave = recorder.hooks(path)
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))

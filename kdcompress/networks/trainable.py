@@ -41,6 +41,6 @@ def check_trainable(tapped: Tapped, want: Want = LOGITS) -> None:
             parameter.requires_grad_(False)
     if output is None or not output.requires_grad:
         raise NetworkError(
-            f"{tapped.model}: no gradient reaches its parameters from its output, so it cannot be trained; leave "
-            "out detach(), numpy() and torch.no_grad() in its forward()"
+            f"{tapped.model}: no gradient reaches its parameters from its output, so it cannot be trained; "
+            "leave out detach(), numpy() and torch.no_grad() in its forward()"
         )

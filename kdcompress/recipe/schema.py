@@ -148,8 +148,8 @@ class StudentSection(NetworkSection):
 class TeacherSection(NetworkSection):
     """`teacher:` the frozen network whose outputs the student learns from."""
 
-    pretrained: Literal["auto"] | bool = AUTO
-    """A `python:` builder without teacher.weights: does it load weights by itself? true: it does, so it is used
+    pretrained: Literal["auto"] | bool = "auto"
+    """If a `python:` builder, without teacher.weights, loads weights by itself. true: it does, so it is used
     as it is or fine-tuned. false: it does not, so it is trained from scratch. auto: it is built twice under
     two seeds; it does if both have the same weights, but perhaps for the classifier."""
     train: Literal["auto", "always", "never"] = "auto"

@@ -169,7 +169,7 @@ def _check_outputs(section: NetworkSection, start: LoadedNetwork, network: Tappe
         return
     then = "; the teacher is then fine-tuned to your classes" if isinstance(section, TeacherSection) else ""
     raise UserError(
-        f"{section.model}: gives {network.num_classes:,} outputs, and the data has {start.num_classes:,} classes; "
+        f"{section.model}: gives {network.num_classes:,} outputs, the data has {start.num_classes} classes; "
         f"let it build its last layer with num_classes outputs (it is called with "
         f"num_classes={start.num_classes}){then}"
     )

@@ -58,7 +58,7 @@ def evaluate(
             f"{file}: is a backbone, which gives features and tells no classes apart; see what they are "
             "worth with --probe"
         )
-    resolved = load_recipe_of_data(recipe, overrides, allow_code=allow_code)
+    resolved = load_recipe_of_data(recipe, overrides)
     opened = data_of(resolved, data, (spec.height, spec.width), spec.channels, progress)
     images = opened.test if split == "test" else opened.held_out
     if images is None:
