@@ -12,6 +12,7 @@ import click
 
 from kdcompress import __version__
 from kdcompress.commands.bench import bench
+from kdcompress.commands.compare import compare
 from kdcompress.commands.distill import distill
 from kdcompress.commands.evaluate import evaluate
 from kdcompress.commands.export import export
@@ -55,8 +56,10 @@ class Commands(click.Group):
         except click.NoSuchOption as error:
             raise _with_hint(error, ctx.meta[_ARGUMENTS]) from None
         except (KdcompressError, KeyboardInterrupt, MemoryError, OSError, RuntimeError, ValueError) as error:
-            resumable = ctx.invoked_subcommand == "distill"
-            known = _translate_error(error, resumable=resumable, resumed="--resume" in ctx.meta[_ARGUMENTS])
+            command, resumed = ctx.invoked_subcommand, "--resume" in ctx.meta[_ARGUMENTS]
+            known = _translate_error(
+                error, resumable=command in ("distill", "compare"), saved=resumed or command == "compare"
+            )
             if known is None:
                 raise
             click.echo(f"Error: {known}", err=True)
@@ -75,15 +78,13 @@ def _with_hint(error: click.NoSuchOption, arguments: tuple[str, ...]) -> click.U
     return click.UsageError(f"No such option {error.option_name!r}. Did you mean {hint!r}?", error.ctx)
 
 
-def _translate_error(
-    error: BaseException, *, resumable: bool, resumed: bool = False
-) -> KdcompressError | None:
+def _translate_error(error: BaseException, *, resumable: bool, saved: bool = False) -> KdcompressError | None:
     """Returns the matching KdcompressError, or None if the error is a bug.
 
     Args:
         error: The exception.
         resumable: The command has --resume.
-        resumed: --resume was given.
+        saved: Something may have been saved, for --resume to go on with.
     """
     if isinstance(error, KdcompressError):
         return error
@@ -91,7 +92,7 @@ def _translate_error(
     if isinstance(error, KeyboardInterrupt):
         # Later than that, `pipeline.distill` knows what is in the run folder.
         kept = "nothing was saved yet, run it again" if resumable else "nothing was finished"
-        if resumed:
+        if saved:
             kept = RESUMABLE
         return Interrupted(f"interrupted; {kept}")
     # torch is not imported here, so its exception is recognised by name.
@@ -110,7 +111,7 @@ def _translate_error(
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return UserError("a path has a NUL character in it; choose another")
     if "can't allocate memory" in str(error):
-        return _translate_error(MemoryError(), resumable=resumable, resumed=resumed)
+        return _translate_error(MemoryError(), resumable=resumable, saved=saved)
     return None
 
 
@@ -125,6 +126,7 @@ def main() -> None:
 
 
 for _command in (
-    distill, export, bench, suggest, evaluate, strip, report, show, recipes, methods, students, datasets,
+    distill, compare, export, bench, suggest, evaluate, strip, report, show,
+    recipes, methods, students, datasets,
 ):  # fmt: skip
     main.add_command(_command)

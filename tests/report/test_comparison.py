@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -12,6 +13,9 @@ from click.testing import CliRunner
 from run_folders import write_run
 
 from kdcompress.cli import main
+from kdcompress.report.verdict import gain, image_error
+from kdcompress.tools.compare_grid import _rows
+from kdcompress.tools.grid_plan import Cell
 
 IMAGES = 400
 
@@ -89,8 +93,13 @@ def test_several_seeds_are_one_row_paired_by_seed(run, tmp_path):
     assert kd["top1"] == [0.875, 0.885, 0.895]
     assert kd["mean"] == pytest.approx(0.885)
     assert kd["sd"] == pytest.approx(0.01)
+    # The runs differ on 10, 13 and 16 of 400 images, which says less than the spread of the seeds.
+    errors = [image_error(gain(np.arange(400) < n, np.zeros(400))) for n in (10, 13, 16)]
+    half = 4.3027 * (np.square(errors).mean() / 3) ** 0.5
+    assert half > 4.3027 * 0.75 / 3**0.5
     assert kd["difference"] == {
-        "points": pytest.approx(3.25), "sd": pytest.approx(0.75), "n": 3,
+        "points": pytest.approx(3.25), "sd": pytest.approx(0.75), "n": 3, "verdict": "better",
+        "ci95": pytest.approx([3.25 - half, 3.25 + half], abs=1e-3),
     }  # fmt: skip
 
 
@@ -146,3 +155,15 @@ def test_what_cannot_be_compared_is_one_message(run, tmp_path, monkeypatch, argu
     assert done.exit_code == 2
     assert words in done.stderr
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_a_row_that_lost_a_run_has_no_difference(tmp_path):
+    cells = [Cell(m, "cifar/resnet8", f"cells/{m}/seeds/{n}", m, ()) for n in (0, 1) for m in ("none", "kd")]
+    for cell in cells:
+        write_run(tmp_path / cell.folder, epochs=1)
+    whole = _rows(cells, tmp_path, {})
+    assert [row.difference is None for row in whole] == [True, False]
+    _, kd = _rows(cells, tmp_path, {"cells/kd/seeds/1": "a gate failed"})
+    assert len(kd.records) == 1
+    assert kd.difference is None
+    assert kd.why_not == "a run of it did not ship"
