@@ -16,15 +16,32 @@ from kdcompress.commands.compare import compare
 from kdcompress.commands.distill import distill
 from kdcompress.commands.evaluate import evaluate
 from kdcompress.commands.export import export
+from kdcompress.commands.hints import OTHER_COMMANDS, option_hint
 from kdcompress.commands.listings import datasets, methods, recipes, students
 from kdcompress.commands.pages import report, show
 from kdcompress.commands.strip import strip
 from kdcompress.commands.suggest import suggest
-from kdcompress.errors import Interrupted, KdcompressError, UserError, WorldError
+from kdcompress.errors import RESUMABLE, Interrupted, KdcompressError, UserError, WorldError
+
+_ARGUMENTS = "kdcompress.arguments"
 
 
 class Commands(click.Group):
     """Runs a command and maps its errors to exit codes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the arguments of the group, and keeps all arguments for the messages."""
+        ctx.meta[_ARGUMENTS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command; names ours where another trainer's was typed."""
+        name = args[0]
+        if name in OTHER_COMMANDS and self.get_command(ctx, name) is None:
+            ctx.fail(f"No such command {name!r}. Did you mean {OTHER_COMMANDS[name]!r}?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; prints one message for a known error and a traceback for a bug."""
@@ -36,9 +53,13 @@ class Commands(click.Group):
                 raise
             hint = "`kdcompress recipes` lists the shipped ones; a YAML file is fine too."
             raise click.MissingParameter(hint, error.ctx, error.param) from None
+        except click.NoSuchOption as error:
+            raise _with_hint(error, ctx.meta[_ARGUMENTS]) from None
         except (KdcompressError, KeyboardInterrupt, MemoryError, OSError, RuntimeError, ValueError) as error:
-            resumable = ctx.invoked_subcommand in ("distill", "compare")
-            known = _translate_error(error, resumable=resumable)
+            command, resumed = ctx.invoked_subcommand, "--resume" in ctx.meta[_ARGUMENTS]
+            known = _translate_error(
+                error, resumable=command in ("distill", "compare"), saved=resumed or command == "compare"
+            )
             if known is None:
                 raise
             click.echo(f"Error: {known}", err=True)
@@ -47,18 +68,32 @@ class Commands(click.Group):
             signal.signal(signal.SIGTERM, before)
 
 
-def _translate_error(error: BaseException, *, resumable: bool) -> KdcompressError | None:
+def _with_hint(error: click.NoSuchOption, arguments: tuple[str, ...]) -> click.UsageError:
+    """Returns an error that names our option where another trainer's was typed."""
+    parameters = [] if error.ctx is None else error.ctx.command.params
+    known = [name for parameter in parameters for name in parameter.opts]
+    hint = option_hint(error.option_name, arguments, known)
+    if hint is None:
+        return error
+    return click.UsageError(f"No such option {error.option_name!r}. Did you mean {hint!r}?", error.ctx)
+
+
+def _translate_error(error: BaseException, *, resumable: bool, saved: bool = False) -> KdcompressError | None:
     """Returns the matching KdcompressError, or None if the error is a bug.
 
     Args:
         error: The exception.
         resumable: The command has --resume.
+        saved: Something may have been saved, for --resume to go on with.
     """
     if isinstance(error, KdcompressError):
         return error
     again = "go on with --resume" if resumable else "run it again"
     if isinstance(error, KeyboardInterrupt):
-        kept = "what was saved before stays, go on with --resume" if resumable else "nothing was finished"
+        # Later than that, `pipeline.distill` knows what is in the run folder.
+        kept = "nothing was saved yet, run it again" if resumable else "nothing was finished"
+        if saved:
+            kept = RESUMABLE
         return Interrupted(f"interrupted; {kept}")
     # torch is not imported here, so its exception is recognised by name.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -76,7 +111,7 @@ def _translate_error(error: BaseException, *, resumable: bool) -> KdcompressErro
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return UserError("a path has a NUL character in it; choose another")
     if "can't allocate memory" in str(error):
-        return _translate_error(MemoryError(), resumable=resumable)
+        return _translate_error(MemoryError(), resumable=resumable, saved=saved)
     return None
 
 

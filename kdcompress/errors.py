@@ -117,10 +117,28 @@ class DownloadError(WorldError):
         super().__init__(f"{reason}; {advice}")
 
 
+RESUMABLE = "what was saved before stays, go on with --resume"
+
+
 class Interrupted(KdcompressError):
     """Ctrl-C or SIGTERM, after the state was saved."""
 
     exit_code = 130
+
+
+def join_problems(errors: Sequence[UserError]) -> UserError:
+    """Returns one error that names all problems; a single one stays as it is.
+
+    Args:
+        errors: At least one; only the first may be a RecipeError.
+    """
+    first, *others = errors
+    if not others:
+        return first
+    messages = [str(error) for error in others]
+    if isinstance(first, RecipeError):
+        return RecipeError(first.source, [*first.problems, *messages])
+    return UserError("\n  ".join([f"{len(errors)} problems", str(first), *messages]))
 
 
 def suggest(wrong: str, choices: Iterable[str]) -> str:

@@ -19,12 +19,14 @@ from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
 from kdcompress.deploy.files import check_installed
 from kdcompress.deploy.image_graph import check_spec
-from kdcompress.errors import UserError
+from kdcompress.errors import RESUMABLE, Interrupted, RecipeError, UserError, join_problems
 from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
+from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
 from kdcompress.networks.teacher import FrozenTeacher
+from kdcompress.networks.trainable import check_trainable
 from kdcompress.progress import Progress
-from kdcompress.recipe import NetworkSection, Recipe, resolve_recipe, write_notice
+from kdcompress.recipe import NetworkSection, Recipe, TeacherSection, resolve_recipe, write_notice
 from kdcompress.report import documents
 from kdcompress.run.auto import keep_recorded, resolve_auto
 from kdcompress.run.context import Run
@@ -38,6 +40,7 @@ from kdcompress.run.extra_images import (
 from kdcompress.run.licences import Policy, check_licences
 from kdcompress.run.networks import load_networks, needs_of, tapped, with_classes
 from kdcompress.run.preparation import build_preparation, prepare
+from kdcompress.run.problems import data_problems, folder_problems
 from kdcompress.run.pseudo_labels import (
     build,
     build_pretraining,
@@ -88,29 +91,39 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
     Raises:
         KdcompressError: See `kdcompress.errors`; user errors come before anything is written.
     """
-    resolved = resolve_recipe(
-        request.recipe,
-        request.overrides,
-        method=request.method,
-        preset=request.preset,
-        allow_code=request.allow_code,
-    )
+    try:
+        resolved = resolve_recipe(
+            request.recipe,
+            request.overrides,
+            method=request.method,
+            preset=request.preset,
+            allow_code=request.allow_code,
+        )
+    except RecipeError as error:
+        raise join_problems(
+            [error, *folder_problems(request.out, request.data, request.resume, request.overwrite)]
+        ) from None
     recipe, own_lr = resolved.recipe, resolved.sources["optim.lr"] == "--set"
     processes = join(request.device)
     if not processes.first:
         progress = Progress(quiet=True)  # one bar is enough
     for notice in resolved.notices if processes.first else ():
         write_notice(notice)
+    folder = RunFolder(request.out or Path("runs") / recipe.name)
     try:
-        folder = RunFolder(request.out or Path("runs") / recipe.name)
-        complete = _complete_recipe(recipe, request, processes, folder, own_lr) if processes.first else None
+        try:
+            complete = (
+                _complete_recipe(recipe, request, processes, folder, own_lr) if processes.first else None
+            )
+        except UserError as error:
+            raise join_problems([error, *data_problems(recipe, request.data)]) from None
         recipe = processes.agree(complete)
         torch.set_num_threads(recipe.train.threads)
         check_installed(recipe.export.formats, "export.formats")
         with processes.in_turn():
             data = _open_data(recipe, progress)
             data = with_classes(
-                recipe, data, allow_code=request.allow_code, progress=progress.visible and processes.first
+                recipe, data, allow_code=request.allow_code, progress=not progress.quiet and processes.first
             )
             with progress.counter() as tell:
                 data = with_extra(recipe, data, tell)
@@ -120,7 +133,9 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             check_spec(data.input_spec(), KEY)
         if processes.first:
             expected = with_stand_ins(recipe, data)
-            resolution = resolve_auto(recipe, expected, progress=progress.visible, own_lr=own_lr)
+            resolution = resolve_auto(
+                recipe, expected, progress=not progress.quiet, own_lr=own_lr, allow_code=request.allow_code
+            )
             recipe = resolution.recipe
             for notice in resolution.notices:
                 write_notice(notice)
@@ -141,7 +156,12 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             if processes.first and request.overwrite:
                 folder.clear()
             processes.wait()
+            logs = folder / "seeds" / "*" if request.seeds else folder.path
+            progress.say(f"A line per epoch is written to {logs / 'log.jsonl'}")
             return _run_seeds(run, request) if request.seeds else _run_to_end(run, baseline=request.baseline)
+    except KeyboardInterrupt:
+        kept = RESUMABLE if folder.has_saved() else "nothing was saved yet, run it again"
+        raise Interrupted(f"interrupted; {kept}") from None
     finally:
         leave()
 
@@ -319,9 +339,11 @@ def _check_buildable(run: Run, policy: Policy) -> None:
     check_licences(run, networks, policy)
     teacher = None
     if run.recipe.teacher is not None:
-        teacher = FrozenTeacher(tapped(run, run.recipe.teacher, networks["teacher"]), fold=False)
+        teacher = _check_teacher(run, run.recipe.teacher, networks["teacher"])
     run = check_extra_images(run, teacher)
     method = build_method(run, networks, teacher)
+    for network in (method.networks.student, *method.networks.peers):
+        check_trainable(network, needs_of(run.recipe).student)
     check_int8_training(run, method, networks["student"])
     check_ship(method, run.recipe.train.ship, ema=run.recipe.train.ema is not None)
     for notice in method.notices() if run.processes.first else ():
@@ -331,3 +353,11 @@ def _check_buildable(run: Run, policy: Policy) -> None:
         build_preparation(without_extra(run), preparation, teacher)
     train = run.recipe.train
     phase_ends(method.phases(), run.recipe.epochs, -(-steps_per_epoch(run) // train.accumulate))
+
+
+def _check_teacher(run: Run, section: TeacherSection, start: LoadedNetwork) -> FrozenTeacher:
+    """Builds the teacher, and checks that it can be trained if it has to be."""
+    network = tapped(run, section, start)
+    if teacher_needs_training(section, start):
+        check_trainable(network)
+    return FrozenTeacher(network, fold=False)

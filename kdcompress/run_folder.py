@@ -66,6 +66,10 @@ class RunFolder:
         if entries and resume and (path / "log.jsonl").exists() and seeds:
             raise RunFolderError(f"{path}: holds a single run; choose another folder for --seeds with --out")
 
+    def has_saved(self) -> bool:
+        """Tells if a resume would find something: a checkpoint, or a finished training."""
+        return any(self.path.glob("**/checkpoints/*"))
+
     def recorded_recipe(self, allow_code: bool) -> Recipe | None:
         """Returns the resolved recipe of the run in this folder, or None if there is none."""
         file = self.path / "recipe.yaml"

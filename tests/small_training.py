@@ -207,6 +207,9 @@ class Watcher:
         self.seen = done
         yield self
 
+    def report(self, text):
+        pass
+
     def advance(self, amount=1, note=""):
         self.seen += amount
         if self.seen == self.step:

@@ -134,7 +134,7 @@ class Code:
         (["export", ".", "--format", "onxx"], "--format: unknown format 'onxx'; did you mean 'onnx'?"),
         (["evaluate", "nowhere.onnx", "--recipe", "quickstart"], "nowhere.onnx: no such file"),
         (["evaluate", ".", "--recipe", "quickstart"], "holds neither student.onnx nor student.safetensors"),
-        (["evaluate", "student.onnx"], "Missing option '--recipe'"),
+        (["evaluate", "student.onnx"], "student.onnx: no such file or run folder"),
         (["report", "nowhere"], "nowhere: no such run folder"),
         (["report", "."], ".: has no recipe.yaml"),
     ],

@@ -60,7 +60,7 @@ def _once(*files, **options):
 
 def test_a_document_a_table_and_a_plot(student, tmp_path):
     out, plot = tmp_path / "out.json", tmp_path / "plot.svg"
-    done = kdcompress(student, "--threads", 1, "--rounds", 1, "--out", out, "--plot", plot, "--json")
+    done = kdcompress(student, "--threads", 1, "--rounds", 1, "--out", out, "--plot", plot, "--json", "-q")
     assert (done.exit_code, done.stderr) == (0, "")
     document = json.loads(done.stdout)
     assert document == json.loads(out.read_text())
@@ -131,7 +131,7 @@ def test_with_a_recipe_the_images_are_real_and_the_accuracy_is_told(student):
 
 def test_a_condition_that_holds_ends_with_3_and_a_line_after_the_document(student, tmp_path):
     out = tmp_path / "out.json"
-    options = (student, "--threads", 1, "--rounds", 1, "--out", out, "--json")
+    options = (student, "--threads", 1, "--rounds", 1, "-q", "--out", out, "--json")
     done = kdcompress(*options, "--fail-if", "p50 > 1s", "--fail-if", "rss > 1MB")
     assert done.exit_code == 3
     assert done.stderr.startswith(

@@ -21,6 +21,19 @@ def run(licence, extra=None):
     return SimpleNamespace(data=data, recipe=SimpleNamespace(data=SimpleNamespace(extra=extra)))
 
 
+def test_weights_that_a_builder_loads_have_the_licence_that_is_stated():
+    own = {"teacher": LoadedNetwork(None, None, False, 2, own_weights=True)}
+    started = run("MIT")
+    for licence in (None, "own"):
+        started.recipe.teacher = SimpleNamespace(model="python:mine:net", license=licence)
+        if licence is None:
+            with pytest.raises(
+                LicenceRefused, match="the weights that python:mine:net loads: the licence is not"
+            ):
+                check_licences(started, own, "permissive")
+    check_licences(started, own, "permissive")
+
+
 def network(licence):
     return LoadedNetwork(None, weights.ResolvedWeights({}, "0", "NAMED", license=licence), False, 2)
 

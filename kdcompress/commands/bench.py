@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from kdcompress.commands.complete import complete_recipe
 from kdcompress.commands.options import common, overrides, parse_counts, print_result, ssh_options
 from kdcompress.errors import RunFailed
 
@@ -65,7 +66,10 @@ units    us ms s, kB MB GB, %; none: ms and MB
     help="Rounds of half a second each; below 6 no difference can be shown.",
 )
 @click.option(
-    "--recipe", metavar="NAME|FILE", help="Time on its data, and measure the top-1. [default: noise]"
+    "--recipe",
+    metavar="NAME|FILE",
+    shell_complete=complete_recipe,
+    help="Time on its data, and measure the top-1. [default: noise]",
 )
 @click.option("--data", metavar="DIR", help="Folder or table of the recipe's data.")
 @overrides

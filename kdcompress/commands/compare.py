@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from kdcompress.commands.complete import complete_recipe, complete_students
 from kdcompress.commands.options import allow_code, common, overrides, print_result
 
 
@@ -16,7 +17,7 @@ def _list(ctx: click.Context, option: click.Parameter, text: str | None) -> tupl
 
 
 @click.command(short_help="Train a recipe with several methods, students and seeds, and compare them.")
-@click.argument("recipe", metavar="RECIPE")
+@click.argument("recipe", metavar="RECIPE", shell_complete=complete_recipe)
 @click.option(
     "--methods",
     metavar="LIST",
@@ -24,7 +25,13 @@ def _list(ctx: click.Context, option: click.Parameter, text: str | None) -> tupl
     help="Methods: NAME or NAME:KEY=VALUE,... The first is what the others are compared with; none is plain "
     "training. [default: the recipe's]",
 )
-@click.option("--students", metavar="LIST", callback=_list, help="FAMILY/NAME,... [default: the recipe's]")
+@click.option(
+    "--students",
+    metavar="LIST",
+    callback=_list,
+    shell_complete=complete_students,
+    help="FAMILY/NAME,... [default: the recipe's]",
+)
 @click.option(
     "--teachers",
     metavar="LIST",

@@ -9,12 +9,19 @@ from typing import Any
 
 import click
 
+from kdcompress.commands.complete import complete_recipe
 from kdcompress.commands.options import allow_code, common, print_result, recipe_changes
 from kdcompress.cores import MAX_THREADS
 
 
 @click.command()
-@click.option("--recipe", required=True, metavar="NAME|FILE", help="A shipped recipe or a YAML file.")
+@click.option(
+    "--recipe",
+    required=True,
+    metavar="NAME|FILE",
+    shell_complete=complete_recipe,
+    help="A shipped recipe or a YAML file.",
+)
 @click.option("--data", metavar="DIR", help="Folder of the data, or a table of labels; overrides data.root.")
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path), help="Run folder. [default: runs/RECIPE]"

@@ -7,12 +7,18 @@ from typing import Any
 
 import click
 
+from kdcompress.commands.complete import complete_recipe
 from kdcompress.commands.options import allow_code, common, overrides, print_result
 
 
 @click.command(short_help="Top-1 of a file, or of a run's exported student.")
 @click.argument("source", metavar="FILE|RUN")
-@click.option("--recipe", required=True, metavar="NAME|FILE", help="Which data, cut how.")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    shell_complete=complete_recipe,
+    help="Which data, cut how. [default: that of the run that it is, or is in]",
+)
 @click.option("--data", metavar="DIR", help="Folder or table of the data.")
 @overrides
 @click.option(
@@ -43,6 +49,7 @@ from kdcompress.commands.options import allow_code, common, overrides, print_res
 @common
 def evaluate(
     source: str,
+    recipe: str | None,
     probe: str | None,
     knowledge: bool,
     images: int | None,
@@ -57,6 +64,7 @@ def evaluate(
         raise click.UsageError("--images: belongs to --knowledge")
     from kdcompress.progress import Progress
 
+    options["recipe"] = recipe or _recipe_of(Path(source))
     if knowledge:
         from kdcompress.tools import probe as probing
 
@@ -75,6 +83,17 @@ def evaluate(
 
     result = evaluate(Path(source), Progress(quiet), **options)
     print_result(result, as_json, lambda: _print_evaluation(result))
+
+
+def _recipe_of(source: Path) -> str:
+    """Returns the recipe of a run folder, or of the run that a file is in."""
+    folders = [source] if not source.is_file() else list(source.absolute().parents)[:2]  # RUN/ or RUN/export/
+    files = [folder / "recipe.yaml" for folder in folders]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None and source.is_file():
+        hint = "It says which images, since the file is in no run."
+        raise click.MissingParameter(hint, param_hint="'--recipe'", param_type="option")
+    return str(found or files[0])  # a folder that is no run has a message of its own
 
 
 def _print_evaluation(result: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from kdcompress.commands.complete import complete_recipe, complete_students
 from kdcompress.commands.options import F, checkpoint_options, common, overrides, print_result
 from kdcompress.commands.strip import print_stripped
 
@@ -103,9 +104,19 @@ def _of_smaller(command: F) -> F:
     help="resize: also student.image.onnx, which takes images as they are decoded, of any size.",
 )
 @click.option("--data", "root", metavar="DIR", help="Folder or table of images to prove the files on.")
-@click.option("--student", metavar="FAMILY/NAME", help="CHECKPOINT: the plain network that is in it.")
+@click.option(
+    "--student",
+    metavar="FAMILY/NAME",
+    shell_complete=complete_students,
+    help="CHECKPOINT: the plain network that is in it.",
+)
 @checkpoint_options
-@click.option("--recipe", metavar="NAME|FILE", help="CHECKPOINT: its data section says which images.")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    shell_complete=complete_recipe,
+    help="CHECKPOINT: its data section says which images.",
+)
 @overrides
 @click.option(
     "--labels",
@@ -162,7 +173,6 @@ def export(
         image=embed == "resize",
         changes=changes,
         rounds=rounds,
-        allow_code=allow_code,
     )
     if source.is_file():
         from kdcompress.export import foreign as foreign_export

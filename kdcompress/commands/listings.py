@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kdcompress import listing
+from kdcompress.commands.complete import complete_method
 from kdcompress.commands.options import common, print_result
 
 
@@ -18,7 +19,7 @@ def recipes(as_json: bool, quiet: bool) -> None:
 
 
 @click.command(short_help="List the distillation methods, or describe one.")
-@click.argument("name", metavar="[NAME]", required=False)
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=complete_method)
 @common
 def methods(name: str | None, as_json: bool, quiet: bool) -> None:
     """List the distillation methods.

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TextIO, TypeVar, cast
 
 import click
 
+from kdcompress.commands.complete import complete_method, complete_setting
 from kdcompress.cores import MAX_THREADS
 
 F = TypeVar("F", bound=Callable[..., Any])
+_RESULT_STREAMS: list[TextIO] = []
+"""The real stdout of the commands that run now, the innermost last."""
 
 overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Change a value of the recipe."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY.PATH=VALUE",
+    shell_complete=complete_setting,
+    help="Change a value of the recipe.",
 )
 _method = click.option(
-    "--method", metavar="NAME", help="Replace the recipe's method (see `kdcompress methods`)."
+    "--method",
+    metavar="NAME",
+    shell_complete=complete_method,
+    help="Replace the recipe's method (see `kdcompress methods`).",
 )
 _preset = click.option(
     "--preset",
@@ -32,9 +47,42 @@ allow_code = click.option(
 
 
 def common(command: F) -> F:
-    """Adds `--json` and `-q`, which every command takes."""
-    command = click.option("-q", "--quiet", is_flag=True, help="No progress.")(command)
-    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(command)
+    """Adds `--json` and `-q`, which every command takes; stdout is kept for the command's result."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> Any:
+        with stdout_for_result():
+            return command(*args, **options)
+
+    quiet = click.option("-q", "--quiet", is_flag=True, help="No progress.")(run)
+    with_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(quiet)
+    return cast(F, with_json)
+
+
+@contextmanager
+def stdout_for_result() -> Iterator[None]:
+    """Sends to stderr whatever is printed meanwhile, by networks of the user's or by libraries in C.
+
+    `result_stream` gives the real stdout.
+    """
+    with contextlib.ExitStack() as stack:
+        stream: TextIO = sys.stdout
+        with contextlib.suppress(OSError, ValueError):  # in a test stdout is no file
+            sys.stdout.flush()
+            number, errors = sys.stdout.fileno(), sys.stderr.fileno()
+            stream = stack.enter_context(os.fdopen(os.dup(number), "w", encoding=sys.stdout.encoding))
+            os.dup2(errors, number)
+            stack.callback(os.dup2, stream.fileno(), number)
+            stack.callback(ctypes.CDLL(None).fflush, None)  # else what C has buffered would follow the result
+        _RESULT_STREAMS.append(stream)
+        stack.callback(_RESULT_STREAMS.pop)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
+
+
+def result_stream() -> TextIO:
+    """Returns the stream that a command's result is written to."""
+    return _RESULT_STREAMS[-1] if _RESULT_STREAMS else sys.stdout
 
 
 def recipe_changes(command: F) -> F:
@@ -105,10 +153,13 @@ def print_result(document: Any, as_json: bool, print_text: Callable[[], Any]) ->
         as_json: `--json` was given.
         print_text: Prints the result as text.
     """
+    stream = result_stream()
     try:
-        if as_json:
-            click.echo(json.dumps(document, indent=2, sort_keys=False))
-        else:
-            print_text()
+        with contextlib.redirect_stdout(stream):
+            if as_json:
+                click.echo(json.dumps(document, indent=2, sort_keys=False))
+            else:
+                print_text()
+        stream.flush()
     except BrokenPipeError:  # `kdcompress students | head` is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from kdcompress.commands.complete import complete_recipe
 from kdcompress.commands.options import allow_code, common, print_result, recipe_changes
 
 
@@ -41,7 +42,7 @@ def report(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool)
 
 
 @click.command()
-@click.argument("recipe", metavar="RECIPE")
+@click.argument("recipe", metavar="RECIPE", shell_complete=complete_recipe)
 @recipe_changes
 @allow_code
 @common

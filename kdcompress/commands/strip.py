@@ -7,12 +7,19 @@ from typing import Any
 
 import click
 
+from kdcompress.commands.complete import complete_students
 from kdcompress.commands.options import checkpoint_options, common, print_result
 
 
 @click.command(short_help="Take the plain student out of a checkpoint.")
 @click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(path_type=Path))
-@click.option("--student", required=True, metavar="FAMILY/NAME", help="The plain network that is in it.")
+@click.option(
+    "--student",
+    required=True,
+    metavar="FAMILY/NAME",
+    shell_complete=complete_students,
+    help="The plain network that is in it.",
+)
 @click.option(
     "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The .safetensors to write."
 )

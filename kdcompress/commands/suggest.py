@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import click
 
+from kdcompress.commands.complete import complete_recipe, complete_students
 from kdcompress.commands.options import common, parse_counts, print_result, recipe_changes, ssh_options
 from kdcompress.errors import RunFailed
 
@@ -34,10 +35,14 @@ def _one(ctx: click.Context, option: click.Parameter, text: str) -> int | Litera
 @click.option(
     "--students",
     metavar="LIST",
+    shell_complete=complete_students,
     help="Students to time: FAMILY/NAME,... [default: 14 that suit the image size]",
 )
 @click.option(
-    "--recipe", metavar="NAME|FILE", help="Take image size and classes from it, and time its student too."
+    "--recipe",
+    metavar="NAME|FILE",
+    shell_complete=complete_recipe,
+    help="Take image size and classes from it, and time its student too.",
 )
 @click.option("--data", metavar="DIR", help="Folder or table of the recipe's data, to count its classes.")
 @recipe_changes

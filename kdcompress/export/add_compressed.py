@@ -47,13 +47,13 @@ def add_to_run(
         request: Which files.
         progress: Progress display.
         root: Folder of the data; None: the recipe's.
-        allow_code: True: the run's recipe may name `python:` networks.
+        allow_code: True: a `python:` student may be built.
 
     Raises:
         UserError: It is no such run.
         GateFailed: A file failed a gate; it is under `failed/`.
     """
-    run, recipe = _opened(source, allow_code)
+    run, recipe = _opened(source)
     spec = read_config(source / CONFIG).spec
     data = data_of(recipe, root, (spec.height, spec.width), spec.channels, progress, spec.known_fit)
     workers = granted_cores()
@@ -87,7 +87,7 @@ def add_to_run(
     return {**export_document(source, made.variants, results["student"]), "variants": entries}
 
 
-def _opened(source: Path, allow_code: bool) -> tuple[RunFolder, Recipe]:
+def _opened(source: Path) -> tuple[RunFolder, Recipe]:
     """The run and its recipe, if smaller files can be made of what it shipped.
 
     Raises:
@@ -98,7 +98,7 @@ def _opened(source: Path, allow_code: bool) -> tuple[RunFolder, Recipe]:
         raise UserError(f"{source}: {what}")
     check_single(source)
     run = RunFolder(source)
-    recipe = run.recorded_recipe(allow_code)
+    recipe = run.recorded_recipe(allow_code=True)
     if recipe is None:
         raise UserError(f"{source}: holds no recipe.yaml, so it is no run of kdcompress")
     needed = (GRAPH, CONFIG, GATES, "results.json", "manifest.json")

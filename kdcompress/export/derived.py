@@ -98,7 +98,6 @@ def derived_request(
     image: bool,
     changes: dict[str, Any],
     rounds: int | None,
-    allow_code: bool,
 ) -> DerivedRequest:
     """Makes the request of a command line; what it leaves open is as in the run's recipe.
 
@@ -110,7 +109,6 @@ def derived_request(
         image: True: an image file.
         changes: Values of `export.int8` that go before the recipe's.
         rounds: Rounds of the timing; None: the recipe's `bench.rounds`.
-        allow_code: True: the run's recipe may name `python:` networks.
 
     Raises:
         UserError: A file cannot be had of this source, or not with these formats.
@@ -122,7 +120,7 @@ def derived_request(
         image_graph.check_spec(read_config(source / CONFIG).spec, OPTION)
     section = None
     if int8:
-        recipe = RunFolder(source).recorded_recipe(allow_code) if source.is_dir() else None
+        recipe = RunFolder(source).recorded_recipe(allow_code=True) if source.is_dir() else None
         section = ((recipe and recipe.export.int8) or Int8Section()).model_copy(update=changes)
         if (source / GRAPH).is_file():
             check_rescue(source / GRAPH, section.rescue)

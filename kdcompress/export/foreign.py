@@ -102,7 +102,7 @@ def export(
     folder = out or source.with_name(f"{source.name.partition('.')[0]}-export")
     _check_folder(folder, source)
     names = None if on.labels is None else read_labels(on.labels)
-    section = _section(on, request.allow_code)
+    section = _section(on)
     config = _config_beside(source, request.student)
     model = request.student or (config.model if config is not None else None)
     if model is None:
@@ -171,10 +171,10 @@ def _check_folder(folder: Path, source: Path) -> None:
         raise UserError(f"{folder}: holds the checkpoint itself; choose another folder with --out")
 
 
-def _section(on: OnData, allow_code: bool) -> DataSection:
+def _section(on: OnData) -> DataSection:
     """The `data:` section that says which images prove the files."""
     if on.recipe is not None:
-        return load_recipe_of_data(on.recipe, on.overrides, allow_code=allow_code).data
+        return load_recipe_of_data(on.recipe, on.overrides).data
     if on.overrides:
         raise UserError("--set: changes a recipe; name one with --recipe")
     if on.root is None:

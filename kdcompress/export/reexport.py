@@ -77,7 +77,7 @@ def export(
     if folder.exists() and folder.samefile(source):
         raise UserError(f"--out {out}: is the run itself, whose files stay as its manifest says they are")
     check_folder(folder)
-    recipe = RunFolder(source).recorded_recipe(allow_code)
+    recipe = RunFolder(source).recorded_recipe(allow_code=True)
     if recipe is None:
         raise UserError(f"{source}: holds no recipe.yaml, so it is no run of kdcompress")
     file = next((f for f in (source / WEIGHTS, source / "failed" / WEIGHTS) if f.exists()), None)

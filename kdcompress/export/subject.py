@@ -48,9 +48,9 @@ def write_subject(
     is_new = not folder.exists()
     create_folder(folder)
     try:
-        shipped = ship(
-            subject, folder, formats=list(dict.fromkeys(formats)), opset=opset, allow_code=allow_code
-        )
+        names = list(dict.fromkeys(formats))
+        with progress.announce(f"Exporting and proving the files of {subject.model} ({', '.join(names)})"):
+            shipped = ship(subject, folder, formats=names, opset=opset, allow_code=allow_code)
     except UserError:
         if is_new:
             with contextlib.suppress(OSError):  # it is kept if something is in it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ from torch import nn
 from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks import weights
 from kdcompress.networks.build import NetworkSpec, accepted_channels, build
+from kdcompress.networks.own_weights import compare_builds
 from kdcompress.recipe import NetworkSection, TeacherSection
 from kdcompress.tasks import Task, task_of
 
@@ -33,6 +35,7 @@ class LoadedNetwork:
         dropped: Keys of the weights that it has no place for: a classifier or a projection head.
         channels: C that it was built for; 3 for a teacher that gets grey images three times. 0: those of the
             images.
+        own_weights: True if the user's builder loaded the weights by itself.
     """
 
     network: nn.Module
@@ -41,6 +44,12 @@ class LoadedNetwork:
     num_classes: int
     dropped: tuple[str, ...] = ()
     channels: int = 0
+    own_weights: bool = False
+
+    @property
+    def pretrained(self) -> bool:
+        """True if it does not start from freshly drawn weights."""
+        return self.weights is not None or self.own_weights
 
     @property
     def task(self) -> Task:
@@ -87,8 +96,8 @@ def load_network(
         DownloadError: The weights could not be fetched.
     """
 
-    def built(classes: int) -> nn.Module:
-        seeded(seed, f"weights of {purpose}")
+    def built(classes: int, draw: str = "weights") -> nn.Module:
+        seeded(seed, f"{draw} of {purpose}")
         return NetworkSpec(section.model, classes, channels, image_size, allow_code).build()
 
     if headless == "always":
@@ -99,7 +108,10 @@ def load_network(
         )
     network = built(num_classes)
     if section.initial_weights is None:
-        return LoadedNetwork(network, None, False, num_classes, channels=channels)
+        own, drawn = _own_weights(section, network, lambda: built(num_classes, "second weights"))
+        return LoadedNetwork(
+            network, None, drawn and bool(num_classes), num_classes, channels=channels, own_weights=own
+        )
     pretrained = weights.resolve(section.initial_weights, section.model, progress=progress)
     if section.license is not None:
         pretrained = dataclasses.replace(pretrained, license=section.license)
@@ -174,6 +186,19 @@ def teacher_channels(
     return 3 if 3 in reads else 1
 
 
+def _own_weights(
+    section: NetworkSection, network: nn.Module, build_again: Callable[[], nn.Module]
+) -> tuple[bool, bool]:
+    """Tells if a teacher's builder loads weights by itself, and if it then draws the classifier afresh."""
+    if not isinstance(section, TeacherSection) or not section.may_load_own_weights:
+        return False, False
+    if section.pretrained is False:
+        return False, False
+    compared = compare_builds(network, build_again(), section.model)
+    own = compared.pretrained or section.pretrained is True
+    return own, own and compared.classifier_drawn
+
+
 def headless_teacher(section: TeacherSection, *, logits_read: bool, task: Task) -> Headless:
     """Decides when the teacher is built without a classifier.
 
@@ -230,12 +255,17 @@ def teacher_needs_training(section: TeacherSection, start: LoadedNetwork) -> boo
     """Decides from `teacher.train` and the loaded weights if the teacher must be trained.
 
     Raises:
-        UserError: never, and there are no weights.
+        UserError: never, and there are no weights, or none of a classifier.
     """
     if section.train == "never":
-        if start.weights is None:
+        if not start.pretrained:
             raise UserError("teacher.weights: required with teacher.train: never")
+        if start.own_weights and start.head_replaced:
+            raise UserError(
+                f"teacher.train: never, but {section.model} draws its classifier at random; "
+                "load its weights too, or take teacher.train: auto to fine-tune it"
+            )
         return False
     if not start.task.has_classes and start.weights is not None:
         return False  # without a classifier there is nothing that labels could teach it
-    return section.train == "always" or start.weights is None or start.head_replaced
+    return section.train == "always" or not start.pretrained or start.head_replaced

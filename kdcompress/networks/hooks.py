@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdcompress.networks.tap_points import Tap
+from kdcompress.networks.trace import first_input
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def reading(network: nn.Module, taps: Iterable[Tap]) -> Iterator[dict[Tap, Tenso
     for (path, side), here in by_place.items():
         module = network.get_submodule(path)
         if side == "input":
-            handles.append(module.register_forward_pre_hook(_before(here, take)))
+            handles.append(module.register_forward_pre_hook(_before(here, take), with_kwargs=True))
         else:
             handles.append(module.register_forward_hook(_after(here, take)))
     try:
@@ -54,8 +55,8 @@ _Take = Callable[[list[Tap], int, Tensor], None]
 def _before(here: list[Tap], take: _Take) -> Callable[..., None]:
     calls = itertools.count()
 
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        take(here, next(calls), args[0])
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        take(here, next(calls), first_input(args, kwargs))
 
     return hook
 

@@ -176,6 +176,8 @@ class _Run:
 
 def _stages(trace: Trace) -> list[Call]:
     runs = _runs(trace)
+    if not runs:
+        return []  # no map on the way to the output, as in an MLP
     downsamplings = [run.nodes[0] for run in runs if run.entered_by != "nothing"]
     outermost = _outermost_writers(trace)
     stages = []

@@ -247,7 +247,12 @@ class Tapped:
         Raises:
             NetworkError: The network does not run on such images.
         """
-        with undisturbed(self.network), reading(self.network, self._requested_taps(want)) as readings:
+        with undisturbed(self.network):
+            return self.run_sample(want, image_size)
+
+    def run_sample(self, want: Want = LOGITS, image_size: tuple[int, int] | None = None) -> Activations:
+        """Runs `sample` in full precision and in the present mode; for the rest see `dry_run`."""
+        with reading(self.network, self._requested_taps(want)) as readings:
             output = run_once(self.network, self.sample(image_size), self.model)
         return self._collect(output, readings, want)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -44,7 +45,7 @@ class Call:
         path: Its path in `named_modules`; "" for the network itself.
         number: Number of calls of this module before it.
         module: The module.
-        read: The node of its first positional tensor, or None.
+        read: The node of its first argument, or None if that is no tensor of the pass.
         wrote: The node of its output, or None if that is no single tensor.
         read_is_rewritten: True if an in-place operation changed its input afterwards.
         wrote_is_rewritten: True if an in-place operation changed its output afterwards.
@@ -116,8 +117,13 @@ def record(network: nn.Module, images: Tensor, model: str) -> Trace:
     recorder = _Recorder(images)
     handles = []
     for path, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NetworkError(
+                f"{model}: {path or 'the network'} is a TorchScript module, which can be neither read nor "
+                "exported; build it from its Python class, and load its weights into that"
+            )
         enter, leave = recorder.hooks(path)
-        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(module.register_forward_hook(leave))
     try:
         with undisturbed(network), recorder:
@@ -125,7 +131,16 @@ def record(network: nn.Module, images: Tensor, model: str) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
+    if not recorder.knows(output):
+        raise NetworkError(
+            f"{model}: its output does not depend on the images, so there is nothing to learn from it"
+        )
     return recorder.finish(output)
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Returns what a module was called with first, by position or by name; None: nothing."""
+    return next(iter((*args, *kwargs.values())), None)
 
 
 def run_once(network: Callable[[Tensor], Any], images: Tensor, model: str) -> Tensor:
@@ -196,16 +211,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Returns the hooks that open and close a call of the module at `path`."""
         count = 0
 
-        def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             nonlocal count
             call = Call(path, count, module)
             count += 1
-            if args and isinstance(args[0], Tensor):
-                call.read = self._now.get(_key(args[0]))
-                self._read[len(self.trace.calls)] = (args[0], args[0]._version)
+            tensor = first_input(args, kwargs)
+            if isinstance(tensor, Tensor):
+                call.read = self._now.get(_key(tensor))
+                self._read[len(self.trace.calls)] = (tensor, tensor._version)
                 if isinstance(module, nn.modules.dropout._DropoutNd) and module.inplace:
                     # Idle in eval mode, but in training it rewrites what it reads.
-                    self._dropped_in_place[args[0].data_ptr()] = len(self.trace.calls)
+                    self._dropped_in_place[tensor.data_ptr()] = len(self.trace.calls)
             self._open.append(len(self.trace.calls))
             self.trace.calls.append(call)
 
@@ -216,6 +232,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._wrote[index] = (output, output._version)
 
         return enter, leave
+
+    def knows(self, output: Tensor) -> bool:
+        """Tells if a tensor was computed from the images."""
+        return _key(output) in self._now
 
     def finish(self, output: Tensor) -> Trace:
         """Returns the trace, with the calls marked whose input or output was rewritten in place."""

@@ -70,36 +70,33 @@ def load_recipe(
     return resolved.recipe
 
 
-def load_recipe_of_data(
-    name_or_file: str, overrides: Sequence[str] = (), *, allow_code: bool = False
-) -> Recipe:
+def load_recipe_of_data(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe whose data is evaluated: other labels than its own leave its splits as they are.
 
     Otherwise `data.labels=none` would cut a set without official splits in another way, and the test images
-    would be ones that the network was trained on.
+    would be ones that the network was trained on. No network is built, so `python:` ones are allowed.
 
     Args:
         name_or_file: As in `load_recipe`.
         overrides: As there.
-        allow_code: As there.
 
     Raises:
         RecipeError: As there.
         UserError: As there.
     """
-    recipe = load_recipe(name_or_file, overrides, allow_code=allow_code)
+    recipe = load_recipe(name_or_file, overrides, allow_code=True)
     if recipe.data.cut != "auto":
         return recipe
     others = [item for item in overrides if item.partition("=")[0] != "data.labels"]
-    own = recipe if len(others) == len(overrides) else _own_data(name_or_file, others, allow_code, recipe)
+    own = recipe if len(others) == len(overrides) else _own_data(name_or_file, others, recipe)
     cut = "by_class" if own.data.cut_by_class else "without_labels"
     return recipe.replace(data=recipe.data.model_copy(update={"cut": cut}))
 
 
-def _own_data(name_or_file: str, overrides: Sequence[str], allow_code: bool, changed: Recipe) -> Recipe:
+def _own_data(name_or_file: str, overrides: Sequence[str], changed: Recipe) -> Recipe:
     """Reads the recipe with its own labels; where its other changes do not go with them, as it is changed."""
     try:
-        return load_recipe(name_or_file, overrides, allow_code=allow_code)
+        return load_recipe(name_or_file, overrides, allow_code=True)
     except RecipeError:
         return changed
 

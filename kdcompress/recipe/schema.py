@@ -166,6 +166,10 @@ class StudentSection(NetworkSection):
 class TeacherSection(NetworkSection):
     """`teacher:` the frozen network whose outputs the student learns from."""
 
+    pretrained: Literal["auto"] | bool = "auto"
+    """If a `python:` builder, without teacher.weights, loads weights by itself. true: it does, so it is used
+    as it is or fine-tuned. false: it does not, so it is trained from scratch. auto: it is built twice under
+    two seeds; it does if both have the same weights, but perhaps for the classifier."""
     train: Literal["auto", "always", "never"] = "auto"
     """auto: train it if it has no weights, fine-tune it if its classes differ from those of the data. never:
     use the weights unchanged; other classes are an error."""
@@ -180,6 +184,23 @@ class TeacherSection(NetworkSection):
     """Minimum held-out top-1 (0 to 1) below which the run stops. None: three times chance, at most halfway
     between chance and 1."""
     input: InputSection = InputSection()
+
+    @property
+    def may_load_own_weights(self) -> bool:
+        """True for a builder of the user's that gets no weights from the recipe."""
+        return self.model.startswith("python:") and self.initial_weights is None
+
+    @field_validator("pretrained")
+    @classmethod
+    def _check_pretrained(cls, value: str | bool, info: ValidationInfo) -> str | bool:
+        model, weights = str(info.data.get("model")), info.data.get("weights")
+        if value is True and weights in (RANDOM, None) and not model.startswith("python:"):
+            raise ValueError(
+                f"expected auto or false, since {model} loads no weights; name some in teacher.weights"
+            )
+        if value is False and weights not in (RANDOM, None):
+            raise ValueError("expected auto or true, since teacher.weights names weights")
+        return value
 
 
 class TrainSection(Section):

@@ -14,6 +14,7 @@ from kdcompress.data.dataset import Data
 from kdcompress.errors import DownloadError, UserError, WorldError
 from kdcompress.methods.base import configured
 from kdcompress.networks import weights
+from kdcompress.networks.from_recipe import load_network, teacher_needs_training
 from kdcompress.recipe import AUTO, RANDOM, Recipe
 from kdcompress.run.networks import needs_of
 from kdcompress.run.schedule import resolve_schedule, with_recorded, with_schedule
@@ -41,7 +42,9 @@ class Resolution:
     warnings: tuple[str, ...]
 
 
-def resolve_auto(recipe: Recipe, data: Data, *, progress: bool, own_lr: bool = False) -> Resolution:
+def resolve_auto(
+    recipe: Recipe, data: Data, *, progress: bool, own_lr: bool = False, allow_code: bool = False
+) -> Resolution:
     """Replaces each `auto` of a recipe by the value that suits its data.
 
     Args:
@@ -49,7 +52,9 @@ def resolve_auto(recipe: Recipe, data: Data, *, progress: bool, own_lr: bool = F
         data: Opened.
         progress: True: shows downloads.
         own_lr: True if the user set `optim.lr` beside the recipe, so that it is not scaled.
+        allow_code: True: a `python:` network may be built.
     """
+    recipe, own_weights_notice = _resolve_own_weights(recipe, data, allow_code)
     needs = needs_of(recipe)
     # Generated images may get their labels from the teacher, later.
     real = data if data.extra is None else dataclasses.replace(data, extra=None)
@@ -60,7 +65,7 @@ def resolve_auto(recipe: Recipe, data: Data, *, progress: bool, own_lr: bool = F
     if recipe.pseudo_labels is not None:
         pretraining, config = configured(recipe.pseudo_labels.method)
         presets = (*pretraining.needs(config).augment, *presets)
-    others = (notice, _colour_notice(presets, data))
+    others = (own_weights_notice, notice, _colour_notice(presets, data))
     notices = (*schedule.reasons, *(sentence for sentence in others if sentence is not None))
     return Resolution(recipe, notices, schedule.warnings)
 
@@ -85,6 +90,7 @@ def keep_recorded(requested: Recipe, recorded: Recipe, *, own_lr: bool = False) 
         recorded: From the run's recipe.yaml.
         own_lr: As for `resolve_auto`.
     """
+    requested = _with_recorded_own_weights(requested, recorded)
     requested = _with_recorded_peers(with_recorded(requested, recorded, own_lr=own_lr), recorded)
     student, before = requested.student, recorded.student
     drawn = (RANDOM, None)
@@ -93,6 +99,40 @@ def keep_recorded(requested: Recipe, recorded: Recipe, *, own_lr: bool = False) 
     if student.weights == before.weights and student.sha256 is None:
         return _with_student(requested, before.weights, before.sha256)
     return requested
+
+
+def _with_recorded_own_weights(requested: Recipe, recorded: Recipe) -> Recipe:
+    """Gives a teacher with `pretrained: auto` what the run found out about its builder."""
+    section, before = requested.teacher, recorded.teacher
+    if section is None or before is None or section.pretrained != AUTO or section.model != before.model:
+        return requested
+    return requested.replace(teacher=section.model_copy(update={"pretrained": before.pretrained}))
+
+
+def _resolve_own_weights(recipe: Recipe, data: Data, allow_code: bool) -> tuple[Recipe, str | None]:
+    """Finds out if the builder of a `python:` teacher loads weights by itself: it is built under two seeds.
+
+    Returns:
+        The recipe with teacher.pretrained true or false, and a sentence for the user, or None.
+    """
+    section = recipe.teacher
+    if section is None or section.pretrained != AUTO or not section.may_load_own_weights:
+        return recipe, None
+    start = load_network(
+        section, num_classes=len(data.class_names), channels=data.channels, image_size=data.image_size,
+        seed=section.seed, purpose="teacher", allow_code=allow_code,
+    )  # fmt: skip
+    found = section.model_copy(update={"pretrained": start.own_weights})
+    begin = f"teacher.pretrained: auto: two builds of {section.model} under two seeds have"
+    if start.own_weights:
+        but = " but for the classifier" if start.head_replaced else ""
+        use = "fine-tuned" if teacher_needs_training(found, start) else "used as it is"
+        sentence = (
+            f"the same weights{but}, so it is {use}; --set teacher.pretrained=false trains it from scratch"
+        )
+    else:
+        sentence = "different weights, so it is trained from scratch; true uses it as a pretrained one"
+    return recipe.replace(teacher=found), f"{begin} {sentence}"
 
 
 def _with_recorded_peers(requested: Recipe, recorded: Recipe) -> Recipe:

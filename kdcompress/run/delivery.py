@@ -105,7 +105,8 @@ def deliver(
     load_state(trained, outcome.state)
     on_test = outputs = None
     if teaching is not None:
-        on_test = read_test_split(run, teaching, test, pooled=not start.task.has_classes)
+        with run.progress.announce(f"Testing the teacher {teaching.teacher.model} on the test images"):
+            on_test = read_test_split(run, teaching, test, pooled=not start.task.has_classes)
         outputs = on_test.logits if start.task.has_classes else on_test.pooled
     subject = Subject(
         trained.cpu(),
@@ -273,7 +274,8 @@ def report(
     teacher_file = folder.checkpoints / "teacher.onnx"
     if teaching is not None:
         assert delivery.teacher_outputs is not None
-        teacher = figures(run, teaching, teacher_file, delivery.teacher_outputs)
+        with run.progress.announce("Exporting the teacher, to time it beside the student"):
+            teacher = figures(run, teaching, teacher_file, delivery.teacher_outputs)
     bench = _bench(run, delivery, teacher, teacher_file, test)
     teacher_file.unlink(missing_ok=True)
     baseline = gain = None

@@ -64,6 +64,9 @@ def licences(run: Run, networks: Mapping[str, LoadedNetwork]) -> list[Licensed]:
     if run.recipe.data.extra is not None:
         found.append(Licensed("the generated images", "data.extra.license", run.recipe.data.extra.license))
     for name, network in networks.items():
+        if network.own_weights and run.recipe.teacher is not None:
+            what = f"the weights that {run.recipe.teacher.model} loads"
+            found.append(Licensed(what, "teacher.license", run.recipe.teacher.license))
         if network.weights is not None:
             key = f"peers.{int(name[4:]) - 1}" if name.startswith("peer") else name
             found.append(

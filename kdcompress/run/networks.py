@@ -54,7 +54,7 @@ def load_networks(run: Run) -> dict[str, LoadedNetwork]:
             allow_code=run.allow_code,
             keep_classes=recipe.teacher is not None and name == "teacher" and recipe.teacher.train == "never",
             headless=headless[name],
-            progress=run.progress.visible and run.processes.first,
+            progress=not run.progress.quiet and run.processes.first,
         )
     check_peers_differ(found)
     if recipe.teacher is not None:
@@ -159,7 +159,20 @@ def tapped(run: Run, section: NetworkSection, start: LoadedNetwork) -> Tapped:
     network = Tapped(start.network, section.model, input_spec=spec, taps=section.taps, task=start.task)
     network.to(run.device)
     network.precision = precision.dtype(run.precision)
+    _check_outputs(section, start, network)
     return network
+
+
+def _check_outputs(section: NetworkSection, start: LoadedNetwork, network: Tapped) -> None:
+    """Refuses a network of the user's whose logits are not as many as the data has classes."""
+    if not start.task.has_classes or network.num_classes == start.num_classes:
+        return
+    then = "; the teacher is then fine-tuned to your classes" if isinstance(section, TeacherSection) else ""
+    raise UserError(
+        f"{section.model}: gives {network.num_classes:,} outputs, the data has {start.num_classes} classes; "
+        f"let it build its last layer with num_classes outputs (it is called with "
+        f"num_classes={start.num_classes}){then}"
+    )
 
 
 def input_spec(run: Run, section: NetworkSection, start: LoadedNetwork) -> InputSpec:

@@ -134,7 +134,7 @@ def build(run: Run) -> LoadedNetwork:
         purpose="student",
         allow_code=run.allow_code,
         headless="always",
-        progress=run.progress.visible and run.processes.first,
+        progress=not run.progress.quiet and run.processes.first,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kdcompress.recipe import Recipe
+from kdcompress.recipe import Recipe, TeacherSection
 
 LARGE_BATCH, SMALL_BATCH = 256, 32
 """Bounds of the batch size. With `data.batch_size: auto`, `optim.lr` is that of the larger."""
@@ -103,7 +103,7 @@ def resolve_schedule(recipe: Recipe, *, images: int, labelled: int, own_lr: bool
         )
     teacher_epochs = 1
     if recipe.teacher is not None:
-        given, fine_tuned = recipe.teacher.epochs, recipe.teacher.weights is not None
+        given, fine_tuned = recipe.teacher.epochs, _has_weights(recipe.teacher)
         teacher_epochs = 10 if given == "auto" else given
         if given == "auto" and labelled:
             of_teacher = _steps(recipe, labelled, size)
@@ -178,3 +178,8 @@ def _steps(recipe: Recipe, images: int, batch_size: int) -> int:
     """Returns the optimiser steps of an epoch; batches with a share of labels differ a little."""
     batches = max(1, images // batch_size)
     return -(-batches // recipe.train.accumulate)
+
+
+def _has_weights(section: TeacherSection) -> bool:
+    """Returns True if the teacher starts from weights: the recipe's, or those that its builder loads."""
+    return section.weights is not None or section.pretrained is True

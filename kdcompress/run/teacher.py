@@ -23,6 +23,7 @@ from kdcompress.methods.base import find_method
 from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.own_weights import fingerprint
 from kdcompress.networks.teacher import FrozenTeacher, Teacher, teacher_network
 from kdcompress.recipe import TeacherSection
 from kdcompress.report import documents
@@ -122,17 +123,24 @@ def _train_or_find(run: Run, start: LoadedNetwork) -> None:
     key = result_store.teacher_key(
         recipe,
         listing_sha256=run.data.listing_sha256,
-        weights_sha256=start.weights.sha256 if start.weights else None,
+        weights_sha256=_start_sha256(start),
         environment=run.environment,
     )
-    note = {"model": section.model, "fine_tuned": start.weights is not None}
+    note = {"model": section.model, "fine_tuned": start.pretrained}
     training = functools.partial(_training, run, section, start)
     stored = stored_training(run, result_store.TEACHER, key, training, note)
     result_store.fill(start.network, stored.state)
 
 
+def _start_sha256(start: LoadedNetwork) -> str | None:
+    """Returns a hash of the weights that the teacher starts from; None: drawn from its seed."""
+    if start.weights is not None:
+        return start.weights.sha256
+    return fingerprint(start.network) if start.own_weights else None
+
+
 def _training(run: Run, section: TeacherSection, start: LoadedNetwork) -> Training:
-    recipe, fine_tuned, epochs = run.recipe, start.weights is not None, section.epochs
+    recipe, fine_tuned, epochs = run.recipe, start.pretrained, section.epochs
     assert isinstance(epochs, int), "resolved when the data is known"
     rate = section.lr or recipe.optim.lr * (0.1 if fine_tuned else 1.0)
     plain = find_method("none")
@@ -156,7 +164,8 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
         where, images = "training", known.subset(torch.arange(0, len(known), every))
     figures = None
     if run.processes.first:
-        with run.evaluation(images) as batches:
+        what = f"Testing the teacher {section.model} on {len(images):,} {where} images"
+        with run.progress.announce(what), run.evaluation(images) as batches:
             outputs, labels = predict_teacher(teacher, batches)
         figures = {**teacher.task.score(outputs, labels), "variation": _variation(outputs)}
     figures = run.processes.agree(figures)

@@ -326,7 +326,7 @@ def _with_data(
 ) -> tuple[tuple[Artefact, ...], list[str]]:
     """Gives each artefact real images of its own size, and its accuracy on the test split."""
     assert request.recipe is not None
-    recipe = load_recipe_of_data(request.recipe, request.overrides, allow_code=request.allow_code)
+    recipe = load_recipe_of_data(request.recipe, request.overrides)
     opened: dict[tuple[tuple[int, int, int], Fit | None], tuple[Data, NDArray[np.float32]]] = {}
     done: list[Artefact] = []
     warnings = []

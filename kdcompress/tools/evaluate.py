@@ -58,7 +58,7 @@ def evaluate(
             f"{file}: is a backbone, which gives features and tells no classes apart; see what they are "
             "worth with --probe"
         )
-    resolved = load_recipe_of_data(recipe, overrides, allow_code=allow_code)
+    resolved = load_recipe_of_data(recipe, overrides)
     size = (spec.height, spec.width)
     opened = data_of(resolved, data, size, spec.channels, progress, spec.known_fit)
     split = opened.split_called(split)

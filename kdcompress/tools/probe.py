@@ -86,7 +86,7 @@ def probe(
         UserError: Nothing to probe, or nothing to probe it on.
     """
     file = artefact(source, (WEIGHTS, GRAPH))
-    resolved = load_recipe_of_data(recipe, overrides, allow_code=allow_code)
+    resolved = load_recipe_of_data(recipe, overrides)
     if file.suffix == onnx.SUFFIX:
         graph = onnx.open_(file, torch.get_num_threads())
         if graph.task.has_classes:
@@ -201,7 +201,7 @@ def knowledge(
     recorded = RunFolder(source).recorded_recipe(allow_code)
     if recorded is None:
         raise UserError(f"{source}: holds no recipe.yaml, so it is no run of kdcompress")
-    resolved = load_recipe_of_data(recipe, overrides, allow_code=allow_code)
+    resolved = load_recipe_of_data(recipe, overrides)
     student, config = _student(file, recorded, allow_code=allow_code)
     size = config.spec.height, config.spec.width
     opened = data_of(resolved, data, size, config.spec.channels, progress, config.spec.known_fit)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcompress.errors import UserError
+from kdcompress.tasks.figures import FIGURES
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -82,6 +83,29 @@ class Journal:
             return
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"schema": SCHEMA, **line}, allow_nan=False) + "\n")
+
+
+def describe_epoch(line: dict[str, Any], epochs: int) -> str:
+    """Returns the line of an epoch for a person: phase, epoch, losses, held-out figures, images per second.
+
+    Args:
+        line: The line of `log.jsonl`.
+        epochs: Number of epochs of the training.
+    """
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in line["losses"].items() if value is not None)
+    parts = [f"{line['phase']}: epoch {line['epoch']} of {epochs}", f"losses: {losses}" if losses else ""]
+    parts.append(_held_out(line["held_out"] or {}))
+    parts.append(f"{line['images_per_s']:,.0f} images/s")
+    return "; ".join(filter(None, parts))
+
+
+def _held_out(figures: dict[str, Any]) -> str:
+    shares = [
+        f"{figure.short} {100 * figures[key]:.2f} %"
+        for key, figure in FIGURES.items()
+        if figure.unit == "%" and figures.get(key) is not None
+    ]
+    return f"held-out {', '.join(shares)}" if shares else ""
 
 
 def _size(path: Path) -> int:

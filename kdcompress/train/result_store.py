@@ -94,7 +94,7 @@ def teacher_key(
         environment: Versions, device, precision, processes.
     """
     assert recipe.teacher is not None
-    teacher = recipe.teacher.model_dump(mode="json", exclude={"min_top1", "weights", "sha256"})
+    teacher = recipe.teacher.model_dump(mode="json", exclude={"min_top1", "weights", "sha256", "pretrained"})
     return key_of(teacher, *recipe_parts(recipe), listing_sha256, weights_sha256, environment)
 
 

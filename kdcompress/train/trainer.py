@@ -28,7 +28,7 @@ from kdcompress.train.bn_statistics import StatisticsImages
 from kdcompress.train.choice import Choice
 from kdcompress.train.interrupt import StopRequest, deferred_stop
 from kdcompress.train.job import Job, Outcome
-from kdcompress.train.journal import Journal
+from kdcompress.train.journal import Journal, describe_epoch
 from kdcompress.train.means import Means
 from kdcompress.train.minimiser import Minimiser
 from kdcompress.train.processes import Processes, batch_norm_statistics
@@ -166,7 +166,7 @@ class Trainer:
             rate = self._run_steps(phase, end, minimise, stop, bar)
             if self.at.batch < self.loader.steps and not self._done():
                 break  # the phase ends within the epoch, which the next phase closes
-            self._close_epoch(phase, rate, minimise)
+            self._close_epoch(phase, rate, minimise, bar)
             if self.processes.largest(float(stop.requested)):
                 raise self._interrupted()
         for held in self.sets.values():
@@ -222,7 +222,7 @@ class Trainer:
                 break
         return rate
 
-    def _close_epoch(self, phase: Phase, rate: float, minimise: Minimiser) -> None:
+    def _close_epoch(self, phase: Phase, rate: float, minimise: Minimiser, bar: Bar) -> None:
         at, label = self.at, self.job.label
         began = time.perf_counter()
         self.method.on_epoch_end()
@@ -231,19 +231,19 @@ class Trainer:
         figures = self.choice.score(at.epoch + 1, frozen_statistics=phase.freeze_bn)
         self._warn_of_single_class(figures)
         losses, logged = self.means.values()
-        self.journal.epoch(
-            {
-                "phase": label if len(self.phases) == 1 else f"{label}/{phase.name}",
-                "epoch": at.epoch + 1,
-                "step": at.step,
-                "seconds": round(at.epoch_seconds + time.perf_counter() - began, 3),
-                "images_per_s": round(self._images_per_s(), 1),
-                "lr": rate,
-                "losses": losses,
-                **({"logged": logged} if logged else {}),
-                "held_out": figures,
-            }
-        )
+        line = {
+            "phase": label if len(self.phases) == 1 else f"{label}/{phase.name}",
+            "epoch": at.epoch + 1,
+            "step": at.step,
+            "seconds": round(at.epoch_seconds + time.perf_counter() - began, 3),
+            "images_per_s": round(self._images_per_s(), 1),
+            "lr": rate,
+            "losses": losses,
+            **({"logged": logged} if logged else {}),
+            "held_out": figures,
+        }
+        self.journal.epoch(line)
+        bar.report(describe_epoch(line, self.job.epochs))
         at.epoch, at.batch = at.epoch + 1, 0
         self._save(minimise)
 

@@ -27,7 +27,7 @@ def fetch_weights(
 
     Args:
         url: http or https.
-        progress: True: shows the download on stderr if that is a terminal.
+        progress: True: shows the download on stderr.
         file_name: Name in the cache; None: the last part of the URL.
         sha256_prefix: First hexadecimal digits of its SHA-256; None: not known.
         connect_s: Limit in seconds until the server answers; None: see `fetch`.
