@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.data.cache import cache_folder
-from kdcompress.errors import RunFolderError
+from kdcompress.document_schemas import TeacherNote
+from kdcompress.documents import read_document
+from kdcompress.errors import RunFolderError, UserError
 from kdcompress.networks.load_state import load_state
 from kdcompress.recipe import Recipe
 from kdcompress.train.processes import Processes
@@ -172,10 +174,10 @@ def _read(folder: Path, key: str, stem: str) -> StoredResult | None:
         return None
     # A damaged note, one of another key, or a file that was cut short counts as none.
     try:
-        note = json.loads(note_file.read_text(encoding="utf-8"))
-    except ValueError:
+        note = read_document(note_file, TeacherNote)
+    except UserError:
         return None
-    if not isinstance(note, dict) or note.get("schema") != SCHEMA or note.get("key") != key:
+    if note["schema"] != SCHEMA or note["key"] != key:
         return None
     content = file.read_bytes()
     digest = hashlib.sha256(content).hexdigest()

@@ -138,6 +138,7 @@ def test_the_onnxruntime_snippet_runs_and_names_the_class(tmp_path, monkeypatch,
     folder = write_run(tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
     config["input"] |= {"channels": channels, "height": 16, "width": 16, "resize": crop and 18, "crop": crop}
+    config["input"] |= {"mean": [0.5] * channels, "std": [0.2] * channels}
     (folder / "config.json").write_text(json.dumps(config))
     _onnx_that_always_says(folder / "student.onnx", 7, channels)
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(folder / "image.jpg")
