@@ -22,6 +22,11 @@ def printable(text: object, keep: str = "") -> str:
     return "".join(_escape(c) if _is_control(c) and c not in keep else c for c in written)
 
 
+def printable_value(value: object) -> object:
+    """Returns text that a page shows as `printable` gives it; any other value as it is."""
+    return type(value)(printable(value, keep="\n\t")) if isinstance(value, str) else value
+
+
 def one_line(text: object) -> str:
     """Returns the text on one line: breaks and tabs become spaces, other controls escapes."""
     return printable("".join(" " if c in "\t\n\r\v\f\x85\u2028\u2029" else c for c in str(text)))

@@ -173,3 +173,22 @@ def test_an_ensemble_has_one_line_in_the_card_and_in_the_report(tmp_path):
     assert f"\n{line}.\n" in card(record)
     assert "`ensemble.onnx`" in card(record)
     assert "top-1 93.20 %, 3.0 times" in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_text_from_outside_is_shown_as_text():
+    shown = escaped("a~b~ & www.x.org https://x.org me@x.org\r\u2028\x1b[2J")
+    assert shown == r"a\~b\~ \& www\.x.org https\://x.org me\@x.org  \\x1b\[2J"
+
+
+def test_no_control_character_reaches_a_page(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for name, key in (("results.json", "gain"), ("manifest.json", "command")):
+        document = json.loads((folder / name).read_text())
+        if key == "gain":
+            document["gain"]["cause"] = {"sentence": "\x1b[2J\u2028", "advice": "\x07"}
+        else:
+            document["command"] = "kdcompress \x1b]0;title\x07"
+        (folder / name).write_text(json.dumps(document))
+    record = read_run(folder)
+    for text in (card(record), write_report(folder).read_text(encoding="utf-8")):
+        assert not {"\x1b", "\x07", "\u2028"} & set(text)
