@@ -151,9 +151,11 @@ def read_bytes(path: Path, most: int = MOST_BYTES, *, failure: Failure = UserErr
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise failure(f"{path}: cannot be read: it is no regular file")
-            content = file.read(most + 1)
+            # A read takes memory for all that it is asked for, so not for `most`.
+            content = file.read(min(status.st_size, most) + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise failure(f"{path}: cannot be read: {reason}") from None
