@@ -14,6 +14,11 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from kdcompress.errors import UserError
 
+_MISFITS = (
+    LookupError, ValueError, TypeError, ArithmeticError, StopIteration, RuntimeError,
+    onnx.shape_inference.InferenceError, onnx.checker.ValidationError,
+)  # fmt: skip
+"""Raised on a graph whose parts do not fit together."""
 _QUANTISED = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 )
@@ -66,8 +71,7 @@ def graph_facts(path: Path, shape: tuple[int, int, int] | None = None) -> GraphF
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         return _facts(model, path, shape)
-    except (LookupError, ValueError, TypeError, ArithmeticError, StopIteration, RuntimeError) as error:
-        # onnx's own errors are of these kinds too.
+    except _MISFITS as error:
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise UserError(f"{path}: is damaged: its graph does not fit together ({reason:.200})") from None
 

@@ -1,0 +1,299 @@
+"""The kinds of input: each makes one damaged input in a folder and hands it to the program."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import safetensors.torch
+import torch
+import yaml
+from PIL import Image
+
+from hostile import damage, far_end
+from kdcompress.bench import compare, ssh_connection
+from kdcompress.bench.compare import read_document
+from kdcompress.bench.device import main as packed
+from kdcompress.bench.measure import Protocol
+from kdcompress.bench.pack import read_result
+from kdcompress.cli import main
+from kdcompress.commands.bench_table import table
+from kdcompress.data.dataset import open_data
+from kdcompress.deploy.golden_file import read_golden
+from kdcompress.deploy.load import load
+from kdcompress.recipe import DataSection
+from kdcompress.tools import bench as timing
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "e33f4e2"
+FINISHED = FIXTURES / "finished"
+RECIPES = Path(__file__).parent.parent.parent / "recipes"
+GRAPH = FINISHED / "student.onnx"
+WEIGHTS = FINISHED / "student.safetensors"
+
+
+def cli(*words):
+    """Runs the program."""
+    main([str(word) for word in words])
+
+
+def recipes(rng, folder):
+    """A recipe, shown: that resolves and checks it."""
+    text = rng.choice(sorted(RECIPES.glob("*.yaml"))).read_bytes()
+    if rng.random() < 0.6:
+        text = yaml.safe_dump(damage.of_tree(rng, yaml.safe_load(text)), allow_unicode=True).encode(
+            "utf-8", "surrogatepass"
+        )
+    else:
+        text = damage.of_bytes(rng, text)
+    (folder / "recipe.yaml").write_bytes(text)
+    words = []
+    if rng.random() < 0.3:
+        key = rng.choice(["method.loss", "train.epochs", "student.taps.0", "peers.0.model", "a.b", "export"])
+        words = [
+            "--set",
+            f"{key}={rng.choice(['[[1]]', '{a: {b: 1}}', '9' * 400, 'null', '[', '&a', '!!x'])}",
+        ]
+    cli("show", folder / "recipe.yaml", *words)
+
+
+DOCUMENTS = [
+    "results.json", "manifest.json", "gates.json", "bench.json", "config.json", "labels.json", "log.jsonl",
+    "recipe.yaml",
+]  # fmt: skip
+
+
+def _damage_run(rng, run):
+    name = rng.choice(DOCUMENTS)
+    content = (run / name).read_bytes()
+    if name == "recipe.yaml":
+        tree = damage.of_tree(rng, yaml.safe_load(content))
+        changed = yaml.safe_dump(tree).encode() if rng.random() < 0.7 else damage.of_bytes(rng, content)
+    else:
+        changed = damage.of_lines(rng, content) if name == "log.jsonl" else damage.of_json(rng, content)
+    (run / name).write_bytes(changed)
+
+
+def runs(rng, folder):
+    """A run folder with one damaged document, in every command that reads it."""
+    run = folder / "run"
+    shutil.copytree(FINISHED, run)
+    _damage_run(rng, run)
+    # An export or a resume takes seconds.
+    action = rng.choices(["report", "compare", "load", "resume", "export"], [40, 30, 20, 7, 3])[0]
+    if action == "report":
+        cli("report", run)
+    elif action == "compare":
+        shutil.copytree(FINISHED, folder / "run2")
+        cli("report", *rng.sample([run, folder / "run2"], 2), "--out", folder / "run" / "page.html")
+    elif action == "load":
+        load(run)
+    elif action == "resume":
+        cli("distill", "--recipe", FINISHED / "recipe.yaml", "--out", run, "--resume", "-q")
+    else:
+        cli("export", run, "--format", "safetensors", "--out", folder / "run" / "out", "-q")
+
+
+def benchmarks(rng, folder):
+    """An earlier benchmark (--compare), or the result of a pack (--merge)."""
+    path = folder / "bench.json"
+    if rng.random() < 0.7:
+        source = rng.choice([FIXTURES / "bench.json", FINISHED / "bench.json"])
+        path.write_bytes(damage.of_json(rng, source.read_bytes()))
+        new, old = json.loads(source.read_text()), read_document(path)
+        new["compare"] = compare.compare(new, old, "bench.json")
+        table(new)
+        return
+    far = far_end.valid()
+    cell = {"artefact": "a", "runtime": "onnxruntime", "threads": 1, "batch": 1, "control": False}
+    body = {
+        "job": {
+            "tool": {"name": "kdcompress", "version": "1"},
+            "artefacts": {"a": {"file": "a.onnx", "sha256": "", "bytes": 1, "params": 1, "macs": 1} | {
+                "precision": "fp32"
+            }},
+            "plan": {"cells": [cell, {**cell, "control": True}]},
+            "baseline": None, "protocol": {"rounds": 1}, "warnings": [],
+        },
+        "raw": far[4]["result"]["raw"], "before": far[1]["preflight"]["facts"],
+        "after": far[4]["result"]["after"], "warnings": [],
+    }  # fmt: skip
+    document = packed.with_digest(damage.of_tree(rng, body) if rng.random() < 0.8 else body)
+    content = json.dumps(document).encode()
+    path.write_bytes(content if rng.random() < 0.7 else damage.of_json(rng, content))
+    table(read_result(path))
+
+
+def far_ends(rng, folder):
+    """A machine that answers anything over ssh."""
+    messages = far_end.valid()
+    if rng.random() < 0.75:
+        number = rng.randrange(len(messages))
+        messages[number] = damage.of_tree(rng, messages[number])
+        script = far_end.transcript(messages)
+    else:
+        script = damage.of_bytes(rng, far_end.transcript(messages))
+    words = far_end.command(folder, script)
+    # The process is a fork of its own, so nothing has to be put back.
+    ssh_connection.Address.command = lambda self: words
+    ssh_connection.shutil.which = lambda name: name
+    ssh_connection.LOGIN_TIMEOUT_S = ssh_connection.RESPONSE_TIMEOUT_S = 2
+    timing.PROTOCOL = Protocol(0.01, 1, 2, 0, 0)
+    cli("bench", GRAPH, "--target", "ssh://far", "--rounds", 1, "--threads", 1, "-q")
+
+
+def graphs(rng, folder):
+    """An ONNX file: truncated, flipped, with odd metadata, without opset."""
+    path = folder / "student.onnx"
+    content = GRAPH.read_bytes()
+    if rng.random() < 0.5:
+        model = onnx.load_from_string(content)
+        kind = rng.choice(["metadata", "metadata", "opset", "dims", "nodes", "weights"])
+        if kind == "metadata":
+            entry = rng.choice(list(model.metadata_props))
+            if rng.random() < 0.5:
+                entry = next(e for e in model.metadata_props if e.key == "kdcompress.input")
+            entry.value = damage.of_json(rng, entry.value.encode()).decode("utf-8", "replace")
+        elif kind == "opset":
+            del model.opset_import[:]
+        elif kind == "dims":
+            axis = rng.choice(list(model.graph.input[0].type.tensor_type.shape.dim))
+            axis.dim_value = rng.choice([0, -1, 1, 7, 2**40])
+        elif kind == "nodes":
+            del model.graph.node[rng.randrange(len(model.graph.node))]
+        else:
+            tensor = rng.choice(list(model.graph.initializer))
+            tensor.dims.append(rng.choice([0, 2, 2**40]))
+        content = model.SerializeToString()
+    else:
+        content = damage.of_bytes(rng, content)
+    path.write_bytes(content)
+    action = rng.choice(["evaluate", "facts", "load"])
+    if action == "evaluate":
+        cli("evaluate", path, "--recipe", "quickstart", "-q")
+    elif action == "facts":
+        timing._artefact("a", path, timing.BenchRequest(files=(str(path),)))
+    else:
+        load(path)
+
+
+def checkpoints(rng, folder):
+    """A checkpoint (.pth, .safetensors): truncated, flipped, with odd tensors or names."""
+    state = safetensors.torch.load_file(WEIGHTS)
+    kind = rng.choice(["bytes", "bytes", "tensor", "names", "tree"])
+    key = rng.choice(list(state))
+    if kind == "tensor":
+        state[key] = rng.choice(
+            [
+                lambda t: t.to(torch.float8_e4m3fn), lambda t: t.to_sparse(), lambda t: t.to("meta"),
+                lambda t: t.to(torch.complex64), lambda t: t.to(torch.int8), lambda t: t * float("nan"),
+                lambda t: t.double(), lambda t: t.half(), lambda t: t.reshape(-1), lambda t: t[None],
+                lambda t: t.to(torch.bool), lambda t: torch.zeros(0), lambda t: t.t() if t.ndim == 2 else t,
+            ]
+        )(state[key])  # fmt: skip
+    elif kind == "names":
+        prefix = rng.choice(["module.", "model.", "_orig_mod."]) * rng.choice([1, 2, 3000])
+        state = {prefix + name: tensor for name, tensor in state.items()}
+    elif kind == "tree":
+        state = rng.choice([{"model": state}, {"a": {"b": {"c": state}}}, [state], {}, 7, {"x": [1, None]}])
+    suffix = ".safetensors" if kind == "bytes" and rng.random() < 0.5 else rng.choice([".pth", ".pt"])
+    path = folder / f"checkpoint{suffix}"
+    if suffix == ".safetensors":
+        path.write_bytes(WEIGHTS.read_bytes())
+    else:
+        torch.save(state, path)
+    if kind == "bytes":
+        path.write_bytes(damage.of_bytes(rng, path.read_bytes()))
+    (folder / "run").mkdir()
+    cli("strip", path, "--student", "cifar/resnet8", "--out", folder / "run" / "out.safetensors")
+
+
+def _images(rng, folder):
+    root = folder / "images"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = np.frombuffer(rng.randbytes(16 * 16 * 3), np.uint8).reshape(16, 16, 3)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+def images(rng, folder):
+    """A folder with a damaged image of any format."""
+    root = _images(rng, folder)
+    buffer = io.BytesIO()
+    mode = rng.choice(["RGB", "L", "RGBA", "I;16", "P", "1"])
+    kind = rng.choice(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+    picture = Image.new(mode, (rng.choice([1, 17, 300]), rng.choice([1, 16])))
+    try:
+        picture.save(buffer, kind)
+    except (OSError, ValueError):
+        picture.convert("RGB").save(buffer, kind)
+    path = root / "train" / "cat" / f"x.{kind.lower()}"
+    path.write_bytes(damage.of_bytes(rng, buffer.getvalue()))
+    data = open_data(
+        DataSection(dataset="imagefolder", root=str(root), image_size=16, max_broken=rng.choice([0, 0.5]))
+    )
+    torch.as_tensor(data.train.labels).sum()
+
+
+def goldens(rng, folder):
+    """A file of golden images."""
+    path = folder / "golden.npz"
+    content = (FINISHED / "golden.npz").read_bytes()
+    if rng.random() < 0.5:
+        with np.load(io.BytesIO(content)) as held:
+            arrays = dict(held)
+        key = rng.choice(list(arrays))
+        arrays[key] = rng.choice(
+            [np.zeros(0), np.zeros((2, 3)), np.array("x"), np.array(np.nan), np.zeros((4, 1, 8, 8), np.int8)]
+        )
+        if rng.random() < 0.3:
+            del arrays[key]
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        content = buffer.getvalue()
+    else:
+        content = damage.of_bytes(rng, content)
+    path.write_bytes(content)
+    golden = read_golden(path)
+    golden.error(lambda images: np.zeros_like(golden.outputs))
+
+
+def tables(rng, folder):
+    """A table of labels."""
+    root = _images(rng, folder)
+    names = [str(path.relative_to(root)) for path in sorted(root.rglob("*.png"))]
+    kind = rng.choice([".csv", ".tsv", ".jsonl"])
+    rows = [(name, name.split("/")[1], name.split("/")[0]) for name in names]
+    if rng.random() < 0.6:
+        number = rng.randrange(len(rows))
+        nasty = [rng.choice(damage.NASTY_TEXT) for _ in range(3)]
+        rows[number] = tuple(rng.choice([own, new]) for own, new in zip(rows[number], nasty, strict=True))
+    if kind == ".jsonl":
+        lines = [json.dumps(dict(zip(("path", "label", "split"), row, strict=True))) for row in rows]
+    else:
+        mark = "," if kind == ".csv" else "\t"
+        lines = [mark.join(row) for row in [("path", "label", "split"), *rows]]
+    content = "\n".join(lines).encode("utf-8")
+    if rng.random() < 0.5:
+        content = damage.of_bytes(rng, content)
+    (root / f"labels{kind}").write_bytes(content)
+    open_data(DataSection(dataset="imagefolder", root=str(root / f"labels{kind}"), image_size=16))
+
+
+KINDS = {
+    "recipes": recipes,
+    "runs": runs,
+    "benchmarks": benchmarks,
+    "far_ends": far_ends,
+    "graphs": graphs,
+    "checkpoints": checkpoints,
+    "images": images,
+    "goldens": goldens,
+    "tables": tables,
+}
