@@ -146,7 +146,7 @@ def _deciding(
 ) -> tuple[str, float, float | None]:
     """(name, figure, that of the float32 file): accuracy, or where no labels tell it, likeness to float32."""
     if bool((labels_N >= 0).any()):
-        key = exact.task.deciding[0]
+        key = exact.task.metrics[0]
         ours, theirs = (
             scored(exact.task, outputs, labels_N).result()[key] for outputs in (outputs_NK, exact_NK)
         )

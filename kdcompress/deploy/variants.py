@@ -242,7 +242,7 @@ def _proved(
 
 
 def _score(exact: Fp32Reference, outputs_NK: Tensor) -> dict[str, Any]:
-    figure = exact.task.deciding[0]
+    figure = exact.task.metrics[0]
     score, before = exact.score_of(outputs_NK), exact.score[figure]
     noise = snr_db(exact.outputs_NK.numpy(), outputs_NK.numpy())
     score["drop"] = None if before is None else 100 * (before - score[figure])
@@ -254,7 +254,7 @@ def _score(exact: Fp32Reference, outputs_NK: Tensor) -> dict[str, Any]:
 
 
 def _accuracy(exact: Fp32Reference, score: dict[str, Any]) -> dict[str, Any]:
-    figure = exact.task.deciding[0]
+    figure = exact.task.metrics[0]
     before = {f"{figure}_fp32": exact.score[figure]}
     return {"split": "test", figure: score[figure], **before, "n": score["n"]}
 

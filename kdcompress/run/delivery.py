@@ -34,10 +34,17 @@ from kdcompress.report.cause import find_cause
 from kdcompress.report.documents import read_json as read_json
 from kdcompress.report.pages import write_pages
 from kdcompress.run.context import Run, TestSplit
-from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged_gate
+from kdcompress.run.teacher import (
+    TeacherTestOutputs,
+    TestedTeacher,
+    figures,
+    manifest_entry,
+    read_test_split,
+    unchanged_gate,
+)
 from kdcompress.tasks import Task
 from kdcompress.tasks.classification import Predictions
-from kdcompress.tasks.figures import deciding
+from kdcompress.tasks.figures import selection_metric
 from kdcompress.train.job import Outcome
 
 PREDICTIONS = "test_predictions.safetensors"
@@ -55,7 +62,7 @@ class Delivery:
     """
 
     shipped: Shipped
-    teacher_outputs: OnTest | None
+    teacher_outputs: TeacherTestOutputs | None
     derived: list[DerivedFile]
 
     @property
@@ -84,7 +91,7 @@ def deliver(
     start: LoadedNetwork,
     method: Method,
     outcome: Outcome,
-    teaching: Teaching | None,
+    teaching: TestedTeacher | None,
     test: TestSplit,
     task: Task | None = None,
 ) -> Delivery:
@@ -254,7 +261,7 @@ def report(
     start: LoadedNetwork,
     outcome: Outcome,
     delivery: Delivery,
-    teaching: Teaching | None,
+    teaching: TestedTeacher | None,
     test: TestSplit,
     pretraining: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -286,7 +293,7 @@ def report(
             (right, labels), (baseline_right, _) = (
                 _right(path) for path in (folder.checkpoints, folder / "baseline" / "checkpoints")
             )
-            train, figure = run.recipe.train, deciding(shipped.student)
+            train, figure = run.recipe.train, selection_metric(shipped.student)
             balanced = figure == "balanced_top1"
             gain = verdict.gain(right, baseline_right, labels if balanced else None)
             assert figure is not None, "there is a top-1"

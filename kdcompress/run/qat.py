@@ -112,7 +112,7 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
             "held_out": result.best,
         }
         write_json(run.folder.checkpoints / FACTS, facts)
-    run.processes.wait()
+    run.processes.barrier()
 
 
 def _layers(model: onnx.ModelProto) -> int:

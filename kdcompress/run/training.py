@@ -115,11 +115,11 @@ def _statistics_images(run: Run, stack: contextlib.ExitStack) -> StatisticsImage
     """Opens the real training images, labelled or not, that batch-norm statistics are re-estimated on."""
     train = run.data.train
     order = permutation(DATA_SEED, 0, len(train))
-    sample, every = (
+    sample, shipping_images = (
         stack.enter_context(run.evaluation(train.subset(order[:count])))
         for count in (sample_size(len(train)), SHIPPED_MOST)
     )
-    return StatisticsImages(sample, every)
+    return StatisticsImages(sample, shipping_images)
 
 
 def stored_training(

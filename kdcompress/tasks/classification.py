@@ -97,7 +97,7 @@ class Classification(Task):
     name = "classification"
     output = "logits"
     activation = "logits"
-    deciding = ("top1", "agreement")
+    metrics = ("top1", "agreement")
     one_output = "a logit"
     outputs = "logits"
     has_classes = True
