@@ -44,9 +44,9 @@ from kdcompress.run.problems import data_problems, folder_problems
 from kdcompress.run.pseudo_labels import (
     build_backbone,
     build_pretraining,
-    pretraining_figures,
-    pretrain,
     load_pretrained_weights,
+    pretrain,
+    pretraining_figures,
     with_clusters,
     with_placeholder_labels,
 )

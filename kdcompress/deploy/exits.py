@@ -277,8 +277,8 @@ def _split_outputs(
     names: Sequence[str],
 ) -> dict[str, Tensor]:
     """Runs a whole split once; returns `[N, K]` of every output."""
-    each = [run(as_input(images)) for images, _ in batches]
-    return {name: torch.cat([torch.from_numpy(outputs[name]) for outputs in each]) for name in names}
+    batch_outputs = [run(as_input(images)) for images, _ in batches]
+    return {name: torch.cat([torch.from_numpy(outputs[name]) for outputs in batch_outputs]) for name in names}
 
 
 def _output(

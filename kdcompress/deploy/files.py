@@ -47,11 +47,11 @@ class Format:
 def formats() -> list[Format]:
     """Lists the export formats: ONNX, safetensors, then the others by name."""
     names = sorted(discovery.names("format"), key=lambda name: (name != "onnx", name != "safetensors", name))
-    found = []
+    known_formats = []
     for name in names:
         header = discovery.header("format", name)
         constants = header.constants
-        found.append(
+        known_formats.append(
             Format(
                 name,
                 constants["SUFFIX"],
@@ -64,7 +64,7 @@ def formats() -> list[Format]:
                 header.source,
             )
         )
-    return found
+    return known_formats
 
 
 def parts_of(file: Path) -> list[Path]:

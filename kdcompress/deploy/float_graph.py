@@ -63,7 +63,7 @@ def prepared(source: Path) -> ModelProto:
         # Not more than basic: the rest depends on the machine and is done anew wherever the file is loaded.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(path)
-        with ort.at_work():
+        with ort.quiet_ort_tools():
             onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
         model = onnx.load(path)
     _pool_where_the_mean_is_spatial(model)
@@ -113,7 +113,7 @@ def measured_ranges(model: ModelProto, images: Calibration, ranges: Ranges, oper
     with tempfile.TemporaryDirectory(prefix="kdcompress-") as folder:
         path = Path(folder) / "float.onnx"
         onnx.save(model, path)
-        with ort.at_work():
+        with ort.quiet_ort_tools():
             calibrator = ort.create_calibrator(
                 path,
                 operators,
@@ -131,7 +131,7 @@ def outputs(model: ModelProto, images: NDArray[np.float32]) -> NDArray[np.float3
     """`[B, K]` of images `[B, C, H, W]`."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    with ort.at_work():
+    with ort.quiet_ort_tools():
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDER])
         output: NDArray[np.float32] = session.run(None, {INPUT: images})[0]
     return output

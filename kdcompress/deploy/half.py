@@ -47,7 +47,7 @@ def halved(source: Path) -> ModelProto:
     kept = [tensor for tensor in model.graph.initializer if tensor.name in constants]
     for tensor in kept:
         model.graph.initializer.remove(tensor)
-    with ort.at_work():
+    with ort.quiet_ort_tools():
         model = ort.convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
     if head:
         model.graph.input[0].CopyFrom(made_from.graph.input[0])

@@ -72,7 +72,7 @@ class Quantiser:
             NetworkError: It cannot be quantised.
         """
         left = self._left_in_float(in_float)
-        with ort.at_work():
+        with ort.quiet_ort_tools():
             quantiser = ort.QDQQuantizer(
                 copy.deepcopy(self._prepared),
                 per_channel=True,

@@ -79,7 +79,8 @@ def add_to_run(
         write_json(source / "bench.json", _joined(source / "bench.json", bench, new))
         shipped = [variant.path.name for variant in made.passed]
         run.update_manifest_hashes([GATES, "bench.json", "results.json", *shipped])
-        # The pages read the manifest, and it vouches for them: it comes before and after.
+        # The pages read the manifest, and the manifest holds their hashes: it is written before and after
+        # them.
         run.update_manifest_hashes(write_pages(source))
     failed = failure(made.variants)
     if failed is not None:

@@ -1,4 +1,4 @@
-"""The smaller files of a student: made of its `student.onnx`, proved, timed, and verdict_entries."""
+"""Makes, proves and times the smaller files of a student, and builds their verdict entries."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ _NEAR_CHANCE = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class OnData:
+class ProofDataOptions:
     """How an exported checkpoint meets its images.
 
     Args:
@@ -74,7 +74,7 @@ def export(
     formats: list[str],
     progress: Progress,
     request: StripRequest,
-    on: OnData,
+    on: ProofDataOptions,
     *,
     opset: int | None = None,
     derived: DerivedRequest | None = None,
@@ -171,7 +171,7 @@ def _check_folder(folder: Path, source: Path) -> None:
         raise UserError(f"{folder}: holds the checkpoint itself; choose another folder with --out")
 
 
-def _section(on: OnData) -> DataSection:
+def _section(on: ProofDataOptions) -> DataSection:
     """The `data:` section that says which images prove the files."""
     if on.recipe is not None:
         return load_recipe_of_data(on.recipe, on.overrides).data
@@ -207,7 +207,7 @@ def _config_beside(source: Path, student: str | None) -> DeployedConfig | None:
     return config
 
 
-def _input_spec(data: Data, on: OnData, config: DeployedConfig | None) -> InputSpec:
+def _input_spec(data: Data, on: ProofDataOptions, config: DeployedConfig | None) -> InputSpec:
     """The data's way to the network's input, with the network's own normalisation.
 
     Raises:

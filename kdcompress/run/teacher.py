@@ -100,9 +100,9 @@ def compare_with_baseline(run: Run, teaching: TestedTeacher) -> None:
     lead = teaching.held_out[metric] - plain[metric]
     if lead <= HARDLY_BETTER:
         run.progress.warn(
-            f"teacher {teaching.teacher.model}: {_percent(teaching.held_out[metric])} on the held-out images; "
-            f"the student without it reaches {_percent(plain[metric])}, so there is hardly anything to learn. "
-            "More teacher.epochs, other teacher.weights or a larger teacher.model may help"
+            f"teacher {teaching.teacher.model}: {_percent(teaching.held_out[metric])} on the held-out "
+            f"images; the student without it reaches {_percent(plain[metric])}, so there is hardly anything "
+            "to learn. More teacher.epochs, other teacher.weights or a larger teacher.model may help"
         )
 
 

@@ -60,8 +60,8 @@ class Choice:
     """Keeps the candidate of a training that would ship now.
 
     The selection metric is top-1, for a backbone the accuracy of its nearest neighbours, or the agreement
-    with the teacher where there are no labels (`tasks.figures.selection_metric`). If no metric can be computed on the
-    held-out images, the last epoch is chosen.
+    with the teacher where there are no labels (`tasks.figures.selection_metric`). If no metric can be
+    computed on the held-out images, the last epoch is chosen.
 
     The highest of many figures of a few images is high by chance: the epoch with the best top-1 on 300 images
     is seldom the best epoch, the less so the more networks there are to choose from. So a later epoch is
