@@ -91,7 +91,7 @@ def compare(
     Raises:
         UserError: The file does not take these images, or gives another number of outputs.
     """
-    ours, theirs = (task.scorer(reference_NK.shape[1]) for _ in range(2))
+    reference_scorer, exported_scorer = (task.scorer(reference_NK.shape[1]) for _ in range(2))
     deviation = task.deviation(limit, spread(reference_NK))
     errors: list[Tensor] = []
     moments = _Moments()
@@ -104,13 +104,20 @@ def compare(
             raise UserError(
                 f"the file gives outputs of {list(got.shape)}, its network {list(expected.shape)}"
             )
-        ours.update(expected, labels)
-        theirs.update(got, labels)
+        reference_scorer.update(expected, labels)
+        exported_scorer.update(got, labels)
         deviation.update(expected, got)
         errors.append((expected.double() - got.double()).abs().amax(1))
         moments.add(got.double())
     assert 0 < rows == len(reference_NK), f"{rows} test images, outputs of {len(reference_NK)}"
-    return Comparison(ours, theirs, torch.cat(errors), deviation, moments.spread(), moments.mean_absolute())
+    return Comparison(
+        reference_scorer,
+        exported_scorer,
+        torch.cat(errors),
+        deviation,
+        moments.spread(),
+        moments.mean_absolute(),
+    )
 
 
 def as_input(images: Tensor) -> NDArray[np.float32]:

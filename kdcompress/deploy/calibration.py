@@ -45,7 +45,7 @@ class Calibration:
         return {"split": "train", "images": len(self), "seed": self.seed, "sha256": self.sha256}
 
 
-def drawn(labels_N: Tensor, count: int, seed: int) -> Tensor:
+def draw_balanced(labels_N: Tensor, count: int, seed: int) -> Tensor:
     """Positions of so many images, every class as often as any other, as far as its images go.
 
     What a small class cannot give, the larger ones give in equal parts. Images without a label count as one
@@ -80,7 +80,7 @@ def calibration(
         count: How many.
         seed: Decides which.
     """
-    images = as_input(torch.cat([part.cpu() for part in read(drawn(labels_N, count, seed))]))
+    images = as_input(torch.cat([part.cpu() for part in read(draw_balanced(labels_N, count, seed))]))
     digest = hashlib.sha256(np.round(images * 255).astype(np.uint8).tobytes()).hexdigest()
     parts = tuple(images[start : start + BATCH] for start in range(0, len(images), BATCH))
     return Calibration(parts, seed, digest)

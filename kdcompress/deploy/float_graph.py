@@ -50,7 +50,7 @@ class Layer:
     groups: int
 
 
-def prepared(source: Path) -> ModelProto:
+def prepare_graph(source: Path) -> ModelProto:
     """The graph with its batch norms folded, its constants computed and the shapes of its tensors known.
 
     Raises:
@@ -76,7 +76,7 @@ def layers_of(model: ModelProto) -> Iterator[Layer]:
     """The operators with weights, in the graph's order.
 
     Args:
-        model: Result of `prepared`.
+        model: Result of `prepare_graph`.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     shapes = {
@@ -137,7 +137,7 @@ def outputs(model: ModelProto, images: NDArray[np.float32]) -> NDArray[np.float3
     return output
 
 
-def tidied(model: ModelProto, source: ModelProto) -> ModelProto:
+def clean_graph(model: ModelProto, source: ModelProto) -> ModelProto:
     """The graph in order, without the tools' marks, with its source's metadata."""
     sorted_ = ort.ONNXModel(model)
     sorted_.topological_sort()

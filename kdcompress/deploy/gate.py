@@ -64,7 +64,7 @@ def format_prefix(name: str) -> str:
     return name.replace("-", "_") + "_"
 
 
-def renamed(gates: Iterable[Gate], prefix: str) -> list[Gate]:
+def with_prefix(gates: Iterable[Gate], prefix: str) -> list[Gate]:
     """The gates with a prefix before their names."""
     return [replace(gate, gate=f"{prefix}{gate.gate}") for gate in gates]
 

@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto
 
 from kdcompress.deploy import ort_tools as ort
 from kdcompress.deploy.calibration import Calibration
-from kdcompress.deploy.float_graph import WITH_WEIGHTS, measured_ranges, prepared, tidied
+from kdcompress.deploy.float_graph import WITH_WEIGHTS, clean_graph, measured_ranges, prepare_graph
 
 LARGEST = 65504.0
 """Finite in float16."""
@@ -18,7 +18,7 @@ LARGEST = 65504.0
 _NORMALISING = frozenset({"Sub", "Div", "Add", "Mul"})
 
 
-def halved(source: Path) -> ModelProto:
+def convert_to_fp16(source: Path) -> ModelProto:
     """The graph in float16, with its source's metadata; equal files give equal bytes.
 
     Images come in as float32 and are normalised as such: pixels near the mean would lose their last bits in
@@ -53,7 +53,7 @@ def halved(source: Path) -> ModelProto:
         model.graph.input[0].CopyFrom(made_from.graph.input[0])
         model.graph.node.extend(head)
         model.graph.initializer.extend(kept)
-    return tidied(model, made_from)
+    return clean_graph(model, made_from)
 
 
 def in_float16(model: ModelProto) -> set[str]:
@@ -73,7 +73,7 @@ def largest_activation(source: Path, images: Calibration) -> float:
         source: The ONNX file.
         images: Images to measure on.
     """
-    ranges = measured_ranges(prepared(source), images, "minmax", [])
+    ranges = measured_ranges(prepare_graph(source), images, "minmax", [])
     ends = [np.abs(end).max() for tensor in ranges.values() for end in tensor.range_value]
     return float(np.nan_to_num(np.max(ends), nan=np.inf))
 

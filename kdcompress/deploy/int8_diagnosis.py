@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from kdcompress.deploy.float_graph import Layer, layers_of, prepared
+from kdcompress.deploy.float_graph import Layer, layers_of, prepare_graph
 from kdcompress.deploy.formats.onnx import PROVIDER
 from kdcompress.deploy.quantize import Target
 
@@ -98,7 +98,7 @@ def slow_causes(
         isa: Flags of the processor.
         in_float: Layers that stay in float because they were asked to.
     """
-    layers, layout = list(layers_of(prepared(exact))), layout_of(int8)
+    layers, layout = list(layers_of(prepare_graph(exact))), layout_of(int8)
     return [*_of_the_processor(machine, isa), *_of_the_graph(layout, in_float), *_of_the_layers(layers)]
 
 

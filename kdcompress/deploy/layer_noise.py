@@ -22,7 +22,7 @@ CANDIDATES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LayerNoise:
     """The loss of one layer by quantisation.
 
     Args:
@@ -44,13 +44,13 @@ class Loss:
         return ("own_db", self.own_db), ("gain_db", self.gain_db)
 
 
-def losses(
+def measure_layers(
     exact: ModelProto,
     layers: Sequence[Layer],
     quantise: Callable[[Sequence[str]], ModelProto],
     images: NDArray[np.float32],
     count: int = CANDIDATES,
-) -> list[Loss]:
+) -> list[LayerNoise]:
     """The layers that lose most by being quantised, the worst first.
 
     The noise that a layer itself makes finds the candidates; what counts is what the outputs get back when
@@ -69,7 +69,8 @@ def losses(
     expected = outputs(exact, images)
     before = snr_db(expected, outputs(quantised, images))
     found = [
-        Loss(name, own[name], snr_db(expected, outputs(quantise([name]), images)) - before) for name in worst
+        LayerNoise(name, own[name], snr_db(expected, outputs(quantise([name]), images)) - before)
+        for name in worst
     ]
     return sorted(found, key=lambda loss: -loss.gain_db)
 

@@ -147,10 +147,10 @@ def _deciding(
     """(name, figure, that of the float32 file): accuracy, or where no labels tell it, likeness to float32."""
     if bool((labels_N >= 0).any()):
         key = exact.task.metrics[0]
-        ours, theirs = (
+        int8_figure, fp32_figure = (
             scored(exact.task, outputs, labels_N).result()[key] for outputs in (outputs_NK, exact_NK)
         )
-        return key, ours, theirs
+        return key, int8_figure, fp32_figure
     if not exact.task.has_classes:
         return "snr_db", snr_db(exact_NK.numpy(), outputs_NK.numpy()), None
     same = outputs_NK.argmax(1) == exact_NK.argmax(1)

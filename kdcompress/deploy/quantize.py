@@ -21,12 +21,12 @@ from kdcompress.deploy.calibration import Calibration
 from kdcompress.deploy.float_graph import (
     WITH_WEIGHTS,
     Ranges,
+    clean_graph,
     layers_of,
     measured_ranges,
-    prepared,
-    tidied,
+    prepare_graph,
 )
-from kdcompress.deploy.layer_noise import CANDIDATES, Loss, losses
+from kdcompress.deploy.layer_noise import CANDIDATES, LayerNoise, measure_layers
 from kdcompress.errors import UserError
 
 Target = Literal["x86", "x86-novnni", "arm"]
@@ -58,7 +58,7 @@ class Quantiser:
     def __init__(self, source: Path, images: Calibration, target: Target, ranges: Ranges = "minmax") -> None:
         self.images, self.target = images, target
         self.made_from = onnx.load(source)
-        self._prepared = prepared(source)
+        self._prepared = prepare_graph(source)
         self.layers = tuple(layers_of(self._prepared))
         self._ranges = measured_ranges(self._prepared, images, ranges, OPERATORS)
 
@@ -90,15 +90,15 @@ class Quantiser:
         _read_in_float(model, left)
         _give_outputs_in_float(model)
         _drop_unread(model)
-        return tidied(model, self.made_from)
+        return clean_graph(model, self.made_from)
 
-    def losses(self, count: int = CANDIDATES) -> list[Loss]:
+    def measure_layers(self, count: int = CANDIDATES) -> list[LayerNoise]:
         """The layers that lose most by being quantised, the worst first.
 
         Args:
             count: How many are looked at.
         """
-        return losses(self._prepared, self.layers, self.graph, self.images.first(ANALYSED), count)
+        return measure_layers(self._prepared, self.layers, self.graph, self.images.first(ANALYSED), count)
 
     def _left_in_float(self, layers: Collection[str]) -> list[str]:
         """The nodes of these layers, and those before them that only hand on what was rounded earlier."""
@@ -136,7 +136,7 @@ def check_rescue(source: Path, count: int) -> None:
     """
     if count == 0:
         return
-    there = len(list(layers_of(prepared(source))))
+    there = len(list(layers_of(prepare_graph(source))))
     if count >= there:
         raise UserError(
             f"--int8-rescue {count}: the network has {there} layers with weights, and at least one must be "

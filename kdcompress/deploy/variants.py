@@ -24,7 +24,7 @@ from kdcompress.deploy.float_graph import Ranges, layers_of
 from kdcompress.deploy.formats.onnx import PREFIX, OnnxModel, open_
 from kdcompress.deploy.gate import Gate, equal
 from kdcompress.deploy.graph_gates import graph_gates
-from kdcompress.deploy.layer_noise import CANDIDATES, Loss, snr_db
+from kdcompress.deploy.layer_noise import CANDIDATES, LayerNoise, snr_db
 from kdcompress.deploy.quantize import Quantiser, Target, in_int8
 from kdcompress.deploy.speed_verdict import worst_layers
 from kdcompress.deploy.variant_gates import (
@@ -111,7 +111,7 @@ class Variant(DerivedFile):
     making: dict[str, Any]
     score: dict[str, Any] = field(default_factory=dict)
     outputs_NK: Tensor | None = field(default=None, repr=False)
-    losses: tuple[Loss, ...] = ()
+    losses: tuple[LayerNoise, ...] = ()
     tuning: dict[str, Any] | None = None
     exact: Fp32Reference | None = field(default=None, repr=False)
 
@@ -165,7 +165,7 @@ def to_int8(
     if rescue >= count:
         facts = f"{rescue} layers are to stay in float, and the network has {count} with weights"
         return Variant("int8", folder / NAMES["int8"], [Gate("int8_layers", False, 0, 1, facts)], {})
-    losses = quantiser.losses(max(CANDIDATES, 2 * rescue))
+    losses = quantiser.measure_layers(max(CANDIDATES, 2 * rescue))
     in_float = [loss.layer for loss in losses[:rescue]]
     model = quantiser.graph(in_float)
     making = {
@@ -198,7 +198,7 @@ def to_fp16(exact: Fp32Reference, images: Calibration, folder: Path) -> Variant:
         images: On which the activations must keep to what float16 holds.
         folder: Destination.
     """
-    model = half.halved(exact.path)
+    model = half.convert_to_fp16(exact.path)
     layers = len(list(layers_of(onnx.load(exact.path))))
     made = [
         equal("fp16_layers", len(half.in_float16(model)), layers, "layers with float16 weights"),

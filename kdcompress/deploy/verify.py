@@ -277,8 +277,12 @@ def _round_trip(path: Path, plain: nn.Module, deployed: Deployed, file: Run | No
 
 
 def _top1s(found: Comparison) -> str:
-    ours, theirs = (scorer.result()["top1"] for scorer in (found.exported, found.reference))
-    return "" if ours is None else f": top-1 {ours:.4f} of the file, {theirs:.4f} of PyTorch"
+    exported_top1, reference_top1 = (scorer.result()["top1"] for scorer in (found.exported, found.reference))
+    return (
+        ""
+        if exported_top1 is None
+        else f": top-1 {exported_top1:.4f} of the file, {reference_top1:.4f} of PyTorch"
+    )
 
 
 def first_images(batches: Batches) -> Tensor:

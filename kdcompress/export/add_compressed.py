@@ -17,7 +17,7 @@ from kdcompress.deploy.variants import NAMES
 from kdcompress.errors import UserError
 from kdcompress.export.compressed import CompressedFiles, time_compressed, verdict_entries
 from kdcompress.export.derived import DerivedRequest
-from kdcompress.export.reexport import check_single, data_of, export_document, first_images, images_of
+from kdcompress.export.reexport import check_single, data_of, export_document, images_of, timing_images
 from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe
 from kdcompress.report.documents import read_json
@@ -67,7 +67,7 @@ def add_to_run(
             made = CompressedFiles.of(files)
             assert made is not None
             section = request.timing(recipe.bench)
-            bench = time_compressed(made, first_images(data.test), section, results["student"], progress)
+            bench = time_compressed(made, timing_images(data.test), section, results["student"], progress)
             names = {NAMES[variant.precision] for variant in made.variants}
             # Written one by one: whoever is killed in between leaves a run that can be asked again.
             run.update_manifest_hashes([], {GATES, "bench.json", "results.json", *PAGES, *names})

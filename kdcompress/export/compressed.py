@@ -202,7 +202,7 @@ def _entry(variant: Variant, exact: Fp32Reference, bench: dict[str, Any]) -> dic
         _because(variant, exact),
         losses=losses,
         ci95=ci95,
-        elsewhere=_foreign_target(variant),
+        other_target=_foreign_target(variant),
     )
     return {
         "file": variant.path.name,

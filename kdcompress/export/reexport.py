@@ -161,7 +161,7 @@ def finish_export(
     compressed = CompressedFiles.of(derived)
     entries: dict[str, Any] = {}
     if compressed is not None:
-        timed = time_compressed(compressed, first_images(test), bench, shipped.student, progress)
+        timed = time_compressed(compressed, timing_images(test), bench, shipped.student, progress)
         write_json(folder / "bench.json", timed)
         entries = {"variants": verdict_entries(compressed, timed)}
     failed = failure(derived)
@@ -287,6 +287,6 @@ def images_of(split: Source, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]
         yield batch.images, batch.labels
 
 
-def first_images(split: Source) -> NDArray[np.float32]:
+def timing_images(split: Source) -> NDArray[np.float32]:
     """`[N, C, H, W]` in [0, 1], to time on; no process that decodes images is left running."""
     return as_input(next(images_of(split, workers=0))[0])

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from kdcompress.atomic import write_bytes, write_json
-from kdcompress.deploy.float_graph import WITH_WEIGHTS, prepared
+from kdcompress.deploy.float_graph import WITH_WEIGHTS, prepare_graph
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.formats.safetensors import METADATA
 from kdcompress.errors import NetworkError, UserError
@@ -49,7 +49,7 @@ def check_int8_training(run: Run, method: Method, start: LoadedNetwork) -> None:
             spec = input_spec(run, run.recipe.student, start)
             task = start.task
             onnx_format.write(student.network, spec, path, metadata={}, task=task)
-            graph_layers = _layers(prepared(path))
+            graph_layers = _layers(prepare_graph(path))
     except NetworkError as error:
         raise UserError(f"export.int8.qat_epochs: {student.model}: {error}; {_ADVICE}") from error
     if trainable_layers != graph_layers:

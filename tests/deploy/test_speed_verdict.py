@@ -19,7 +19,7 @@ from kdcompress.deploy.int8_diagnosis import (
     slow_causes,
     usual_target,
 )
-from kdcompress.deploy.layer_noise import Loss
+from kdcompress.deploy.layer_noise import LayerNoise
 from kdcompress.deploy.quantize import Quantiser
 from kdcompress.deploy.speed_verdict import speed_verdict, worst_layers
 
@@ -113,7 +113,7 @@ def test_a_file_that_could_not_be_timed_is_not_kept():
 
 
 def test_of_a_file_for_another_kind_of_machine_nothing_is_said_here():
-    told = said(timing(0.5, "slower"), elsewhere="arm")
+    told = said(timing(0.5, "slower"), other_target="arm")
     assert told["keep"] is None
     assert "no verdict on this machine: made for arm; time it there" in told["sentence"]
 
@@ -129,7 +129,7 @@ def test_without_labels_the_sentence_tells_the_agreement():
 
 
 def test_the_worst_layers_are_named_with_their_noise():
-    losses = [Loss("layer1.0.conv1", 12.3, 4.56), Loss("fc", 30.0, -0.2)]
+    losses = [LayerNoise("layer1.0.conv1", 12.3, 4.56), LayerNoise("fc", 30.0, -0.2)]
     assert worst_layers(losses) == (
         "worst layers by signal to noise: layer1.0.conv1 (12 dB, in float +4.6 dB at the outputs), "
         "fc (30 dB, in float -0.2 dB at the outputs)"
