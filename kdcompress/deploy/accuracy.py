@@ -56,7 +56,7 @@ def score_split(run: Run, batches: Batches, scorer: Scorer) -> Scorer:
 
 
 def outputs_of(run: Run, batches: Batches) -> tuple[Tensor, Tensor]:
-    """`[N, K]` float32 outputs and `[N]` labels of the whole split, which is not empty."""
+    """Computes outputs [N, K] float32 and collects labels [N] of a split, which is not empty."""
     pairs = [(torch.from_numpy(run(as_input(images))), labels.cpu()) for images, labels in batches]
     outputs, labels = zip(*pairs, strict=True)
     return torch.cat(outputs), torch.cat(labels)
@@ -121,14 +121,14 @@ def compare(
 
 
 def as_input(images: Tensor) -> NDArray[np.float32]:
-    """Images as the files take them: float32, contiguous, on the CPU."""
+    """Converts images to contiguous float32 arrays on the CPU."""
     return images.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
 def spread(outputs_NK: Tensor) -> float:
-    """S: the standard deviation over images of each class's logit (or feature), averaged over classes.
+    """Computes S: the standard deviation over images of each logit (or feature), averaged over them.
 
-    The signal that an error of an output is to be measured against: what all images share tells none apart.
+    Errors of outputs are divided by S.
     """
     return float(outputs_NK.double().std(0, correction=0).mean())
 

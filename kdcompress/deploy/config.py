@@ -27,7 +27,7 @@ _TIMM_KEYS = frozenset(
         "wide_resnet101_2",
     )
 )
-"""torchvision's networks whose tensors bear the same names in timm, under the same network name."""
+"""torchvision's networks whose tensors have the same names in timm, under the same network name."""
 
 
 _TIMM_CROP_MODES = {"whole": "squash", "pad": "border"}
@@ -95,7 +95,7 @@ def write_config(
 
 
 def timm_name(model: str) -> str | None:
-    """The name under which timm builds a network with the same tensors, or None."""
+    """Returns the name under which timm builds a network with the same tensors, or None."""
     family, _, name = model.partition("/")
     if family == "timm" or model in _TIMM_KEYS:
         return name

@@ -162,7 +162,7 @@ def _sentence(facts: dict[str, Any]) -> str:
 
 
 def _common_input(members: Sequence[Member]) -> InputSpec:
-    """The input of the file: that of the first member, without a normalisation outside of the members."""
+    """Returns the input of the file: that of the first member, with mean 0 and std 1."""
     first = members[0].spec
     size = (first.channels, first.height, first.width)
     for member in members:
@@ -179,7 +179,7 @@ def _common_input(members: Sequence[Member]) -> InputSpec:
 def _proved_member(
     member: Member, num_classes: int, images: Tensor, allow_code: bool
 ) -> tuple[nn.Module | None, list[Gate]]:
-    """A fresh plain network with the member's weights, and its gates; None where they do not fit."""
+    """Builds a plain network with the member's weights and its gates; None if they do not fit."""
     spec = member.spec
     fresh = partial(
         fresh_student,

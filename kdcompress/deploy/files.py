@@ -40,7 +40,7 @@ class Format:
 
     @property
     def artefact(self) -> str:
-        """Name of a student's file of this format in a benchmark."""
+        """Returns the name of a student's file of this format in a benchmark."""
         return "student" if self.name == "onnx" else f"student ({self.title})"
 
 
@@ -68,7 +68,7 @@ def formats() -> list[Format]:
 
 
 def parts_of(file: Path) -> list[Path]:
-    """A format's file and those that belong to it, as the weights beside a graph; the file itself last."""
+    """Lists the files that belong to a format's file, as the weights beside a graph, and itself, last."""
     for known in formats():
         if known.suffix == file.suffix:
             return [*(file.with_suffix(suffix) for suffix in known.beside), file]
@@ -76,7 +76,7 @@ def parts_of(file: Path) -> list[Path]:
 
 
 def format_of(file: Path) -> str | None:
-    """The format whose files have this one's suffix."""
+    """Returns the format whose files have this one's suffix."""
     return next((known.name for known in formats() if known.suffix == file.suffix), None)
 
 

@@ -51,7 +51,7 @@ class Layer:
 
 
 def prepare_graph(source: Path) -> ModelProto:
-    """The graph with its batch norms folded, its constants computed and the shapes of its tensors known.
+    """Folds batch norms and constants, replaces spatial means by pooling and infers shapes.
 
     Raises:
         NetworkError: It is no graph that onnxruntime takes.
@@ -73,7 +73,7 @@ def prepare_graph(source: Path) -> ModelProto:
 
 
 def layers_of(model: ModelProto) -> Iterator[Layer]:
-    """The operators with weights, in the graph's order.
+    """Yields the operators with weights, in the graph's order.
 
     Args:
         model: Result of `prepare_graph`.
@@ -128,7 +128,7 @@ def measured_ranges(model: ModelProto, images: Calibration, ranges: Ranges, oper
 
 
 def outputs(model: ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`[B, K]` of images `[B, C, H, W]`."""
+    """Runs the graph on images [B, C, H, W]; returns outputs [B, K]."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     with ort.quiet_ort_tools():
@@ -138,7 +138,7 @@ def outputs(model: ModelProto, images: NDArray[np.float32]) -> NDArray[np.float3
 
 
 def clean_graph(model: ModelProto, source: ModelProto) -> ModelProto:
-    """The graph in order, without the tools' marks, with its source's metadata."""
+    """Sorts the nodes, removes the tools' marks and copies the source's metadata."""
     sorted_ = ort.ONNXModel(model)
     sorted_.topological_sort()
     model = sorted_.model
@@ -165,7 +165,7 @@ class _One(ort.CalibrationDataReader):  # type: ignore[misc]
 
 
 def _macs(node: NodeProto, weight: list[int], shapes: dict[str, list[int]]) -> int:
-    """Multiply-accumulates of one image; 0 where the shapes are not known."""
+    """Computes the multiply-accumulates of one image; 0 if the shapes are not known."""
     if node.op_type == "MatMul":
         return math.prod(shapes.get(node.output[0], [0])[1:]) * weight[0]
     if node.op_type == "Gemm":
@@ -215,7 +215,7 @@ def _pool_where_the_mean_is_spatial(model: ModelProto) -> None:
 
 
 def _pooled(mean: NodeProto) -> list[NodeProto]:
-    """The same as a mean over height and width."""
+    """Returns nodes that compute the mean over height and width by pooling."""
     keeps = next((attribute.i for attribute in mean.attribute if attribute.name == "keepdims"), 1)
     (output,) = mean.output
     if keeps:

@@ -19,7 +19,7 @@ _NORMALISING = frozenset({"Sub", "Div", "Add", "Mul"})
 
 
 def convert_to_fp16(source: Path) -> ModelProto:
-    """The graph in float16, with its source's metadata; equal files give equal bytes.
+    """Converts weights and arithmetic of an ONNX file to float16; equal files give equal bytes.
 
     Images come in as float32 and are normalised as such: pixels near the mean would lose their last bits in
     the subtraction. Operators without a float16 form stay in float32.
@@ -57,7 +57,7 @@ def convert_to_fp16(source: Path) -> ModelProto:
 
 
 def in_float16(model: ModelProto) -> set[str]:
-    """The names of the nodes whose weights are float16."""
+    """Returns the names of the nodes whose weights are float16."""
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     return {
         node.name
@@ -67,7 +67,7 @@ def in_float16(model: ModelProto) -> set[str]:
 
 
 def largest_activation(source: Path, images: Calibration) -> float:
-    """The largest absolute value of any tensor in the float32 graph; NaN counts as infinite.
+    """Computes the largest absolute value of any tensor in the float32 graph; NaN counts as infinite.
 
     Args:
         source: The ONNX file.
@@ -79,7 +79,7 @@ def largest_activation(source: Path, images: Calibration) -> float:
 
 
 def _normalisation(model: ModelProto) -> tuple[list[onnx.NodeProto], str]:
-    """The nodes that only scale and shift the images, from the input on, and the tensor they give."""
+    """Finds the nodes after the input that only scale and shift the images, and their output tensor."""
     constants = {tensor.name for tensor in model.graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:

@@ -83,7 +83,7 @@ def make(
 
 
 def typical(images: Sequence[ReferenceImage]) -> tuple[int, int]:
-    """(H, W): the medians of the images' own."""
+    """Returns (H, W): the medians of the images' own."""
     heights, widths = (sorted(checked.image.shape[axis] for checked in images) for axis in (0, 1))
     return heights[len(heights) // 2], widths[len(widths) // 2]
 
@@ -128,7 +128,7 @@ def _outputs(
 
 
 def _alone(file: OnnxModel, images: Sequence[ReferenceImage], spread: float) -> Gate:
-    """An image against itself in a batch, beside its own mirror image."""
+    """Compares an image's outputs with those of the same image in a batch of mirror images."""
     name, first = "image_batch_invariance", images[0].image
     batch = np.ascontiguousarray(np.stack([first[:, ::-1], first, first[::-1]]))
     alone, together = file(np.ascontiguousarray(first[None])), file(batch)[1:2]

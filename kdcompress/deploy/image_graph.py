@@ -59,12 +59,12 @@ def check_spec(spec: InputSpec, option: str) -> None:
 
 
 def short_side(spec: InputSpec) -> int:
-    """Pixels that the shorter side is resized to; of data that comes in the network's size, that size."""
+    """Returns the pixels that the shorter side is resized to; without a resize, the network's size."""
     return spec.resize or spec.height
 
 
 def with_preprocessing(model: ModelProto, spec: InputSpec, typical: tuple[int, int]) -> ModelProto:
-    """The graph of `student.onnx` behind resize, crop and division by 255.
+    """Puts resize, crop and division by 255 before the graph of `student.onnx`.
 
     Args:
         model: `student.onnx`, of opset 18 or newer; it is not changed.
@@ -239,12 +239,12 @@ def _preprocessing(spec: InputSpec) -> tuple[list[NodeProto], list[TensorProto]]
 
 
 def serialised(model: ModelProto) -> bytes:
-    """The bytes of a file; equal graphs give equal ones."""
+    """Returns the bytes of a file; equal graphs give equal ones."""
     return bytes(model.SerializeToString(deterministic=True))
 
 
 def with_pixels(model: ModelProto) -> bytes:
-    """The same graph that also gives the images it makes, before they are divided by 255."""
+    """Adds the images before their division by 255 to the graph's outputs; returns its bytes."""
     more = ModelProto()
     more.CopyFrom(model)
     more.graph.output.append(helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, None))
@@ -252,5 +252,5 @@ def with_pixels(model: ModelProto) -> bytes:
 
 
 def read(path: Path) -> ModelProto:
-    """An ONNX file in one piece."""
+    """Reads an ONNX file in one piece."""
     return onnx.load(path, load_external_data=False)

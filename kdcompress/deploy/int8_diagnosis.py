@@ -60,7 +60,7 @@ def usual_target(machine: str, isa: Collection[str]) -> Target:
 
 
 def layout_of(path: Path) -> Layout:
-    """The graph of a file as onnxruntime runs it here, after its own fusions."""
+    """Reads the graph of a file as onnxruntime runs it here, after its own fusions."""
     with tempfile.TemporaryDirectory(prefix="kdcompress-") as folder:
         optimised = Path(folder) / "optimised.onnx"
         options = onnxruntime.SessionOptions()
@@ -103,7 +103,7 @@ def slow_causes(
 
 
 def grouped_share(layers: Sequence[Layer]) -> float:
-    """The share of the multiply-accumulates that convolutions in groups do, depthwise ones among them."""
+    """Computes the share of the multiply-accumulates in grouped (also depthwise) convolutions."""
     total = sum(layer.macs for layer in layers)
     return sum(layer.macs for layer in layers if layer.groups > 1) / total if total else 0.0
 
@@ -124,7 +124,7 @@ def _of_the_graph(layout: Layout, in_float: Sequence[str]) -> list[str]:
         around = f" around what onnxruntime computes in float: {between}" if between else ""
         found.append(f"{layout.conversions} conversions between int8 and float{around}")
     if in_float:
-        found.append(f"{_layers(len(in_float))} left in float by --int8-rescue")
+        found.append(f"{_layers(len(in_float))} left in float by --int8-rescue (export.int8.rescue)")
     if 3 * layout.moves > layout.operators:
         found.append(
             f"{layout.moves} of {layout.operators} operators only move data, which int8 leaves as slow"

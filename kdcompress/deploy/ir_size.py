@@ -88,7 +88,7 @@ def _size(port: ET.Element) -> tuple[int, ...]:
 
 
 def _weights(layers: dict[int, _Layer]) -> list[_Layer]:
-    """Constants that are no scalars, but for what is done to the images before the first product."""
+    """Lists the constants that are no scalars and no preprocessing of the images."""
     before = {number for number, layer in layers.items() if layer.kind == "Parameter"}
     grown = True
     while grown:

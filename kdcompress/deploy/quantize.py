@@ -1,4 +1,4 @@
-"""int8: static QDQ of an exported graph, and which of its layers bear that worst.
+"""int8: quantises an exported graph (static QDQ) and measures the noise of its layers.
 
 Weights are signed and have a scale per output channel; activations have one scale per tensor, from the
 ranges seen on real images. Whatever onnxruntime can quantise is quantised: around each operator that stays in
@@ -63,7 +63,7 @@ class Quantiser:
         self._ranges = measured_ranges(self._prepared, images, ranges, OPERATORS)
 
     def graph(self, in_float: Collection[str] = ()) -> ModelProto:
-        """The quantised graph, with the source's metadata; equal inputs give equal bytes.
+        """Quantises the graph and keeps the source's metadata; equal inputs give equal bytes.
 
         Args:
             in_float: Names of layers that are not quantised: neither their weights nor their input.
@@ -93,7 +93,7 @@ class Quantiser:
         return clean_graph(model, self.made_from)
 
     def measure_layers(self, count: int = CANDIDATES) -> list[LayerNoise]:
-        """The layers that lose most by being quantised, the worst first.
+        """Measures the layers that lose most by being quantised and sorts them, the worst first.
 
         Args:
             count: How many are looked at.
@@ -101,7 +101,7 @@ class Quantiser:
         return measure_layers(self._prepared, self.layers, self.graph, self.images.first(ANALYSED), count)
 
     def _left_in_float(self, layers: Collection[str]) -> list[str]:
-        """The nodes of these layers, and those before them that only hand on what was rounded earlier."""
+        """Lists the nodes of these layers, and those before them that only hand on rounded tensors."""
         made_by = {output: node for node in self._prepared.graph.node for output in node.output}
         found = []
         for layer in self.layers:
@@ -115,7 +115,7 @@ class Quantiser:
 
 
 def in_int8(model: ModelProto) -> set[str]:
-    """The names of the nodes whose weights are int8."""
+    """Returns the names of the nodes whose weights are int8."""
     made_by = {output: node for node in model.graph.node for output in node.output}
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     return {
@@ -167,7 +167,7 @@ def _give_outputs_in_float(model: ModelProto) -> None:
 
 
 def _rounding_of(name: str, made_by: dict[str, NodeProto]) -> NodeProto | None:
-    """The QuantizeLinear of a tensor that comes out of a pair of it and a DequantizeLinear."""
+    """Finds the QuantizeLinear of a tensor that a DequantizeLinear after it gives."""
     restoring = made_by.get(name)
     if restoring is None or restoring.op_type != "DequantizeLinear":
         return None

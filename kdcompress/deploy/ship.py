@@ -73,7 +73,7 @@ class Subject:
 
     @property
     def known_task(self) -> Task:
-        """Kind of its outputs."""
+        """Returns the kind of its outputs."""
         return self.task or task_of(len(self.class_names))
 
 
@@ -201,7 +201,7 @@ def _describe(subject: Subject, score: dict[str, Any]) -> dict[str, str]:
 
 
 def _features(plain: nn.Module, num_classes: int) -> int | None:
-    """D, what the classifier reads, if that is a linear layer."""
+    """Returns D, the inputs of the classifier, if that is a linear layer."""
     features = [
         part.in_features
         for part in plain.modules()
@@ -234,7 +234,7 @@ def _write_formats(
     opset: int | None,
     task: Task,
 ) -> tuple[dict[str, Path], list[Gate]]:
-    """The files by format; a format that cannot take this network fails its gate and the others go on."""
+    """Writes a file per format; a format that cannot take this network fails its gate, the others go on."""
     files: dict[str, Path] = {}
     gates: list[Gate] = []
     for name in formats:

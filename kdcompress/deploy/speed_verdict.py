@@ -84,7 +84,7 @@ def speed_verdict(
 
 
 def worst_layers(losses: Sequence[LayerNoise]) -> str:
-    """The layers that lose most, in words; empty without any."""
+    """Describes the layers that lose most; empty without any."""
     if not losses:
         return ""
     named = ", ".join(

@@ -67,20 +67,20 @@ class Fp32Reference:
 
     @property
     def task(self) -> Task:
-        """The task of its outputs."""
+        """Returns the task of its outputs."""
         return self.file.task
 
     @cached_property
     def score(self) -> dict[str, Any]:
-        """Its own figures."""
+        """Computes its own figures."""
         return self.score_of(self.outputs_NK)
 
     def score_of(self, outputs_NK: Tensor) -> dict[str, Any]:
-        """The figures of outputs on the same images."""
+        """Computes the figures of outputs on the same images."""
         return scored(self.task, outputs_NK, self.labels_N).result()
 
     def right(self, outputs_NK: Tensor) -> Tensor | None:
-        """`[N]` whether each labelled image is classified rightly; None where that cannot be said."""
+        """Returns `[N]`, True for each labelled image that is classified rightly; None if unknown."""
         known = self.labels_N >= 0
         if not self.task.numbers_are_labels or not bool(known.any()):
             return None
@@ -132,7 +132,10 @@ class Variant(DerivedFile):
         yield worst_layers(self.losses)
         more = len(self.making["in_float"]) + 3
         others = "" if self.making["ranges"] == "percentile" else ", --int8-ranges percentile"
-        yield f"try --int8-rescue {more}{others}, or accept the loss with --max-drop"
+        yield (
+            f"try --int8-rescue {more}{others}, or accept the loss with --max-drop (options of kdcompress "
+            "export; in a recipe export.int8.rescue, ranges, max_drop)"
+        )
 
 
 def to_int8(

@@ -151,7 +151,7 @@ def prove(
 
 
 def scored_format(formats: Iterable[str]) -> str:
-    """The format whose file a run's accuracy is that of: ONNX where there is one, PyTorch's own the last."""
+    """Selects the format whose file gives the run's accuracy: ONNX first, safetensors last."""
     return min(formats, key=_rank)
 
 
@@ -209,7 +209,7 @@ def split_gates(
 def parity_gates(
     reference: Run, exported: Run, images: Tensor, reference_NK: Tensor, *, task: Task = CLASSIFICATION
 ) -> list[Gate]:
-    """The exported file against PyTorch at batch 1, 2 and 3, and against itself between them.
+    """Compares the file with PyTorch at batch sizes 1, 2, 3, and its outputs at 1 with those at 3.
 
     Args:
         reference: The PyTorch network with its normalisation.
@@ -244,7 +244,7 @@ def parity_gates(
 
 
 def _open(name: str, path: Path, opset: int | None, allow_code: bool) -> tuple[Run | None, list[Gate]]:
-    """The file as something to run, and the gates that look at the file itself."""
+    """Opens the file to run it, and checks the file itself."""
     threads = torch.get_num_threads()
     try:
         if name == "safetensors":
@@ -286,7 +286,7 @@ def _top1s(found: Comparison) -> str:
 
 
 def first_images(batches: Batches) -> Tensor:
-    """`[PARITY_IMAGES, C, H, W]`: the first of the split, repeated where it has fewer."""
+    """Returns the first PARITY_IMAGES images; a shorter split is repeated."""
     first_batches: list[Tensor] = []
     for images, _ in batches:
         first_batches.append(images.detach().to("cpu", torch.float32))
@@ -298,7 +298,7 @@ def first_images(batches: Batches) -> Tensor:
 
 
 def in_batches(run: Run, array: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """The outputs of images that are run so many at a time.
+    """Runs a file on images in batches of size and joins the outputs.
 
     Raises:
         UserError: The file does not take so many, or gives another number of rows.
@@ -311,7 +311,7 @@ def in_batches(run: Run, array: NDArray[np.float32], size: int) -> NDArray[np.fl
 
 
 def largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Between two arrays of outputs; infinite where they are of different shapes."""
+    """Computes the largest absolute difference; infinite for different shapes."""
     if a.shape != b.shape:
         return math.inf
     return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())

@@ -89,7 +89,7 @@ def add_to_run(
 
 
 def _opened(source: Path) -> tuple[RunFolder, Recipe]:
-    """The run and its recipe, if smaller files can be made of what it shipped.
+    """Opens the run and its recipe, if smaller files can be made of what it shipped.
 
     Raises:
         UserError: They cannot.
@@ -117,7 +117,7 @@ def _opened(source: Path) -> tuple[RunFolder, Recipe]:
 
 
 def _joined(path: Path, bench: dict[str, Any], made: set[str]) -> dict[str, Any]:
-    """The run's benchmark with the new timings in it, beside the student's in the same rounds."""
+    """Adds the new timings to the run's benchmark, beside the student's in the same rounds."""
     if not path.is_file():
         return bench
     document = read_json(path)
@@ -145,7 +145,7 @@ def _joined(path: Path, bench: dict[str, Any], made: set[str]) -> dict[str, Any]
 
 
 def _renamed(result: dict[str, Any], name: str, other: str) -> dict[str, Any]:
-    """A result in which an artefact is called otherwise."""
+    """Returns a result in which an artefact has another name."""
     versus = result["vs_baseline"]
     if versus is not None and versus["name"] == name:
         versus = {**versus, "name": other}

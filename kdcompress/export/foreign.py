@@ -140,7 +140,7 @@ def export(
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """The class names in a file: a JSON list of texts, or a name per line.
+    """Reads the class names in a file: a JSON list of texts, or a name per line.
 
     Raises:
         UserError: It cannot be read, or is neither.
@@ -172,7 +172,7 @@ def _check_folder(folder: Path, source: Path) -> None:
 
 
 def _section(on: ProofDataOptions) -> DataSection:
-    """The `data:` section that says which images prove the files."""
+    """Builds the `data:` section of the images that prove the files."""
     if on.recipe is not None:
         return load_recipe_of_data(on.recipe, on.overrides).data
     if on.overrides:
@@ -186,7 +186,7 @@ def _section(on: ProofDataOptions) -> DataSection:
 
 
 def _config_beside(source: Path, student: str | None) -> DeployedConfig | None:
-    """The `config.json` that kdcompress wrote beside a .safetensors file, if there is one."""
+    """Reads the `config.json` that kdcompress wrote beside a .safetensors file, if there is one."""
     file = source.with_name(CONFIG)
     if source.suffix != safetensors.SUFFIX or not file.is_file():
         return None
@@ -208,7 +208,7 @@ def _config_beside(source: Path, student: str | None) -> DeployedConfig | None:
 
 
 def _input_spec(data: Data, on: ProofDataOptions, config: DeployedConfig | None) -> InputSpec:
-    """The data's way to the network's input, with the network's own normalisation.
+    """Builds the input specification: the data's, with the network's own normalisation.
 
     Raises:
         UserError: Nobody says that, or not for these channels.
@@ -237,7 +237,7 @@ def _input_spec(data: Data, on: ProofDataOptions, config: DeployedConfig | None)
 
 
 def _classes(network: nn.Module, spec: InputSpec, model: str) -> int:
-    """K, by trying: a network of the user's own may say it nowhere else."""
+    """Computes K by running the network once: a user's own may not state it elsewhere."""
     images = torch.zeros(1, spec.channels, spec.height, spec.width)
     with evaluating(network), torch.no_grad():
         try:
@@ -254,7 +254,7 @@ def _classes(network: nn.Module, spec: InputSpec, model: str) -> int:
 def _named(
     count: int, names: Sequence[str] | None, data: Data, source: Path
 ) -> tuple[tuple[str, ...], Source]:
-    """(a name for every logit, the test split with labels that count in their order).
+    """Returns (a name for every logit, the test split with labels that count in their order).
 
     Raises:
         UserError: The names are too few or too many, or it stays open which of them a class of the data is.

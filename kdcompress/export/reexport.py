@@ -198,7 +198,7 @@ def _teacher_of(run: Path) -> dict[str, Any] | None:
 
 
 def artefact(source: Path, names: tuple[str, ...] = (GRAPH, WEIGHTS)) -> Path:
-    """The file that is meant.
+    """Finds the file to read: the source itself, or the first of names in a run folder.
 
     Args:
         source: A file, or a finished run folder.
@@ -240,7 +240,7 @@ def data_of(
     progress: Progress,
     fit: Fit | None = None,
 ) -> Data:
-    """Opens the recipe's data as a network of this input takes it.
+    """Opens a recipe's data for a network of this size and number of channels.
 
     Args:
         recipe: Its `data:` names the images.
@@ -261,7 +261,7 @@ def open_section(
     progress: Progress,
     fit: Fit | None = None,
 ) -> Data:
-    """Opens the data of a section, from another place, in another size or fit where one is given."""
+    """Opens the data of a section; root and side replace its own."""
     update = {
         "root": root or section.root,
         "image_size": side or section.image_size,
@@ -282,11 +282,11 @@ def batches_of(split: Source) -> Iterator[Callable[[], Batches]]:
 
 
 def images_of(split: Source, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Un-augmented batches: images `[B, C, H, W]` in [0, 1] and labels `[B]`, on the CPU."""
+    """Yields un-augmented images [B, C, H, W] in [0, 1] and labels [B], on the CPU."""
     for batch in EvaluationLoader(split, device=torch.device("cpu"), workers=workers):
         yield batch.images, batch.labels
 
 
 def timing_images(split: Source) -> NDArray[np.float32]:
-    """`[N, C, H, W]` in [0, 1], to time on; no process that decodes images is left running."""
+    """Returns the first test batch [N, C, H, W] in [0, 1], for timings; no decoding process is left."""
     return as_input(next(images_of(split, workers=0))[0])

@@ -188,7 +188,9 @@ def test_conversions_and_moves_in_the_graph_are_reasons():
     ]
     (told,) = _of_the_graph(Layout(2, Counter(), 95, 174), [])
     assert told.startswith("95 of 174 operators only move data")
-    assert _of_the_graph(Layout(2, Counter(), 0, 9), ["fc"]) == ["1 layer left in float by --int8-rescue"]
+    assert _of_the_graph(Layout(2, Counter(), 0, 9), ["fc"]) == [
+        "1 layer left in float by --int8-rescue (export.int8.rescue)"
+    ]
 
 
 def test_the_graph_that_onnxruntime_makes_of_a_file_is_looked_at(run, tmp_path):

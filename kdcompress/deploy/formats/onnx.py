@@ -147,7 +147,7 @@ def check_opset(opset: int | None) -> None:
 
 
 def open_(path: Path, threads: int = 1) -> OnnxModel:
-    """The file in onnxruntime, on the CPU.
+    """Opens the file in onnxruntime, on the CPU.
 
     Args:
         path: The file.
@@ -203,12 +203,12 @@ class OnnxModel:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """The execution providers really in use, in order of preference."""
+        """Returns the execution providers really in use, in order of preference."""
         return tuple(self.session.get_providers())
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The file's `metadata_props`."""
+        """Returns the file's `metadata_props`."""
         return dict(self.session.get_modelmeta().custom_metadata_map)
 
     @property
@@ -219,7 +219,7 @@ class OnnxModel:
         return self._opset
 
     def __call__(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Outputs `[B, K]` of float32 images `[B, C, H, W]`, of a file that says so of uint8 `[B, H, W, C]`.
+        """Computes outputs `[B, K]` of float32 `[B, C, H, W]`, or uint8 `[B, H, W, C]` if the file says so.
 
         Raises:
             UserError: The file does not take images of this shape, the batch size included.
@@ -241,7 +241,7 @@ class OnnxModel:
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the standard operators that a model imports."""
+    """Returns the version of the standard operators that a model imports."""
     return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
 
 
@@ -256,7 +256,7 @@ def _check_outputs(module: nn.Module, example: torch.Tensor, task: Task, several
 
 
 def _check_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, its inferred shapes made anew if the exporter left inconsistent ones.
+    """Returns the model, with shapes inferred anew if the exporter left inconsistent ones.
 
     onnxruntime ignores them, other tools do not. What is still wrong afterwards the gates find.
     """

@@ -89,7 +89,7 @@ def write(
 
 
 def open_(path: Path, threads: int = 1) -> OpenVinoModel:
-    """The file compiled for this machine's CPU, in float32.
+    """Compiles the file for this machine's CPU, in float32.
 
     Args:
         path: The `.xml` file.
@@ -103,7 +103,7 @@ def open_(path: Path, threads: int = 1) -> OpenVinoModel:
 
 
 def gates(file: OpenVinoModel, opset: int | None) -> list[Gate]:
-    """`openvino_pair_no_paths`, `openvino_weights` and `openvino_provider`.
+    """Checks the file itself: `openvino_pair_no_paths`, `openvino_weights` and `openvino_provider`.
 
     Args:
         file: Opened.
@@ -169,7 +169,7 @@ class OpenVinoModel:
         self._request = compiled.create_infer_request()
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Outputs `[B, K]` of float32 images `[B, C, H, W]`.
+        """Computes outputs `[B, K]` of float32 images `[B, C, H, W]`.
 
         Raises:
             UserError: The file does not take images of this shape, the batch size included.
@@ -185,7 +185,7 @@ class OpenVinoModel:
 
 
 def _library() -> Any:
-    """The `openvino` package.
+    """Imports the `openvino` package.
 
     Raises:
         UserError: It is not installed.
@@ -246,7 +246,7 @@ def _document(path: Path) -> ET.Element:
 
 
 def _metadata(root: ET.Element) -> dict[str, str]:
-    """Our entries, under the names that they have in an ONNX file."""
+    """Reads our entries, under the names that they have in an ONNX file."""
     own = root.find(f"rt_info/{_OWN}")
     return {} if own is None else {onnx.PREFIX + entry.tag: entry.attrib.get("value", "") for entry in own}
 
@@ -289,7 +289,7 @@ def _float_kinds(root: ET.Element) -> set[str]:
 
 
 def _reason(error: BaseException) -> str:
-    """The line of OpenVINO's message that says what is wrong, among those that say where it was found."""
+    """Returns the line of OpenVINO's message that says what is wrong, not where."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return (telling or lines or [type(error).__name__])[-1]
