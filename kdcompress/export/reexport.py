@@ -94,7 +94,10 @@ def export(
     request = derived or DerivedRequest()
     with batches_of(data.test) as test:
         task = task_of(config.num_classes, config.task)
-        subject = Subject(network, config.model, config.spec, config.class_names, test, metadata, task=task)
+        subject = Subject(
+            network, config.model, config.spec, config.class_names, test, metadata, task=task,
+            temperature=config.temperature, probabilities=recipe.export.calibrate,
+        )  # fmt: skip
         makers = request.makers(data.train, data.test, test, workers=granted_cores(), allow_code=allow_code)
         written = write_subject(
             subject, folder, formats, makers, progress, opset=opset, allow_code=allow_code

@@ -31,8 +31,11 @@ from kdcompress.networks.load_state import load_state
 from kdcompress.report import documents, verdict
 from kdcompress.report.cause import find_cause
 from kdcompress.report.documents import read_json as read_json
+from kdcompress.report.evaluation import NAME as DETAILS
+from kdcompress.report.evaluation import SplitOutputs, temperature_of
 from kdcompress.report.pages import write_pages
 from kdcompress.run.context import Run, TestSplit
+from kdcompress.run.evaluation import evaluate_student, held_out_outputs, with_evaluation
 from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged_gate
 from kdcompress.tasks import Task
 from kdcompress.tasks.classification import Predictions
@@ -51,11 +54,17 @@ class Delivery:
         shipped: The student.
         teacher_outputs: None: there is no teacher.
         derived: The files beside the student's own formats, those that failed a gate among them.
+        held_out: The student's outputs on held-out images; None: there are none, or no classes.
+        temperature: Fitted on them; None: not fitted.
+        task: Kind of the student's outputs.
     """
 
     shipped: Shipped
     teacher_outputs: OnTest | None
     derived: list[DerivedFile]
+    held_out: SplitOutputs | None
+    temperature: float | None
+    task: Task
 
     @property
     def compressed(self) -> CompressedFiles | None:
@@ -106,6 +115,11 @@ def deliver(
     if teaching is not None:
         on_test = read_test_split(run, teaching, test, pooled=not start.task.has_classes)
         outputs = on_test.logits if start.task.has_classes else on_test.pooled
+    kind = task or start.task
+    held_out = None
+    if kind.numbers_are_labels:
+        held_out = held_out_outputs(run, trained, outcome.like.input_spec)
+    temperature = temperature_of(held_out)
     subject = Subject(
         trained.cpu(),
         outcome.model,
@@ -116,6 +130,8 @@ def deliver(
         outputs,
         gates,
         task,
+        temperature,
+        run.recipe.export.calibrate,
     )
     folder, data = run.folder.path, run.data
     makers = DerivedRequest.of(run.recipe.export, folder, KEY).makers(
@@ -128,11 +144,10 @@ def deliver(
     shipped, derived = write_subject(
         subject, folder, run.recipe.export.formats, makers, run.progress, allow_code=run.allow_code
     )
-    task = task or start.task
-    if isinstance(shipped.predictions, Predictions) and task.numbers_are_labels:
+    if isinstance(shipped.predictions, Predictions) and kind.numbers_are_labels:
         predictions = {"classes": shipped.predictions.classes, "labels": shipped.predictions.labels}
         write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
-    return Delivery(shipped, on_test, derived)
+    return Delivery(shipped, on_test, derived, held_out, temperature, kind)
 
 
 def _ensemble(
@@ -312,7 +327,12 @@ def report(
     if delivery.exits is not None and delivery.exits.passed:
         results["exits"] = with_timings(delivery.exits.facts, bench)
     failed = failure(delivery.derived)
-    write_json(folder / "results.json", results)
+    evaluation = evaluate_student(
+        run, shipped.predictions, delivery.held_out, delivery.temperature,
+        delivery.teacher_outputs and delivery.teacher_outputs.logits,
+        numbers_are_labels=delivery.task.numbers_are_labels,
+    )  # fmt: skip
+    write_json(folder / "results.json", with_evaluation(results, evaluation))
     manifest = {
         "kdcompress": __version__,
         "versions": documents.versions(),
@@ -337,7 +357,7 @@ def report(
     files = {*shipped.files, *(file.path.name for file in delivery.derived if file.passed)}
     folder.finish(manifest, sorted(files), done=False)
     pages = write_pages(folder.path)
-    named = ["recipe.yaml", "gates.json", "bench.json", "results.json", *pages]
+    named = ["recipe.yaml", "gates.json", "bench.json", "results.json", DETAILS, *pages]
     folder.finish(manifest, sorted({*files, *named}), done=failed is None)
     if failed is not None:
         raise failed
