@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from kdcompress import __version__
 from kdcompress.atomic import write_text
-from kdcompress.report import numbers, words
+from kdcompress.report import numbers, tiles, words
 from kdcompress.report.charts import Chart, Line, Row, line_chart
 from kdcompress.report.charts import dot_chart as draw_dots
 from kdcompress.report.record import Record
@@ -130,7 +130,7 @@ def write_comparison(rows: Sequence[Compared], path: Path) -> None:
 
 def _entry(row: Compared, key: str) -> dict[str, Any]:
     student, shares = row.first.results["student"], row.shares(key)
-    timing = words.headline_result(row.first)
+    timing = tiles.headline_result(row.first)
     return {
         "name": row.name,
         "method": row.first.recipe["method"]["name"],
@@ -229,7 +229,7 @@ def _notes(rows: Sequence[Compared]) -> Iterator[str]:
         )
     if any(row.difference and "sd" in row.difference for row in rows):
         yield "Differences of several seeds are paired by seed; ± is their standard deviation."
-    if any(words.headline_result(row.first) for row in rows):
+    if any(tiles.headline_result(row.first) for row in rows):
         yield (
             "Latencies were measured in a benchmark of each run's own, and may differ by what the machine "
             "was doing; kdcompress bench A/student.onnx B/student.onnx --baseline A/student.onnx times them "
