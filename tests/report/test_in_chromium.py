@@ -19,7 +19,7 @@ CLIPPED = """
 [...document.querySelectorAll("table, .scroll, svg.chart, svg text, section, figure, pre")].filter(part => {
   const box = part.getBoundingClientRect();
   return box.right > innerWidth + 1 || box.left < 0
-      || (part.tagName != "PRE" && part.scrollWidth > part.clientWidth + 1 && part.clientWidth > 0);
+      || (part.tagName != "PRE" && !(part instanceof SVGElement) && part.scrollWidth > part.clientWidth + 1);
 }).map(part => part.tagName + ": " + part.textContent.trim().slice(0, 60))
 """
 COLOURS = """
