@@ -113,12 +113,11 @@ def line_chart(
         dashes = " dashed" if line.dashed else ""
         parts.append(Markup('<polyline class="line c{}{}" points="{}"/>').format(line.colour, dashes, drawn))
         if len(line.points) <= 12:  # few epochs: a point between two straight lines would be lost
-            parts += [_dot(x_at(x), y_at(y), line.colour, 2.6) for x, y in line.points]
+            radius = 5 if len(line.points) == 1 else 2.6
+            parts += [_dot(x_at(x), y_at(y), line.colour, radius) for x, y in line.points]
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.3g}" for line in lines if line.points)
     svg = svg_element(key, height, f"{title}: {y_label} over {x_label}", ends, parts)
-    legend: list[tuple[str, int, Style]] = [
-        (line.name, line.colour, "dashed" if line.dashed else "solid") for line in lines
-    ]
+    legend = [(line.name, line.colour, _style(line)) for line in lines]
     return Chart(svg, title, y_label, legend)
 
 
@@ -196,6 +195,12 @@ def _tick(value: float, among: Sequence[float]) -> str:
     step = abs(among[1] - among[0]) if len(among) > 1 else 1
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def _style(line: Line) -> Style:
+    if line.dashed:
+        return "dashed"
+    return "dot" if len(line.points) == 1 else "solid"
 
 
 class _Scale:

@@ -208,3 +208,15 @@ def test_intervals_hold_the_share_and_have_the_known_ends():
     low, high = balanced_interval([0.5, 0.5], [98, 98])
     assert high - low == pytest.approx(2 * 1.96 * (0.25 / 200) ** 0.5, rel=1e-3)
     assert balanced_interval([None], [0]) is None
+
+
+def test_the_agreement_of_a_nearly_constant_student_says_that_it_is_nearly_constant(tmp_path):
+    folder = write_run(tmp_path / "run", labels=False)
+    results = json.loads((folder / "results.json").read_text())
+    results["student"] |= {"agreement": 0.96, "constant": {"class": 3, "share": 0.97, "teacher_share": 0.95}}
+    (folder / "results.json").write_text(json.dumps(results))
+    text = shown(folder)
+    assert "the student is nearly constant" in text
+    assert "it gives 97.0 % of the test images the class 'cat'" in text
+    assert "always that class would agree on 95.0 %" in text
+    assert "nearly constant" in card(read_run(folder))
