@@ -1,6 +1,7 @@
 """Every offline method on Fashion-MNIST with 3,000 labels: accuracy, minutes, memory, and the plain baseline.
 
-    python benchmarks/methods.py [--work DIR] [--seeds 3] [--jobs 2] [--only NAME ...]
+    python benchmarks/methods.py [--work DIR] [--seeds 3] [--jobs 2] [--only NAME ...] [--steps 465]
+                                 [--presets]
 
 A teacher (ResNet-20) is trained on the 60,000 labels once. Each student (ResNet-8, 3.5 times smaller) then
 sees 3,000 labels and the same number of images; the other 57,000 images come without labels, and a method
@@ -8,13 +9,14 @@ that has a use for them gets half of every batch from them. Everything runs on o
 out, so the last epoch is what is scored, on the 10,000 test images, as the exported ONNX file.
 
 It can be stopped at any time and goes on with the same command: runs that are done are not repeated, those
-that were under way are resumed. The table goes to stdout, the figures to WORK/methods.json.
+that were under way are resumed. The table goes to stdout, the figures to WORK/methods*.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -22,6 +24,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from kdcompress.methods.base import find_method
 
 LABELS = 3_000
 BATCH = 64
@@ -42,8 +46,8 @@ method: {name: none}
 train: {epochs: 5, threads: 1}
 optim: {lr: 0.1, schedule: one_cycle}
 """
-ONLY_LABELLED, POOLED, ALL_ALIKE = 11, 5, 1
-"""Epochs that hold the steps: of 46 steps (labelled images alone), 93 (half of each batch labelled), 937."""
+ONLY_LABELLED, POOLED, ALL_ALIKE = 46, 93, 937
+"""Steps of an epoch: of labelled images alone, of batches of which half are labelled, of all images alike."""
 
 METHODS = {
     # Defaults, but for the training of heads beside the teacher, which is counted in epochs of 240, and
@@ -93,14 +97,32 @@ def train_teacher(work):
     return folder
 
 
-def one_run(work, teacher, name, seed):
-    epochs, method = METHODS[name]
-    folder = work / name / str(seed)
+def method_section(name, presets):
+    """Returns the recipe's method section: the defaults, or the published values.
+
+    What a preset counts in epochs of its 240 keeps its default, which is a share of the run.
+    """
+    section = {"name": name, **METHODS[name][1]}
+    if presets:
+        values = find_method(name).PRESETS["cifar100"].method
+        section |= {key: value for key, value in values.items() if not key.endswith("_epochs")}
+    return section
+
+
+def suffix(options):
+    """Returns what tells the folders of this table from those of the first one."""
+    return (f"-{options.steps}" if options.steps != STEPS else "") + ("-preset" if options.presets else "")
+
+
+def one_run(options, teacher, name, seed):
+    steps = options.steps
+    epochs = math.ceil(steps / METHODS[name][0])
+    folder = options.work.absolute() / f"{name}{suffix(options)}" / str(seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     recipe = folder.parent / f"{seed}.yaml"
     text = f"name: {name}-{seed}\nseed: {seed}\n{SHARED}"
-    text += f"train: {{epochs: {epochs}, max_steps: {STEPS}, threads: 1}}\n"
-    text += f"method: {json.dumps({'name': name, **method})}\n"
+    text += f"train: {{epochs: {epochs}, max_steps: {steps}, threads: 1}}\n"
+    text += f"method: {json.dumps(method_section(name, options.presets))}\n"
     if name != "none":
         text += f"teacher: {{model: cifar/resnet20, weights: {json.dumps(str(teacher))}, train: never}}\n"
     recipe.write_text(text)
@@ -145,8 +167,7 @@ def table(found):
         gain = ""
         if baseline and name != "none":
             gain = f"{statistics.fmean(top1) - 100 * mean(baseline, 'top1'):+.2f}"
-        epochs = METHODS[name][0]
-        images = {ONLY_LABELLED: "3,000", POOLED: "60,000", ALL_ALIKE: "60,000, no label"}[epochs]
+        images = {ONLY_LABELLED: "3,000", POOLED: "60,000", ALL_ALIKE: "60,000, no label"}[METHODS[name][0]]
         before = mean(runs, "preparation_s") / 60
         lines.append(
             f"| {name}{' (probe)' if name in BACKBONES else ''} | {statistics.fmean(top1):.2f}{sd} | {gain} "
@@ -166,6 +187,8 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps of every run")
+    parser.add_argument("--presets", action="store_true", help="values of the presets cifar100, not defaults")
     options = parser.parse_args()
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
@@ -174,10 +197,10 @@ def main():
     jobs = [(name, seed) for seed in range(options.seeds) for name in options.only]
     found = {}
     with ThreadPoolExecutor(options.jobs) as pool:
-        for name, seed, run in pool.map(lambda job: one_run(work, teacher, *job), jobs):
+        for name, seed, run in pool.map(lambda job: one_run(options, teacher, *job), jobs):
             found.setdefault(name, []).append(run)
             print(f"{name} {seed}: {100 * run['top1']:.2f} %", file=sys.stderr, flush=True)
-    (work / "methods.json").write_text(json.dumps(found, indent=2))
+    (work / f"methods{suffix(options)}.json").write_text(json.dumps(found, indent=2))
     print(table(found))
 
 

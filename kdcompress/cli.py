@@ -12,6 +12,7 @@ import click
 
 from kdcompress import __version__
 from kdcompress.commands.bench import bench
+from kdcompress.commands.compare import compare
 from kdcompress.commands.distill import distill
 from kdcompress.commands.evaluate import evaluate
 from kdcompress.commands.export import export
@@ -36,7 +37,8 @@ class Commands(click.Group):
             hint = "`kdcompress recipes` lists the shipped ones; a YAML file is fine too."
             raise click.MissingParameter(hint, error.ctx, error.param) from None
         except (KdcompressError, KeyboardInterrupt, MemoryError, OSError, RuntimeError, ValueError) as error:
-            known = _translate_error(error, resumable=ctx.invoked_subcommand == "distill")
+            resumable = ctx.invoked_subcommand in ("distill", "compare")
+            known = _translate_error(error, resumable=resumable)
             if known is None:
                 raise
             click.echo(f"Error: {known}", err=True)
@@ -89,6 +91,7 @@ def main() -> None:
 
 
 for _command in (
-    distill, export, bench, suggest, evaluate, strip, report, show, recipes, methods, students, datasets,
+    distill, compare, export, bench, suggest, evaluate, strip, report, show,
+    recipes, methods, students, datasets,
 ):  # fmt: skip
     main.add_command(_command)

@@ -104,7 +104,8 @@ KINDS = ("offline", "online", "selfkd")
 
 
 SHARED_BY_METHODS = {
-    "base", "cohort_method", "contrast_method", "exit_method", "feature_kd", "frozen", "fusion_method",
+    "base", "class_draws", "cohort_method", "contrast_method", "exit_method", "feature_kd", "frozen",
+    "fusion_method",
     "gather", "hierarchy", "hypergradient", "losses", "memory", "mixup", "moving_average", "presets",
     "queue", "requirements", "shared_norm", "soft_labels", "stage_heads", "stage_pairs",
 }  # fmt: skip

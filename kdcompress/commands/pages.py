@@ -29,7 +29,7 @@ def report(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool)
         from kdcompress.tools.compare_runs import compare
 
         comparison = compare(runs, out)
-        print_result(comparison, as_json, lambda: _print_comparison(comparison))
+        print_result(comparison, as_json, lambda: print_comparison(comparison))
         return
     if out is not None:
         raise click.UsageError("--out: belongs to the comparison of several runs; a run's report is in it")
@@ -62,7 +62,8 @@ def show(recipe: str, as_json: bool, quiet: bool, **options: Any) -> None:
     print_result(document, as_json, lambda: click.echo(text, nl=False))
 
 
-def _print_comparison(comparison: dict[str, Any]) -> None:
+def print_comparison(comparison: dict[str, Any]) -> None:
+    """Prints the rows of a comparison and the path of its page."""
     figure = comparison["figure"].replace("top1", "top-1").replace("_", " ")
     width = max(len(run["name"]) for run in comparison["runs"])
     click.echo(f"{'':<{width}}  {figure + ' %':>15}  against {comparison['reference']}")
@@ -76,9 +77,6 @@ def _against(run: dict[str, Any]) -> str:
     difference = run["difference"]
     if difference is None:
         return run["why_not"] or ""
-    if "sd" in difference:
-        return (
-            f"{difference['points']:+.2f} ± {difference['sd']:.2f} points ({difference['n']} pairs of seeds)"
-        )
     low, high = difference["ci95"]
-    return f"{difference['points']:+.2f} points ({low:+.2f} to {high:+.2f}): {difference['verdict']}"
+    seeds = f", {difference['n']} pairs of seeds" if "n" in difference else ""
+    return f"{difference['points']:+.2f} points ({low:+.2f} to {high:+.2f}): {difference['verdict']}{seeds}"

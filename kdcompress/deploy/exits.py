@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.utils
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
 from torch import Tensor, nn
 
 from kdcompress import __version__
@@ -214,49 +214,16 @@ def _sentence(entry: Mapping[str, Any], student_ms: float | None) -> str:
     return ": ".join(parts[:2]) + "".join(f", {part}" for part in parts[2:])
 
 
-def cut(model: ModelProto, output: str) -> ModelProto:
-    """Returns the part of a graph that one of its outputs needs.
-
-    Args:
-        model: It is not changed; inferred shapes are left out.
-        output: Name of the output, which stays the only one.
-    """
-    nodes: list[NodeProto] = []
-    needed = {output}
-    for node in reversed(model.graph.node):  # every node stands behind those that it reads
-        if needed & set(node.output):
-            nodes.insert(0, node)
-            needed.update(_read(node))
-    part = ModelProto()
-    part.CopyFrom(model)
-    graph = part.graph
-    for values, kept in (
-        (graph.node, nodes),
-        (graph.output, [value for value in model.graph.output if value.name == output]),
-        (graph.initializer, [value for value in model.graph.initializer if value.name in needed]),
-        (graph.value_info, []),
-    ):
-        del values[:]
-        values.extend(kept)
-    return part
-
-
-def _read(node: NodeProto) -> Iterator[str]:
-    """Yields the names that a node reads, those of its inner graphs too."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield from _read(inner)
-
-
 def write_cut(path: Path, output: str, target: Path) -> None:
-    """Writes the part of a file that one of its outputs needs, as `cut` gives it.
+    """Writes the part of a file that one of its outputs needs; that output stays the only one.
 
     Raises:
         WorldError: The disk is full or fails.
     """
-    write_bytes(target, cut(onnx.load(path), output).SerializeToString(deterministic=True))
+    model = onnx.load(path)
+    images = [value.name for value in model.graph.input]
+    part = onnx.utils.Extractor(model).extract_model(images, [output])
+    write_bytes(target, part.SerializeToString(deterministic=True))
 
 
 def _proof(

@@ -18,6 +18,7 @@ WIDTH = 420
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 42
 _ROW = 30
+_HEIGHT = 250
 
 
 Style = Literal["solid", "dashed", "dot"]
@@ -77,6 +78,68 @@ class Chart:
     legend: Sequence[tuple[str, int, Style]] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The axes of a chart, and where a value lies between them.
+
+    Args:
+        parts: Grid, ticks and labels, to be drawn first.
+        x_at: Position of an x value.
+        y_at: Position of a y value.
+    """
+
+    parts: Sequence[Markup]
+    x_at: _Scale
+    y_at: _Scale
+
+    def svg(self, key: str, title: str, description: str, parts: Sequence[Markup]) -> Markup:
+        """Returns the drawing.
+
+        Args:
+            key: Unique on the page; for the accessible title's id.
+            title: What is drawn.
+            description: What it shows, for screen readers.
+            parts: Everything that is drawn, in order.
+        """
+        return svg_element(key, _HEIGHT, title, description, parts)
+
+
+def frame(
+    xs: Sequence[float],
+    ys: Sequence[float],
+    *,
+    x_label: str,
+    whole_x: bool = False,
+    from_zero: bool = False,
+) -> Frame:
+    """Draws the axes that hold some points.
+
+    Args:
+        xs: Their x values, at least one.
+        ys: Their y values.
+        x_label: With its unit.
+        whole_x: True: the x axis has ticks at whole numbers only.
+        from_zero: True: the y axis must begin at 0.
+    """
+    x_ticks = [tick for tick in ticks(min(xs), max(xs), 6) if not whole_x or tick == int(tick)]
+    y_ticks = ticks(min(0, *ys) if from_zero else min(ys), max(ys), 5)
+    ends = (min(xs), max(xs)) if whole_x else (x_ticks[0], x_ticks[-1])
+    x_at = _Scale(*ends, _LEFT, WIDTH - _RIGHT)
+    y_at = _Scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    bottom = _HEIGHT - _BOTTOM
+    parts = []
+    for tick in y_ticks:
+        parts.append(_segment("grid", _LEFT, y_at(tick), WIDTH - _RIGHT, y_at(tick)))
+        parts.append(text_element("tick end", _LEFT - 6, y_at(tick) + 4, _tick(tick, y_ticks)))
+    for tick in x_ticks:
+        if ends[0] <= tick <= ends[1]:
+            parts.append(_segment("mark", x_at(tick), bottom, x_at(tick), bottom + 4))
+            parts.append(text_element("tick middle", x_at(tick), bottom + 17, _tick(tick, x_ticks)))
+    parts.append(_segment("axis", _LEFT, bottom, WIDTH - _RIGHT, bottom))
+    parts.append(text_element("label middle", (_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label))
+    return Frame(parts, x_at, y_at)
+
+
 def line_chart(
     lines: Sequence[Line], *, key: str, title: str, x_label: str, y_label: str, from_zero: bool = False
 ) -> Chart:
@@ -90,24 +153,14 @@ def line_chart(
         y_label: With its unit.
         from_zero: True: the y axis must begin at 0.
     """
-    height = 250
-    xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
-    x_ticks = [tick for tick in ticks(min(xs), max(xs), 6) if tick == int(tick)]
-    y_ticks = ticks(min(0, *ys) if from_zero else min(ys), max(ys), 5)
-    x_at = _Scale(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
-    y_at = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, _TOP)
-    parts = []
-    for tick in y_ticks:
-        y = y_at(tick)
-        parts.append(_segment("grid", _LEFT, y, WIDTH - _RIGHT, y))
-        parts.append(text_element("tick end", _LEFT - 6, y + 4, _tick(tick, y_ticks)))
-    for tick in x_ticks:
-        if min(xs) <= tick <= max(xs):
-            parts.append(_segment("mark", x_at(tick), height - _BOTTOM, x_at(tick), height - _BOTTOM + 4))
-            parts.append(text_element("tick middle", x_at(tick), height - _BOTTOM + 17, _tick(tick, x_ticks)))
-    parts.append(_segment("axis", _LEFT, height - _BOTTOM, WIDTH - _RIGHT, height - _BOTTOM))
-    parts.append(text_element("label middle", (_LEFT + WIDTH - _RIGHT) / 2, height - 6, x_label))
+    area = frame(
+        [x for line in lines for x, _ in line.points],
+        [y for line in lines for _, y in line.points],
+        x_label=x_label,
+        whole_x=True,
+        from_zero=from_zero,
+    )
+    x_at, y_at, parts = area.x_at, area.y_at, list(area.parts)
     for line in lines:
         drawn = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in line.points)
         dashes = " dashed" if line.dashed else ""
@@ -116,7 +169,7 @@ def line_chart(
             radius = 5 if len(line.points) == 1 else 2.6
             parts += [_dot(x_at(x), y_at(y), line.colour, radius) for x, y in line.points]
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.3g}" for line in lines if line.points)
-    svg = svg_element(key, height, f"{title}: {y_label} over {x_label}", ends, parts)
+    svg = area.svg(key, f"{title}: {y_label} over {x_label}", ends, parts)
     legend = [(line.name, line.colour, _style(line)) for line in lines]
     return Chart(svg, title, y_label, legend)
 

@@ -17,6 +17,7 @@ from kdcompress.atomic import write_text
 from kdcompress.report import numbers, tiles, words
 from kdcompress.report.charts import Chart, Line, Row, line_chart
 from kdcompress.report.charts import dot_chart as draw_dots
+from kdcompress.report.pareto import Choice, pareto_chart
 from kdcompress.report.record import Record
 from kdcompress.tasks.figures import comparable
 
@@ -37,16 +38,21 @@ class Compared:
     Args:
         name: Unique among the rows.
         records: A run each, at least one.
-        difference: To the first row: `{points, ci95, verdict}` of one run each on the same test images,
-            `{points, sd, n}` of several seeds each, paired by seed; None for the first row itself and where
-            `why_not` says why there is none.
-        why_not: Empty where there is a difference, and for the first row.
+        difference: To the row it is compared with: `{points, ci95, verdict}` of one run each on the same test
+            images, with `sd` and `n` of several seeds each, paired by seed; None for a row that others are
+            compared with, and where `why_not` says why there is none.
+        why_not: Empty where there is a difference, and for a row that others are compared with.
+        p50_ms: Median time of a call, measured together with the other rows; None: only in the run's own
+            benchmark.
+        incomplete: True if some of its runs did not ship.
     """
 
     name: str
     records: tuple[Record, ...]
     difference: dict[str, Any] | None = None
     why_not: str = ""
+    p50_ms: float | None = None
+    incomplete: bool = False
 
     @property
     def first(self) -> Record:
@@ -72,17 +78,18 @@ def figure_of(rows: Sequence[Compared]) -> tuple[str, str]:
     raise ValueError("the runs have no figure in common")
 
 
-def document(rows: Sequence[Compared]) -> dict[str, Any]:
+def document(rows: Sequence[Compared], reference: str | None = None) -> dict[str, Any]:
     """Returns the comparison as a document.
 
     Args:
-        rows: At least two, with a figure in common.
+        rows: At least one, with a figure in common.
+        reference: What differences are to; None: the first row.
     """
     _, key = figure_of(rows)
     return {
         "schema": SCHEMA,
         "figure": key,
-        "reference": rows[0].name,
+        "reference": reference or rows[0].name,
         "runs": [_entry(row, key) for row in rows],
         "differing": differing(rows),
     }
@@ -100,23 +107,37 @@ def differing(rows: Sequence[Compared]) -> dict[str, list[Any]]:
     return {key: values for key, values in by_key.items() if any(value != values[0] for value in values)}
 
 
-def write_comparison(rows: Sequence[Compared], path: Path) -> None:
+def write_comparison(
+    rows: Sequence[Compared],
+    path: Path,
+    *,
+    reference: str | None = None,
+    teachers: Sequence[dict[str, Any]] = (),
+    failures: Sequence[str] = (),
+) -> None:
     """Writes the page; it needs nothing beside it.
 
     Args:
-        rows: At least two, with a figure in common.
+        rows: At least one, with a figure in common.
         path: Destination.
+        reference: What differences are to, for the same student; None: the first row.
+        teachers: How each teacher did that could be taken, as `kdcompress compare` found it.
+        failures: A sentence for each run that did not ship.
     """
     loader = jinja2.FileSystemLoader(_HERE)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     heading, key = figure_of(rows)
-    columns, table = _table(rows, heading, key)
+    columns, table = _table(rows, heading, key, reference or rows[0].name)
+    lead = f"Compared with {reference}, for the same student and the same seeds."
     context = {
         "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         "version": __version__,
         "names": [row.name for row in rows],
+        "lead": lead if reference else f"The first, {rows[0].name}, is what the others are compared with.",
+        "teachers": [_teacher(entry) for entry in teachers],
+        "failures": list(failures),
         "columns": columns,
         "rows": table,
         "charts": list(_charts(rows, heading, key)),
@@ -145,16 +166,16 @@ def _entry(row: Compared, key: str) -> dict[str, Any]:
         "params": student.get("params"),
         "macs": student.get("macs"),
         "bytes": student.get("bytes"),
-        "p50_ms": timing and timing["latency_ms"]["p50"],
+        "p50_ms": row.p50_ms or (timing and timing["latency_ms"]["p50"]),
         "seconds": row.first.seconds("student"),
     }
 
 
 def _table(
-    rows: Sequence[Compared], heading: str, key: str
+    rows: Sequence[Compared], heading: str, key: str, reference: str
 ) -> tuple[list[str], list[tuple[Compared, str, list[tuple[str, str]]]]]:
     """Returns the columns, and for each row the run, its networks and (column, cell) pairs."""
-    columns = [heading, f"against {words.shortened(rows[0].name, 24)}", "parameters", "MACs", "file"]
+    columns = [heading, f"against {words.shortened(reference, 24)}", "parameters", "MACs", "file"]
     columns += ["latency", "training"]
     table = []
     for row in rows:
@@ -185,10 +206,9 @@ def _difference(row: Compared) -> str:
     if difference is None:
         return row.why_not or numbers.UNKNOWN
     points = f"{difference['points']:+.2f}".replace("-", "−")
-    if "ci95" in difference:
-        low, high = (f"{end:+.2f}".replace("-", "−") for end in difference["ci95"])
-        return f"{points} points ({low} to {high}): {difference['verdict']}"
-    return f"{points} ± {difference['sd']:.2f} points, {difference['n']} pairs of seeds"
+    low, high = (f"{end:+.2f}".replace("-", "−") for end in difference["ci95"])
+    told = f"{points} points ({low} to {high}): {difference['verdict']}"
+    return told + (f", {difference['n']} pairs of seeds" if "n" in difference else "")
 
 
 def _charts(rows: Sequence[Compared], heading: str, key: str) -> Iterator[Chart]:
@@ -203,6 +223,10 @@ def _charts(rows: Sequence[Compared], heading: str, key: str) -> Iterator[Chart]
         marks = [] if single else wrong
         dots.append(Row(label, [(statistics.fmean(wrong), 0)], interval=ends, note=note, marks=marks))
     error = "top-1 error" if key == "top1" else f"100 % less {heading}"
+    choices = [_choice(row, key) for row in rows]
+    if len(rows) > 1 and all(choices):
+        placed = [choice for choice in choices if choice is not None]
+        yield pareto_chart(placed, key="pareto", y_label=f"{heading}, %", colours=COLOURS)
     yield draw_dots(dots, key="errors", title="On the test split", x_label=f"{error}, % of the images")
     curves = []
     for colour, row in enumerate(rows[:COLOURS]):
@@ -221,15 +245,37 @@ def _charts(rows: Sequence[Compared], heading: str, key: str) -> Iterator[Chart]
         )
 
 
+def _choice(row: Compared, key: str) -> Choice | None:
+    """Returns the row for the picture of a choice; None if its time or its size is not known."""
+    entry = _entry(row, key)
+    if entry["p50_ms"] is None or entry["bytes"] is None:
+        return None
+    return Choice(words.shortened(row.name, 30), entry["p50_ms"], 100 * entry["mean"], entry["bytes"])
+
+
+def _teacher(entry: dict[str, Any]) -> list[str]:
+    """Returns a row of the table of teachers."""
+    if entry["failed"] is not None:
+        return [entry["teacher"], numbers.UNKNOWN, numbers.UNKNOWN, numbers.UNKNOWN, entry["failed"]]
+    own = numbers.percent(entry["own_top1"])
+    taught = f"{numbers.percent(entry['held_out'])} after {entry['epochs']} epochs"
+    return [entry["teacher"], numbers.count(entry["params"]), own, taught, "taken" if entry["taken"] else ""]
+
+
 def _notes(rows: Sequence[Compared]) -> Iterator[str]:
-    if any(row.difference and "ci95" in row.difference for row in rows):
+    if any(row.difference and "n" not in row.difference for row in rows):
         yield (
             "Differences are of one run each, on the same test images, with their 95 % intervals: these "
             "cover the choice of the images, not that of the seed. Repeat with --seeds to cover that too."
         )
-    if any(row.difference and "sd" in row.difference for row in rows):
-        yield "Differences of several seeds are paired by seed; ± is their standard deviation."
-    if any(tiles.headline_result(row.first) for row in rows):
+    if any(row.difference and "n" in row.difference for row in rows):
+        yield (
+            "Differences of several seeds are paired by seed, with 95 % intervals by Student's t. ± is the "
+            "standard deviation of a row's own seeds."
+        )
+    if all(row.p50_ms is not None for row in rows):
+        yield "Latencies were measured together, on one file of each student: weights do not change the time."
+    elif any(tiles.headline_result(row.first) for row in rows):
         yield (
             "Latencies were measured in a benchmark of each run's own, and may differ by what the machine "
             "was doing; kdcompress bench A/student.onnx B/student.onnx --baseline A/student.onnx times them "

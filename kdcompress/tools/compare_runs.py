@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from scipy import stats
 from torch import Tensor
 
 from kdcompress.errors import UserError
@@ -56,7 +58,7 @@ def compare(sources: Sequence[Path], out: Path | None) -> dict[str, Any]:
             "the runs have no figure in common: one of a classifier, one of a backbone or of data without "
             "labels; compare runs of one kind"
         ) from None
-    rows = [rows[0], *(_against(rows[0], row, key) for row in rows[1:])]
+    rows = [rows[0], *(against(rows[0], row, key) for row in rows[1:])]
     write_comparison(rows, path)
     return {**document(rows), "file": str(path)}
 
@@ -82,8 +84,16 @@ def _names(sources: Sequence[Path]) -> list[str]:
     )
 
 
-def _against(reference: Compared, row: Compared, key: str) -> Compared:
-    """Adds to the row its difference to the reference, or the reason why there is none."""
+def against(reference: Compared, row: Compared, key: str) -> Compared:
+    """Adds to the row its difference to the reference, or the reason why there is none.
+
+    Args:
+        reference: The row that the other is compared with.
+        row: The other.
+        key: The figure that they are compared by.
+    """
+    if row.incomplete or reference.incomplete:
+        return dataclasses.replace(row, why_not="a run of it did not ship")
     images = [entry.first.manifest.get("data", {}) for entry in (reference, row)]
     if images[0].get("listing_sha256") != images[1].get("listing_sha256"):
         return dataclasses.replace(row, why_not="other data: not comparable")
@@ -92,8 +102,7 @@ def _against(reference: Compared, row: Compared, key: str) -> Compared:
     if len(row.records) > 1:
         by_seed = zip(row.shares(key), reference.shares(key), strict=True)
         points = [100 * (own - other) for own, other in by_seed]
-        difference = {"points": statistics.fmean(points), "sd": statistics.stdev(points), "n": len(points)}
-        return dataclasses.replace(row, difference=difference)
+        return dataclasses.replace(row, difference=_of_seeds(points))
     if key != "top1":
         points_alone = 100 * (row.shares(key)[0] - reference.shares(key)[0])
         return dataclasses.replace(row, why_not=f"{points_alone:+.2f} points, without an interval")
@@ -104,6 +113,15 @@ def _against(reference: Compared, row: Compared, key: str) -> Compared:
         return dataclasses.replace(row, why_not="other test images: not comparable")
     difference = verdict.gain(_right(own), _right(other))
     return dataclasses.replace(row, difference=difference)
+
+
+def _of_seeds(points: Sequence[float]) -> dict[str, Any]:
+    """Returns the mean difference of several seeds and its 95 % interval by Student's t."""
+    mean, sd, count = statistics.fmean(points), statistics.stdev(points), len(points)
+    half = float(stats.t.ppf(0.975, count - 1)) * sd / math.sqrt(count)
+    low, high = mean - half, mean + half
+    told = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+    return {"points": mean, "sd": sd, "n": count, "ci95": [low, high], "verdict": told}
 
 
 def _predictions(row: Compared) -> dict[str, Tensor] | None:

@@ -181,8 +181,8 @@ def test_an_altered_exit_fails_its_own_gates_alone_and_nothing_ships(folder, mon
 
 
 def test_a_cut_that_computes_something_else_fails(folder, monkeypatch):
-    cut = exits.cut
-    monkeypatch.setattr(exits, "cut", lambda model, output: cut(model, "logits_exit2"))
+    right = exits.write_cut
+    monkeypatch.setattr(exits, "write_cut", lambda path, _, target: right(path, "logits_exit2", target))
     made = written(folder)
     assert {gate.gate for gate in made.gates if not gate.passed} == {"exits_exit1_cut"}
 

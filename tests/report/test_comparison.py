@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from run_folders import write_run
 
 from kdcompress.cli import main
+from kdcompress.tools.compare_grid import _rows
+from kdcompress.tools.grid_plan import Cell
 
 IMAGES = 400
 
@@ -90,7 +92,8 @@ def test_several_seeds_are_one_row_paired_by_seed(run, tmp_path):
     assert kd["mean"] == pytest.approx(0.885)
     assert kd["sd"] == pytest.approx(0.01)
     assert kd["difference"] == {
-        "points": pytest.approx(3.25), "sd": pytest.approx(0.75), "n": 3,
+        "points": pytest.approx(3.25), "sd": pytest.approx(0.75), "n": 3, "verdict": "better",
+        "ci95": pytest.approx([3.25 - 1.8631, 3.25 + 1.8631], abs=1e-4),  # 4.3027 · 0.75 / √3
     }  # fmt: skip
 
 
@@ -146,3 +149,15 @@ def test_what_cannot_be_compared_is_one_message(run, tmp_path, monkeypatch, argu
     assert done.exit_code == 2
     assert words in done.stderr
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_a_row_that_lost_a_run_has_no_difference(tmp_path):
+    cells = [Cell(m, "cifar/resnet8", f"cells/{m}/seeds/{n}", m, ()) for n in (0, 1) for m in ("none", "kd")]
+    for cell in cells:
+        write_run(tmp_path / cell.folder, epochs=1)
+    whole = _rows(cells, tmp_path, {})
+    assert [row.difference is None for row in whole] == [True, False]
+    _, kd = _rows(cells, tmp_path, {"cells/kd/seeds/1": "a gate failed"})
+    assert len(kd.records) == 1
+    assert kd.difference is None
+    assert kd.why_not == "a run of it did not ship"
