@@ -47,6 +47,7 @@ from kdcompress.deploy.variant_gates import (
 from kdcompress.deploy.verify import first_images
 from kdcompress.errors import UserError
 from kdcompress.tasks import Task
+from kdcompress.tasks.classification import NEARLY_CONSTANT
 
 NAMES = {"int8": "student.int8.onnx", "fp16": "student.fp16.onnx"}
 
@@ -119,7 +120,8 @@ class Variant(DerivedFile):
         making: How it was made; stands in the file too.
         score: On the test split: the keys of `accuracy` (of a backbone `knn_top1` too), `drop` (points lost
             against fp32, None without labels), `snr_db` (None where nothing differs) and, of a classifier,
-            `agreement_fp32`. Empty if the file cannot be run.
+            `agreement_fp32` and, of a nearly constant one, `constant_fp32`: the share of the images that fp32
+            gives one class. Empty if the file cannot be run.
         outputs_NK: On the test split; None if it cannot be run.
         losses: The layers that lose most, the worst first; of int8 only.
         tuning: Result of quantisation-aware training, and whether this file has its weights; or None.
@@ -276,6 +278,9 @@ def _score(exact: Fp32Reference, outputs_NK: Tensor) -> dict[str, Any]:
     if exact.task.has_classes:
         same = outputs_NK.argmax(1) == exact.outputs_NK.argmax(1)
         score["agreement_fp32"] = float(same.double().mean())
+        share = torch.bincount(exact.outputs_NK.argmax(1)).max().item() / len(same)
+        if share >= NEARLY_CONSTANT:
+            score["constant_fp32"] = share
     return score
 
 

@@ -17,8 +17,8 @@ from kdcompress import __version__
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench.measure import Artefact, measure
 from kdcompress.deploy.derived import DerivedFile, DerivedMaker, failure
-from kdcompress.deploy.ensemble import EnsembleFile, Member, write_ensemble
-from kdcompress.deploy.exits import ExitHead, ExitsFile, with_timings, write_cut, write_exits
+from kdcompress.deploy.ensemble import EnsembleFile
+from kdcompress.deploy.exits import ExitsFile, with_timings, write_cut
 from kdcompress.deploy.files import formats
 from kdcompress.deploy.ship import Shipped, Subject
 from kdcompress.export.compressed import CompressedFiles, artefacts, verdict_entries
@@ -36,6 +36,7 @@ from kdcompress.report.evaluation import SplitOutputs, temperature_of
 from kdcompress.report.pages import write_pages
 from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.evaluation import evaluate_student, held_out_outputs, with_evaluation
+from kdcompress.run.joint_files import ensemble_file, exits_file
 from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged_gate
 from kdcompress.tasks import Task
 from kdcompress.tasks.classification import Predictions
@@ -138,9 +139,9 @@ def deliver(
         data.train, data.test, test, held_out=data.held_out, workers=run.workers, allow_code=run.allow_code
     )
     if outcome.ensemble:
-        makers.append(DerivedMaker("ensemble", functools.partial(_ensemble, run, method, outcome, test)))
+        makers.append(DerivedMaker("ensemble", functools.partial(ensemble_file, run, method, outcome, test)))
     if outcome.exits:
-        makers.append(DerivedMaker("exits", functools.partial(_exits, run, method, outcome, test)))
+        makers.append(DerivedMaker("exits", functools.partial(exits_file, run, method, outcome, test)))
     shipped, derived = write_subject(
         subject, folder, run.recipe.export.formats, makers, run.progress, allow_code=run.allow_code
     )
@@ -148,63 +149,6 @@ def deliver(
         predictions = {"classes": shipped.predictions.classes, "labels": shipped.predictions.labels}
         write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
     return Delivery(shipped, on_test, derived, held_out, temperature, kind)
-
-
-def _ensemble(
-    run: Run,
-    method: Method,
-    outcome: Outcome,
-    test: TestSplit,
-    _: Path,
-    staging: Path,
-    student: dict[str, Any],
-) -> EnsembleFile:
-    """Writes and proves `ensemble.onnx` of the chosen states of all members."""
-    members = []
-    for name, member in method.members().items():
-        network = copy.deepcopy(member.like.network)
-        load_state(network, outcome.ensemble[name])
-        members.append(Member(name, member.model, network.cpu(), member.like.input_spec))
-    return write_ensemble(
-        members,
-        staging,
-        class_names=run.data.class_names,
-        test_batches=test,
-        metadata=documents.file_metadata(run.recipe, None),
-        student_macs=student["macs"],
-        allow_code=run.allow_code,
-    )
-
-
-def _exits(
-    run: Run,
-    method: Method,
-    outcome: Outcome,
-    test: TestSplit,
-    folder: Path,
-    staging: Path,
-    _: dict[str, Any],
-) -> ExitsFile:
-    """Writes and proves `exits.onnx` of the chosen state of the student and its exits."""
-    student = copy.deepcopy(outcome.like.network)
-    load_state(student, outcome.state)
-    heads = []
-    for stage, layers in method.early_exits().items():
-        trained = copy.deepcopy(layers)
-        load_state(trained, outcome.exits[stage])
-        heads.append(ExitHead(stage, outcome.like.taps.stages[stage], trained.cpu()))
-    return write_exits(
-        student.cpu(),
-        outcome.model,
-        outcome.like.input_spec,
-        heads,
-        staging,
-        folder,
-        class_names=run.data.class_names,
-        test_batches=test,
-        metadata=documents.file_metadata(run.recipe, None),
-        allow_code=run.allow_code,
-    )
 
 
 def _bench(
@@ -329,7 +273,7 @@ def report(
     failed = failure(delivery.derived)
     evaluation = evaluate_student(
         run, shipped.predictions, delivery.held_out, delivery.temperature,
-        delivery.teacher_outputs and delivery.teacher_outputs.logits,
+        None if delivery.teacher_outputs is None else delivery.teacher_outputs.logits,
         numbers_are_labels=delivery.task.numbers_are_labels,
     )  # fmt: skip
     write_json(folder / "results.json", with_evaluation(results, evaluation))
