@@ -36,6 +36,7 @@ from kdcompress.run.extra_images import (
     with_extra,
     without_extra,
 )
+from kdcompress.run.licences import Policy, check_licences
 from kdcompress.run.networks import load_networks, needs_of, tapped, with_classes
 from kdcompress.run.preparation import build_preparation, prepare
 from kdcompress.run.pseudo_labels import (
@@ -75,6 +76,7 @@ class Request:
     device: str = "auto"
     threads: int | None = None
     allow_code: bool = False
+    license_policy: Policy = "any"
     command: str = ""
 
 
@@ -133,7 +135,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         run = Run(recipe, folder, data, processes, progress, request.allow_code, request.command)
         # Whatever does not fit is reported before anything is written.
         with processes.in_turn():
-            _check_buildable(run)
+            _check_buildable(run, request.license_policy)
         check_calibrate(recipe, data, needs_of(recipe).task)
         for warning in data.warnings if processes.first else ():
             progress.warn(warning)
@@ -284,7 +286,7 @@ def _baseline_of(run: Run) -> Run:
     return dataclasses.replace(alone, recipe=recipe.lengthened(steps_per_epoch(run) / steps_per_epoch(alone)))
 
 
-def _check_buildable(run: Run) -> None:
+def _check_buildable(run: Run, policy: Policy) -> None:
     """Builds everything once, so that whatever does not fit is reported before anything is written."""
     if run.recipe.train.tensorboard:
         require_tensorboard()
@@ -292,6 +294,7 @@ def _check_buildable(run: Run) -> None:
         build_pretraining(run, build(run))
         run = dataclasses.replace(run, data=with_stand_ins(run.recipe, run.data))
     networks = load_networks(run)
+    check_licences(run, networks, policy)
     teacher = None
     if run.recipe.teacher is not None:
         teacher = FrozenTeacher(tapped(run, run.recipe.teacher, networks["teacher"]), fold=False)

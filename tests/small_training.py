@@ -197,6 +197,10 @@ class Watcher:
 
     def __init__(self, step=None, act=lambda: os.kill(os.getpid(), signal.SIGTERM)):
         self.step, self.act, self.seen = step, act, 0
+        self.warnings = []
+
+    def warn(self, message):
+        self.warnings.append(message)
 
     @contextmanager
     def bar(self, description, total, done=0):

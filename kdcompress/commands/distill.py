@@ -43,6 +43,14 @@ from kdcompress.cores import MAX_THREADS
     metavar="N",
     help="CPU threads per process. [default: train.threads, else the available cores]",
 )
+@click.option(
+    "--license-policy",
+    type=click.Choice(["any", "permissive"]),
+    default="any",
+    show_default=True,
+    help="permissive: stop before the training if a licence of images or weights forbids commercial use or "
+    "is not known.",
+)
 @allow_code
 @common
 def distill(as_json: bool, quiet: bool, **options: Any) -> None:

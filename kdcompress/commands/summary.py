@@ -69,7 +69,7 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
         low, high = gain["ci95"]
         console.print(
             f"Against the baseline: {gain['points']:+.2f} points "
-            f"(95 % interval {low:+.2f} to {high:+.2f}): {gain['verdict']}"
+            f"(95 % interval {low:+.2f} to {high:+.2f}): {gain['verdict']} with this seed"
         )
     labels = folder / "labels.json"
     names = json.loads(labels.read_text(encoding="utf-8")) if labels.is_file() else []
@@ -103,8 +103,11 @@ def _print_seeds(summary: dict[str, Any], console: Console) -> None:
             console.print(f"{mean} over {summary['seeds']} seeds: {values}")
     if summary["gain"] is not None:
         gain = summary["gain"]
-        sd = "" if gain["sd"] is None else f" ± {gain['sd']:.2f} (sd)"
-        console.print(f"gain      {gain['mean']:+.2f} points{sd}, paired by seed")
+        text = f"gain      {gain['mean']:+.2f} points"
+        if "ci95" in gain:
+            low, high = gain["ci95"]
+            text += f" (95 % interval {low:+.2f} to {high:+.2f}, paired by seed): {gain['verdict']}"
+        console.print(text)
     console.print(f"Runs: {summary['folder']}/seeds/")
 
 

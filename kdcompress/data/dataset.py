@@ -275,7 +275,7 @@ def open_data(
         counts={**counts, "broken": raw.broken},
         warnings=tuple(warnings),
         augment=preset,
-        license=raw.license,
+        license=section.license or raw.license,
         labelled_share=section.labelled_share,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import Literal
@@ -93,6 +94,8 @@ def load_network(
     if section.initial_weights is None:
         return LoadedNetwork(network, None, False, num_classes)
     pretrained = weights.resolve(section.initial_weights, section.model, progress=progress)
+    if section.license is not None:
+        pretrained = dataclasses.replace(pretrained, license=section.license)
     if section.sha256 not in (None, pretrained.sha256):
         raise WeightsError(
             f"{purpose}.sha256: {section.sha256} is expected, but {pretrained.source} is another file, with "

@@ -20,6 +20,7 @@ from kdcompress.networks.expected_keys import COUNTER
 from kdcompress.networks.families._pretrained import Pretrained
 from kdcompress.networks.load_state import load_state
 from kdcompress.networks.read_checkpoint import PREFIXES, SUFFIXES, read_state_dict
+from kdcompress.recipe import RANDOM
 
 _CONFIG_SCHEMA = "kdcompress.config/"
 _CONFIG_VERSION = 1
@@ -286,7 +287,27 @@ def _from_run(folder: Path, spec: str) -> ResolvedWeights:
         std=spec_of_input.std,
         size=(spec_of_input.height, spec_of_input.width),
         class_names=tuple(map(str, names)) if isinstance(names, list) and names else None,
+        license=_licence_of_run(folder / "manifest.json"),
     )
+
+
+def _licence_of_run(manifest: Path) -> str | None:
+    """Returns the licences of what a student was trained from; None if one of them is not known."""
+    try:
+        document = json.loads(manifest.read_text(encoding="utf-8"))
+        sources = {"images": document["data"]}
+        sources |= {f"{who}'s weights": document[who] for who in ("teacher", "student") if document.get(who)}
+        # Weights that were drawn or trained there have the licence of the images.
+        kept = {
+            what: entry["license"]
+            for what, entry in sources.items()
+            if what == "images" or entry.get("weights") not in (None, RANDOM) or entry["license"]
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if None in kept.values():
+        return None
+    return "; ".join(f"{what}: {licence}" for what, licence in kept.items())
 
 
 def _input_of(document: Any, config: Path) -> InputSpec:

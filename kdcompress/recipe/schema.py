@@ -29,6 +29,8 @@ class ExtraSection(Section):
     augmentation. An image without a label counts in the class that the teacher predicts."""
     relabel: bool = False
     """Replace the labels by the teacher's predictions, after the worst images are left out."""
+    license: str | None = None
+    """Licence of the images, for the record and for --license-policy. None: not known."""
 
     @model_validator(mode="before")
     @classmethod
@@ -72,6 +74,9 @@ class DataSection(Section):
     """Share of unreadable image files above which the run stops; they are listed and counted."""
     extra: ExtraSection | None = None
     """Generated images, added to the student's training images."""
+    license: str | None = None
+    """Licence of the images, for the record and for --license-policy; own: they are yours. None: that of the
+    data set, if it is known."""
 
     @property
     def cut_by_class(self) -> bool:
@@ -115,6 +120,9 @@ class NetworkSection(Section):
     """Expected SHA-256 of the weights' file. None: not checked."""
     taps: dict[str, str] | None = None
     """{stage1: module.path, ..., classifier: module.path}. None: detected by a dry run."""
+    license: str | None = None
+    """Licence of the weights, for the record and for --license-policy; own: they are yours. None: what they
+    came with."""
 
     @field_validator("weights")
     @classmethod

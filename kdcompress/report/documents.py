@@ -13,6 +13,7 @@ from typing import Any
 from kdcompress import __version__
 from kdcompress.networks.weights import ResolvedWeights
 from kdcompress.recipe import RANDOM, Recipe
+from kdcompress.report.verdict import gain_over_seeds, image_error
 from kdcompress.tasks.figures import deciding
 
 RESULTS_SCHEMA = "kdcompress.results/1"
@@ -144,6 +145,10 @@ def seeds(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
         pairs = zip(document["student"][figure], document["baseline"][figure], strict=True)
         points = [100 * (a - b) for a, b in pairs]
         document["gain"] = {"points": points, "mean": statistics.fmean(points), "sd": _sd(points)}
+        if len(points) > 1:
+            errors = [image_error(result["gain"]) for result in per_seed if result["gain"] is not None]
+            over_seeds = gain_over_seeds(points, errors)
+            document["gain"] |= {key: over_seeds[key] for key in ("ci95", "verdict")}
     else:
         document["gain"] = None
     document["student"]["params"] = per_seed[0]["student"]["params"]

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from scipy import stats
 from torch import Tensor
 
 from kdcompress.errors import UserError
 from kdcompress.report import verdict
 from kdcompress.report.comparison import Compared, document, figure_of, write_comparison
-from kdcompress.report.record import read_run
+from kdcompress.report.record import Record, read_run
 from kdcompress.run.delivery import PREDICTIONS
 
 NAME = "comparison.html"
@@ -100,32 +97,51 @@ def against(reference: Compared, row: Compared, key: str) -> Compared:
     if len(reference.records) != len(row.records):
         return dataclasses.replace(row, why_not="another number of seeds")
     if len(row.records) > 1:
-        by_seed = zip(row.shares(key), reference.shares(key), strict=True)
-        points = [100 * (own - other) for own, other in by_seed]
-        return dataclasses.replace(row, difference=_of_seeds(points))
+        pairs = list(zip(row.shares(key), reference.shares(key), strict=True))
+        points = [100 * (own - other) for own, other in pairs]
+        errors = _image_errors(reference, row) if key == "top1" else []
+        return dataclasses.replace(row, difference=verdict.gain_over_seeds(points, errors))
     if key != "top1":
         points_alone = 100 * (row.shares(key)[0] - reference.shares(key)[0])
         return dataclasses.replace(row, why_not=f"{points_alone:+.2f} points, without an interval")
-    own, other = (_predictions(entry) for entry in (row, reference))
-    if own is None or other is None:
-        return dataclasses.replace(row, why_not="its predictions are gone")
-    if not own["labels"].equal(other["labels"]):
-        return dataclasses.replace(row, why_not="other test images: not comparable")
-    difference = verdict.gain(_right(own), _right(other))
+    try:
+        (difference,) = _on_images(reference, row)
+    except _NotComparable as error:
+        return dataclasses.replace(row, why_not=str(error))
     return dataclasses.replace(row, difference=difference)
 
 
-def _of_seeds(points: Sequence[float]) -> dict[str, Any]:
-    """Returns the mean difference of several seeds and its 95 % interval by Student's t."""
-    mean, sd, count = statistics.fmean(points), statistics.stdev(points), len(points)
-    half = float(stats.t.ppf(0.975, count - 1)) * sd / math.sqrt(count)
-    low, high = mean - half, mean + half
-    told = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-    return {"points": mean, "sd": sd, "n": count, "ci95": [low, high], "verdict": told}
+class _NotComparable(Exception):
+    """Says why runs cannot be compared image by image."""
 
 
-def _predictions(row: Compared) -> dict[str, Tensor] | None:
-    path = row.first.folder / "checkpoints" / PREDICTIONS
+def _on_images(reference: Compared, row: Compared) -> list[dict[str, Any]]:
+    """Returns the difference of each pair of runs on the same test images.
+
+    Raises:
+        _NotComparable: With the reason.
+    """
+    differences = []
+    for theirs, ours in zip(reference.records, row.records, strict=True):
+        own, other = (_predictions(run) for run in (ours, theirs))
+        if own is None or other is None:
+            raise _NotComparable("its predictions are gone")
+        if not own["labels"].equal(other["labels"]):
+            raise _NotComparable("other test images: not comparable")
+        differences.append(verdict.gain(_right(own), _right(other)))
+    return differences
+
+
+def _image_errors(reference: Compared, row: Compared) -> list[float]:
+    """Returns the standard errors over the test images; none if they cannot be known."""
+    try:
+        return [verdict.image_error(difference) for difference in _on_images(reference, row)]
+    except _NotComparable:
+        return []
+
+
+def _predictions(run: Record) -> dict[str, Tensor] | None:
+    path = run.folder / "checkpoints" / PREDICTIONS
     return safetensors.torch.load_file(path) if path.is_file() else None
 
 

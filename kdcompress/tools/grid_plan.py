@@ -49,7 +49,7 @@ class GridRequest:
     methods: tuple[str, ...] = ()
     students: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()
-    seeds: int = 3
+    seeds: int = 5
     data: str | None = None
     out: Path | None = None
     overrides: tuple[str, ...] = ()

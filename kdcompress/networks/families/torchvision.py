@@ -148,7 +148,7 @@ def pretrained(name: str, enum_name: str, progress: bool, connect_s: float | Non
         mean=tuple(expected.mean),
         std=tuple(expected.std),
         size=(expected.crop_size[0], expected.crop_size[0]),
-        class_names=tuple(weights.meta["categories"]),
+        class_names=tuple(weights.meta["categories"] or ()) or None,  # vgg16 has weights without a classifier
         license_note=note,
         sha256=sha256_of(path),
     )
