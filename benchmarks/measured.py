@@ -1,4 +1,6 @@
-"""Writes the table of the present defaults in methods.md as kdcompress/methods/measured.json, which `kdcompress methods NAME` reads.
+"""Writes the present defaults' table of methods.md as kdcompress/methods/measured.json.
+
+`kdcompress methods NAME` reads that file.
 
 python benchmarks/measured.py
 """
