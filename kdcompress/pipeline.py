@@ -31,6 +31,7 @@ from kdcompress.report import documents
 from kdcompress.run.auto import keep_recorded, resolve_auto
 from kdcompress.run.context import Run
 from kdcompress.run.delivery import deliver, read_json, report
+from kdcompress.run.evaluation import check_calibrate
 from kdcompress.run.extra_images import (
     check_extra_images,
     select_extra_images,
@@ -155,6 +156,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         # Whatever does not fit is reported before anything is written.
         with processes.first_process_first():
             _check_buildable(run, request.license_policy)
+        check_calibrate(recipe, data, needs_of(recipe).task)
         for warning in data.warnings if processes.first else ():
             progress.warn(warning)
         with folder.held() if processes.first else contextlib.nullcontext():
@@ -330,7 +332,9 @@ def _baseline_of(run: Run) -> Run:
         method={"name": "none", "classifier_first": 0.0},
         # A peer or an ensemble that ships in the run itself does not exist here.
         train=train.model_copy(update={"ship": train.ship if train.ship in ("last", "ema") else "best"}),
-        export=run.recipe.export.model_copy(update={"int8": None, "fp16": False, "exits": False}),
+        export=run.recipe.export.model_copy(
+            update={"int8": None, "fp16": False, "exits": False, "calibrate": False}
+        ),
     )
     alone = dataclasses.replace(without_extra(run), recipe=recipe, folder=RunFolder(run.folder / "baseline"))
     return dataclasses.replace(alone, recipe=recipe.lengthened(steps_per_epoch(run) / steps_per_epoch(alone)))

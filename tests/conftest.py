@@ -40,6 +40,7 @@ SLOW_FILES = {
         "load",
         "onnx_format",
         "openvino_format",
+        "probabilities",
         "quantize",
         "ship",
         "speed_verdict",
@@ -71,7 +72,7 @@ SLOW_FILES = {
     },
     "networks": {"backbones", "cohort", "families", "rounding", "teacher"},
     "probe": {"knowledge", "steps"},
-    "report": {"card"},
+    "report": {"card", "in_chromium", "quality"},
     "run": {"auto"},
     "train": {
         "bn_statistics",
@@ -85,6 +86,7 @@ SLOW_FILES = {
     "": {
         "bad_input",
         "bench_command",
+        "calibrated_files",
         "cli",
         "compare_command",
         "compatibility",

@@ -43,6 +43,7 @@ class DeployedConfig:
         class_names: K names, by class number.
         spec: The network's input.
         task: `Task.name`, where the classes do not tell it; None: they do.
+        temperature: Fitted on held-out images; None: not fitted.
     """
 
     model: str
@@ -50,6 +51,7 @@ class DeployedConfig:
     class_names: tuple[str, ...]
     spec: InputSpec
     task: str | None = None
+    temperature: float | None = None
 
 
 def write_config(
@@ -124,6 +126,7 @@ def read_config(path: Path) -> DeployedConfig:
             class_names=tuple(document["label_names"]),
             spec=InputSpec.from_json(document["input"]),
             task=document.get("task"),
+            temperature=None if document.get("temperature") is None else float(document["temperature"]),
         )
     except KeyError as error:
         raise UserError(f"{path}: lacks the key {error}") from None

@@ -80,6 +80,11 @@ def format_of(file: Path) -> str | None:
     return next((known.name for known in formats() if known.suffix == file.suffix), None)
 
 
+def gives_probabilities(name: str) -> bool:
+    """Returns whether files of a format can have the output `probabilities` (`PROBABILITIES`)."""
+    return bool(discovery.header("format", name).constants.get("PROBABILITIES", False))
+
+
 def check_installed(names: Iterable[str], key: str) -> None:
     """Refuses formats that need a package which is not here.
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from kdcompress.atomic import write_bytes
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy import image_graph
-from kdcompress.deploy.formats.onnx import PROVIDER, OnnxModel, open_
+from kdcompress.deploy.formats.onnx import PREFIX, PROVIDER, OnnxModel, open_
 from kdcompress.deploy.gate import Gate, at_most, relative
 from kdcompress.deploy.graph_gates import graph_gates
+from kdcompress.deploy.probabilities import probabilities_gate, temperature_in
 from kdcompress.deploy.verify import INVARIANCE_LIMIT, ROUNDING
 from kdcompress.errors import UserError
 
@@ -72,6 +73,11 @@ def make(
             for gate in graph_gates(file, base.opset)
         ]
         on = f"on {len(images)} {source}"
+        temperature = temperature_in(model, PREFIX)
+        if temperature is not None:
+            outputs = [file.outputs(checked.image[None]) for checked in images]
+            together = {name: np.concatenate([own[name] for own in outputs]) for name in outputs[0]}
+            gates.append(probabilities_gate(together, temperature, prefix="image_"))
         return [
             *gates,
             *_pixels(model, images, threads, on),

@@ -102,7 +102,11 @@ def _ratio(timing: dict[str, Any]) -> str:
 def _accuracy(score: dict[str, Any], ci95: Sequence[float] | None) -> str:
     if score["drop"] is None:
         if "agreement_fp32" in score:
-            return f"fp32's class for {100 * score['agreement_fp32']:.1f} % of the images"
+            same = f"fp32's class for {100 * score['agreement_fp32']:.1f} % of the images"
+            constant = score.get("constant_fp32")
+            if constant is None:
+                return same
+            return f"{same}, which says little: fp32 is nearly constant, {100 * constant:.1f} % are one class"
         return "no labels to score it by"
     within = "" if ci95 is None else f" (95 % {ci95[0]:+.2f} to {ci95[1]:+.2f})"
     figure = "Top-1" if score["top1"] is not None else "kNN top-1"

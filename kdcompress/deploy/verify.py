@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -29,11 +30,13 @@ from kdcompress.deploy.accuracy import (
     outputs_of,
     spread,
 )
+from kdcompress.deploy.files import gives_probabilities
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.gate import Gate, at_most, format_prefix, relative
 from kdcompress.deploy.graph_gates import graph_gates
 from kdcompress.deploy.network_gates import network_gates
 from kdcompress.deploy.normalised import Deployed
+from kdcompress.deploy.probabilities import probabilities_gate
 from kdcompress.deploy.strip import describe_misfits, misfits
 from kdcompress.errors import UserError
 from kdcompress.tasks import CLASSIFICATION, Task
@@ -90,6 +93,13 @@ class Proof:
         return all(gate.passed for gate in self.gates)
 
 
+class SeveralOutputs(Protocol):
+    """An opened file that can have the output `probabilities`."""
+
+    def outputs(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Computes every output, by name."""
+
+
 def prove(
     *,
     trained: nn.Module,
@@ -102,6 +112,7 @@ def prove(
     opset: int | None = None,
     allow_code: bool = False,
     task: Task = CLASSIFICATION,
+    temperature: float | None = None,
 ) -> Proof:
     """Runs every gate that applies to the files there are.
 
@@ -116,6 +127,7 @@ def prove(
         opset: Requested opset; None: any.
         allow_code: True: a `python:` network may be built.
         task: Kind of its outputs.
+        temperature: Temperature of the output `probabilities`; None: no file has it.
     """
     images = first_images(batches())
     deployed = Deployed(plain, spec)
@@ -129,6 +141,10 @@ def prove(
             gates.append(_round_trip(files[name], plain, deployed, file, images))
         if file is not None:
             runs[name] = file
+        if file is not None and temperature is not None and gives_probabilities(name):
+            outputs = cast(SeveralOutputs, file).outputs(as_input(images))
+            prefix = "" if name == "onnx" else format_prefix(name)
+            gates.append(probabilities_gate(outputs, temperature, prefix=prefix))
     if not runs:
         return Proof(gates, None, None)
     if reference_NK is None:

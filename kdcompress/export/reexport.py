@@ -23,7 +23,7 @@ from kdcompress.deploy.accuracy import Batches, as_input
 from kdcompress.deploy.derived import DerivedFile, failure
 from kdcompress.deploy.ensemble import NAME as ENSEMBLE
 from kdcompress.deploy.exits import NAME as EXITS
-from kdcompress.deploy.files import check_installed
+from kdcompress.deploy.files import check_installed, gives_probabilities
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS
 from kdcompress.deploy.ship import Shipped, Subject
@@ -92,6 +92,9 @@ def export(
                 f"{name}: is not written again, since it has weights that are in the run's checkpoint alone; "
                 f"it stays as it is in {source}"
             )
+    for name in formats if recipe.export.calibrate else ():
+        if name != "safetensors" and not gives_probabilities(name):
+            progress.warn(f"export.calibrate: a file of the format {name!r} has one output, its logits")
     metadata = documents.file_metadata(recipe, _teacher_of(source))
     request = derived or DerivedRequest()
     with batches_of(data.test) as test:
@@ -99,6 +102,7 @@ def export(
         subject = Subject(
             network, config.model, config.spec, config.class_names, test, metadata,
             task=task, test_name=data.test_name,
+            temperature=config.temperature, probabilities=recipe.export.calibrate,
         )  # fmt: skip
         makers = request.makers(data.train, data.test, test, workers=granted_cores(), allow_code=allow_code)
         written = write_subject(

@@ -341,6 +341,10 @@ class ExportSection(Section):
     exits: bool = False
     """Also write `exits.onnx`: the student with the method's early exits as further outputs, each proved and
     timed. For methods that have some, such as byot."""
+    calibrate: bool = False
+    """Also give the exported files a second output `probabilities`: softmax(logits / temperature), with a
+    temperature fitted on held-out images. `logits` stay the first output and do not change. For the formats
+    onnx and openvino and the files made from student.onnx; student.safetensors is the plain network."""
     embed_preprocess: Literal["normalize", "resize"] = "normalize"
     """Preprocessing inside the graph. normalize: `student.onnx` takes resized images in [0, 1]; resize: also
     write `student.image.onnx`, which takes decoded images of any size."""

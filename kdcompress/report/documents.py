@@ -43,6 +43,8 @@ def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, s
             section["weights"] = Path(section["weights"]).name
     # Exits are a file of their own: the student's is the same, to the bit, with them and without.
     del document["export"]["exits"]
+    if not document["export"]["calibrate"]:
+        del document["export"]["calibrate"]
     metadata = {"recipe": json.dumps(document, sort_keys=True)}
     if teacher is not None:
         metadata["teacher"] = json.dumps(

@@ -31,6 +31,7 @@ class Record:
         gates: The entries of `gates.json`.
         bench: `bench.json`, or None if nothing was timed.
         config: `config.json`; empty without one.
+        details: `details.json`; empty in a run of before there was one.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Record:
     gates: tuple[dict[str, Any], ...]
     bench: dict[str, Any] | None
     config: dict[str, Any]
+    details: dict[str, Any]
 
     @property
     def student(self) -> str:
@@ -115,6 +117,7 @@ def read_run(run: Path) -> Record:
         gates=tuple(_json(run / "gates.json").get("gates", [])),
         bench=_json(run / "bench.json") or None,
         config=_json(run / "config.json"),
+        details=_json(run / "details.json"),
     )
 
 

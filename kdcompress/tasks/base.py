@@ -42,6 +42,10 @@ class Scorer(ABC):
             teacher_outputs: The teacher's outputs of the same images in the same order.
         """
 
+    def constant(self, teacher_outputs: Tensor) -> dict[str, Any] | None:
+        """Describes a network that decides nearly the same for all images; None: it does not."""
+        return None
+
 
 class Deviation(ABC):
     """Compares two networks' outputs of the same images, a batch at a time.

@@ -210,3 +210,9 @@ def test_the_graph_that_onnxruntime_makes_of_a_file_is_looked_at(run, tmp_path):
     )
     assert told[0].startswith("this processor has no VNNI")
     assert any("2 layers left in float" in reason for reason in told)
+
+
+def test_the_agreement_with_a_nearly_constant_file_says_so():
+    score = {"drop": None, "agreement_fp32": 0.98, "constant_fp32": 0.96}
+    told = speed_verdict("int8", score, 0.3, timing(2.0, "faster"), [])
+    assert "says little: fp32 is nearly constant, 96.0 % are one class" in told["sentence"]

@@ -121,3 +121,14 @@ def test_networks_are_compared_by_what_is_known_of_the_student():
 def test_only_a_classifier_ships_class_names():
     assert CLASSIFICATION.class_names(["a", "b"]) == ("a", "b")
     assert EMBEDDING.class_names(["a", "b"]) == ()
+
+
+def test_a_nearly_constant_classifier_is_described_beside_its_teacher():
+    scorer = CLASSIFICATION.scorer(3)
+    scorer.update(torch.eye(3)[[0] * 19 + [1]], torch.full((20,), -1))
+    teacher = torch.eye(3)[[0] * 15 + [2] * 5]
+    assert scorer.constant(teacher) == {"class": 0, "share": 0.95, "teacher_share": 0.75}
+    varied = CLASSIFICATION.scorer(3)
+    varied.update(torch.eye(3)[[0] * 17 + [1] * 3], torch.full((20,), -1))
+    assert varied.constant(teacher) is None
+    assert torch.equal(varied.logits, torch.eye(3)[[0] * 17 + [1] * 3])

@@ -25,6 +25,7 @@ from kdcompress.atomic import write_bytes
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.macs import evaluating
 from kdcompress.deploy.normalised import Deployed
+from kdcompress.deploy.probabilities import is_pair, with_probabilities
 from kdcompress.errors import NetworkError, UserError
 from kdcompress.tasks import CLASSIFICATION, Task, task_with_output
 
@@ -34,6 +35,8 @@ RUNTIME = "onnxruntime"
 INPUT = "images"
 PREFIX = "kdcompress."
 PROVIDER = "CPUExecutionProvider"
+PROBABILITIES = True
+"""`write` takes a temperature and adds the second output `probabilities`."""
 OLDEST_OPSET = 18
 
 _EXAMPLE_BATCH = 2
@@ -59,6 +62,7 @@ def write(
     opset: int | None = None,
     task: Task = CLASSIFICATION,
     outputs: Sequence[str] = (),
+    temperature: float | None = None,
 ) -> None:
     """Exports the network with its normalisation; equal weights give equal bytes.
 
@@ -70,13 +74,16 @@ def write(
         opset: Opset of the standard operators, 18 or newer. None: the exporter's choice.
         task: Kind of its outputs, which names the output.
         outputs: Names of the outputs of a network that returns a tuple of them; empty: it returns one.
+        temperature: Adds the output `probabilities`, softmax(logits / temperature); None: logits alone.
 
     Raises:
         NetworkError: The network cannot be exported, or gives something other than logits.
         UserError: The exporter cannot write this opset.
         WorldError: The disk is full or fails.
     """
-    model = graph(network, spec, metadata=metadata, opset=opset, task=task, outputs=outputs)
+    model = graph(
+        network, spec, metadata=metadata, opset=opset, task=task, outputs=outputs, temperature=temperature
+    )
     write_bytes(path, model.SerializeToString(deterministic=True))
 
 
@@ -88,6 +95,7 @@ def graph(
     opset: int | None = None,
     task: Task = CLASSIFICATION,
     outputs: Sequence[str] = (),
+    temperature: float | None = None,
 ) -> onnx.ModelProto:
     """Makes the ONNX model that `write` writes; its arguments and errors.
 
@@ -130,6 +138,8 @@ def graph(
     # The exporter always says IR version 10; runtimes that need an older opset need an older IR too.
     needed = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.ir_version = min(model.ir_version, needed)
+    if temperature is not None:
+        model = with_probabilities(model, temperature)
     return _check_model(model)
 
 
@@ -165,7 +175,8 @@ class OnnxModel:
     Args:
         path: The file.
         threads: Within one operator.
-        several: True: it may have several outputs; a call gives the first of them.
+        several: True: it may have several outputs; a call gives the first of them. Probabilities beside the
+            logits are always accepted.
 
     Attributes:
         task: Kind of its outputs.
@@ -187,6 +198,7 @@ class OnnxModel:
             raise UserError(f"{path}: onnxruntime cannot load it ({_first_line(error)})") from None
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         self.output_names = tuple(output.name for output in outputs)
+        several = several or is_pair(self.output_names)
         if len(inputs) == 1 and len(outputs) > 1 and not several:
             names = ", ".join(self.output_names)
             raise UserError(
