@@ -12,7 +12,7 @@ import torch
 from kdcompress.metrics.intervals import share_interval
 from kdcompress.report import evaluation, numbers
 from kdcompress.report.record import Record
-from kdcompress.tasks.figures import FIGURES, comparable, deciding
+from kdcompress.tasks.figures import FIGURES, comparable, selection_metric
 
 WEAKEST = 5
 """Classes named above the fold."""
@@ -129,14 +129,14 @@ def badge(quality: Quality) -> Badge:
     if reason:
         return Badge("amber", "right, but not shown to be good", reason)
     names = {"knn_top1": "top-1 by nearest neighbours"}
-    key = deciding(student) or "top1"
+    key = selection_metric(student) or "top1"
     return Badge("good", f"right, and better than the largest class ({names.get(key, FIGURES[key].title)})")
 
 
 def _doubt(quality: Quality) -> str:
     """Says why the student is not shown to be good; empty if it is."""
     student, largest = quality.record.results["student"], quality.largest
-    key = deciding(student)
+    key = selection_metric(student)
     if key in (None, "agreement"):
         return "No test image has a label, so nothing shows that it is better than always the same answer."
     if student.get("single_class") is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdcompress.report import numbers, words
 from kdcompress.report.record import Record
-from kdcompress.tasks.figures import FIGURES, deciding
+from kdcompress.tasks.figures import FIGURES, selection_metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def size_tile(record: Record) -> Tile:
 def accuracy_tile(record: Record) -> Tile:
     """Builds the tile of the figure that decides."""
     student, teacher = record.results["student"], record.results.get("teacher") or {}
-    key = deciding(student)
+    key = selection_metric(student)
     if key is None and student.get("agreement") is None:
         return Tile(numbers.UNKNOWN, "no figure says how good it is", "the test images have no labels")
     if key is None or key == "agreement":

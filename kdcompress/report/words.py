@@ -10,7 +10,7 @@ from kdcompress.data.split_name import TEST
 from kdcompress.recipe import RANDOM
 from kdcompress.report import numbers
 from kdcompress.report.record import Record
-from kdcompress.tasks.figures import FIGURES, deciding
+from kdcompress.tasks.figures import FIGURES, selection_metric
 
 _OF_NEIGHBOURS = (
     "kNN top-1: the 20 nearest other images (cosine) vote on an image's class. Agreement: the share of the "
@@ -134,7 +134,7 @@ def use_cautions(results: dict[str, Any], class_names: Sequence[str]) -> list[st
             f"The student gives nearly all test images the class {_name(number, class_names)!r}; the mean "
             f"accuracy over the classes is {balanced}. It is of no use as it is."
         )
-    elif constant is not None and deciding(student) == "agreement":
+    elif constant is not None and selection_metric(student) == "agreement":
         sentences.append(
             f"The student is nearly constant: it gives {numbers.percent(constant['share'])} of the test "
             f"images the class {_name(constant['class'], class_names)!r}. Its agreement of "
@@ -162,7 +162,7 @@ def candidates_sentence(results: dict[str, Any]) -> str:
     """Describes which of several networks ships and what each reached; empty if there was one."""
     training = results.get("training") or {}
     reached, shipped = training.get("candidates") or {}, training.get("candidate", "student")
-    key = deciding(next(iter(reached.values()))) if reached else None
+    key = selection_metric(next(iter(reached.values()))) if reached else None
     if key is None or len(reached) < 2:
         return "" if shipped == "student" else f"The student is the network {shipped}."
     listed = [

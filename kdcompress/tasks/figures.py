@@ -75,10 +75,6 @@ def selection_metric(score: Mapping[str, Any]) -> str | None:
     return own or next((key for key in DECIDING if score.get(key) is not None), None)
 
 
-deciding = selection_metric
-"""The former name, which `kdcompress/report` imports."""
-
-
 def comparable(student: Mapping[str, Any]) -> list[Figure]:
     """Lists the figures that a run's networks are compared by.
 
