@@ -22,6 +22,7 @@ from kdcompress.commands.pages import report, show
 from kdcompress.commands.strip import strip
 from kdcompress.commands.suggest import suggest
 from kdcompress.errors import RESUMABLE, Interrupted, KdcompressError, UserError, WorldError
+from kdcompress.plain_text import printable
 
 _ARGUMENTS = "kdcompress.arguments"
 
@@ -62,7 +63,7 @@ class Commands(click.Group):
             )
             if known is None:
                 raise
-            click.echo(f"Error: {known}", err=True)
+            click.echo(f"Error: {printable(known, keep=chr(10))}", err=True)
             sys.exit(known.exit_code)
         finally:
             signal.signal(signal.SIGTERM, before)

@@ -11,7 +11,8 @@ KdcompressError
 ├── RunFailed (3)            the run was completed, and its result must not ship
 │   ├── GateFailed           a ship gate
 │   ├── WeakTeacher          the teacher's accuracy is near chance
-│   └── NonFiniteLoss        a loss term is not finite
+│   ├── NonFiniteLoss        a loss term is not finite
+│   └── NonFiniteOutputs     a file's outputs are not finite
 ├── TargetUnreachable (4)    the device to measure on
 ├── WorldError (5)           download, disk, memory, a lost worker
 │   └── DownloadError
@@ -90,6 +91,10 @@ class WeakTeacher(RunFailed):
 
 class NonFiniteLoss(RunFailed):
     """A loss term became NaN or infinite; no parameter was updated with it."""
+
+
+class NonFiniteOutputs(RunFailed):
+    """A file computes outputs that are NaN or infinite; nothing can be scored by them."""
 
 
 class TargetUnreachable(KdcompressError):

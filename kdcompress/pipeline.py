@@ -19,6 +19,8 @@ from kdcompress.cores import granted_cores
 from kdcompress.data.dataset import Data, open_data
 from kdcompress.deploy.files import check_installed
 from kdcompress.deploy.image_graph import check_spec
+from kdcompress.document_schemas import Results
+from kdcompress.documents import read_document
 from kdcompress.errors import RESUMABLE, Interrupted, RecipeError, UserError, join_problems
 from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
@@ -28,9 +30,10 @@ from kdcompress.networks.trainable import check_trainable
 from kdcompress.progress import Progress
 from kdcompress.recipe import NetworkSection, Recipe, TeacherSection, resolve_recipe, write_notice
 from kdcompress.report import documents
+from kdcompress.report.record import read_log
 from kdcompress.run.auto import keep_recorded, resolve_auto
 from kdcompress.run.context import Run
-from kdcompress.run.delivery import deliver, read_json, report
+from kdcompress.run.delivery import deliver, report
 from kdcompress.run.evaluation import check_calibrate
 from kdcompress.run.extra_images import (
     check_extra_images,
@@ -179,6 +182,8 @@ def _complete_recipe(
     """Adds the command line's options and the threads to the recipe, and checks it against the folder's."""
     folder.check(request.resume, request.overwrite, seeds=request.seeds is not None)
     recorded = folder.recorded_recipe(request.allow_code) if request.resume else None
+    for log in ("log.jsonl", "baseline/log.jsonl") if request.resume else ():
+        read_log(folder / log)  # the pages need it after the training, which must not be for nothing
     root = request.data or recipe.data.root
     extra = recipe.data.extra
     if extra is not None:
@@ -281,7 +286,11 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
     if run.processes.broadcast(folder.finished() is not None if first else None):
         has_baseline = (folder / "baseline" / "manifest.json").exists()
         if has_baseline or not baseline:
-            return {**read_json(folder / "results.json"), "folder": str(folder.path)} if first else None
+            return (
+                {**read_document(folder / "results.json", Results), "folder": str(folder.path)}
+                if first
+                else None
+            )
     if first:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.begin(run.recipe)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from kdcompress.plain_text import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -215,7 +217,7 @@ def _rich_counter(bars: RichProgress) -> Callable[[str, int, int], None]:
 
 
 def _write(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{printable(line, keep=chr(10))}\n")
     sys.stderr.flush()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress.atomic import sha256_of, translated, write_json, write_text
+from kdcompress.document_schemas import Manifest
+from kdcompress.documents import read_document
 from kdcompress.errors import KdcompressError, RunFolderError, UserError
 from kdcompress.recipe import Recipe, load_recipe
 
@@ -132,7 +133,7 @@ class RunFolder:
         file = self.path / "manifest.json"
         if file.exists():
             manifest = _manifest(file)
-            kept = {name: entry for name, entry in manifest["files"].items() if name not in removed}
+            kept = {name: entry for name, entry in manifest.get("files", {}).items() if name not in removed}
             write_json(file, {**manifest, "files": {**kept, **self._hashes(written)}})
 
     def finished(self) -> dict[str, Any] | None:
@@ -145,11 +146,11 @@ class RunFolder:
         if not file.exists():
             return None
         manifest = _manifest(file)
-        if not manifest["finished"]:
+        if not manifest.get("finished"):
             return None
-        for name, entry in manifest["files"].items():
+        for name, entry in manifest.get("files", {}).items():
             path = self.path / name
-            if not path.exists() or sha256_of(path) != entry["sha256"]:
+            if not path.is_file() or sha256_of(path) != entry["sha256"]:
                 what = "has changed" if path.exists() else "is gone"
                 raise RunFolderError(f"{path}: {what} since the run; start again with --overwrite")
         return manifest
@@ -223,14 +224,7 @@ def same_recipe(recorded: Recipe, requested: Recipe, path: Path) -> None:
 
 
 def _manifest(file: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise RunFolderError(f"{file}: is not JSON; start again with --overwrite") from None
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != MANIFEST_SCHEMA:
-        raise RunFolderError(f"{file}: schema {schema!r}, this version reads {MANIFEST_SCHEMA!r}")
-    return manifest
+    return dict(read_document(file, Manifest, advice="start again with --overwrite", failure=RunFolderError))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -48,6 +48,7 @@ SLOW_FILES = {
         "verify",
         "worth",
     },
+    "hostile": {"hostile"},
     "methods": {
         "ab",
         "afd",
@@ -140,6 +141,16 @@ LONGEST_FILES = [
     "bad_input",
 ]
 """They run first, since a file stays in one process: a long one that starts last leaves the others idle."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--hostile", type=int, default=200, metavar="N", help="damaged inputs of each kind")
+
+
+@pytest.fixture
+def hostile_inputs(request):
+    """Number of inputs of each kind in tests/hostile."""
+    return request.config.getoption("--hostile")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -217,7 +217,7 @@ def test_a_missing_file_is_named(folder):
 def test_a_manifest_of_a_newer_version_is_refused(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": "kdcompress.manifest/2"}))
-    with pytest.raises(RunFolderError, match=r"'kdcompress.manifest/2', this version reads"):
+    with pytest.raises(RunFolderError, match=r"'kdcompress.manifest/2' is newer than this"):
         folder.finished()
 
 

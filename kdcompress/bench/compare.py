@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from kdcompress.bench import stats
 from kdcompress.bench.results import SCHEMA, control_margin, rounded
+from kdcompress.document_schemas import Bench
+from kdcompress.documents import check_document, parse_json, read_text
 from kdcompress.errors import UserError
 
 Key = tuple[str, str, str, int, int]
@@ -43,14 +44,8 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises:
         UserError: There is none, or it is of a newer version.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise UserError(
-            f"{path}: is not JSON; expected what `bench --out` wrote, or a run's bench.json"
-        ) from None
+    advice = "expected what `bench --out` wrote, or a run's bench.json"
+    document = parse_json(read_text(path), str(path), advice=advice)
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         is_other_version = re.fullmatch(r"kdcompress\.bench/\d+", str(schema))
@@ -63,6 +58,7 @@ def read_document(path: Path) -> dict[str, Any]:
     missing = {"env", "artefacts", "results", "protocol"} - set(document)
     if missing:
         raise UserError(f"{path}: lacks {', '.join(sorted(missing))}")
+    check_document(document, str(path), Bench, advice=advice)
     return dict(document)
 
 

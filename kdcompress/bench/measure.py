@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from kdcompress.atomic import sha256_of
 from kdcompress.bench import environment, runtimes
+from kdcompress.bench.answers import check_benchmark, refuse
 from kdcompress.bench.cell import Artefact, Cell, Protocol
 from kdcompress.bench.device.machine import granted_threads
 from kdcompress.bench.plan import cells_of, plan
@@ -93,16 +94,28 @@ def measure(
         )
         result = machine.run(planned, Path(folder), progress)
     block = protocol_block(protocol, rounds=rounds, batch=batch, baseline=baseline)
-    return make_document(
-        target=target.described,
-        artefacts=entries,
-        cells=cells,
-        baseline=baseline,
-        before=machine.env,
-        result=result,
-        protocol={**block, "threads": counts},
-        warnings=[*warnings, *machine.warnings],
-    )
+
+    def make() -> dict[str, Any]:
+        return make_document(
+            target=target.described,
+            artefacts=entries,
+            cells=cells,
+            baseline=baseline,
+            before=machine.env,
+            result=result,
+            protocol={**block, "threads": counts},
+            warnings=[*warnings, *machine.warnings],
+        )
+
+    host = target.described.get("host")
+    if host is None:
+        return make()
+    try:  # what another machine measured is checked above; this is for what contradicts itself
+        made = make()
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        refuse(host, f"measurements that do not fit together ({error!r:.100})")
+    check_benchmark(made, host)
+    return made
 
 
 def make_document(

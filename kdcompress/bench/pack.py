@@ -7,7 +7,6 @@ file alone is enough for `read_result`, since the job stands in it too.
 from __future__ import annotations
 
 import io
-import json
 import re
 import tempfile
 import zipfile
@@ -28,6 +27,8 @@ from kdcompress.bench.measure import check_artefacts, describe_artefacts, make_d
 from kdcompress.bench.plan import cells_of, plan
 from kdcompress.bench.runtimes import check_remote_runtime
 from kdcompress.bench.target import RawResult
+from kdcompress.document_schemas import Bench
+from kdcompress.documents import check_document, parse_json, read_text
 from kdcompress.errors import UserError
 from kdcompress.run_folder import create_folder
 
@@ -152,9 +153,11 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     body = _body(path)
     try:
-        return _document(body)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        document = _document(body)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UserError(f"{path}: is no result of a packed benchmark ({error!r})") from None
+    check_document(document, f"--merge {path}", Bench)
+    return document
 
 
 def _document(body: dict[str, Any]) -> dict[str, Any]:
@@ -188,12 +191,7 @@ def _document(body: dict[str, Any]) -> dict[str, Any]:
 
 def _body(path: Path) -> dict[str, Any]:
     what = "expected the result.json that run.py of a pack wrote"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--merge {path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"--merge {path}: is damaged, or no JSON; {what}") from None
+    document = parse_json(read_text(path), f"--merge {path}", advice=what)
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != run.SCHEMA:
         is_other_version = re.fullmatch(r"kdcompress\.bench-result/\d+", str(schema))

@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
+from kdcompress.bench.answers import MOST_LINE_BYTES, read_message
 from kdcompress.bench.device import agent
 from kdcompress.errors import KdcompressError, TargetUnreachable, UserError, WorldError
+from kdcompress.plain_text import printable
 
 INTERPRETER = re.compile(r"(?!-)[A-Za-z0-9_./+-]+")
 CONNECT_S = 15
@@ -34,6 +36,11 @@ RESPONSE_TIMEOUT_S = 120
 """Longest silence of the agent; it answers a heartbeat every ten seconds."""
 HEARTBEAT_S = 10.0
 _CHUNK_BYTES = 1 << 16
+_LOGIN_BYTES = 1 << 16
+"""Longest line of a login, and most of its error messages that is read."""
+_MOST_WAITING_BYTES = 2 * MOST_LINE_BYTES
+_MOST_BEATS, _MOST_ANSWERS = 100_000, 10_000_000
+"""Messages in a row that say nothing, and messages of one script."""
 _NOISE_LINES = 1000
 """Most lines that a login may print before the agent starts."""
 
@@ -125,11 +132,11 @@ class Connection:
             stderr=self._stderr,
             start_new_session=True,  # Ctrl-C ends the agent first, then ssh
         )
-        self._lines: queue.Queue[bytes] = queue.Queue()
+        self._lines = _Lines(_MOST_WAITING_BYTES)
+        self._closed = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self._writing = threading.Lock()
-        self._closed = threading.Event()
         self._heartbeat = threading.Thread(target=self._send_heartbeats, daemon=True)
         try:
             self._start_agent()
@@ -177,15 +184,16 @@ class Connection:
         """
         with self._writing:
             self._write(json.dumps({"run": [script, *arguments]}).encode() + b"\n")
-        while True:
+        for _ in range(_MOST_ANSWERS):
             line = self._receive(RESPONSE_TIMEOUT_S)
             self._activity = activity
-            if "ended" not in line:
+            if line.get("ended") is None:
                 yield line
                 continue
             if line["ended"] != 0:
-                self._raise_failure(activity, line["ended"], line["words"])
+                self._raise_failure(activity, line["ended"], line.get("words", ""))
             return
+        raise TargetUnreachable(f"{self.address.host}: {activity}: it answers without end")
 
     def close(self) -> None:
         """Ends the agent and waits until it has removed its folder."""
@@ -242,9 +250,17 @@ class Connection:
     def _read(self) -> None:
         assert self._process.stdout is not None
         with contextlib.suppress(ValueError):  # closed meanwhile
-            for line in self._process.stdout:
-                self._lines.put(line)
-        self._lines.put(b"")
+            while line := self._process.stdout.readline(
+                MOST_LINE_BYTES if self._is_started else _LOGIN_BYTES
+            ):
+                self._keep(line)
+        self._keep(b"")
+
+    def _keep(self, line: bytes) -> None:
+        """Waits for room and gives a line to the main thread."""
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                return self._lines.put(line, timeout=0.5)
 
     def _write(self, content: bytes) -> None:
         assert self._process.stdin is not None
@@ -260,18 +276,14 @@ class Connection:
 
     def _receive(self, timeout_s: float) -> dict[str, Any]:
         """Waits for the next message that is no heartbeat and no receipt."""
-        while True:
+        for _ in range(_MOST_BEATS):
             line = self._next(time.monotonic() + timeout_s)
-            try:
-                message: dict[str, Any] = json.loads(line)
-            except ValueError:
-                raise TargetUnreachable(
-                    f"{self.address.host}: what came back is no answer of ours: {line[:80]!r}"
-                ) from None
-            if "error" in message:
+            message = read_message(line, self.address.host)
+            if message.get("error") is not None:
                 self._raise_error(message)
             if "beat" not in message and "received" not in message:
                 return message
+        raise TargetUnreachable(f"{self.address.host}: answers without end and says nothing")
 
     def _next(self, until: float) -> bytes:
         try:
@@ -288,13 +300,14 @@ class Connection:
 
     def _raise_error(self, message: dict[str, Any]) -> NoReturn:
         host = self.address.host
+        why = message.get("message", "")
         if message["error"] == "full":
-            raise disk_full(host, message["message"])
+            raise disk_full(host, why)
         if message["error"] == "limit":
-            raise WorldError(f"{host}: {message['message']}, and was ended there; ask for less at a time")
+            raise WorldError(f"{host}: {why}, and was ended there; ask for less at a time")
         if message["error"] == "silence":
-            raise self._lost(message["message"])
-        raise WorldError(f"{host}: {message['message']}")
+            raise self._lost(why)
+        raise WorldError(f"{host}: {why}")
 
     def _raise_failure(self, activity: str, code: int, words: str) -> NoReturn:
         host = self.address.host
@@ -302,7 +315,7 @@ class Connection:
             raise UserError(f"{host}: {words}")
         if code == 5:
             raise disk_full(host, words)
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
+        how = f"signal {_signal_name(-code)}" if code < 0 else f"code {code}"
         last_line = f"; its last words: {words}" if words else ""
         raise WorldError(f"{host}: {activity} ended with {how}{last_line}")
 
@@ -320,8 +333,9 @@ class Connection:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        self._stderr.seek(0)
-        words = self._stderr.read().decode("utf-8", "replace").strip()
+        end = self._stderr.seek(0, 2)
+        self._stderr.seek(max(0, end - _LOGIN_BYTES))
+        words = printable(self._stderr.read(_LOGIN_BYTES).decode("utf-8", "replace").strip(), keep="\n")
         last = words.splitlines()[-1].strip() if words else f"ssh ended with code {code}"
         if self._is_started:
             raise self._lost(last)
@@ -339,6 +353,33 @@ class Connection:
         if code != 255:
             raise UserError(f"{host}: {self.address.python} did not start: {last}")
         raise TargetUnreachable(_login_problem(host, login, words, last))
+
+
+class _Lines(queue.Queue[bytes]):
+    """A queue of lines whose bytes, not their number, are bounded."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self.bytes = 0
+
+    def _qsize(self) -> int:
+        return self.bytes
+
+    def _put(self, item: bytes) -> None:
+        super()._put(item)
+        self.bytes += len(item) + 1
+
+    def _get(self) -> bytes:
+        line: bytes = super()._get()
+        self.bytes -= len(line) + 1
+        return line
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
 
 
 def disk_full(host: str, what: str) -> WorldError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress.bench import environment
+from kdcompress.bench.answers import Preflight, Result, check_answer, refuse
 from kdcompress.bench.bundle import DRIVER_FILES, JOB, NEEDS, PREFLIGHT_FILES, bundle, needs_of, to_text
 from kdcompress.bench.cell import Artefact
 from kdcompress.bench.device import check
@@ -58,14 +59,20 @@ class Ssh:
         answer: dict[str, Any] | None = None
         try:
             for line in connection.run("looking at the machine", "run.py", "--preflight"):
-                answer = line["preflight"]
+                if "preflight" in line:
+                    answer = check_answer(line["preflight"], self.address.host, Preflight)
         except WorldError as error:
             # An import that kills the process: built for another processor.
             raise UserError(f"{error}. Are numpy and onnxruntime there built for its processor?") from None
-        assert answer is not None
+        if answer is None:
+            refuse(self.address.host, "nothing about the machine")
         if answer["problems"]:
             host = self.address.host
-            raise UserError(" · ".join(check.sentence(p, f"on {host}") for p in answer["problems"]))
+            try:
+                sentences = [check.sentence(p, f"on {host}") for p in answer["problems"]]
+            except (LookupError, TypeError, ValueError, AttributeError):
+                refuse(host, f"the problems {answer['problems']!r:.200}")
+            raise UserError(" · ".join(sentences))
         return answer
 
 
@@ -92,10 +99,11 @@ class _SshMachine:
         result: dict[str, Any] | None = None
         for line in self._connection.run("measuring", "run.py", "--lines"):
             if "result" in line:
-                result = line["result"]
-            elif progress is not None:
+                result = check_answer(line["result"], host, Result)
+            elif progress is not None and line.get("tell") is not None:
                 progress(*line["tell"])
-        assert result is not None
+        if result is None:
+            refuse(host, "no measurements")
         return RawResult(result["raw"], environment.env_block(result["after"]))
 
 

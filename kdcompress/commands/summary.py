@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from kdcompress.document_schemas import Bench, Gates, Labels
+from kdcompress.documents import read_document
 from kdcompress.report.words import candidates_sentence, cautions, pretraining_sentence
 from kdcompress.tasks.figures import FIGURES, comparable
 
@@ -53,10 +54,9 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
         table.add_row(
             name,
             *(_percent(row.get(key)) for key in scored),
-            f"{row['params']:,}",
-            f"{row['macs']:,}",
+            *(f"{row[key]:,}" if row.get(key) is not None else "" for key in ("params", "macs")),
             latency.get(name, ""),
-            row["file"],
+            row.get("file", ""),
         )
     console.print(table)
     for sentence in (pretraining_sentence(summary), candidates_sentence(summary)):
@@ -72,14 +72,14 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
             f"(95 % interval {low:+.2f} to {high:+.2f}): {gain['verdict']} with this seed"
         )
     labels = folder / "labels.json"
-    names = json.loads(labels.read_text(encoding="utf-8")) if labels.is_file() else []
+    names = read_document(labels, Labels) if labels.is_file() else []
     for caution in cautions(summary, names):
         console.print(caution)
     for entry in summary.get("variants", {}).values():
         console.print(entry["verdict"]["sentence"])
         if "qat" in entry:
             console.print(entry["qat"]["sentence"])
-    gates = json.loads((folder / "gates.json").read_text(encoding="utf-8"))["gates"]
+    gates = read_document(folder / "gates.json", Gates)["gates"]
     passed = sum(gate["passed"] for gate in gates)
     console.print(
         f"{passed} of {len(gates)} gates passed. Files and report: {folder}/ (open {folder / 'report.html'})"
@@ -117,7 +117,7 @@ def _latencies(folder: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     latencies: dict[str, str] = {}
-    for row in json.loads(file.read_text(encoding="utf-8"))["results"]:
+    for row in read_document(file, Bench)["results"]:
         if row["runtime"] == "onnxruntime":
             latencies.setdefault(row["artefact"], f"{row['latency_ms']['p50']:.3f}")
     return latencies

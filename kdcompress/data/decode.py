@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +55,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _ORIENTATION_TAG = 0x0112
+_STRIP = 256
+"""Rows that are converted at once."""
 
 
 @contextmanager
@@ -60,6 +66,19 @@ def quiet_pillow() -> Iterator[None]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Opens a file for reading, without waiting for a pipe or a device.
+
+    Raises:
+        OSError: It cannot be opened, or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(descriptor, "rb")
 
 
 @contextmanager
@@ -73,7 +92,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         DataError: The file cannot be read, here or within the block; the message is `path: why`.
     """
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             yield image
     except _UNREADABLE as error:
         raise DataError(f"{path}: {why_unreadable(error)}") from None
@@ -103,7 +122,7 @@ def decode_image(image: Image.Image, channels: int) -> Image.Image:
 def problem_of(path: Path) -> str | None:
     """Gives the reason why the file cannot be decoded to its end, or None if it can."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             image.draft(None, (1, 1))  # a JPEG's whole stream is still read, at an eighth of the size
             image.load()
             _flattened(image, "RGB")
@@ -152,7 +171,10 @@ def _flattened(image: Image.Image, mode: str) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     # Pillow's own convert("L") clips 16-bit greys at 255, which turns nearly every pixel white. 65535 = 255 ·
     # 257.
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise ValueError("32-bit pixels have no known range; save the image with 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    grey = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), _STRIP):  # in strips: a large scan in 64 bits would take gigabytes
+        grey[top : top + _STRIP] = (values[top : top + _STRIP].astype(np.int64) + 128) // 257
+    return Image.fromarray(grey)

@@ -5,25 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import queue
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from kdcompress.atomic import write_text
 from kdcompress.cores import granted_cores
 from kdcompress.data.cache import cache_folder
-from kdcompress.data.decode import problem_of, quiet_pillow
+from kdcompress.data.decode import open_regular, problem_of, quiet_pillow
 from kdcompress.data.raw import OnProgress
 from kdcompress.errors import DataError, KdcompressError
 
 SCHEMA = "kdcompress.check/1"
 _HEAD_BYTES = 4096
-_AHEAD = 64  # files per thread that are handed out at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ def _across_splits(groups: Iterable[list[_Member]]) -> list[list[_Member]]:
 
 def _digest(path: Path, count: int | None) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if count is not None:
                 return hashlib.sha256(file.read(count)).digest()
             return hashlib.file_digest(file, "sha256").digest()
@@ -147,16 +146,31 @@ def _mapped(
     what: str,
     progress: OnProgress | None,
 ) -> list[str | None]:
-    results: list[str | None] = []
-    threads = granted_cores()
-    rest = iter(files)
-    with ThreadPoolExecutor(threads) as pool:
-        # In portions: a million futures at once would weigh more than the images.
-        while portion := list(islice(rest, threads * _AHEAD)):
-            for result in pool.map(work, portion):
-                results.append(result)
-                if progress:
-                    progress(what, len(results), len(files))
+    results: list[str | None] = [None] * len(files)
+    ends: queue.SimpleQueue[tuple[int, str | None, BaseException | None]] = queue.SimpleQueue()
+    rest, taking = enumerate(files), threading.Lock()
+
+    def work_on() -> None:
+        while True:
+            with taking:
+                number, file = next(rest, (None, None))
+            if number is None or file is None:
+                return
+            try:
+                ends.put((number, work(file), None))
+            except BaseException as error:
+                ends.put((number, None, error))
+
+    for _ in range(min(granted_cores(), len(files))):
+        # Daemons: an interrupt leaves without waiting for one that hangs in a read.
+        threading.Thread(target=work_on, daemon=True).start()
+    for done in range(1, len(files) + 1):
+        number, result, error = ends.get()
+        if error is not None:
+            raise error
+        results[number] = result
+        if progress:
+            progress(what, done, len(files))
     return results
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcompress.errors import UserError
+from kdcompress.errors import NonFiniteOutputs, UserError
 from kdcompress.tasks import CLASSIFICATION, Task
 from kdcompress.tasks.base import Deviation, Scorer
 
@@ -42,16 +43,60 @@ class Comparison:
     mean_output: float
 
 
-def score_split(run: Run, batches: Batches, scorer: Scorer) -> Scorer:
+@dataclass(slots=True)
+class FiniteCheck:
+    """Counts the outputs that are no finite numbers.
+
+    Args:
+        source: The network's file, for the message.
+    """
+
+    source: Path
+    outputs: int = 0
+    images: int = 0
+    not_finite: int = 0
+    on_images: int = 0
+
+    def add(self, outputs_BK: Tensor) -> None:
+        """Adds outputs `[B, K]`."""
+        wrong_BK = ~outputs_BK.isfinite()
+        self.outputs += wrong_BK.numel()
+        self.images += len(wrong_BK)
+        self.not_finite += int(wrong_BK.sum())
+        self.on_images += int(wrong_BK.flatten(1).any(1).sum())
+
+    def finish(self) -> None:
+        """Refuses the outputs if any is not finite.
+
+        Raises:
+            NonFiniteOutputs: With their number.
+        """
+        if self.not_finite:
+            raise NonFiniteOutputs(
+                f"{self.source}: {self.not_finite:,} of {self.outputs:,} outputs are not finite (NaN or "
+                f"infinite), on {self.on_images:,} of {self.images:,} images, so nothing can be scored; its "
+                "weights are damaged, or a layer overflows: export it again from its run or checkpoint"
+            )
+
+
+def score_split(run: Run, batches: Batches, scorer: Scorer, source: Path) -> Scorer:
     """Runs a deployed file over the test split and gives its outputs to the scorer.
 
     Args:
         run: The file.
         batches: The test split.
         scorer: Empty, of the file's task.
+        source: Name of the file, for messages.
+
+    Raises:
+        NonFiniteOutputs: Outputs are NaN or infinite.
     """
+    check = FiniteCheck(source)
     for images, labels in batches:
-        scorer.update(torch.from_numpy(run(as_input(images))), labels)
+        outputs = torch.from_numpy(run(as_input(images)))
+        check.add(outputs)
+        scorer.update(outputs, labels)
+    check.finish()
     return scorer
 
 

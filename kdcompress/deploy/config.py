@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from kdcompress import __version__
 from kdcompress.atomic import write_json
 from kdcompress.data.input_spec import InputSpec
+from kdcompress.document_schemas import Config
+from kdcompress.documents import read_document
 from kdcompress.errors import UserError
 
 SCHEMA = "kdcompress.config/1"
@@ -110,25 +111,14 @@ def read_config(path: Path) -> DeployedConfig:
     Raises:
         UserError: It is absent, damaged, or of a newer version.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); weights need it beside them") from None
-    except ValueError:
-        raise UserError(f"{path}: is not JSON; the weights need the config.json they came with") from None
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
-        raise UserError(f"{path}: schema {schema!r}, this version of kdcompress reads {SCHEMA!r}")
-    try:
-        return DeployedConfig(
-            model=str(document["kdcompress"]["builder"]),
-            num_classes=int(document["num_classes"]),
-            class_names=tuple(document["label_names"]),
-            spec=InputSpec.from_json(document["input"]),
-            task=document.get("task"),
-            temperature=None if document.get("temperature") is None else float(document["temperature"]),
-        )
-    except KeyError as error:
-        raise UserError(f"{path}: lacks the key {error}") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: a value is of the wrong kind: {error}") from None
+    if not path.exists():
+        raise UserError(f"{path}: cannot be read (no such file); weights need it beside them")
+    document = read_document(path, Config, advice="the weights need the config.json they came with")
+    return DeployedConfig(
+        model=document["kdcompress"]["builder"],
+        num_classes=document["num_classes"],
+        class_names=tuple(document["label_names"]),
+        spec=InputSpec.from_json(document["input"]),
+        task=document.get("task"),
+        temperature=document.get("temperature"),
+    )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kdcompress.atomic import write_json
 from kdcompress.data.split_name import name_split
+from kdcompress.document_schemas import Gates
+from kdcompress.documents import read_document
 
 SCHEMA = "kdcompress.gates/1"
 GATES = "gates.json"
@@ -88,7 +89,8 @@ def merge(folder: Path, prefix: str, gates: Sequence[Gate]) -> None:
         gates: The new ones.
     """
     file = folder / GATES
-    known = [Gate(**gate) for gate in json.loads(file.read_text(encoding="utf-8"))["gates"]]
+    keys = [field.name for field in fields(Gate)]
+    known = [Gate(**{key: gate[key] for key in keys}) for gate in read_document(file, Gates)["gates"]]
     others = [gate for gate in known if not gate.gate.startswith(prefix)]
     write_json(file, document([*others, *gates]))
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +136,10 @@ def write_golden(path: Path, picker: Picker, outputs_NK: Tensor, *, limit: float
     write_bytes(path, buffer.getvalue())
 
 
+_MOST_BYTES = 1 << 30
+"""Of all arrays, unpacked."""
+
+
 def read_golden(path: Path) -> Golden:
     """Reads what `write_golden` wrote; nothing in it is executed.
 
@@ -150,15 +153,19 @@ def read_golden(path: Path) -> Golden:
     if not zipfile.is_zipfile(io.BytesIO(content)):
         raise UserError(f"{path}: is damaged, or no file of golden images")
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > _MOST_BYTES:
+                raise ValueError("its arrays are larger than 1 GiB")
         with np.load(io.BytesIO(content), allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # numpy's reader raises whatever the bytes lead it to
         raise UserError(f"{path}: is damaged, or no file of golden images ({error})") from None
     schema = str(arrays.get("schema"))
     if schema != SCHEMA:
         raise UserError(f"{path}: schema {schema!r}, this version of kdcompress reads {SCHEMA!r}")
     task = next((task for task in TASKS if task.output in arrays), CLASSIFICATION)
     try:
+        _check_arrays(arrays, task)
         images = arrays["images"]
         return Golden(
             images=images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images,
@@ -170,6 +177,32 @@ def read_golden(path: Path) -> Golden:
         )
     except KeyError as error:
         raise UserError(f"{path}: lacks the array {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged, or no file of golden images ({error})") from None
+
+
+def _check_arrays(arrays: dict[str, NDArray[Any]], task: Task) -> None:
+    """Checks the shapes and kinds of the arrays.
+
+    Raises:
+        ValueError: One is of another shape or kind than was written.
+        KeyError: One is absent.
+    """
+    images, outputs, labels = arrays["images"], arrays[task.output], arrays["labels"]
+    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32) or not images.size:
+        raise ValueError(f"images of {images.dtype} {list(images.shape)}")
+    if outputs.ndim != 2 or outputs.dtype != np.float32 or not np.isfinite(outputs).all():
+        raise ValueError(f"{task.outputs} of {outputs.dtype} {list(outputs.shape)}, or not finite")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels of {labels.dtype} {list(labels.shape)}")
+    if not len(images) == len(outputs) == len(labels):
+        raise ValueError("arrays of different lengths")
+    if not np.isfinite(images).all():
+        raise ValueError("images that are not finite")
+    for name in ("spread", "tolerance"):
+        value = arrays[name]
+        if value.ndim != 0 or value.dtype.kind != "f" or not 0 <= value < np.inf:
+            raise ValueError(f"{name}: no finite number")
 
 
 def _compact(images: Tensor) -> Tensor:

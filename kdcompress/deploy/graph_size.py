@@ -64,6 +64,15 @@ def graph_facts(path: Path, shape: tuple[int, int, int] | None = None) -> GraphF
         raise UserError(f"{path}: is not a whole ONNX file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return _facts(model, path, shape)
+    except (LookupError, ValueError, TypeError, ArithmeticError, StopIteration, RuntimeError) as error:
+        # onnx's own errors are of these kinds too.
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        raise UserError(f"{path}: is damaged: its graph does not fit together ({reason:.200})") from None
+
+
+def _facts(model: ModelProto, path: Path, shape: tuple[int, int, int] | None) -> GraphFacts:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     dimensions = inputs[0].type.tensor_type.shape.dim if inputs else []

@@ -23,6 +23,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.formats.onnx import INPUT, PREFIX
 from kdcompress.deploy.graph_size import IMAGE_SHAPE
+from kdcompress.document_schemas import GraphImages
+from kdcompress.documents import parse_document
 from kdcompress.errors import UserError
 
 NAME = "student.image.onnx"
@@ -123,13 +125,8 @@ def contract_of(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
     text = metadata.get(KEY)
     if text is None:
         return None
-    try:
-        facts = json.loads(text)
-        assert isinstance(facts, dict)
-        height, width = facts["typical"]
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise UserError(f"{path}: {KEY} in its metadata is damaged") from None
-    return {**facts, "typical": (int(height), int(width))}
+    facts = parse_document(text, f"{path}: {KEY} in its metadata", GraphImages)
+    return {**facts, "typical": tuple(facts["typical"])}
 
 
 class _Preprocessing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +15,8 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.files import format_of, formats
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.image_graph import contract_of
+from kdcompress.document_schemas import MOST_CHANNELS, InputObject
+from kdcompress.documents import check_document, parse_json
 from kdcompress.errors import UserError
 from kdcompress.tasks import Task
 
@@ -115,13 +116,7 @@ def spec_of(file: Graph) -> InputSpec:
         )
     text = file.metadata.get(onnx.PREFIX + "input")
     if text is not None:
-        try:
-            document = json.loads(text)
-            channels = int(document["channels"])
-            zeros, ones = (0.0,) * channels, (1.0,) * channels
-            return InputSpec.from_json({**document, "mean": zeros, "std": ones})
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{file.path}: kdcompress.input in its metadata is damaged ({error})") from None
+        return input_in_metadata(text, file.path)
     _, channels_, height, width = file.input_shape
     if not (isinstance(channels_, int) and isinstance(height, int) and isinstance(width, int)):
         raise UserError(
@@ -129,6 +124,25 @@ def spec_of(file: Graph) -> InputSpec:
             "fixed image size"
         )
     return InputSpec(channels_, height, width, (0.0,) * channels_, (1.0,) * channels_)
+
+
+def input_in_metadata(text: str, path: Path) -> InputSpec:
+    """Reads `kdcompress.input` of a file with the normalisation in it, so with mean 0 and std 1.
+
+    Args:
+        text: The entry of its metadata.
+        path: The file, for messages.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    where = f"{path}: kdcompress.input in its metadata"
+    document = parse_json(text, where)
+    channels = document.get("channels") if isinstance(document, dict) else None
+    if isinstance(channels, int) and 0 < channels <= MOST_CHANNELS:
+        document = {**document, "mean": [0.0] * channels, "std": [1.0] * channels}
+    check_document(document, where, InputObject)
+    return InputSpec.from_json(document)
 
 
 def _artefact(path: Path) -> Path:

@@ -132,6 +132,12 @@ def prove(
     images = first_images(batches())
     deployed = Deployed(plain, spec)
     deployed.eval()
+    if reference_NK is None:
+        reference_NK, _ = outputs_of(deployed.run, batches())
+    wrong = int((~reference_NK.isfinite()).sum())
+    if wrong:
+        detail = f"of {reference_NK.numel():,} outputs, so many are NaN or infinite: nothing can be proved"
+        return Proof([Gate("outputs_finite", False, wrong, 0, detail)], None, None)
     gates = network_gates(trained, plain, fresh, spec, images)
     runs: dict[str, Run] = {}
     for name in sorted(files, key=_rank):
@@ -147,8 +153,6 @@ def prove(
             gates.append(probabilities_gate(outputs, temperature, prefix=prefix))
     if not runs:
         return Proof(gates, None, None)
-    if reference_NK is None:
-        reference_NK, _ = outputs_of(deployed.run, batches())
     scored = scored_format(runs)
     found: Comparison | None = None
     for name, run in runs.items():

@@ -14,13 +14,14 @@ from kdcompress.deploy.derived import derived_files, failure, place
 from kdcompress.deploy.gate import GATES
 from kdcompress.deploy.load import GRAPH
 from kdcompress.deploy.variants import NAMES
+from kdcompress.document_schemas import Bench, Results
+from kdcompress.documents import read_document
 from kdcompress.errors import UserError
 from kdcompress.export.compressed import CompressedFiles, time_compressed, verdict_entries
 from kdcompress.export.derived import DerivedRequest
 from kdcompress.export.reexport import check_single, data_of, export_document, images_of, timing_images
 from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe
-from kdcompress.report.documents import read_json
 from kdcompress.report.pages import PAGES, write_pages
 from kdcompress.run_folder import RunFolder, check_writable
 
@@ -62,7 +63,7 @@ def add_to_run(
         data.train, data.test, test, held_out=data.held_out, workers=workers, allow_code=allow_code
     )
     with run.held():
-        results = read_json(source / "results.json")
+        results = read_document(source / "results.json", Results)
         with derived_files(source, makers, results["student"], progress, data.test_name) as files:
             made = CompressedFiles.of(files)
             assert made is not None
@@ -74,7 +75,7 @@ def add_to_run(
             made = CompressedFiles(made.exact, tuple(place(made.variants, source)))
             entries = verdict_entries(made, bench)
         new = {variant.precision for variant in made.variants}
-        others = {name: entry for name, entry in results.get("variants", {}).items() if name not in new}
+        others = {name: entry for name, entry in (results.get("variants") or {}).items() if name not in new}
         write_json(source / "results.json", {**results, "variants": {**others, **entries}})
         write_json(source / "bench.json", _joined(source / "bench.json", bench, new))
         shipped = [variant.path.name for variant in made.passed]
@@ -120,7 +121,7 @@ def _joined(path: Path, bench: dict[str, Any], made: set[str]) -> dict[str, Any]
     """Adds the new timings to the run's benchmark, beside the student's in the same rounds."""
     if not path.is_file():
         return bench
-    document = read_json(path)
+    document = read_document(path, Bench)
     new_names = {f"student ({precision})" for precision in made}
     # The student's time of another day would say more of the machine than of the files.
     again = _AGAIN.format(", ".join(sorted(made)))

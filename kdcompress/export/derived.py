@@ -15,12 +15,13 @@ from kdcompress.deploy.derived import DerivedMaker
 from kdcompress.deploy.load import GRAPH
 from kdcompress.deploy.qat_int8 import QatStudent
 from kdcompress.deploy.quantize import check_rescue
+from kdcompress.document_schemas import Results
+from kdcompress.documents import read_document
 from kdcompress.errors import UserError
 from kdcompress.export.compressed import Test, compressed_makers
 from kdcompress.export.image_file import OPTION, image_maker
 from kdcompress.export.int8_inputs import load_qat_student
 from kdcompress.recipe import BenchSection, ExportSection, Int8Section
-from kdcompress.report.documents import read_json
 from kdcompress.run_folder import RunFolder
 
 
@@ -132,5 +133,5 @@ def _lost_to_untuned(run: Path) -> bool:
     """Reads whether a run's weights tuned for int8 did worse there; True if it has no results."""
     if not (run / "results.json").is_file():
         return True
-    known = read_json(run / "results.json").get("variants", {}).get("int8", {}).get("qat")
-    return known is not None and not known["kept"]
+    known = (read_document(run / "results.json", Results).get("variants") or {}).get("int8", {}).get("qat")
+    return known is not None and not known.get("kept")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from kdcompress.deploy.formats import safetensors
 from kdcompress.deploy.load import WEIGHTS
 from kdcompress.deploy.macs import evaluating
 from kdcompress.deploy.ship import Subject
+from kdcompress.documents import parse_json, read_text
 from kdcompress.errors import DataError, NetworkError, UserError
 from kdcompress.export.checkpoint_student import (
     StripRequest,
@@ -145,17 +145,9 @@ def read_labels(path: Path) -> tuple[str, ...]:
     Raises:
         UserError: It cannot be read, or is neither.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--labels {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--labels {path}: is no text in UTF-8") from None
+    text = read_text(path)
     if text.lstrip()[:1] in {"[", "{"}:
-        try:
-            names = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"--labels {path}: is damaged JSON ({error})") from None
+        names = parse_json(text, f"--labels {path}")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"--labels {path}: expected a JSON list of names, or a name per line")
     else:
@@ -191,8 +183,8 @@ def _config_beside(source: Path, student: str | None) -> DeployedConfig | None:
     if source.suffix != safetensors.SUFFIX or not file.is_file():
         return None
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        document = parse_json(read_text(file), str(file))
+    except UserError:
         return None  # somebody else's, which says nothing to us
     if not isinstance(document, dict) or not str(document.get("schema")).startswith("kdcompress.config/"):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,8 @@ from kdcompress.deploy.int8_diagnosis import usual_target
 from kdcompress.deploy.qat_int8 import QatStudent
 from kdcompress.deploy.quantize import Target
 from kdcompress.deploy.strip import plain_student
+from kdcompress.document_schemas import QatFacts
+from kdcompress.documents import read_document
 from kdcompress.recipe import Int8Section
 
 WEIGHTS = "quantised.safetensors"
@@ -82,7 +83,7 @@ def load_qat_student(
         image_size=(config.spec.height, config.spec.width),
         allow_code=allow_code,
     )
-    facts = json.loads(file.with_name(FACTS).read_text(encoding="utf-8"))
+    facts = read_document(file.with_name(FACTS), QatFacts)
 
     def images() -> Iterable[tuple[Tensor, Tensor]]:
         assert held_out is not None

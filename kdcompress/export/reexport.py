@@ -27,6 +27,8 @@ from kdcompress.deploy.files import check_installed, gives_probabilities
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS
 from kdcompress.deploy.ship import Shipped, Subject
+from kdcompress.document_schemas import Manifest
+from kdcompress.documents import read_document
 from kdcompress.errors import UserError, suggest
 from kdcompress.export.compressed import CompressedFiles, time_compressed, verdict_entries
 from kdcompress.export.derived import DerivedRequest
@@ -34,7 +36,6 @@ from kdcompress.export.subject import write_subject
 from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, Recipe
 from kdcompress.report import documents
-from kdcompress.report.documents import read_json
 from kdcompress.run_folder import RunFolder, check_writable
 from kdcompress.tasks import task_of
 
@@ -198,7 +199,7 @@ def export_document(
 def _teacher_of(run: Path) -> dict[str, Any] | None:
     """Reads the teacher's entry in the run's manifest; a run that did not finish has no manifest."""
     file = run / "manifest.json"
-    return read_json(file)["teacher"] if file.exists() else None
+    return read_document(file, Manifest).get("teacher") if file.exists() else None
 
 
 def artefact(source: Path, names: tuple[str, ...] = (GRAPH, WEIGHTS)) -> Path:

@@ -7,6 +7,7 @@ import pickle
 import re
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -37,6 +38,10 @@ _SETTINGS = (
 """Types that training scripts save beside the tensors: options, paths, and figures as numpy numbers."""
 
 _MAX_DEPTH = 4
+_MAX_PREFIXES = 8
+"""Wrappers around each other; what has more has keys that fit no network."""
+_UNPACKED = 8, 64 << 20
+"""Most that a pickle may be unpacked: so many times the file, and bytes beside. torch packs nothing."""
 TORCH_LOAD_ERRORS = (
     RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError, OSError,
     AssertionError, struct.error,
@@ -125,6 +130,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _pickle(path: Path, unread: tuple[str, ...]) -> Any:
     # Not the real classes: even those of numpy are more than a stranger's file should get to call.
     stand_ins: list[Any] = [(UnreadSetting, name) for name in unread]
+    _check_unpacked_size(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             # torch warns of TorchScript archives before it refuses them; the refusal is enough.
@@ -147,6 +153,24 @@ def _pickle(path: Path, unread: tuple[str, ...]) -> Any:
         raise WeightsError(f"{path}: is truncated or no checkpoint of PyTorch ({reason})") from None
 
 
+def _check_unpacked_size(path: Path) -> None:
+    """Refuses an archive whose members become far larger than the file.
+
+    Raises:
+        WeightsError: It is one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, struct.error, NotImplementedError):
+        return  # of torch's old format, or damaged, which its reader says
+    times, beside = _UNPACKED
+    if size > times * path.stat().st_size + beside:
+        raise WeightsError(
+            f"{path}: would take {size / 1e6:,.0f} MB unpacked, so it was not read; save it with torch.save"
+        )
+
+
 def _unwrap(content: Any, depth: int = 0) -> dict[str, Tensor] | None:
     if not isinstance(content, Mapping) or not content or depth == _MAX_DEPTH:
         return None
@@ -162,9 +186,11 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     # torch.optim.swa_utils.AveragedModel adds its counter to the prefixed keys.
     if "n_averaged" in state and all(key.startswith("module.") for key in state if key != "n_averaged"):
         state = {key: value for key, value in state.items() if key != "n_averaged"}
-    for prefix in PREFIXES:
-        if state and all(key.startswith(prefix) and key != prefix for key in state):
-            return _without_prefixes({key.removeprefix(prefix): value for key, value in state.items()})
+    for _ in range(_MAX_PREFIXES):
+        shared = next((p for p in PREFIXES if state and all(k.startswith(p) and k != p for k in state)), None)
+        if shared is None:
+            break
+        state = {key.removeprefix(shared): value for key, value in state.items()}
     return state
 
 

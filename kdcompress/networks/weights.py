@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,9 @@ from torch import Tensor, nn
 from kdcompress import discovery
 from kdcompress.atomic import sha256_of
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.errors import WeightsError
+from kdcompress.document_schemas import Config, Manifest
+from kdcompress.documents import read_document
+from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks.build import family_of
 from kdcompress.networks.expected_keys import COUNTER
 from kdcompress.networks.families._pretrained import Pretrained
@@ -291,11 +291,8 @@ def _from_run(folder: Path, spec: str) -> ResolvedWeights:
     absent = [path.name for path in (weights, config) if not path.is_file()]
     if absent:
         raise WeightsError(f"{folder}: is no finished run folder (no {' and no '.join(absent)})")
-    try:
-        document = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{config}: cannot be read ({error})") from None
-    spec_of_input = _input_of(document, config)
+    document = read_document(config, Config, failure=WeightsError)
+    spec_of_input = InputSpec.from_json(document["input"])
     names = document.get("label_names")
     return ResolvedWeights(
         state_dict=read_state_dict(weights),
@@ -312,7 +309,7 @@ def _from_run(folder: Path, spec: str) -> ResolvedWeights:
 def _licence_of_run(manifest: Path) -> str | None:
     """Returns the licences of what a student was trained from; None if one of them is not known."""
     try:
-        document = json.loads(manifest.read_text(encoding="utf-8"))
+        document = read_document(manifest, Manifest)
         sources = {"images": document["data"]}
         sources |= {f"{who}'s weights": document[who] for who in ("teacher", "student") if document.get(who)}
         # Weights that were drawn or trained there have the licence of the images.
@@ -321,21 +318,8 @@ def _licence_of_run(manifest: Path) -> str | None:
             for what, entry in sources.items()
             if what == "images" or entry.get("weights") not in (None, RANDOM) or entry["license"]
         }
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return None
     if None in kept.values():
         return None
     return "; ".join(f"{what}: {licence}" for what, licence in kept.items())
-
-
-def _input_of(document: Any, config: Path) -> InputSpec:
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if not isinstance(schema, str) or not schema.startswith(_CONFIG_SCHEMA):
-        raise WeightsError(f"{config}: was not written by kdcompress (its schema is {schema!r})")
-    version = schema.removeprefix(_CONFIG_SCHEMA)
-    if not version.isdigit() or int(version) > _CONFIG_VERSION:
-        raise WeightsError(f"{config}: is of a newer kdcompress ({schema}); update kdcompress")
-    try:
-        return InputSpec.from_json(document["input"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{config}: its 'input' is not complete ({error})") from None

@@ -14,6 +14,11 @@ from kdcompress.strict_yaml import parse_value
 
 _PRESET_SECTIONS = ("method", "train", "optim")
 
+_SHOWN = 200
+"""Characters of an option that a message quotes."""
+_DEEPEST, _DIGITS = 15, 6
+"""Parts of a key, and digits of a number in it."""
+
 
 class RecipeDraft:
     """A recipe's document while options change it; it is checked afterwards.
@@ -58,8 +63,11 @@ class RecipeDraft:
         """Applies `key.path=value`; returns what is wrong with it, or None."""
         key, equals, text = item.partition("=")
         *above, last = key.split(".")
+        item = item if len(item) <= _SHOWN else f"{item[:_SHOWN]}…"
         if not equals or not last or not all(above):
             return f"--set {item}: expected key.path=value"
+        if len(above) > _DEEPEST:
+            return f"--set {item}: is nested too deeply; no key of a recipe has so many parts"
         value, problem = parse_value(text)
         if problem is not None:
             return f"--set {item}: {problem}"
@@ -173,6 +181,6 @@ def _entry(here: Any, part: str, where: str) -> tuple[Any, str | None]:
         return here[part], None
     if not isinstance(here, list):
         return None, f"{where!r} holds a value, not a section"
-    if not part.isdecimal() or int(part) >= len(here):
-        return None, f"{where!r} is a list of {len(here)}, numbered from 0; it has no {part!r}"
+    if not part.isdecimal() or len(part) > _DIGITS or int(part) >= len(here):
+        return None, f"{where!r} is a list of {len(here)}, numbered from 0; it has no {part[:_SHOWN]!r}"
     return here[int(part)], None

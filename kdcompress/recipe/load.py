@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from kdcompress.errors import RecipeError, UserError, suggest
 from kdcompress.listing import shipped_recipes
+from kdcompress.plain_text import printable
 from kdcompress.problems import describe, keys
 from kdcompress.recipe import checks
 from kdcompress.recipe.draft import RecipeDraft
@@ -38,7 +39,7 @@ class ResolvedRecipe:
 
 def write_notice(notice: str) -> None:
     """Writes a notice as one line on stderr."""
-    sys.stderr.write(f"Note: {notice}\n")
+    sys.stderr.write(f"Note: {printable(notice, keep=chr(10))}\n")
 
 
 def load_recipe(

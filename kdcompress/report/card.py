@@ -11,6 +11,7 @@ import yaml
 from kdcompress import discovery
 from kdcompress.atomic import write_text
 from kdcompress.data.split_name import name_split
+from kdcompress.plain_text import one_line, printable_value
 from kdcompress.report import numbers, quality_charts, tiles, words
 from kdcompress.report.page import networks
 from kdcompress.report.quality import ahead_sentence, badge, class_rows, read_quality
@@ -21,7 +22,9 @@ NAME = "README.md"
 MOST_CLASSES = 20
 """Named in the card; `labels.json` has all."""
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|])")
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&@])")
+_LINK = re.compile(r"\bwww\.|://", re.IGNORECASE)
+"""Beginnings of addresses, which viewers turn into links even without brackets."""
 
 
 def write_card(run: Path) -> Path:
@@ -49,6 +52,7 @@ def card(record: Record) -> str:
         autoescape=False,  # Markdown, not HTML; what comes from outside goes through `md`
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
+        finalize=printable_value,
     )
     environment.filters["md"] = escaped
     spec, manifest, quality = record.input_spec, record.manifest, read_quality(record)
@@ -104,7 +108,8 @@ def _file_names() -> list[str]:
 
 def escaped(text: object) -> str:
     """Escapes text so that Markdown shows it unchanged, on one line."""
-    return _MARKUP.sub(r"\\\1", str(text).replace("\n", " "))
+    shown = _MARKUP.sub(r"\\\1", one_line(text))
+    return _LINK.sub(lambda match: match[0].replace(".", r"\.").replace(":", r"\:"), shown)
 
 
 def _front_matter(record: Record) -> str:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from kdcompress import __version__
 from kdcompress.atomic import write_text
 from kdcompress.data.split_name import TEST, name_split
+from kdcompress.plain_text import printable_value
 from kdcompress.report import numbers, tiles, words
 from kdcompress.report.charts import Chart, Line, Row, line_chart
 from kdcompress.report.charts import dot_chart as draw_dots
@@ -127,7 +128,11 @@ def write_comparison(
     """
     loader = jinja2.FileSystemLoader(_HERE)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=printable_value,
     )
     heading, key = figure_of(rows)
     columns, table = _table(rows, heading, key, reference or rows[0].name)

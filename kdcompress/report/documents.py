@@ -21,12 +21,6 @@ SEEDS_SCHEMA = "kdcompress.seeds/1"
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON document that this project wrote."""
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document
-
-
 def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, str]:
     """Returns the metadata of an exported file; folders of the user's machine stay out of it.
 

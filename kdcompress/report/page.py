@@ -12,6 +12,7 @@ from markupsafe import Markup
 from kdcompress import __version__
 from kdcompress.atomic import write_text
 from kdcompress.data.split_name import name_split
+from kdcompress.plain_text import printable_value
 from kdcompress.report import curves, numbers, quality_charts, tiles, words
 from kdcompress.report.charts import Chart, Row, Style, dot_chart
 from kdcompress.report.latency import latency_charts
@@ -61,7 +62,11 @@ def page(record: Record) -> str:
     """Builds the report as HTML."""
     loader = jinja2.FileSystemLoader(_HERE)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=printable_value,
     )
     spec, quality = record.input_spec, read_quality(record)
     context = {

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.split_name import TEST
+from kdcompress.document_schemas import (
+    Bench,
+    Config,
+    Details,
+    Gates,
+    LogLine,
+    Manifest,
+    RecordedRecipe,
+    Results,
+)
+from kdcompress.documents import (
+    check_document,
+    check_tree,
+    parse_document,
+    read_bytes,
+    read_document,
+    read_text,
+)
 from kdcompress.errors import UserError
+from kdcompress.recipe import write_notice
 from kdcompress.strict_yaml import read_yaml
 from kdcompress.tasks import Task, task_of
 
-READS = 1
-"""The newest version of each schema that is understood here."""
+MOST_LOG_BYTES = 1 << 30
+"""Of `log.jsonl`: a thousand bytes for each of a million epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,48 +125,71 @@ def read_run(run: Path) -> Record:
             raise UserError(
                 f"{run}: has no {name}, so there are no results to report; finish the run with --resume"
             )
-    return Record(
+    recipe_text = read_text(run / "recipe.yaml")
+    recipe = read_yaml(run / "recipe.yaml")
+    check_tree(recipe, str(run / "recipe.yaml"))
+    check_document(recipe, str(run / "recipe.yaml"), RecordedRecipe)
+    record = Record(
         folder=run,
-        recipe=read_yaml(run / "recipe.yaml"),
-        recipe_text=(run / "recipe.yaml").read_text(encoding="utf-8"),
-        results=_json(run / "results.json"),
-        manifest=_json(run / "manifest.json"),
-        log=(*_lines(run / "log.jsonl"), *_baseline_lines(run / "baseline" / "log.jsonl")),
-        gates=tuple(_json(run / "gates.json").get("gates", [])),
-        bench=_json(run / "bench.json") or None,
-        config=_json(run / "config.json"),
-        details=_json(run / "details.json"),
+        recipe=recipe,
+        recipe_text=recipe_text,
+        results=read_document(run / "results.json", Results),
+        manifest=_document(run / "manifest.json", Manifest),
+        log=(*read_log(run / "log.jsonl"), *_baseline_lines(run / "baseline" / "log.jsonl")),
+        gates=tuple(_document(run / "gates.json", Gates).get("gates", [])),
+        bench=_document(run / "bench.json", Bench) or None,
+        config=_document(run / "config.json", Config),
+        details=_document(run / "details.json", Details),
     )
+    _check_classes(record)
+    return record
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Reads the lines of a `log.jsonl`; none if there is no such file.
+
+    A last line without its end is what a killed process leaves: it is left out, with a note on stderr.
+
+    Raises:
+        UserError: Another line is damaged.
+    """
+    if not path.is_file():
+        return []
+    *whole, rest = read_bytes(path, MOST_LOG_BYTES).split(b"\n")
+    if rest:
+        write_notice(f"{path}: its last line is not complete; it is left out")
+    lines = []
+    for number, content in enumerate(whole, 1):
+        where = f"{path}, line {number}"
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: is damaged: byte {error.start} is no UTF-8 text") from None
+        if text.strip():
+            lines.append(parse_document(text, where, LogLine))
+    return lines
+
+
+def _document(path: Path, schema: type[Bench | Config | Details | Gates | Manifest]) -> dict[str, Any]:
     """Reads a document; an empty one if there is no such file."""
-    return _document(path, path.read_text(encoding="utf-8"), "") if path.is_file() else {}
+    return dict(read_document(path, schema)) if path.exists() else {}
 
 
 def _baseline_lines(path: Path) -> list[dict[str, Any]]:
     """Reads the log lines of the baseline, which is a run with its own student."""
-    return [{**line, "phase": line["phase"].replace("student", "baseline", 1)} for line in _lines(path)]
+    return [{**line, "phase": line["phase"].replace("student", "baseline", 1)} for line in read_log(path)]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [_document(path, line, f", line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+def _check_classes(record: Record) -> None:
+    """Refuses results that are not of the classes of `config.json`.
 
-
-def _document(path: Path, text: str, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}{where}: is not valid JSON: {error.msg}") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path}{where}: expected a JSON object")
-    schema = str(document.get("schema", ""))
-    name, _, version = schema.rpartition("/")
-    if not name.startswith("kdcompress.") or not version.isdigit():
-        raise UserError(f"{path}{where}: unknown schema {schema!r}; it is no file of kdcompress")
-    if int(version) > READS:
-        raise UserError(f"{path}{where}: schema {schema!r} is newer than this kdcompress; update it")
-    return document
+    Raises:
+        UserError: They are of another number of classes.
+    """
+    names, student = record.class_names, record.results["student"]
+    shares, number = student.get("per_class"), student.get("single_class")
+    if names and ((shares and len(shares) != len(names)) or (number is not None and number >= len(names))):
+        raise UserError(
+            f"{record.folder / 'results.json'}: is damaged: it is not of the {len(names)} classes that "
+            "config.json names"
+        )

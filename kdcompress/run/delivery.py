@@ -22,6 +22,8 @@ from kdcompress.deploy.ensemble import EnsembleFile
 from kdcompress.deploy.exits import ExitsFile, with_timings, write_cut
 from kdcompress.deploy.files import formats
 from kdcompress.deploy.ship import Shipped, Subject
+from kdcompress.document_schemas import Results
+from kdcompress.documents import read_document
 from kdcompress.export.compressed import CompressedFiles, artefacts, verdict_entries
 from kdcompress.export.derived import DerivedRequest
 from kdcompress.export.image_file import KEY, ImageFile
@@ -31,7 +33,6 @@ from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.networks.load_state import load_state
 from kdcompress.report import documents, verdict
 from kdcompress.report.cause import find_cause
-from kdcompress.report.documents import read_json as read_json
 from kdcompress.report.evaluation import NAME as DETAILS
 from kdcompress.report.evaluation import SplitOutputs, temperature_of
 from kdcompress.report.pages import write_pages
@@ -248,7 +249,7 @@ def report(
     teacher_file.unlink(missing_ok=True)
     baseline = gain = None
     if (folder / "baseline" / "manifest.json").exists():
-        baseline = read_json(folder / "baseline" / "results.json")["student"]
+        baseline = read_document(folder / "baseline" / "results.json", Results)["student"]
         # There is no top-1 for a backbone or without labels.
         if shipped.student["top1"] is not None:
             (right, labels), (baseline_right, _) = (
@@ -322,7 +323,7 @@ def report(
     folder.finish(manifest, sorted({*files, *named}), done=failed is None)
     if failed is not None:
         raise failed
-    return {**read_json(folder / "results.json"), "folder": str(folder.path)}
+    return {**read_document(folder / "results.json", Results), "folder": str(folder.path)}
 
 
 def _right(checkpoints: Path) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ from kdcompress.atomic import sha256_of
 from kdcompress.deploy.accuracy import scored, spread
 from kdcompress.deploy.gate import Gate, relative
 from kdcompress.deploy.macs import count_macs, count_parameters
+from kdcompress.document_schemas import Results
+from kdcompress.documents import read_document
 from kdcompress.errors import WeakTeacher
 from kdcompress.methods.base import find_method
 from kdcompress.networks.activations import POOLED, Want
@@ -93,8 +95,8 @@ def compare_with_baseline(run: Run, teaching: TestedTeacher) -> None:
         run: The run; its baseline is trained.
         teaching: The tested teacher.
     """
-    training = documents.read_json(run.folder / "baseline" / "results.json")["training"]
-    plain, metric = training["best"] or {}, selection_metric(teaching.held_out)
+    training = read_document(run.folder / "baseline" / "results.json", Results).get("training") or {}
+    plain, metric = training.get("best") or {}, selection_metric(teaching.held_out)
     if metric is None or plain.get(metric) is None or teaching.held_out["split"] != "held-out":
         return
     lead = teaching.held_out[metric] - plain[metric]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from kdcompress.deploy.formats import onnx, openvino, safetensors
 from kdcompress.deploy.graph_size import GraphFacts, graph_facts
 from kdcompress.deploy.image_graph import contract_of
 from kdcompress.deploy.ir_size import ir_facts
-from kdcompress.deploy.load import Graph, open_graph, spec_of
+from kdcompress.deploy.load import Graph, input_in_metadata, open_graph, spec_of
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import UserError
 from kdcompress.export.reexport import data_of, images_of
@@ -318,8 +317,8 @@ def _shape(path: Path, facts: GraphFacts, side: int | None) -> tuple[int, int, i
     text = metadata.get(onnx.PREFIX + "input")
     if text is None:
         raise UserError(f"{path}: leaves its image size open; say it with --input-size")
-    spec = json.loads(text)
-    return int(spec["channels"]), int(spec["height"]), int(spec["width"])
+    spec = input_in_metadata(text, path)
+    return spec.channels, spec.height, spec.width
 
 
 def _with_data(
@@ -387,7 +386,7 @@ def _accuracy(artefact: Artefact, data: Data, allow_code: bool) -> tuple[dict[st
     if outputs != data.num_classes:
         return None, f"it tells {outputs} classes apart, the data has {data.num_classes}"
     images = images_of(data.test, workers=granted_cores())
-    score = score_split(run, images, run.task.scorer(data.num_classes)).result()
+    score = score_split(run, images, run.task.scorer(data.num_classes), artefact.file).result()
     if score["n"] == 0:
         return None, "none of the test images has a label"
     return {"split": data.test_name, **{key: score[key] for key in ("top1", "balanced_top1", "n")}}, ""

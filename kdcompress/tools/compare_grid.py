@@ -17,10 +17,11 @@ from typing import Any
 
 from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
+from kdcompress.document_schemas import Bench
+from kdcompress.documents import read_document
 from kdcompress.errors import RunFailed, UserError
 from kdcompress.progress import Progress
 from kdcompress.report.comparison import Compared, document, figure_of, write_comparison
-from kdcompress.report.documents import read_json
 from kdcompress.report.record import read_run
 from kdcompress.run_folder import RunFolder
 from kdcompress.tasks.figures import selection_metric
@@ -215,7 +216,7 @@ def _timings(
             ),
             progress,
         )
-    results = read_json(result)["results"]
+    results = read_document(result, Bench)["results"]
     return {entry["artefact"]: entry["latency_ms"]["p50"] for entry in results}
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
+from kdcompress.deploy.formats.safetensors import tensors_of
 from kdcompress.errors import UserError
 from kdcompress.report import verdict
 from kdcompress.report.comparison import Compared, document, figure_of, write_comparison
@@ -128,6 +128,8 @@ def _on_images(reference: Compared, row: Compared) -> list[dict[str, Any]]:
             raise _NotComparable("its predictions are gone")
         if not own["labels"].equal(other["labels"]):
             raise _NotComparable("other test images: not comparable")
+        if not bool((own["labels"] >= 0).any()):
+            raise _NotComparable("no test image has a label")
         differences.append(verdict.gain(_right(own), _right(other)))
     return differences
 
@@ -142,9 +144,18 @@ def _image_errors(reference: Compared, row: Compared) -> list[float]:
 
 def _predictions(run: Record) -> dict[str, Tensor] | None:
     path = run.folder / "checkpoints" / PREDICTIONS
-    return safetensors.torch.load_file(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    predictions = tensors_of(path)
+    for name in ("labels", "classes"):
+        tensor = predictions.get(name)
+        if tensor is None or tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
+            raise UserError(f"{path}: is damaged: its {name} are no list of class numbers")
+    if len(predictions["labels"]) != len(predictions["classes"]):
+        raise UserError(f"{path}: is damaged: its labels and classes are not of the same images")
+    return predictions
 
 
 def _right(predictions: dict[str, Tensor]) -> Any:
-    known = predictions["labels"] >= 0
+    known = predictions["labels"] >= 0  # -1: no label
     return (predictions["classes"] == predictions["labels"])[known]

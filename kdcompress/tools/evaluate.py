@@ -72,6 +72,6 @@ def evaluate(
     if run.task.numbers_are_labels and outputs != opened.num_classes:
         raise UserError(f"{file}: tells {outputs} classes apart, the data has {opened.num_classes}")
     scorer = run.task.scorer(outputs)
-    score = score_split(run, images_of(images, workers=granted_cores()), scorer).result()
+    score = score_split(run, images_of(images, workers=granted_cores()), scorer, file).result()
     name = opened.test_name if split == "test" else split
     return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": name, **score}

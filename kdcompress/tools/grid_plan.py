@@ -11,9 +11,10 @@ from pathlib import Path
 
 from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
+from kdcompress.document_schemas import Grid
+from kdcompress.documents import read_document
 from kdcompress.errors import RecipeError, RunFolderError, UserError
 from kdcompress.recipe import Recipe, resolve_recipe
-from kdcompress.report.documents import read_json
 from kdcompress.run_folder import create_folder
 
 SCHEMA = "kdcompress.grid/1"
@@ -174,7 +175,7 @@ def record(plan: Plan, folder: Path, resume: bool) -> Plan:
         raise RunFolderError(
             f"{folder}: has a comparison already; continue with --resume, or choose another folder with --out"
         )
-    recorded = read_json(file)
+    recorded = read_document(file, Grid, failure=RunFolderError)
     if {**recorded, "threads": None} != {**document, "threads": None}:
         raise RunFolderError(
             f"{folder}: has a comparison of other runs; --resume takes the options that it was started with"

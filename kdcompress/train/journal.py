@@ -29,6 +29,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, tensorboard: bool = False) -> None:
         self.folder, self.tensorboard = folder, tensorboard
+        self._whole: set[str] = set()
         self._writers: dict[str, SummaryWriter] = {}
 
     def epoch(self, line: dict[str, Any]) -> None:
@@ -81,8 +82,30 @@ class Journal:
     def _append(self, name: str, line: dict[str, Any]) -> None:
         if self.folder is None:
             return
+        if name not in self._whole:
+            _cut_torn_line(self.folder / name)
+            self._whole.add(name)
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"schema": SCHEMA, **line}, allow_nan=False) + "\n")
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Removes what stands behind the last line break: a killed process left it, and no line may follow it."""
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        start = end
+        while start:
+            first = max(0, start - (1 << 16))
+            file.seek(first)
+            place = file.read(start - first).rfind(b"\n")
+            if place >= 0:
+                start = first + place + 1
+                break
+            start = first
+        if start < end:
+            file.truncate(start)
 
 
 def describe_epoch(line: dict[str, Any], epochs: int) -> str:

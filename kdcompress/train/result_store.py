@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.data.cache import cache_folder
-from kdcompress.errors import RunFolderError
+from kdcompress.document_schemas import TeacherNote
+from kdcompress.documents import read_bytes, read_document
+from kdcompress.errors import KdcompressError, RunFolderError, UserError
 from kdcompress.networks.load_state import load_state
-from kdcompress.recipe import Recipe
+from kdcompress.recipe import Recipe, write_notice
 from kdcompress.train.processes import Processes
 
 SCHEMA = "kdcompress.teacher/1"
 RULES = 2
 """Version of the keys; increase it when equal inputs give another result, so that old ones are not reused."""
 TEACHER = "teacher"
+_MOST_BYTES = 1 << 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ def result(
         if stored is not None:
             _write(folder, stem, stored)
         return _shared_by(processes, stored)
+    if processes.first:
+        _warn_of_cache(key)
     state, note = make()
     if processes.first:
         stored = keep(folder, key, state, note, stem)
@@ -124,9 +132,25 @@ def keep(
     """Writes a result to the run folder and to the user cache."""
     content = _content(state)
     stored = StoredResult(state, note, key, hashlib.sha256(content).hexdigest())
-    for place in (folder, _in_cache(key)):
-        _write(place, stem, stored)
+    _write(folder, stem, stored)
+    # A cache that cannot be written costs the next run this training, and nothing else.
+    with suppress(OSError, KdcompressError):
+        _write(_in_cache(key), stem, stored)
     return stored
+
+
+def _warn_of_cache(key: str) -> None:
+    """Says before the work is done that its result will not be cached, if that is so."""
+    folder = _in_cache(key)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        write_notice(
+            f"{folder}: the cache cannot be written ({error.strerror}); this run is not affected, but later "
+            "ones train this again. Set KDCOMPRESS_CACHE to another folder to keep it"
+        )
 
 
 def fill(network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -168,18 +192,36 @@ def _write(folder: Path, stem: str, stored: StoredResult) -> None:
 
 def _read(folder: Path, key: str, stem: str) -> StoredResult | None:
     note_file, file = folder / f"{stem}.json", folder / f"{stem}.safetensors"
-    if not note_file.exists() or not file.exists():
-        return None
+    try:
+        if not note_file.is_file() or not file.is_file():
+            return None
+        content = read_bytes(file, _MOST_BYTES)
+    except (OSError, UserError):
+        return None  # a cache that cannot be read is none
     # A damaged note, one of another key, or a file that was cut short counts as none.
     try:
-        note = json.loads(note_file.read_text(encoding="utf-8"))
-    except ValueError:
+        note = read_document(note_file, TeacherNote)
+    except UserError:
         return None
-    if not isinstance(note, dict) or note.get("schema") != SCHEMA or note.get("key") != key:
+    if note["schema"] != SCHEMA or note["key"] != key:
         return None
-    content = file.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != note.get("sha256"):
         return None
     own = {name: value for name, value in note.items() if name not in ("schema", "key", "sha256")}
-    return StoredResult(safetensors.torch.load(content), own, key, digest)
+    try:
+        state = safetensors.torch.load(content)
+    except SafetensorError:
+        return None
+    broken = [name for name, value in state.items() if value.is_floating_point() and not _is_finite(value)]
+    if broken:
+        write_notice(
+            f"{file}: {broken[0]} holds values that are not finite, so it is not used and made again; if "
+            "this happens again, the training diverges: lower teacher.lr or set train.precision=fp32"
+        )
+        return None
+    return StoredResult(state, own, key, digest)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.float().isfinite().all())

@@ -115,7 +115,7 @@ def test_a_document_of_before_turns_and_versions_were_told_can_be_read(tmp_path)
     ("content", "why"),
     [
         (None, "cannot be read"),
-        ("{", "is not JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "it is no benchmark document"),
         ('{"schema": "kdcompress.results/1"}', "it is no benchmark document"),
         ('{"schema": "kdcompress.bench/2"}', "this version of kdcompress reads 'kdcompress.bench/1'"),

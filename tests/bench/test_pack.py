@@ -104,14 +104,14 @@ def test_what_is_damaged_or_foreign_or_newer_is_refused(result, tmp_path):
     newer = told | {"schema": "kdcompress.bench-result/2"}
     empty = run.with_digest({"job": {}, "raw": {}})
     for content, message in (
-        (text[: len(text) // 2], "is damaged, or no JSON"),
+        (text[: len(text) // 2], "is not valid JSON"),
         (text.replace('"samples_ns": [', '"samples_ns": [1, ', 1), "its content is not what was written"),
         (json.dumps(newer), "schema 'kdcompress.bench-result/2'; this version of kdcompress reads"),
         (
             json.dumps({"schema": "kdcompress.bench/1"}),
             "expected the result.json that run.py of a pack wrote",
         ),
-        ("[" * 100_000, "is damaged, or no JSON"),
+        ("[" * 100_000, "is nested too deeply"),
         (json.dumps(empty), "is no result of a packed benchmark"),
         ("[]", "schema None"),
     ):

@@ -167,8 +167,8 @@ def without(key):
     [
         (lambda d: d.update(schema="kdcompress.config/2"), "schema 'kdcompress.config/2'"),
         (without("input"), "lacks the key 'input'"),
-        (lambda d: d["input"].update(surprise=1), "wrong kind"),
-        (lambda d: d.update(num_classes="many"), "wrong kind"),
+        (lambda d: d["input"].update(surprise=1), "input.surprise: "),
+        (lambda d: d.update(num_classes="many"), "num_classes: input should be a valid integer"),
         (lambda d: d.update(num_classes=6), "of another shape"),
         (lambda d: d["kdcompress"].update(builder="cifar/resnet9"), "resnet9"),
         (lambda d: d["kdcompress"].update(builder="python:os:system"), "--allow-code"),

@@ -138,6 +138,7 @@ def test_the_onnxruntime_snippet_runs_and_names_the_class(tmp_path, monkeypatch,
     folder = write_run(tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
     config["input"] |= {"channels": channels, "height": 16, "width": 16, "resize": crop and 18, "crop": crop}
+    config["input"] |= {"mean": [0.5] * channels, "std": [0.2] * channels}
     (folder / "config.json").write_text(json.dumps(config))
     _onnx_that_always_says(folder / "student.onnx", 7, channels)
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(folder / "image.jpg")
@@ -172,3 +173,22 @@ def test_an_ensemble_has_one_line_in_the_card_and_in_the_report(tmp_path):
     assert f"\n{line}.\n" in card(record)
     assert "`ensemble.onnx`" in card(record)
     assert "top-1 93.20 %, 3.0 times" in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_text_from_outside_is_shown_as_text():
+    shown = escaped("a~b~ & www.x.org https://x.org me@x.org\r\u2028\x1b[2J")
+    assert shown == r"a\~b\~ \& www\.x.org https\://x.org me\@x.org  \\x1b\[2J"
+
+
+def test_no_control_character_reaches_a_page(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for name, key in (("results.json", "gain"), ("manifest.json", "command")):
+        document = json.loads((folder / name).read_text())
+        if key == "gain":
+            document["gain"]["cause"] = {"sentence": "\x1b[2J\u2028", "advice": "\x07"}
+        else:
+            document["command"] = "kdcompress \x1b]0;title\x07"
+        (folder / name).write_text(json.dumps(document))
+    record = read_run(folder)
+    for text in (card(record), write_report(folder).read_text(encoding="utf-8")):
+        assert not {"\x1b", "\x07", "\u2028"} & set(text)

@@ -133,3 +133,29 @@ def test_a_key_chains_what_it_builds_on():
     assert result_store.key_of("labels", first) != result_store.key_of(
         "labels", result_store.key_of("heads", 2)
     )
+
+
+def test_a_cache_that_cannot_be_written_is_known_before_the_work_and_costs_a_note(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path / "file"))
+    said = []
+
+    def make():
+        said.append(capsys.readouterr().err)
+        return STATE, {"top1": 0.5}
+
+    stored = result_store.result(tmp_path / "checkpoints", "teacher", "k" * 32, ALONE, make)
+    assert stored.note == {"top1": 0.5}
+    assert "the cache cannot be written (Not a directory); this run is not affected" in said[0]
+    assert result_store.find(tmp_path / "checkpoints", "k" * 32) is not None
+
+
+def test_weights_that_are_not_finite_are_found_when_they_are_read(tmp_path, capsys):
+    state = {**STATE, "weight": torch.full((3, 2), torch.nan)}
+    result_store.keep(tmp_path, "k" * 32, state, {})
+    assert result_store.find(tmp_path, "k" * 32) is None
+    assert (
+        "weight holds values that are not finite, so it is not used and made again" in capsys.readouterr().err
+    )

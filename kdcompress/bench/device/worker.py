@@ -318,6 +318,9 @@ class Worker:
         start = self.clock_ns()
         logits = self.runtime.run(self.inputs[0])
         first_ms = (self.clock_ns() - start) / 1e6
+        wrong = np.size(logits) - int(np.isfinite(logits).sum())
+        if wrong:
+            raise ValueError("%d of %d outputs are not finite (NaN or infinite)" % (wrong, np.size(logits)))
         answer = {"import_ms": import_ms, "load_ms": load_ms, "first_ms": first_ms, "base_mb": base_mb}
         answer["shape"] = list(shape)
         answer["images"] = "real" if is_real else "noise"

@@ -227,7 +227,10 @@ class OnnxModel:
     def opset(self) -> int:
         """Returns the opset of the standard operators in the file."""
         if self._opset is None:
-            self._opset = opset_of(onnx.load(self.path, load_external_data=False))
+            try:
+                self._opset = opset_of(onnx.load(self.path, load_external_data=False))
+            except StopIteration:
+                raise UserError(f"{self.path}: does not say its opset") from None
         return self._opset
 
     def __call__(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,0 +1,219 @@
+"""Reads the JSON documents that this project wrote, or somebody else in its name.
+
+A document comes from anywhere: a damaged disk, a colleague, another machine. It is read from a regular
+file, bounded in size and depth, and checked against its schema (`document_schemas`); whoever uses it
+afterwards finds every key it reads with a value of the right kind. Keys of a newer version stay in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from kdcompress.document_schemas import VERSION_ERROR
+from kdcompress.errors import KdcompressError, UserError
+from kdcompress.plain_text import one_line
+
+MOST_BYTES = 64 << 20
+"""Of one document; the largest ones have a few figures for each of thousands of classes."""
+MOST_DEPTH = 64
+"""Nested lists and objects; our own have less than ten."""
+_LARGEST = 2**63
+_SHOWN = 80
+
+Failure = type[KdcompressError]
+
+
+def read_document(
+    path: Path, schema: type[BaseModel] | TypeAdapter[Any], *, advice: str = "", failure: Failure = UserError
+) -> Any:
+    """Reads a JSON file and checks it against a schema.
+
+    Args:
+        path: A regular file.
+        schema: A model of `document_schemas`, or an adapter of another type.
+        advice: What to do about a damaged file, put at the end of the message.
+        failure: Class of the error.
+
+    Returns:
+        The document as it stands in the file, unknown keys included.
+
+    Raises:
+        KdcompressError: `failure`; it cannot be read, is too large, or does not keep its schema.
+    """
+    text = read_text(path, failure=failure)
+    return parse_document(text, str(path), schema, advice=advice, failure=failure)
+
+
+def parse_document(
+    text: str,
+    where: str,
+    schema: type[BaseModel] | TypeAdapter[Any],
+    *,
+    advice: str = "",
+    failure: Failure = UserError,
+) -> Any:
+    """Reads JSON from text and checks it against a schema; raises as `read_document`.
+
+    Args:
+        text: The JSON.
+        where: Name of its origin, for messages.
+        schema: See `read_document`.
+        advice: See `read_document`.
+        failure: See `read_document`.
+    """
+    document = parse_json(text, where, advice=advice, failure=failure)
+    check_document(document, where, schema, advice=advice, failure=failure)
+    return document
+
+
+def check_document(
+    document: Any,
+    where: str,
+    schema: type[BaseModel] | TypeAdapter[Any],
+    *,
+    advice: str = "",
+    failure: Failure = UserError,
+) -> None:
+    """Checks a document against a schema; the arguments and errors are those of `parse_document`."""
+    adapter = schema if isinstance(schema, TypeAdapter) else TypeAdapter(schema)
+    try:
+        adapter.validate_python(document, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == VERSION_ERROR:
+            raise failure(f"{where}: {_shown(first['msg'])}") from None
+        _fail(where, _describe(first), advice, failure)
+    except RecursionError:
+        _fail(where, "is nested too deeply", advice, failure)
+
+
+def parse_json(text: str, where: str, *, advice: str = "", failure: Failure = UserError) -> Any:
+    """Reads bounded JSON: finite numbers, whole characters, at most `MOST_DEPTH` levels.
+
+    The arguments and errors are those of `parse_document`.
+    """
+    try:
+        document = json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
+    except json.JSONDecodeError as error:
+        _fail(where, f"is not valid JSON ({error.msg}, line {error.lineno})", advice, failure)
+    except RecursionError:
+        _fail(where, "is nested too deeply", advice, failure)
+    except ValueError as error:
+        _fail(where, _shown(error), advice, failure)
+    check_tree(document, where, advice=advice, failure=failure)
+    return document
+
+
+def check_tree(document: Any, where: str, *, advice: str = "", failure: Failure = UserError) -> None:
+    """Checks that a document is not nested too deeply and that its text can be written again.
+
+    The arguments and errors are those of `check_document`.
+    """
+    if _is_deeper(document, MOST_DEPTH):
+        _fail(where, "is nested too deeply", advice, failure)
+    try:
+        json.dumps(document, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        _fail(where, "half a character (a lone surrogate) is in it", advice, failure)
+
+
+def read_text(path: Path, most: int = MOST_BYTES, *, failure: Failure = UserError) -> str:
+    """Reads a text file; raises as `read_document`.
+
+    Args:
+        path: A regular file in UTF-8.
+        most: Bytes at most.
+        failure: Class of the error.
+    """
+    content = read_bytes(path, most, failure=failure)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise failure(f"{path}: is damaged: byte {error.start} is no UTF-8 text") from None
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES, *, failure: Failure = UserError) -> bytes:
+    """Reads a regular file, without waiting for what is none; raises as `read_document`.
+
+    Args:
+        path: The file.
+        most: Bytes at most.
+        failure: Class of the error.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise failure(f"{path}: cannot be read: it is no regular file")
+            # A read takes memory for all that it is asked for, so not for `most`.
+            content = file.read(min(status.st_size, most) + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise failure(f"{path}: cannot be read: {reason}") from None
+    if len(content) > most:
+        size = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most:,} bytes"
+        raise failure(f"{path}: is larger than {size}, so it is not what kdcompress wrote")
+    return content
+
+
+def _fail(where: str, what: str, advice: str, failure: Failure) -> NoReturn:
+    raise failure(f"{where}: is damaged: {what}{f'; {advice}' if advice else ''}")
+
+
+def _describe(problem: ErrorDetails) -> str:
+    """Says in one line what is wrong with which key."""
+    *above, last = problem["loc"] or ("",)
+    place = ".".join(map(str, above))
+    if problem["type"] == "missing":
+        return f"{f'{_shown(place)}: ' if place else ''}lacks the key {_shown(repr(last))}"
+    what = problem["msg"].removeprefix("Value error, ")
+    what = "expected a JSON object" if problem["type"] == "model_type" else what[:1].lower() + what[1:]
+    place = ".".join(map(str, problem["loc"]))
+    return f"{_shown(place)}: {_shown(what)}" if place else _shown(what)
+
+
+def _shown(text: object) -> str:
+    """Shortens text of the file, which a message quotes."""
+    shown = one_line(text)
+    return shown if len(shown) <= 2 * _SHOWN else f"{shown[:_SHOWN]}…{shown[-_SHOWN:]}"
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return number
+
+
+def _int(text: str) -> int:
+    if len(text) > 20 or not -_LARGEST <= int(text) < _LARGEST:
+        raise ValueError(f"the number {text[:20]} is too large")
+    return int(text)
+
+
+def _is_deeper(document: Any, most: int) -> bool:
+    level = [document]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True

@@ -1,0 +1,67 @@
+"""What is no regular file is never waited for, and an interrupt does not wait for threads that hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdcompress.data.decode import open_image, problem_of
+from kdcompress.data.image_check import broken_images, image_file, shared_images
+from kdcompress.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a" / "good.png")
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    (tmp_path / "a" / "device.png").symlink_to("/dev/zero")
+    return tmp_path
+
+
+def test_a_pipe_or_device_in_an_image_folder_is_named_and_not_opened(folder):
+    names = ["a/good.png", "a/pipe.png", "a/device.png"]
+    files = [image_file(folder, name) for name in names]
+    assert broken_images(folder, files, None) == dict.fromkeys(names[1:], "not a regular file")
+    assert problem_of(folder / "a/pipe.png") == "not a regular file"
+    with pytest.raises(DataError, match="not a regular file"):
+        shared_images(folder, {"train": files[1:], "test": files[1:]})
+    with pytest.raises(DataError, match=r"pipe\.png: not a regular file"), open_image(folder / "a/pipe.png"):
+        pass
+
+
+def test_an_interrupt_does_not_wait_for_a_thread_that_hangs(tmp_path):
+    code = """
+        import sys, time
+        from pathlib import Path
+        from kdcompress.data import image_check
+        def hang(file):
+            print("hangs", flush=True)
+            time.sleep(600)
+        image_check._mapped(hang, [image_check.ImageFile("a", 1, 1)] * 4, "check", None)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"hangs\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+
+
+def test_a_large_scan_in_16_bits_is_converted_in_strips(tmp_path):
+    values = (np.arange(600 * 300) % 65536).astype(np.uint16).reshape(600, 300)
+    Image.fromarray(values).save(tmp_path / "scan.png")
+    from kdcompress.data.decode import decode_image, pixels
+
+    with open_image(tmp_path / "scan.png") as image:
+        got = pixels(decode_image(image, 1))
+    assert np.array_equal(got[0], (values.astype(np.int64) + 128) // 257)
