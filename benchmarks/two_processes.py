@@ -85,11 +85,11 @@ def work(averaging):
     step, processes = make_step(averaging)
     print(Path(kdcompress.__file__).parents[1], flush=True)
     for line in sys.stdin:
-        processes.wait()
+        processes.barrier()
         began = time.perf_counter()
         for _ in range(int(line)):
             step()
-        processes.wait()
+        processes.barrier()
         print(time.perf_counter() - began, flush=True)
 
 

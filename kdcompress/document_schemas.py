@@ -32,6 +32,7 @@ Sha256 = Annotated[str, Field(max_length=200)]
 FigureName = Literal[
     "top1", "balanced_top1", "knn_top1", "nmi", "cluster_accuracy", "agreement", "loss", "kl"
 ]  # fmt: skip
+_PICTURE = r"^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/=]*$"
 _VERSION = re.compile(r"kdcompress\.[a-z-]+/(\d{1,9})")
 
 
@@ -103,10 +104,45 @@ class Sized(Scores):
     macs: Count
 
 
+class FittedOn(Document):
+    """Images that a temperature or a threshold was fitted on."""
+
+    split: Text
+    n: Count
+
+
+class Calibration(Document):
+    """How far confidence and accuracy differ."""
+
+    temperature: Positive | None
+    fitted_on: FittedOn | None
+    ece: Share
+    ece_calibrated: Share | None
+
+
+class Operation(Document):
+    """Figures of two classes at a threshold."""
+
+    threshold: Number
+    recall: Share
+    false_positive_rate: Share
+    precision: Share | None
+
+
+class TwoClasses(Document):
+    """Curves' areas and thresholds of two classes."""
+
+    positive: Literal[0, 1]
+    at_half: Operation
+    threshold: Operation | None
+
+
 class Student(Sized):
     """The student's figures."""
 
     top1: Share | None
+    calibration: Calibration | None = None
+    two_classes: TwoClasses | None = None
 
 
 class Verdict(Document):
@@ -169,6 +205,16 @@ class Gain(Document):
     cause: Cause | None = None
 
 
+class LargestClass(Document):
+    """Figures of the answer that is always the largest class."""
+
+    class_: Annotated[Count, Field(alias="class", lt=MOST_CLASSES)]
+    largest_in: Literal["train", "test"]
+    top1: Share
+    balanced_top1: Share
+    student_ahead: Gain | None
+
+
 class Training(Document):
     """Course of the student's training."""
 
@@ -207,6 +253,7 @@ class Results(Document):
     variants: dict[str, Variant] | None = None
     ensemble: Ensemble | None = None
     exits: Exits | None = None
+    largest_class: LargestClass | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -218,6 +265,67 @@ class Results(Document):
             raise ValueError("teacher.per_class: is not as long as the student's")
         if student.single_class is not None and student.single_class >= MOST_CLASSES:
             raise ValueError("student.single_class: is no class number")
+        return self
+
+
+Point = Annotated[list[Number], Len(2, 2)]
+Curve = Annotated[list[Point], Len(0, 100_000)]
+
+
+class Bin(Document):
+    """Images of similar confidence."""
+
+    confidence: Share
+    top1: Share
+
+
+class CalibrationCurves(Document):
+    """The calibration as trained and at the fitted temperature."""
+
+    bins: list[Bin]
+    bins_calibrated: list[Bin]
+
+
+class TwoClassCurves(Document):
+    """Curves of two classes."""
+
+    roc: Curve
+    precision_recall: Curve
+
+
+class Confusion(Document):
+    """One frequent mistake."""
+
+    label: Count
+    given: Count
+    n: Count
+
+
+class Mistake(Document):
+    """A test image that the student gets wrong; the picture is part of the document."""
+
+    label: Count
+    given: Count
+    probability: Share
+    image: Annotated[str, Field(pattern=_PICTURE, max_length=10**7)]
+
+
+class Details(Document):
+    """`details.json`."""
+
+    schema_: Version = Field(alias="schema")
+    class_counts: list[Count] | None = None
+    confusion: list[list[Count]] | None = None
+    confusions: list[Confusion] | None = None
+    calibration: CalibrationCurves | None = None
+    two_classes: TwoClassCurves | None = None
+    mistakes: list[Mistake] | None = None
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        rows = self.confusion or []
+        if any(len(row) != len(rows) for row in rows):
+            raise ValueError("confusion: is no square")
         return self
 
 
@@ -436,6 +544,7 @@ class Config(Document):
     input: InputObject
     task: Text | None = None
     num_features: Count | None = None
+    temperature: Positive | None = None
 
 
 class LogLine(Document):

@@ -34,6 +34,7 @@ from kdcompress.report.record import read_log
 from kdcompress.run.auto import keep_recorded, resolve_auto
 from kdcompress.run.context import Run
 from kdcompress.run.delivery import deliver, report
+from kdcompress.run.evaluation import check_calibrate
 from kdcompress.run.extra_images import (
     check_extra_images,
     select_extra_images,
@@ -45,13 +46,13 @@ from kdcompress.run.networks import load_networks, needs_of, tapped, with_classe
 from kdcompress.run.preparation import build_preparation, prepare
 from kdcompress.run.problems import data_problems, folder_problems
 from kdcompress.run.pseudo_labels import (
-    build,
+    build_backbone,
     build_pretraining,
-    figures,
+    load_pretrained_weights,
     pretrain,
-    start_from,
+    pretraining_figures,
     with_clusters,
-    with_stand_ins,
+    with_placeholder_labels,
 )
 from kdcompress.run.qat import check_int8_training, train_for_int8
 from kdcompress.run.teacher import compare_with_baseline, load_teacher
@@ -120,10 +121,10 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             )
         except UserError as error:
             raise join_problems([error, *data_problems(recipe, request.data)]) from None
-        recipe = processes.agree(complete)
+        recipe = processes.broadcast(complete)
         torch.set_num_threads(recipe.train.threads)
         check_installed(recipe.export.formats, "export.formats")
-        with processes.in_turn():
+        with processes.first_process_first():
             data = _open_data(recipe, progress)
             data = with_classes(
                 recipe, data, allow_code=request.allow_code, progress=not progress.quiet and processes.first
@@ -135,30 +136,36 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
         if recipe.export.embed_preprocess == "resize":
             check_spec(data.input_spec(), KEY)
         if processes.first:
-            expected = with_stand_ins(recipe, data)
+            data_with_placeholders = with_placeholder_labels(recipe, data)
             resolution = resolve_auto(
-                recipe, expected, progress=not progress.quiet, own_lr=own_lr, allow_code=request.allow_code
+                recipe,
+                data_with_placeholders,
+                progress=not progress.quiet,
+                own_lr=own_lr,
+                allow_code=request.allow_code,
             )
             recipe = resolution.recipe
             for notice in resolution.notices:
                 write_notice(notice)
             for warning in resolution.warnings:
                 progress.warn(warning)
-        recipe = processes.agree(recipe)
+        recipe = processes.broadcast(recipe)
         if recipe.batch_size % processes.world:
             raise UserError(
-                f"data.batch_size: {recipe.batch_size} is no multiple of the {processes.world} processes"
+                f"data.batch_size: {recipe.batch_size} is no multiple of the {processes.world} processes; "
+                f"set a multiple of {processes.world}"
             )
         run = Run(recipe, folder, data, processes, progress, request.allow_code, request.command)
         # Whatever does not fit is reported before anything is written.
-        with processes.in_turn():
+        with processes.first_process_first():
             _check_buildable(run, request.license_policy)
+        check_calibrate(recipe, data, needs_of(recipe).task)
         for warning in data.warnings if processes.first else ():
             progress.warn(warning)
         with folder.held() if processes.first else contextlib.nullcontext():
             if processes.first and request.overwrite:
                 folder.clear()
-            processes.wait()
+            processes.barrier()
             logs = folder / "seeds" / "*" if request.seeds else folder.path
             progress.say(f"A line per epoch is written to {logs / 'log.jsonl'}")
             return _run_seeds(run, request) if request.seeds else _run_to_end(run, baseline=request.baseline)
@@ -247,7 +254,10 @@ def _image_channels(recipe: Recipe) -> frozenset[int]:
     channels = frozenset.intersection(*numbers)
     if not channels:
         models = ", ".join(section.model for section in (*sections.values(), *([teacher] if teacher else [])))
-        raise UserError(f"no number of image channels suits all networks: {models}")
+        raise UserError(
+            f"no number of image channels suits all networks: {models}; choose networks with a common number "
+            "of input channels"
+        )
     return channels
 
 
@@ -273,7 +283,7 @@ def _run_seeds(run: Run, request: Request) -> dict[str, Any] | None:
 def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
     """Runs to the end, starting with the first step that is not yet done."""
     folder, first = run.folder, run.processes.first
-    if run.processes.agree(folder.finished() is not None if first else None):
+    if run.processes.broadcast(folder.finished() is not None if first else None):
         has_baseline = (folder / "baseline" / "manifest.json").exists()
         if has_baseline or not baseline:
             return (
@@ -284,36 +294,36 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
     if first:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.begin(run.recipe)
-    run.processes.wait()
+    run.processes.barrier()
 
     pretraining = pretrain(run)
     if pretraining is not None:
         run = with_clusters(run, pretraining)
     networks = load_networks(run)
     if pretraining is not None and pretraining.starts_student:
-        start_from(networks["student"], pretraining)
+        load_pretrained_weights(networks["student"], pretraining)
     # Generated images are the student's alone: no teacher is trained, tested or prepared with them.
-    real = without_extra(run)
-    teaching = load_teacher(real, networks)
+    real_run = without_extra(run)
+    teaching = load_teacher(real_run, networks)
     teacher = teaching.teacher if teaching else None
-    run = select_extra_images(run, teacher)
-    method = build_method(run, networks, teacher)
-    prepare(real, method, teacher)  # trains the method's heads on the teacher, if it has any
+    student_run = select_extra_images(run, teacher)
+    method = build_method(student_run, networks, teacher)
+    prepare(real_run, method, teacher)  # trains the method's heads on the teacher, if it has any
     if baseline:
         # First, so that a teacher with nothing to teach is known before the longer training.
-        _run_to_end(_baseline_of(run), baseline=False)
+        _run_to_end(_baseline_of(student_run), baseline=False)
         if first and teaching is not None:
-            compare_with_baseline(run, teaching)
-    outcome = run_training(run, student_training(run, method))
-    if run.recipe.export.int8 is not None and run.recipe.export.int8.qat_epochs:
-        train_for_int8(run, method, outcome)
+            compare_with_baseline(student_run, teaching)
+    outcome = run_training(student_run, student_training(student_run, method))
+    if student_run.recipe.export.int8 is not None and student_run.recipe.export.int8.qat_epochs:
+        train_for_int8(student_run, method, outcome)
     if not first:
         return None
-    with run.test_split() as test:
+    with student_run.test_split() as test:
         task = None if pretraining is None else CLUSTERS
-        delivery = deliver(run, networks["student"], method, outcome, teaching, test, task)
-        before = None if pretraining is None else figures(run, pretraining)
-        return report(run, networks["student"], outcome, delivery, teaching, test, before)
+        delivery = deliver(student_run, networks["student"], method, outcome, teaching, test, task)
+        before = None if pretraining is None else pretraining_figures(student_run, pretraining)
+        return report(student_run, networks["student"], outcome, delivery, teaching, test, before)
 
 
 def _baseline_of(run: Run) -> Run:
@@ -331,7 +341,9 @@ def _baseline_of(run: Run) -> Run:
         method={"name": "none", "classifier_first": 0.0},
         # A peer or an ensemble that ships in the run itself does not exist here.
         train=train.model_copy(update={"ship": train.ship if train.ship in ("last", "ema") else "best"}),
-        export=run.recipe.export.model_copy(update={"int8": None, "fp16": False, "exits": False}),
+        export=run.recipe.export.model_copy(
+            update={"int8": None, "fp16": False, "exits": False, "calibrate": False}
+        ),
     )
     alone = dataclasses.replace(without_extra(run), recipe=recipe, folder=RunFolder(run.folder / "baseline"))
     return dataclasses.replace(alone, recipe=recipe.lengthened(steps_per_epoch(run) / steps_per_epoch(alone)))
@@ -342,8 +354,8 @@ def _check_buildable(run: Run, policy: Policy) -> None:
     if run.recipe.train.tensorboard:
         require_tensorboard()
     if run.recipe.pseudo_labels is not None:
-        build_pretraining(run, build(run))
-        run = dataclasses.replace(run, data=with_stand_ins(run.recipe, run.data))
+        build_pretraining(run, build_backbone(run))
+        run = dataclasses.replace(run, data=with_placeholder_labels(run.recipe, run.data))
     networks = load_networks(run)
     check_licences(run, networks, policy)
     teacher = None

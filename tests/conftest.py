@@ -40,6 +40,7 @@ SLOW_FILES = {
         "load",
         "onnx_format",
         "openvino_format",
+        "probabilities",
         "quantize",
         "ship",
         "speed_verdict",
@@ -72,7 +73,7 @@ SLOW_FILES = {
     },
     "networks": {"backbones", "cohort", "families", "rounding", "teacher"},
     "probe": {"knowledge", "steps"},
-    "report": {"card"},
+    "report": {"card", "in_chromium", "quality"},
     "run": {"auto"},
     "train": {
         "bn_statistics",
@@ -86,6 +87,7 @@ SLOW_FILES = {
     "": {
         "bad_input",
         "bench_command",
+        "calibrated_files",
         "cli",
         "compare_command",
         "compatibility",

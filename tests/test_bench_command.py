@@ -97,6 +97,31 @@ def test_both_formats_are_one_network_under_the_names_of_a_run(student):
     assert len({entry["macs"] for entry in described}) == 1
 
 
+def test_two_files_are_compared_without_being_asked(student, tmp_path):
+    other = tmp_path / "other.onnx"
+    other.write_bytes(student.read_bytes())
+    document = _once(student, other)
+    assert [result["vs_baseline"] and result["vs_baseline"]["name"] for result in document["results"]] == [
+        None, "student",
+    ]  # fmt: skip
+    done = kdcompress(student, other, "--threads", 1, "--rounds", 1)
+    assert "vs baseline" in done.stdout
+    third = tmp_path / "third.onnx"
+    third.write_bytes(student.read_bytes())
+    assert all(result["vs_baseline"] is None for result in _once(student, other, third)["results"])
+
+
+def test_equal_classes_on_noise_are_no_figure(student):
+    done = kdcompress(student, student.with_suffix(".safetensors"), "--threads", 1, "--rounds", 1)
+    assert "timed on noise" in done.stdout
+    assert "same class" not in done.stdout
+    done = kdcompress(
+        student, student.with_suffix(".safetensors"), "--threads", 1, "--rounds", 1,
+        "--recipe", "quickstart",
+    )  # fmt: skip
+    assert "same class" in done.stdout
+
+
 def test_a_baseline_that_is_not_among_the_files_is_timed_too(student, tmp_path):
     other = shutil.copy(student, tmp_path / "teacher.onnx")
     document = _once(student, baseline=str(other))

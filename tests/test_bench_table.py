@@ -94,6 +94,14 @@ def test_agreement_and_accuracy_have_columns_where_they_are_known():
     assert text.count("91.2 %") == 2
 
 
+def test_equal_classes_of_random_noise_are_not_shown():
+    parity = {"to": "student (onnxruntime, threads 1, batch 1)", "n": 32, "top1_agreement": 0.96875}
+    results = [_result("student", images="noise"), _result("teacher", images="noise", parity=parity)]
+    text = _printed(_document(results=results))
+    assert "same class" not in text
+    assert "96.9" not in text
+
+
 def test_what_has_changed_since_an_earlier_document_is_a_table_of_its_own():
     row = {"artefact": "student", "runtime": "onnxruntime", "precision": "fp32", "threads": 1, "batch": 1}
     row |= {"old_ms": 2.5, "new_ms": 5.0, "ratio": 0.5, "ci95": [0.48, 0.52], "by": "times"}

@@ -91,7 +91,7 @@ def test_the_version_is_told():
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "interrupted; what was saved before stays, go on with --resume"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing was saved yet, run it again"),
         (MemoryError(), 5, "out of memory; lower data.batch_size"),
         (torch.OutOfMemoryError("CUDA out of memory"), 5, "out of memory; lower data.batch_size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), 5, "out of memory"),

@@ -77,7 +77,7 @@ def test_every_link_resolves(page):
 
 
 def test_every_page_of_the_documentation_is_linked_from_the_readme():
-    links = re.findall(r"\]\((docs/[^)#\s]+)", PAGES["README.md"])
+    links = re.findall(r"\]\((docs/[^)#\s]+\.md)", PAGES["README.md"])
     assert {page for page in PAGES if page.startswith("docs/")} == set(links)
 
 

@@ -38,7 +38,9 @@ def _ratio(result: dict[str, Any], _: dict[str, Any]) -> float | None:
 
 
 def _agreement(result: dict[str, Any], _: dict[str, Any]) -> float | None:
-    return None if result["parity"] is None else float(result["parity"]["top1_agreement"])
+    if result["parity"] is None or result.get("images") == "noise":
+        return None  # random noise has no right class
+    return float(result["parity"]["top1_agreement"])
 
 
 def _top1(_: dict[str, Any], artefact: dict[str, Any]) -> float | None:
@@ -48,7 +50,7 @@ def _top1(_: dict[str, Any], artefact: dict[str, Any]) -> float | None:
 
 _FEW_ROUNDS = "an interval needs 6 rounds"
 NO_BASELINE = "it is the baseline, or has none, or too few rounds for an interval"
-NO_PARITY = "it is what the others are compared with, or has none"
+NO_PARITY = "it is what the others are compared with, has none, or ran on noise (give images with --recipe)"
 METRICS: dict[str, Metric] = {
     "p50": Metric("time", lambda r, a: r["latency_ms"]["p50"]),
     "p50_low": Metric("time", _end("latency_ms", 0), _FEW_ROUNDS),

@@ -36,7 +36,9 @@ units    us ms s, kB MB GB, %; none: ms and MB
 )
 @click.argument("files", metavar="[NAME=]FILE...", nargs=-1)
 @click.option(
-    "--baseline", metavar="FILE", help="File that the others are compared with; one of FILE or one more."
+    "--baseline",
+    metavar="FILE",
+    help="File that the others are compared with; one of FILE or one more. [default: the first of two files]",
 )
 @click.option(
     "--threads",

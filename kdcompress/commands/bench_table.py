@@ -33,7 +33,7 @@ def table(document: dict[str, Any]) -> RenderableType:
     results, artefacts = document["results"], document["artefacts"]
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     has_baseline = any(result["vs_baseline"] for result in results)
-    has_parity = any(result["parity"] for result in results)
+    has_parity = any(_shows_classes(result) for result in results)
     has_top1 = any(artefact.get("accuracy") for artefact in artefacts.values())
     for name in ("artefact", "runtime"):
         grid.add_column(name, overflow="fold")
@@ -64,7 +64,8 @@ def table(document: dict[str, Any]) -> RenderableType:
             "" if macs is None else f"{macs / 1e9:.3g}",
         ]
         if has_parity:
-            cells.append("-" if result["parity"] is None else _percent(result["parity"]["top1_agreement"]))
+            same = result["parity"]["top1_agreement"] if _shows_classes(result) else None
+            cells.append(_percent(same))
         if has_top1:
             cells.append("-" if not artefact.get("accuracy") else _percent(artefact["accuracy"]["top1"]))
         grid.add_row(*cells)
@@ -130,6 +131,11 @@ def footer(document: dict[str, Any]) -> list[str]:
         what = f"at {failure['stage']}: {failure['type']}: {failure['message']}"
         lines.append(f"failed: {label_of(failure)} {what}")
     return lines
+
+
+def _shows_classes(result: dict[str, Any]) -> bool:
+    """Returns True if the outputs were compared on real images: random noise has no right class."""
+    return result["parity"] is not None and result.get("images") != "noise"
 
 
 def _against(comparison: dict[str, Any] | None) -> Text:

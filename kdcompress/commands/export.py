@@ -180,7 +180,7 @@ def export(
 
         which = {"side": "input_size", "student": "student", "at": "at", "drop": "drop"}
         asked = StripRequest(**{k: others.pop(v) for k, v in which.items()}, allow_code=allow_code)
-        on = foreign_export.OnData(root=root, **others)
+        on = foreign_export.ProofDataOptions(root=root, **others)
         summary = foreign_export.export(source, out, names, progress, asked, on, opset=opset, derived=derived)
     else:
         from kdcompress.export.reexport import export

@@ -176,7 +176,7 @@ def _measured_lines(row: dict[str, Any] | None) -> Iterator[tuple[int, str]]:
     yield 2, f"{row['top1']:.2f} ± {row['sd']:.2f} % top-1{probe}{gain}"
     prepared = f" and {row['preparation_minutes']} for the preparation" if row["preparation_minutes"] else ""
     yield 2, f"{row['minutes']} minutes on one thread{prepared}, {row['peak_mb']:,} MB peak memory"
-    yield 2, f"{row['setting']}; images seen: {row['images']} ({row['source']})"
+    yield 2, f"{row['setting']}; distinct training images: {row['images']} ({row['source']})"
 
 
 def _value(value: Any) -> str:

@@ -101,7 +101,7 @@ def score_split(run: Run, batches: Batches, scorer: Scorer, source: Path) -> Sco
 
 
 def outputs_of(run: Run, batches: Batches) -> tuple[Tensor, Tensor]:
-    """`[N, K]` float32 outputs and `[N]` labels of the whole split, which is not empty."""
+    """Computes outputs [N, K] float32 and collects labels [N] of a split, which is not empty."""
     pairs = [(torch.from_numpy(run(as_input(images))), labels.cpu()) for images, labels in batches]
     outputs, labels = zip(*pairs, strict=True)
     return torch.cat(outputs), torch.cat(labels)
@@ -136,7 +136,7 @@ def compare(
     Raises:
         UserError: The file does not take these images, or gives another number of outputs.
     """
-    ours, theirs = (task.scorer(reference_NK.shape[1]) for _ in range(2))
+    reference_scorer, exported_scorer = (task.scorer(reference_NK.shape[1]) for _ in range(2))
     deviation = task.deviation(limit, spread(reference_NK))
     errors: list[Tensor] = []
     moments = _Moments()
@@ -149,24 +149,31 @@ def compare(
             raise UserError(
                 f"the file gives outputs of {list(got.shape)}, its network {list(expected.shape)}"
             )
-        ours.update(expected, labels)
-        theirs.update(got, labels)
+        reference_scorer.update(expected, labels)
+        exported_scorer.update(got, labels)
         deviation.update(expected, got)
         errors.append((expected.double() - got.double()).abs().amax(1))
         moments.add(got.double())
     assert 0 < rows == len(reference_NK), f"{rows} test images, outputs of {len(reference_NK)}"
-    return Comparison(ours, theirs, torch.cat(errors), deviation, moments.spread(), moments.mean_absolute())
+    return Comparison(
+        reference_scorer,
+        exported_scorer,
+        torch.cat(errors),
+        deviation,
+        moments.spread(),
+        moments.mean_absolute(),
+    )
 
 
 def as_input(images: Tensor) -> NDArray[np.float32]:
-    """Images as the files take them: float32, contiguous, on the CPU."""
+    """Converts images to contiguous float32 arrays on the CPU."""
     return images.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
 def spread(outputs_NK: Tensor) -> float:
-    """S: the standard deviation over images of each class's logit (or feature), averaged over classes.
+    """Computes S: the standard deviation over images of each logit (or feature), averaged over them.
 
-    The signal that an error of an output is to be measured against: what all images share tells none apart.
+    Errors of outputs are divided by S.
     """
     return float(outputs_NK.double().std(0, correction=0).mean())
 

@@ -1,4 +1,4 @@
-"""Which images say how far the activations reach: real ones, of the training split, not augmented."""
+"""Draws the calibration images: un-augmented training images, balanced over the classes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Calibration:
         return sum(map(len, self.batches))
 
     def first(self, count: int) -> NDArray[np.float32]:
-        """`[min(count, N), C, H, W]`."""
+        """Returns the first images, `[min(count, N), C, H, W]`."""
         return np.concatenate(self.batches[: -(-count // BATCH)])[:count]
 
     def to_json(self) -> dict[str, Any]:
@@ -45,8 +45,8 @@ class Calibration:
         return {"split": "train", "images": len(self), "seed": self.seed, "sha256": self.sha256}
 
 
-def drawn(labels_N: Tensor, count: int, seed: int) -> Tensor:
-    """Positions of so many images, every class as often as any other, as far as its images go.
+def draw_balanced(labels_N: Tensor, count: int, seed: int) -> Tensor:
+    """Selects at most count positions, as equally over the classes as their sizes allow.
 
     What a small class cannot give, the larger ones give in equal parts. Images without a label count as one
     more class, so a set without labels is drawn from uniformly.
@@ -80,7 +80,7 @@ def calibration(
         count: How many.
         seed: Decides which.
     """
-    images = as_input(torch.cat([part.cpu() for part in read(drawn(labels_N, count, seed))]))
+    images = as_input(torch.cat([part.cpu() for part in read(draw_balanced(labels_N, count, seed))]))
     digest = hashlib.sha256(np.round(images * 255).astype(np.uint8).tobytes()).hexdigest()
     parts = tuple(images[start : start + BATCH] for start in range(0, len(images), BATCH))
     return Calibration(parts, seed, digest)

@@ -28,7 +28,7 @@ _TIMM_KEYS = frozenset(
         "wide_resnet101_2",
     )
 )
-"""torchvision's networks whose tensors bear the same names in timm, under the same network name."""
+"""torchvision's networks whose tensors have the same names in timm, under the same network name."""
 
 
 _TIMM_CROP_MODES = {"whole": "squash", "pad": "border"}
@@ -44,6 +44,7 @@ class DeployedConfig:
         class_names: K names, by class number.
         spec: The network's input.
         task: `Task.name`, where the classes do not tell it; None: they do.
+        temperature: Fitted on held-out images; None: not fitted.
     """
 
     model: str
@@ -51,6 +52,7 @@ class DeployedConfig:
     class_names: tuple[str, ...]
     spec: InputSpec
     task: str | None = None
+    temperature: float | None = None
 
 
 def write_config(
@@ -96,7 +98,7 @@ def write_config(
 
 
 def timm_name(model: str) -> str | None:
-    """The name under which timm builds a network with the same tensors, or None."""
+    """Returns the name under which timm builds a network with the same tensors, or None."""
     family, _, name = model.partition("/")
     if family == "timm" or model in _TIMM_KEYS:
         return name
@@ -118,4 +120,5 @@ def read_config(path: Path) -> DeployedConfig:
         class_names=tuple(document["label_names"]),
         spec=InputSpec.from_json(document["input"]),
         task=document.get("task"),
+        temperature=document.get("temperature"),
     )

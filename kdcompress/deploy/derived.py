@@ -35,11 +35,11 @@ class DerivedFile(ABC):
     @property
     @abstractmethod
     def prefix(self) -> str:
-        """Beginning of the names of its gates."""
+        """Returns the beginning of the names of its gates."""
 
     @property
     def title(self) -> str:
-        """Its name in a message."""
+        """Returns its name in a message."""
         return self.path.name
 
     @property
@@ -52,7 +52,7 @@ class DerivedFile(ABC):
         yield from ()
 
     def entry(self) -> dict[str, Any]:
-        """Its hash and size, as in a manifest."""
+        """Returns its hash and size, as in a manifest."""
         return {"sha256": sha256_of(self.path), "bytes": self.path.stat().st_size}
 
 

@@ -26,7 +26,7 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.accuracy import Batches, outputs_of
 from kdcompress.deploy.derived import DerivedFile
 from kdcompress.deploy.formats import onnx as onnx_format
-from kdcompress.deploy.gate import Gate, renamed
+from kdcompress.deploy.gate import Gate, with_prefix
 from kdcompress.deploy.graph_gates import graph_gates
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.deploy.network_gates import network_gates, strict_load
@@ -162,7 +162,7 @@ def _sentence(facts: dict[str, Any]) -> str:
 
 
 def _common_input(members: Sequence[Member]) -> InputSpec:
-    """The input of the file: that of the first member, without a normalisation outside of the members."""
+    """Returns the input of the file: that of the first member, with mean 0 and std 1."""
     first = members[0].spec
     size = (first.channels, first.height, first.width)
     for member in members:
@@ -179,7 +179,7 @@ def _common_input(members: Sequence[Member]) -> InputSpec:
 def _proved_member(
     member: Member, num_classes: int, images: Tensor, allow_code: bool
 ) -> tuple[nn.Module | None, list[Gate]]:
-    """A fresh plain network with the member's weights, and its gates; None where they do not fit."""
+    """Builds a plain network with the member's weights and its gates; None if they do not fit."""
     spec = member.spec
     fresh = partial(
         fresh_student,
@@ -192,11 +192,11 @@ def _proved_member(
     plain = fresh()
     fits = strict_load(member.network, plain)
     if not fits.passed:
-        return None, renamed([fits], f"{PREFIX}{member.name}_")
+        return None, with_prefix([fits], f"{PREFIX}{member.name}_")
     load_strictly(plain, member.network.state_dict(), member.model)
     plain.eval()
     gates = network_gates(member.network, plain, fresh, spec, images)
-    return plain, renamed(gates, f"{PREFIX}{member.name}_")
+    return plain, with_prefix(gates, f"{PREFIX}{member.name}_")
 
 
 def _written(
@@ -229,7 +229,7 @@ def _written(
     compared, gates = split_gates(reference_NK, file, batches(), task=CLASSIFICATION)
     gates += parity_gates(reference.run, file, first_images(batches()), reference_NK, task=CLASSIFICATION)
     gates = [*graph_gates(file, opset), *gates]
-    made = dataclasses.replace(made, gates=[*made.gates, *renamed(gates, PREFIX)])
+    made = dataclasses.replace(made, gates=[*made.gates, *with_prefix(gates, PREFIX)])
     if compared is None:
         return made
     facts = {

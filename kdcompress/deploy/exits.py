@@ -29,7 +29,7 @@ from kdcompress.deploy.accuracy import Batches, Run, as_input, spread
 from kdcompress.deploy.derived import DerivedFile
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.formats.onnx import OnnxModel
-from kdcompress.deploy.gate import Gate, at_most, equal, relative, renamed
+from kdcompress.deploy.gate import Gate, at_most, equal, relative, with_prefix
 from kdcompress.deploy.graph_gates import graph_gates
 from kdcompress.deploy.load import GRAPH
 from kdcompress.deploy.macs import count_macs, count_macs_until, count_parameters
@@ -139,7 +139,7 @@ def write_exits(
     )
     fits = strict_load(student, plain)
     if not fits.passed:
-        return ExitsFile(path, renamed([fits], PREFIX))
+        return ExitsFile(path, with_prefix([fits], PREFIX))
     load_strictly(plain, student.state_dict(), model)
     whole = WithExits(plain, [(head.tap, head.layers) for head in heads]).eval()
     names = [PLAIN, *(f"{PLAIN}_exit{number}" for number in range(1, len(heads) + 1))]
@@ -157,9 +157,9 @@ def write_exits(
         onnx_format.write(whole, spec, path, metadata=described, opset=opset, outputs=names)
     except NetworkError as error:
         failed = Gate(f"{PREFIX}onnx_written", False, None, None, str(error))
-        return ExitsFile(path, [*renamed([fits], PREFIX), failed])
+        return ExitsFile(path, [*with_prefix([fits], PREFIX), failed])
     gates, figures = _proof(path, whole, spec, names, shipped / GRAPH, test_batches, opset)
-    gates = renamed([fits, *gates], PREFIX)
+    gates = with_prefix([fits, *gates], PREFIX)
     if len(figures) < len(names):
         return ExitsFile(path, gates)
     sizes = _sizes(whole, spec, heads)
@@ -265,7 +265,7 @@ def _proof(
             graph, gate = path.with_name(f"{name}.onnx"), "cut"
             write_cut(path, name, graph)
         more.append(_same_outputs(gate, OnnxModel(graph, threads), run, images, references[name]))
-        gates += renamed(more, "" if name == PLAIN else f"{name.removeprefix(PLAIN + '_')}_")
+        gates += with_prefix(more, "" if name == PLAIN else f"{name.removeprefix(PLAIN + '_')}_")
         if compared is not None:
             figures[name] = compared.exported.result()
     return gates, figures
@@ -277,8 +277,8 @@ def _split_outputs(
     names: Sequence[str],
 ) -> dict[str, Tensor]:
     """Runs a whole split once; returns `[N, K]` of every output."""
-    each = [run(as_input(images)) for images, _ in batches]
-    return {name: torch.cat([torch.from_numpy(outputs[name]) for outputs in each]) for name in names}
+    batch_outputs = [run(as_input(images)) for images, _ in batches]
+    return {name: torch.cat([torch.from_numpy(outputs[name]) for outputs in batch_outputs]) for name in names}
 
 
 def _output(

@@ -40,18 +40,18 @@ class Format:
 
     @property
     def artefact(self) -> str:
-        """Name of a student's file of this format in a benchmark."""
+        """Returns the name of a student's file of this format in a benchmark."""
         return "student" if self.name == "onnx" else f"student ({self.title})"
 
 
 def formats() -> list[Format]:
     """Lists the export formats: ONNX, safetensors, then the others by name."""
     names = sorted(discovery.names("format"), key=lambda name: (name != "onnx", name != "safetensors", name))
-    found = []
+    known_formats = []
     for name in names:
         header = discovery.header("format", name)
         constants = header.constants
-        found.append(
+        known_formats.append(
             Format(
                 name,
                 constants["SUFFIX"],
@@ -64,11 +64,11 @@ def formats() -> list[Format]:
                 header.source,
             )
         )
-    return found
+    return known_formats
 
 
 def parts_of(file: Path) -> list[Path]:
-    """A format's file and those that belong to it, as the weights beside a graph; the file itself last."""
+    """Lists the files that belong to a format's file, as the weights beside a graph, and itself, last."""
     for known in formats():
         if known.suffix == file.suffix:
             return [*(file.with_suffix(suffix) for suffix in known.beside), file]
@@ -76,8 +76,13 @@ def parts_of(file: Path) -> list[Path]:
 
 
 def format_of(file: Path) -> str | None:
-    """The format whose files have this one's suffix."""
+    """Returns the format whose files have this one's suffix."""
     return next((known.name for known in formats() if known.suffix == file.suffix), None)
+
+
+def gives_probabilities(name: str) -> bool:
+    """Returns whether files of a format can have the output `probabilities` (`PROBABILITIES`)."""
+    return bool(discovery.header("format", name).constants.get("PROBABILITIES", False))
 
 
 def check_installed(names: Iterable[str], key: str) -> None:

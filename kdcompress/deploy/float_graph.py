@@ -50,8 +50,8 @@ class Layer:
     groups: int
 
 
-def prepared(source: Path) -> ModelProto:
-    """The graph with its batch norms folded, its constants computed and the shapes of its tensors known.
+def prepare_graph(source: Path) -> ModelProto:
+    """Folds batch norms and constants, replaces spatial means by pooling and infers shapes.
 
     Raises:
         NetworkError: It is no graph that onnxruntime takes.
@@ -63,7 +63,7 @@ def prepared(source: Path) -> ModelProto:
         # Not more than basic: the rest depends on the machine and is done anew wherever the file is loaded.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(path)
-        with ort.at_work():
+        with ort.quiet_ort_tools():
             onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
         model = onnx.load(path)
     _pool_where_the_mean_is_spatial(model)
@@ -73,10 +73,10 @@ def prepared(source: Path) -> ModelProto:
 
 
 def layers_of(model: ModelProto) -> Iterator[Layer]:
-    """The operators with weights, in the graph's order.
+    """Yields the operators with weights, in the graph's order.
 
     Args:
-        model: Result of `prepared`.
+        model: Result of `prepare_graph`.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     shapes = {
@@ -113,7 +113,7 @@ def measured_ranges(model: ModelProto, images: Calibration, ranges: Ranges, oper
     with tempfile.TemporaryDirectory(prefix="kdcompress-") as folder:
         path = Path(folder) / "float.onnx"
         onnx.save(model, path)
-        with ort.at_work():
+        with ort.quiet_ort_tools():
             calibrator = ort.create_calibrator(
                 path,
                 operators,
@@ -128,17 +128,17 @@ def measured_ranges(model: ModelProto, images: Calibration, ranges: Ranges, oper
 
 
 def outputs(model: ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`[B, K]` of images `[B, C, H, W]`."""
+    """Runs the graph on images [B, C, H, W]; returns outputs [B, K]."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    with ort.at_work():
+    with ort.quiet_ort_tools():
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDER])
         output: NDArray[np.float32] = session.run(None, {INPUT: images})[0]
     return output
 
 
-def tidied(model: ModelProto, source: ModelProto) -> ModelProto:
-    """The graph in order, without the tools' marks, with its source's metadata."""
+def clean_graph(model: ModelProto, source: ModelProto) -> ModelProto:
+    """Sorts the nodes, removes the tools' marks and copies the source's metadata."""
     sorted_ = ort.ONNXModel(model)
     sorted_.topological_sort()
     model = sorted_.model
@@ -165,7 +165,7 @@ class _One(ort.CalibrationDataReader):  # type: ignore[misc]
 
 
 def _macs(node: NodeProto, weight: list[int], shapes: dict[str, list[int]]) -> int:
-    """Multiply-accumulates of one image; 0 where the shapes are not known."""
+    """Computes the multiply-accumulates of one image; 0 if the shapes are not known."""
     if node.op_type == "MatMul":
         return math.prod(shapes.get(node.output[0], [0])[1:]) * weight[0]
     if node.op_type == "Gemm":
@@ -215,7 +215,7 @@ def _pool_where_the_mean_is_spatial(model: ModelProto) -> None:
 
 
 def _pooled(mean: NodeProto) -> list[NodeProto]:
-    """The same as a mean over height and width."""
+    """Returns nodes that compute the mean over height and width by pooling."""
     keeps = next((attribute.i for attribute in mean.attribute if attribute.name == "keepdims"), 1)
     (output,) = mean.output
     if keeps:

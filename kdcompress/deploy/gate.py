@@ -38,7 +38,7 @@ class Gate:
     detail: str
 
     def to_json(self) -> dict[str, Any]:
-        """An entry of `gates.json`; what JSON has no number for (NaN, infinity) becomes text."""
+        """Builds an entry of `gates.json`; NaN and infinity, which JSON lacks, become text."""
         return {key: _json(value) for key, value in asdict(self).items()}
 
     def __str__(self) -> str:
@@ -46,27 +46,27 @@ class Gate:
 
 
 def at_most(gate: str, figure: float, limit: float, detail: str) -> Gate:
-    """A gate that passes when the figure is at or below the limit; NaN never passes."""
+    """Makes a gate that passes if the figure is at most the limit; NaN never passes."""
     return Gate(gate, bool(figure <= limit), figure, limit, detail)
 
 
 def equal(gate: str, figure: Figure, limit: Figure, detail: str) -> Gate:
-    """A gate that passes when the figure is exactly the limit."""
+    """Makes a gate that passes if figure and limit are equal."""
     return Gate(gate, figure == limit, figure, limit, detail)
 
 
 def relative(figure: float, scale: float) -> float:
-    """`figure / scale`; infinite where there is no scale to measure a figure against."""
+    """Divides the figure by the scale; without a scale, 0 stays 0 and the rest is infinite."""
     return figure / scale if scale > 0 else (0.0 if figure == 0 else math.inf)
 
 
 def format_prefix(name: str) -> str:
-    """Beginning of the names of a format's gates, without hyphens: that of `my-format` is `my_format_`."""
+    """Returns the beginning of the names of a format's gates: that of `my-format` is `my_format_`."""
     return name.replace("-", "_") + "_"
 
 
-def renamed(gates: Iterable[Gate], prefix: str) -> list[Gate]:
-    """The gates with a prefix before their names."""
+def with_prefix(gates: Iterable[Gate], prefix: str) -> list[Gate]:
+    """Puts a prefix before the gates' names."""
     return [replace(gate, gate=f"{prefix}{gate.gate}") for gate in gates]
 
 
@@ -76,7 +76,7 @@ def with_split_name(gates: Iterable[Gate], name: str) -> list[Gate]:
 
 
 def document(gates: Sequence[Gate]) -> dict[str, Any]:
-    """The content of `gates.json`."""
+    """Builds the content of `gates.json`."""
     return {"schema": SCHEMA, "gates": [gate.to_json() for gate in gates]}
 
 

@@ -62,7 +62,7 @@ class Golden:
     task: Task
 
     def error(self, run: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> float:
-        """The largest error of what a file makes of the images; infinite if it gives another shape."""
+        """Computes the largest error of a file's outputs of the images; infinite for another shape."""
         got = run(self.images)
         if got.shape != self.outputs.shape:
             return math.inf
@@ -86,7 +86,7 @@ class Picker:
         self._every = 1
 
     def through(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same batches, looked at as they pass."""
+        """Yields the same batches, and collects images of them."""
         position = 0
         for images, labels in batches:
             for image, label in zip(images, labels.tolist(), strict=True):
@@ -100,7 +100,7 @@ class Picker:
             yield images, labels
 
     def picked(self) -> tuple[list[int], Tensor, Tensor]:
-        """(positions in the split, images `[N, C, H, W]` as they came, labels `[N]`); one image at least."""
+        """Returns (positions in the split, images `[N, C, H, W]` as they came, labels `[N]`); N ≥ 1."""
         last = len(self._taken) - 1
         count = min(self.count, last + 1)
         steps = [round(i * last / max(1, count - 1)) for i in range(count)]
@@ -206,6 +206,6 @@ def _check_arrays(arrays: dict[str, NDArray[Any]], task: Task) -> None:
 
 
 def _compact(images: Tensor) -> Tensor:
-    """The images in whole 255ths where that is exact, as of every image that was stored as bytes."""
+    """Converts images to uint8 if each value is a whole 255th; else returns them as they are."""
     whole = (images * 255).round().clamp(0, 255).to(torch.uint8)
     return whole if torch.equal(whole.to(torch.float32) / 255, images) else images

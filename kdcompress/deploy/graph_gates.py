@@ -14,7 +14,7 @@ _LABELS = PREFIX + "labels"
 
 
 def graph_gates(file: OnnxModel, opset: int | None) -> list[Gate]:
-    """`onnx_checker`, `opset`, `one_file_no_paths` and `provider`.
+    """Checks the ONNX file itself: onnx_checker, opset, one_file_no_paths and provider.
 
     Args:
         file: Opened in onnxruntime.
@@ -42,7 +42,7 @@ def graph_gates(file: OnnxModel, opset: int | None) -> list[Gate]:
 
 
 def paths_in(model: onnx.ModelProto) -> Iterator[str]:
-    """The folders of this machine, and all that looks like a path, named in the file outside its weights."""
+    """Yields the folders of this machine and all texts like a path in the file, outside its weights."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     for tensor in bare.graph.initializer:

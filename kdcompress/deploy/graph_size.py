@@ -183,7 +183,7 @@ def _macs(model: ModelProto, shape: list[int]) -> int | None:
 
 
 def _product(node: NodeProto, shapes: dict[str, list[int | None]]) -> int | None:
-    """Multiply-accumulates of one operator, or None where a shape is not known."""
+    """Computes the multiply-accumulates of one operator; None if a shape is not known."""
     first, weight, output = (
         shapes.get(name, [None])
         for name in (node.input[0], node.input[_PRODUCTS[node.op_type]], node.output[0])

@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto
 
 from kdcompress.deploy import ort_tools as ort
 from kdcompress.deploy.calibration import Calibration
-from kdcompress.deploy.float_graph import WITH_WEIGHTS, measured_ranges, prepared, tidied
+from kdcompress.deploy.float_graph import WITH_WEIGHTS, clean_graph, measured_ranges, prepare_graph
 
 LARGEST = 65504.0
 """Finite in float16."""
@@ -18,8 +18,8 @@ LARGEST = 65504.0
 _NORMALISING = frozenset({"Sub", "Div", "Add", "Mul"})
 
 
-def halved(source: Path) -> ModelProto:
-    """The graph in float16, with its source's metadata; equal files give equal bytes.
+def convert_to_fp16(source: Path) -> ModelProto:
+    """Converts weights and arithmetic of an ONNX file to float16; equal files give equal bytes.
 
     Images come in as float32 and are normalised as such: pixels near the mean would lose their last bits in
     the subtraction. Operators without a float16 form stay in float32.
@@ -47,17 +47,17 @@ def halved(source: Path) -> ModelProto:
     kept = [tensor for tensor in model.graph.initializer if tensor.name in constants]
     for tensor in kept:
         model.graph.initializer.remove(tensor)
-    with ort.at_work():
+    with ort.quiet_ort_tools():
         model = ort.convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
     if head:
         model.graph.input[0].CopyFrom(made_from.graph.input[0])
         model.graph.node.extend(head)
         model.graph.initializer.extend(kept)
-    return tidied(model, made_from)
+    return clean_graph(model, made_from)
 
 
 def in_float16(model: ModelProto) -> set[str]:
-    """The names of the nodes whose weights are float16."""
+    """Returns the names of the nodes whose weights are float16."""
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     return {
         node.name
@@ -67,19 +67,19 @@ def in_float16(model: ModelProto) -> set[str]:
 
 
 def largest_activation(source: Path, images: Calibration) -> float:
-    """The largest absolute value of any tensor in the float32 graph; NaN counts as infinite.
+    """Computes the largest absolute value of any tensor in the float32 graph; NaN counts as infinite.
 
     Args:
         source: The ONNX file.
         images: Images to measure on.
     """
-    ranges = measured_ranges(prepared(source), images, "minmax", [])
+    ranges = measured_ranges(prepare_graph(source), images, "minmax", [])
     ends = [np.abs(end).max() for tensor in ranges.values() for end in tensor.range_value]
     return float(np.nan_to_num(np.max(ends), nan=np.inf))
 
 
 def _normalisation(model: ModelProto) -> tuple[list[onnx.NodeProto], str]:
-    """The nodes that only scale and shift the images, from the input on, and the tensor they give."""
+    """Finds the nodes after the input that only scale and shift the images, and their output tensor."""
     constants = {tensor.name for tensor in model.graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:

@@ -17,9 +17,10 @@ from torch import Tensor
 from kdcompress.atomic import write_bytes
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy import image_graph
-from kdcompress.deploy.formats.onnx import PROVIDER, OnnxModel, open_
+from kdcompress.deploy.formats.onnx import PREFIX, PROVIDER, OnnxModel, open_
 from kdcompress.deploy.gate import Gate, at_most, relative
 from kdcompress.deploy.graph_gates import graph_gates
+from kdcompress.deploy.probabilities import probabilities_gate, temperature_in
 from kdcompress.deploy.verify import INVARIANCE_LIMIT, ROUNDING
 from kdcompress.errors import UserError
 
@@ -72,6 +73,11 @@ def make(
             for gate in graph_gates(file, base.opset)
         ]
         on = f"on {len(images)} {source}"
+        temperature = temperature_in(model, PREFIX)
+        if temperature is not None:
+            outputs = [file.outputs(checked.image[None]) for checked in images]
+            together = {name: np.concatenate([own[name] for own in outputs]) for name in outputs[0]}
+            gates.append(probabilities_gate(together, temperature, prefix="image_"))
         return [
             *gates,
             *_pixels(model, images, threads, on),
@@ -83,7 +89,7 @@ def make(
 
 
 def typical(images: Sequence[ReferenceImage]) -> tuple[int, int]:
-    """(H, W): the medians of the images' own."""
+    """Returns (H, W): the medians of the images' own."""
     heights, widths = (sorted(checked.image.shape[axis] for checked in images) for axis in (0, 1))
     return heights[len(heights) // 2], widths[len(widths) // 2]
 
@@ -128,7 +134,7 @@ def _outputs(
 
 
 def _alone(file: OnnxModel, images: Sequence[ReferenceImage], spread: float) -> Gate:
-    """An image against itself in a batch, beside its own mirror image."""
+    """Compares an image's outputs with those of the same image in a batch of mirror images."""
     name, first = "image_batch_invariance", images[0].image
     batch = np.ascontiguousarray(np.stack([first[:, ::-1], first, first[::-1]]))
     alone, together = file(np.ascontiguousarray(first[None])), file(batch)[1:2]

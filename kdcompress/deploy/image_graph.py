@@ -61,12 +61,12 @@ def check_spec(spec: InputSpec, option: str) -> None:
 
 
 def short_side(spec: InputSpec) -> int:
-    """Pixels that the shorter side is resized to; of data that comes in the network's size, that size."""
+    """Returns the pixels that the shorter side is resized to; without a resize, the network's size."""
     return spec.resize or spec.height
 
 
 def with_preprocessing(model: ModelProto, spec: InputSpec, typical: tuple[int, int]) -> ModelProto:
-    """The graph of `student.onnx` behind resize, crop and division by 255.
+    """Puts resize, crop and division by 255 before the graph of `student.onnx`.
 
     Args:
         model: `student.onnx`, of opset 18 or newer; it is not changed.
@@ -153,48 +153,50 @@ class _Preprocessing:
         return name
 
     def cropped(
-        self, own: dict[str, str], side: str, two: str, short: str
+        self, input_sizes: dict[str, str], side: str, two: str, short: str
     ) -> tuple[dict[str, str], dict[str, str]]:
         """Computes the size after the resize, and the first row and column of the centre, by axis."""
-        node, size, first = self.node, {}, {}
-        shorter = node("Min", list(own.values()), "shorter")
-        for axis, length in own.items():
+        node, resized_sizes, crop_starts = self.node, {}, {}
+        shorter = node("Min", list(input_sizes.values()), "shorter")
+        for axis, length in input_sizes.items():
             # Whole numbers, as the evaluation has it: the product first, rounded down, and never below the
             # crop.
             product = node("Mul", [length, short], f"{axis}_product")
             scaled = node("Div", [product, shorter], f"{axis}_scaled")
-            size[axis] = node("Max", [scaled, side], f"{axis}_resized")
+            resized_sizes[axis] = node("Max", [scaled, side], f"{axis}_resized")
             # Python's round of half the margin: to the even one of two that are equally near.
-            margin = node("Sub", [size[axis], side], f"{axis}_margin")
+            margin = node("Sub", [resized_sizes[axis], side], f"{axis}_margin")
             down = node("Div", [margin, two], f"{axis}_down")
             odd = [node("Mod", [margin, two], f"{axis}_odd"), node("Mod", [down, two], f"{axis}_up")]
-            first[axis] = node("Add", [down, node("Mul", odd, f"{axis}_more")], f"{axis}_first")
-        return size, first
+            crop_starts[axis] = node("Add", [down, node("Mul", odd, f"{axis}_more")], f"{axis}_first")
+        return resized_sizes, crop_starts
 
-    def on_border(self, own: dict[str, str], side: str, two: str) -> tuple[dict[str, str], dict[str, str]]:
+    def on_border(
+        self, input_sizes: dict[str, str], side: str, two: str
+    ) -> tuple[dict[str, str], dict[str, str]]:
         """Computes the size after the resize, and the border before the picture, by axis."""
-        node, size, first = self.node, {}, {}
-        one, longer = self.constant("one", [1]), node("Max", list(own.values()), "longer")
-        for axis, length in own.items():
+        node, resized_sizes, border_sizes = self.node, {}, {}
+        one, longer = self.constant("one", [1]), node("Max", list(input_sizes.values()), "longer")
+        for axis, length in input_sizes.items():
             scaled = node("Div", [node("Mul", [length, side], f"{axis}_product"), longer], f"{axis}_scaled")
-            size[axis] = node("Max", [scaled, one], f"{axis}_resized")
-            margin = node("Sub", [side, size[axis]], f"{axis}_margin")
-            first[axis] = node("Div", [margin, two], f"{axis}_first")
-        return size, first
+            resized_sizes[axis] = node("Max", [scaled, one], f"{axis}_resized")
+            margin = node("Sub", [side, resized_sizes[axis]], f"{axis}_margin")
+            border_sizes[axis] = node("Div", [margin, two], f"{axis}_first")
+        return resized_sizes, border_sizes
 
-    def resized(self, own: dict[str, str], size: dict[str, str], half: str) -> str:
+    def resized(self, input_sizes: dict[str, str], resized_sizes: dict[str, str], half: str) -> str:
         """Resizes as Pillow does, across and then down, rounded after each."""
         node = self.node
         planes = node("Transpose", [INPUT], "planes", perm=[0, 3, 1, 2])
-        done = node("Cast", [planes], "floats", to=TensorProto.FLOAT)
+        pixels = node("Cast", [planes], "floats", to=TensorProto.FLOAT)
         count = node("Shape", [planes], "count", start=0, end=2)
-        for name, height in (("across", own["height"]), ("down", size["height"])):
-            sizes = node("Concat", [count, height, size["width"]], f"{name}_sizes", axis=0)
+        for name, height in (("across", input_sizes["height"]), ("down", resized_sizes["height"])):
+            sizes = node("Concat", [count, height, resized_sizes["width"]], f"{name}_sizes", axis=0)
             # The filter ends at the image's border, where it is normalised anew.
-            part = node("Resize", [done, "", "", sizes], name, mode="linear", antialias=1, exclude_outside=1,
-                        coordinate_transformation_mode="half_pixel")  # fmt: skip
-            done = node("Floor", [node("Add", [part, half], f"{name}_up")], f"{name}_rounded")
-        return done
+            part = node("Resize", [pixels, "", "", sizes], name, mode="linear", antialias=1,
+                        exclude_outside=1, coordinate_transformation_mode="half_pixel")  # fmt: skip
+            pixels = node("Floor", [node("Add", [part, half], f"{name}_up")], f"{name}_rounded")
+        return pixels
 
 
 def _preprocessing(spec: InputSpec) -> tuple[list[NodeProto], list[TensorProto]]:
@@ -203,43 +205,43 @@ def _preprocessing(spec: InputSpec) -> tuple[list[NodeProto], list[TensorProto]]
     short = constant("short_side", [short_side(spec)]) if spec.fit == "crop" else ""
     square = constant("side", [side])
     two, half = constant("two", [2]), constant("half", 0.5, np.float32)
-    own = {
+    input_sizes = {
         "height": node("Shape", [INPUT], "height", start=1, end=2),
         "width": node("Shape", [INPUT], "width", start=2, end=3),
     }
-    size, first = dict.fromkeys(own, square), dict[str, str]()
+    resized_sizes, first_positions = dict.fromkeys(input_sizes, square), dict[str, str]()
     if spec.fit == "crop":
-        size, first = made.cropped(own, square, two, short)
+        resized_sizes, first_positions = made.cropped(input_sizes, square, two, short)
     elif spec.fit == "pad":
-        size, first = made.on_border(own, square, two)
-    done = made.resized(own, size, half)
+        resized_sizes, first_positions = made.on_border(input_sizes, square, two)
+    pixels = made.resized(input_sizes, resized_sizes, half)
     if spec.fit != "whole":
-        starts = node("Concat", [first["height"], first["width"]], "starts", axis=0)
+        starts = node("Concat", [first_positions["height"], first_positions["width"]], "starts", axis=0)
     if spec.fit == "crop":
         ends = node("Add", [starts, square], "ends")
-        done = node("Slice", [done, starts, ends, constant("axes", [2, 3])], "cut")
+        pixels = node("Slice", [pixels, starts, ends, constant("axes", [2, 3])], "cut")
     elif spec.fit == "pad":
-        sizes = node("Concat", [size["height"], size["width"]], "sizes", axis=0)
+        sizes = node("Concat", [resized_sizes["height"], resized_sizes["width"]], "sizes", axis=0)
         after = node("Sub", [node("Sub", [square, sizes], "borders"), starts], "after")
         pads, grey = (
             node("Concat", [starts, after], "pads", axis=0),
             constant("grey", spec.border, np.float32),
         )
-        done = node("Pad", [done, pads, grey, constant("axes", [2, 3])], "on_border")
+        pixels = node("Pad", [pixels, pads, grey, constant("axes", [2, 3])], "on_border")
     # Says what size it has, which nobody could infer.
     shape = constant(IMAGE_SHAPE.removeprefix(_PREFIX), [0, spec.channels, side, side])
-    node("Reshape", [done, shape], PIXELS.removeprefix(_PREFIX))
+    node("Reshape", [pixels, shape], PIXELS.removeprefix(_PREFIX))
     node("Div", [PIXELS, constant("largest", _LARGEST, np.float32)], _SCALED.removeprefix(_PREFIX))
     return made.nodes, made.constants
 
 
 def serialised(model: ModelProto) -> bytes:
-    """The bytes of a file; equal graphs give equal ones."""
+    """Returns the bytes of a file; equal graphs give equal ones."""
     return bytes(model.SerializeToString(deterministic=True))
 
 
 def with_pixels(model: ModelProto) -> bytes:
-    """The same graph that also gives the images it makes, before they are divided by 255."""
+    """Adds the images before their division by 255 to the graph's outputs; returns its bytes."""
     more = ModelProto()
     more.CopyFrom(model)
     more.graph.output.append(helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, None))
@@ -247,5 +249,5 @@ def with_pixels(model: ModelProto) -> bytes:
 
 
 def read(path: Path) -> ModelProto:
-    """An ONNX file in one piece."""
+    """Reads an ONNX file in one piece."""
     return onnx.load(path, load_external_data=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from kdcompress.deploy.float_graph import Layer, layers_of, prepared
+from kdcompress.deploy.float_graph import Layer, layers_of, prepare_graph
 from kdcompress.deploy.formats.onnx import PROVIDER
 from kdcompress.deploy.quantize import Target
 
@@ -60,7 +60,7 @@ def usual_target(machine: str, isa: Collection[str]) -> Target:
 
 
 def layout_of(path: Path) -> Layout:
-    """The graph of a file as onnxruntime runs it here, after its own fusions."""
+    """Reads the graph of a file as onnxruntime runs it here, after its own fusions."""
     with tempfile.TemporaryDirectory(prefix="kdcompress-") as folder:
         optimised = Path(folder) / "optimised.onnx"
         options = onnxruntime.SessionOptions()
@@ -98,12 +98,12 @@ def slow_causes(
         isa: Flags of the processor.
         in_float: Layers that stay in float because they were asked to.
     """
-    layers, layout = list(layers_of(prepared(exact))), layout_of(int8)
+    layers, layout = list(layers_of(prepare_graph(exact))), layout_of(int8)
     return [*_of_the_processor(machine, isa), *_of_the_graph(layout, in_float), *_of_the_layers(layers)]
 
 
 def grouped_share(layers: Sequence[Layer]) -> float:
-    """The share of the multiply-accumulates that convolutions in groups do, depthwise ones among them."""
+    """Computes the share of the multiply-accumulates in grouped (also depthwise) convolutions."""
     total = sum(layer.macs for layer in layers)
     return sum(layer.macs for layer in layers if layer.groups > 1) / total if total else 0.0
 
@@ -124,7 +124,7 @@ def _of_the_graph(layout: Layout, in_float: Sequence[str]) -> list[str]:
         around = f" around what onnxruntime computes in float: {between}" if between else ""
         found.append(f"{layout.conversions} conversions between int8 and float{around}")
     if in_float:
-        found.append(f"{_layers(len(in_float))} left in float by --int8-rescue")
+        found.append(f"{_layers(len(in_float))} left in float by --int8-rescue (export.int8.rescue)")
     if 3 * layout.moves > layout.operators:
         found.append(
             f"{layout.moves} of {layout.operators} operators only move data, which int8 leaves as slow"

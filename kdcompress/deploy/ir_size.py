@@ -68,19 +68,19 @@ def _layers(root: ET.Element) -> dict[int, _Layer]:
     for edge in root.iter("edge"):
         into, port = int(edge.attrib["to-layer"]), int(edge.attrib["to-port"])
         edges.setdefault(into, {})[port] = int(edge.attrib["from-layer"])
-    found = {}
+    layers = {}
     for layer in root.iter("layer"):
         number = int(layer.attrib["id"])
         data = layer.find("data")
         outputs = [_size(port) for port in layer.findall("output/port")]
-        found[number] = _Layer(
+        layers[number] = _Layer(
             kind=layer.attrib["type"],
             element="" if data is None else data.attrib.get("element_type", ""),
             inputs=tuple(edges.get(number, {})[port] for port in sorted(edges.get(number, {}))),
             sizes=tuple(_size(port) for port in layer.findall("input/port")),
             output=outputs[0] if outputs else (),
         )
-    return found
+    return layers
 
 
 def _size(port: ET.Element) -> tuple[int, ...]:
@@ -88,7 +88,7 @@ def _size(port: ET.Element) -> tuple[int, ...]:
 
 
 def _weights(layers: dict[int, _Layer]) -> list[_Layer]:
-    """Constants that are no scalars, but for what is done to the images before the first product."""
+    """Lists the constants that are no scalars and no preprocessing of the images."""
     before = {number for number, layer in layers.items() if layer.kind == "Parameter"}
     grown = True
     while grown:

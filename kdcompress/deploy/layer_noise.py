@@ -1,4 +1,4 @@
-"""Which layers of a network bear being quantised worst."""
+"""Measures the noise that the quantisation of each layer adds to the outputs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ CANDIDATES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """The loss of one layer by quantisation.
+class LayerNoise:
+    """The noise that the quantisation of one layer adds.
 
     Args:
         layer: Its name.
@@ -36,7 +36,7 @@ class Loss:
     gain_db: float
 
     def to_json(self) -> dict[str, Any]:
-        """For documents; an infinite ratio is null."""
+        """Builds an entry for documents; an infinite ratio is null."""
         finite = {key: round(value, 2) if math.isfinite(value) else None for key, value in self._figures()}
         return {"layer": self.layer, **finite}
 
@@ -44,14 +44,14 @@ class Loss:
         return ("own_db", self.own_db), ("gain_db", self.gain_db)
 
 
-def losses(
+def measure_layers(
     exact: ModelProto,
     layers: Sequence[Layer],
     quantise: Callable[[Sequence[str]], ModelProto],
     images: NDArray[np.float32],
     count: int = CANDIDATES,
-) -> list[Loss]:
-    """The layers that lose most by being quantised, the worst first.
+) -> list[LayerNoise]:
+    """Measures the layers that lose most by being quantised and sorts them, the worst first.
 
     The noise that a layer itself makes finds the candidates; what counts is what the outputs get back when
     one of them stays in float.
@@ -69,13 +69,14 @@ def losses(
     expected = outputs(exact, images)
     before = snr_db(expected, outputs(quantised, images))
     found = [
-        Loss(name, own[name], snr_db(expected, outputs(quantise([name]), images)) - before) for name in worst
+        LayerNoise(name, own[name], snr_db(expected, outputs(quantise([name]), images)) - before)
+        for name in worst
     ]
     return sorted(found, key=lambda loss: -loss.gain_db)
 
 
 def snr_db(expected_NK: NDArray[np.float32], given_NK: NDArray[np.float32]) -> float:
-    """Signal to noise of outputs in dB; infinite where they are equal.
+    """Computes the signal to noise of outputs in dB; infinite if they are equal.
 
     The signal is what tells images apart: the mean of each output over the images is taken off.
     """
@@ -110,7 +111,7 @@ def _own_noise(
 
 
 def _dequantised(node: NodeProto, tensors: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """The weights that a DequantizeLinear gives."""
+    """Computes the weights that a DequantizeLinear gives."""
     levels, scale, zero = (tensors[name] for name in node.input)
     if scale.ndim:
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
@@ -123,7 +124,7 @@ def _dequantised(node: NodeProto, tensors: dict[str, NDArray[Any]]) -> NDArray[n
 def _noise_of_inputs(
     model: ModelProto, images: NDArray[np.float32], scales: dict[str, tuple[NDArray[Any], NDArray[Any]]]
 ) -> dict[str, float]:
-    """Noise over signal of tensors that are rounded to their scales and zero points."""
+    """Measures noise over signal of tensors that are rounded to their scales and zero points."""
     opened = copy.deepcopy(model)
     known = {output.name for output in opened.graph.output}
     opened.graph.output.extend(

@@ -27,7 +27,7 @@ GRAPH = "student.onnx"
 def load(
     run_or_file: str | Path, *, threads: int | None = None, allow_code: bool = False
 ) -> tuple[nn.Module, InputSpec]:
-    """A shipped network in eval mode, and what it expects of its input.
+    """Loads a shipped network in eval mode and its input specification.
 
     Args:
         run_or_file: A run folder, a `.safetensors` with its `config.json` beside it, a `.onnx`, the `.xml`
@@ -62,10 +62,10 @@ class Graph(Protocol):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Entries under `kdcompress.*`."""
+        """Returns the entries under `kdcompress.*`."""
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Outputs of images `[B, C, H, W]` in [0, 1]."""
+        """Computes outputs of images `[B, C, H, W]` in [0, 1]."""
 
 
 def open_graph(path: Path, threads: int = 1) -> Graph:
@@ -98,13 +98,13 @@ class GraphNetwork(nn.Module):
         self.spec = spec_of(file)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Outputs `[B, K]` of images `[B, C, H, W]` in [0, 1], on the images' device."""
+        """Computes outputs `[B, K]` of images `[B, C, H, W]` in [0, 1], on the images' device."""
         array = np.ascontiguousarray(images.detach().to("cpu", torch.float32).numpy())
         return torch.from_numpy(self.file(array)).to(images.device)
 
 
 def spec_of(file: Graph) -> InputSpec:
-    """The input of such a file: mean 0 and std 1, the rest from its metadata, else from its input's shape.
+    """Reads an opened file's input specification: mean 0, std 1, sizes from its metadata or its input shape.
 
     Raises:
         UserError: Neither says the image size.
@@ -119,7 +119,10 @@ def spec_of(file: Graph) -> InputSpec:
         return input_in_metadata(text, file.path)
     _, channels_, height, width = file.input_shape
     if not (isinstance(channels_, int) and isinstance(height, int) and isinstance(width, int)):
-        raise UserError(f"{file.path}: neither its metadata nor its input's shape says the image size")
+        raise UserError(
+            f"{file.path}: neither its metadata nor its input's shape says the image size; export it with a "
+            "fixed image size"
+        )
     return InputSpec(channels_, height, width, (0.0,) * channels_, (1.0,) * channels_)
 
 
@@ -143,7 +146,7 @@ def input_in_metadata(text: str, path: Path) -> InputSpec:
 
 
 def _artefact(path: Path) -> Path:
-    """The file that is meant; a run folder's weights go before its graph."""
+    """Finds the file to load; of a run folder the weights, else the graph."""
     if path.is_dir():
         for name in (WEIGHTS, GRAPH):
             if (path / name).is_file():

@@ -17,7 +17,7 @@ _SHORTEST = 5
 
 
 def folders_in(content: bytes) -> Iterator[str]:
-    """The folders of this machine that are named somewhere in a file's content."""
+    """Yields the folders of this machine that are named somewhere in a file's content."""
     for folder in _folders():
         # Whole names only: "/work" is not in "some/workshop".
         if re.search(rb"(?<![\w.-])" + re.escape(folder.encode()) + rb"(?![\w.-])", content):

@@ -13,12 +13,12 @@ from kdcompress.networks.tap_points import Tap
 
 
 def count_parameters(module: nn.Module) -> int:
-    """The number of parameters; a shared one counts once, buffers (batch-norm statistics) not at all."""
+    """Counts the parameters; a shared one counts once, buffers (batch-norm statistics) not at all."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_macs(module: nn.Module, channels: int, height: int, width: int) -> int:
-    """Multiply-accumulates of one image in eval mode: those of convolutions and matrix products.
+    """Counts the multiply-accumulates of one image in eval mode: of convolutions and matrix products.
 
     Element-wise work (batch norm, activations, pooling) is left out, as the literature does.
 
@@ -38,7 +38,7 @@ def count_macs(module: nn.Module, channels: int, height: int, width: int) -> int
 
 
 def count_macs_until(module: nn.Module, images: Tensor, taps: Sequence[Tap]) -> list[int]:
-    """Multiply-accumulates of one image that a network has done when each of several maps is there.
+    """Counts the multiply-accumulates of one image that lead to each of several maps.
 
     Args:
         module: Its mode, buffers and gradients are untouched.
@@ -63,7 +63,7 @@ def count_macs_until(module: nn.Module, images: Tensor, taps: Sequence[Tap]) -> 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode within the block; afterwards every sub-module is in the mode it was in."""
+    """Sets eval mode within the block and restores the mode of every sub-module."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -21,7 +21,7 @@ EQUAL_LIMIT = 1e-6
 def network_gates(
     trained: nn.Module, plain: nn.Module, fresh: Callable[[], nn.Module], spec: InputSpec, images: Tensor
 ) -> list[Gate]:
-    """`strict_load`, `equal_outputs`, `same_keys`, `parameters` and `macs`.
+    """Compares the plain network: `strict_load`, `equal_outputs`, `same_keys`, `parameters`, `macs`.
 
     Args:
         trained: The module that was trained; takes normalised images.
@@ -76,7 +76,7 @@ def _same_keys(plain: nn.Module, fresh: nn.Module) -> Gate:
 
 
 def _on_cpu(module: nn.Module) -> nn.Module:
-    """A contiguous float32 copy, unwrapped: another device or layout sums in another order."""
+    """Makes a contiguous float32 copy, unwrapped: another device or layout sums in another order."""
     inner = getattr(module, "_orig_mod", module)
     inner = inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else inner
     copied = copy.deepcopy(getattr(inner, "_orig_mod", inner)).to("cpu", torch.float32)

@@ -30,7 +30,7 @@ class Deployed(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The network's outputs `[B, K]` of images `[B, C, H, W]` in [0, 1].
+        """Computes the network's outputs `[B, K]` of images `[B, C, H, W]` in [0, 1].
 
         The mean is subtracted here and not folded into the first convolution: that one pads with zeros, which
         are the mean's value only after the subtraction.
@@ -39,7 +39,7 @@ class Deployed(nn.Module):
         return outputs
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`forward` as an exported file does it: arrays on the CPU, no gradient."""
+        """Runs `forward` as an exported file does: on arrays on the CPU, without gradients."""
         with torch.no_grad():
             outputs: NDArray[np.float32] = self(torch.from_numpy(images)).numpy()
         return outputs

@@ -28,7 +28,7 @@ from kdcompress.errors import NetworkError  # noqa: E402
 # It appends its own folder, whose `models`, `benchmark` and others would then answer to anybody's import.
 sys.path[:] = _path
 
-# Its calibrators open sessions of their own, which warn on stderr; ours all say what they want to hear.
+# Its calibrators open sessions that warn on stderr; our own sessions set their level themselves.
 onnxruntime.set_default_logger_severity(3)
 
 __all__ = [
@@ -39,17 +39,15 @@ __all__ = [
     "QDQRegistry",
     "QLinearOpsRegistry",
     "QuantType",
-    "at_work",
     "convert_float_to_float16",
     "create_calibrator",
+    "quiet_ort_tools",
 ]
 
 
 @contextmanager
-def at_work() -> Iterator[None]:
-    """A block that is left to these tools: they print nothing and log no warning.
-
-    What came of it is for the gates to say.
+def quiet_ort_tools() -> Iterator[None]:
+    """Silences onnxruntime's tools within the block and translates their errors.
 
     Raises:
         NetworkError: They cannot do it with this graph.

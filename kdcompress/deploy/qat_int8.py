@@ -128,7 +128,7 @@ def _on_test(variant: Variant) -> dict[str, Any]:
 def _on_held_out(
     exact: Fp32Reference, made: dict[str, Variant], held_out: Callable[[], Batches] | None
 ) -> dict[str, Any] | None:
-    """The deciding figure of each file and of the float32 one; None where it cannot be told."""
+    """Computes the selection metric of each file and of the float32 one; None if it cannot be computed."""
     if held_out is None or not all(variant.score for variant in made.values()):
         return None
     exact_NK, labels_N = outputs_of(exact.file, held_out())
@@ -144,13 +144,13 @@ def _on_held_out(
 def _deciding(
     exact: Fp32Reference, outputs_NK: Tensor, exact_NK: Tensor, labels_N: Tensor
 ) -> tuple[str, float, float | None]:
-    """(name, figure, that of the float32 file): accuracy, or where no labels tell it, likeness to float32."""
+    """Computes (name, figure, float32's figure): accuracy, or without labels the likeness to float32."""
     if bool((labels_N >= 0).any()):
-        key = exact.task.deciding[0]
-        ours, theirs = (
+        key = exact.task.metrics[0]
+        int8_figure, fp32_figure = (
             scored(exact.task, outputs, labels_N).result()[key] for outputs in (outputs_NK, exact_NK)
         )
-        return key, ours, theirs
+        return key, int8_figure, fp32_figure
     if not exact.task.has_classes:
         return "snr_db", snr_db(exact_NK.numpy(), outputs_NK.numpy()), None
     same = outputs_NK.argmax(1) == exact_NK.argmax(1)

@@ -1,4 +1,4 @@
-"""int8: static QDQ of an exported graph, and which of its layers bear that worst.
+"""int8: quantises an exported graph (static QDQ) and measures the noise of its layers.
 
 Weights are signed and have a scale per output channel; activations have one scale per tensor, from the
 ranges seen on real images. Whatever onnxruntime can quantise is quantised: around each operator that stays in
@@ -21,12 +21,12 @@ from kdcompress.deploy.calibration import Calibration
 from kdcompress.deploy.float_graph import (
     WITH_WEIGHTS,
     Ranges,
+    clean_graph,
     layers_of,
     measured_ranges,
-    prepared,
-    tidied,
+    prepare_graph,
 )
-from kdcompress.deploy.layer_noise import CANDIDATES, Loss, losses
+from kdcompress.deploy.layer_noise import CANDIDATES, LayerNoise, measure_layers
 from kdcompress.errors import UserError
 
 Target = Literal["x86", "x86-novnni", "arm"]
@@ -58,12 +58,12 @@ class Quantiser:
     def __init__(self, source: Path, images: Calibration, target: Target, ranges: Ranges = "minmax") -> None:
         self.images, self.target = images, target
         self.made_from = onnx.load(source)
-        self._prepared = prepared(source)
+        self._prepared = prepare_graph(source)
         self.layers = tuple(layers_of(self._prepared))
         self._ranges = measured_ranges(self._prepared, images, ranges, OPERATORS)
 
     def graph(self, in_float: Collection[str] = ()) -> ModelProto:
-        """The quantised graph, with the source's metadata; equal inputs give equal bytes.
+        """Quantises the graph and keeps the source's metadata; equal inputs give equal bytes.
 
         Args:
             in_float: Names of layers that are not quantised: neither their weights nor their input.
@@ -72,7 +72,7 @@ class Quantiser:
             NetworkError: It cannot be quantised.
         """
         left = self._left_in_float(in_float)
-        with ort.at_work():
+        with ort.quiet_ort_tools():
             quantiser = ort.QDQQuantizer(
                 copy.deepcopy(self._prepared),
                 per_channel=True,
@@ -90,18 +90,18 @@ class Quantiser:
         _read_in_float(model, left)
         _give_outputs_in_float(model)
         _drop_unread(model)
-        return tidied(model, self.made_from)
+        return clean_graph(model, self.made_from)
 
-    def losses(self, count: int = CANDIDATES) -> list[Loss]:
-        """The layers that lose most by being quantised, the worst first.
+    def measure_layers(self, count: int = CANDIDATES) -> list[LayerNoise]:
+        """Measures the layers that lose most by being quantised and sorts them, the worst first.
 
         Args:
             count: How many are looked at.
         """
-        return losses(self._prepared, self.layers, self.graph, self.images.first(ANALYSED), count)
+        return measure_layers(self._prepared, self.layers, self.graph, self.images.first(ANALYSED), count)
 
     def _left_in_float(self, layers: Collection[str]) -> list[str]:
-        """The nodes of these layers, and those before them that only hand on what was rounded earlier."""
+        """Lists the nodes of these layers, and those before them that only hand on rounded tensors."""
         made_by = {output: node for node in self._prepared.graph.node for output in node.output}
         found = []
         for layer in self.layers:
@@ -115,7 +115,7 @@ class Quantiser:
 
 
 def in_int8(model: ModelProto) -> set[str]:
-    """The names of the nodes whose weights are int8."""
+    """Returns the names of the nodes whose weights are int8."""
     made_by = {output: node for node in model.graph.node for output in node.output}
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     return {
@@ -136,7 +136,7 @@ def check_rescue(source: Path, count: int) -> None:
     """
     if count == 0:
         return
-    there = len(list(layers_of(prepared(source))))
+    there = len(list(layers_of(prepare_graph(source))))
     if count >= there:
         raise UserError(
             f"--int8-rescue {count}: the network has {there} layers with weights, and at least one must be "
@@ -167,7 +167,7 @@ def _give_outputs_in_float(model: ModelProto) -> None:
 
 
 def _rounding_of(name: str, made_by: dict[str, NodeProto]) -> NodeProto | None:
-    """The QuantizeLinear of a tensor that comes out of a pair of it and a DequantizeLinear."""
+    """Finds the QuantizeLinear of a tensor that a DequantizeLinear after it gives."""
     restoring = made_by.get(name)
     if restoring is None or restoring.op_type != "DequantizeLinear":
         return None

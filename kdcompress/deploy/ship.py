@@ -22,13 +22,14 @@ from kdcompress.deploy.accuracy import Batches, outputs_of, scored
 from kdcompress.deploy.config import NAME as CONFIG
 from kdcompress.deploy.config import write_config
 from kdcompress.deploy.derived import FAILED
-from kdcompress.deploy.files import parts_of
+from kdcompress.deploy.files import gives_probabilities, parts_of
 from kdcompress.deploy.gate import GATES, Gate, document, format_prefix, with_split_name
 from kdcompress.deploy.golden_file import NAME as GOLDEN
 from kdcompress.deploy.golden_file import Picker, write_golden
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.deploy.network_gates import strict_load
 from kdcompress.deploy.normalised import Deployed
+from kdcompress.deploy.probabilities import KEY as TEMPERATURE
 from kdcompress.deploy.strip import fresh_student, load_strictly
 from kdcompress.deploy.verify import PARITY_LIMIT, prove, scored_format
 from kdcompress.errors import GateFailed, NetworkError
@@ -56,6 +57,8 @@ class Subject:
         teacher_outputs: The teacher's logits `[N, K]` on the test split, for an embedding its pooled
             features `[N, D']`; None: there is no teacher to agree with.
         task: Kind of its outputs; None: classification, or embedding without class names.
+        temperature: Fitted on held-out images; goes into the metadata and `config.json`. None: not fitted.
+        probabilities: True adds the output `probabilities`, at that temperature, to the files.
         extra_gates: Gates checked before the export (the teacher is unchanged, …); they join the others.
         test_name: Name of the test split in the gates' sentences and in the file.
     """
@@ -70,11 +73,18 @@ class Subject:
     extra_gates: Sequence[Gate] = ()
     task: Task | None = None
     test_name: str = TEST
+    temperature: float | None = None
+    probabilities: bool = False
 
     @property
     def known_task(self) -> Task:
-        """Kind of its outputs."""
+        """Returns the kind of its outputs."""
         return self.task or task_of(len(self.class_names))
+
+    @property
+    def output_temperature(self) -> float | None:
+        """Temperature of the output `probabilities`; None: the files do not have it."""
+        return self.temperature if self.probabilities else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +157,7 @@ def ship(
         described = _describe(subject, score)
         features = _features(plain, len(class_names)) if task.has_classes else reference_NK.shape[1]
         _write_config(staging, subject, features)
-        files, gates = _write_formats(plain, spec, staging, formats, described, opset, task)
+        files, gates = _write_formats(plain, subject, staging, formats, described, opset)
         proof = prove(
             trained=trained,
             plain=plain,
@@ -159,6 +169,7 @@ def ship(
             opset=opset,
             allow_code=allow_code,
             task=task,
+            temperature=subject.output_temperature,
         )
         gates = with_split_name([*gates, *proof.gates, *subject.extra_gates], subject.test_name)
         if proof.exported is None or not all(gate.passed for gate in gates):
@@ -178,8 +189,11 @@ def ship(
 
 
 def _figures(scorer: Scorer, teacher_outputs: Tensor | None) -> dict[str, Any]:
-    agreement = {} if teacher_outputs is None else {"agreement": scorer.agreement(teacher_outputs)}
-    return {**scorer.result(), **agreement}
+    if teacher_outputs is None:
+        return scorer.result()
+    constant = scorer.constant(teacher_outputs)
+    more = {} if constant is None else {"constant": constant}
+    return {**scorer.result(), "agreement": scorer.agreement(teacher_outputs), **more}
 
 
 def _describe(subject: Subject, score: dict[str, Any]) -> dict[str, str]:
@@ -195,13 +209,15 @@ def _describe(subject: Subject, score: dict[str, Any]) -> dict[str, str]:
     # Without labels only the agreement with the teacher is known.
     known = ("top1", "knn_top1", "cluster_accuracy", "nmi") if score["n"] else ("agreement",)
     figures = {name: score[name] for name in known if score.get(name) is not None}
+    if subject.temperature is not None:
+        described[TEMPERATURE] = json.dumps(subject.temperature)
     if figures:
         described["accuracy"] = json.dumps({"split": subject.test_name, **figures, "n": score["n"]})
     return described
 
 
 def _features(plain: nn.Module, num_classes: int) -> int | None:
-    """D, what the classifier reads, if that is a linear layer."""
+    """Returns D, the inputs of the classifier, if that is a linear layer."""
     features = [
         part.in_features
         for part in plain.modules()
@@ -214,6 +230,8 @@ def _write_config(staging: Path, subject: Subject, features: int | None) -> None
     extra: dict[str, Any] = {} if features is None else {"num_features": features}
     if subject.known_task is not task_of(len(subject.class_names)):
         extra["task"] = subject.known_task.name
+    if subject.temperature is not None:
+        extra[TEMPERATURE] = subject.temperature
     write_config(
         staging / CONFIG,
         model=subject.model,
@@ -227,21 +245,24 @@ def _write_config(staging: Path, subject: Subject, features: int | None) -> None
 
 def _write_formats(
     plain: nn.Module,
-    spec: InputSpec,
+    subject: Subject,
     staging: Path,
     formats: Sequence[str],
     metadata: dict[str, str],
     opset: int | None,
-    task: Task,
 ) -> tuple[dict[str, Path], list[Gate]]:
-    """The files by format; a format that cannot take this network fails its gate and the others go on."""
+    """Writes a file per format; a format that cannot take this network fails its gate, the others go on."""
     files: dict[str, Path] = {}
     gates: list[Gate] = []
     for name in formats:
         plugin = discovery.load("format", name)
         path = staging / f"student{plugin.SUFFIX}"
         try:
-            plugin.write(plain, spec, path, metadata=metadata, opset=opset, task=task)
+            more = {}
+            if subject.output_temperature is not None and gives_probabilities(name):
+                more["temperature"] = subject.output_temperature
+            task = subject.known_task
+            plugin.write(plain, subject.spec, path, metadata=metadata, opset=opset, task=task, **more)
         except NetworkError as error:
             gates.append(Gate(f"{format_prefix(name)}written", False, None, None, str(error)))
             continue

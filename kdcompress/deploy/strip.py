@@ -26,7 +26,7 @@ def plain_student(
     image_size: tuple[int, int],
     allow_code: bool = False,
 ) -> nn.Module:
-    """A fresh network of the student's class that holds the candidate's weights.
+    """Builds a fresh network of the student's class with the candidate's weights.
 
     Args:
         candidate_state: The trained module's state dictionary. Prefixes of torch.compile and of parallel
@@ -82,7 +82,7 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str) -> 
 
 
 def misfits(network: nn.Module, state: dict[str, Tensor]) -> dict[str, list[str]]:
-    """The keys that stand in the way of a strict load, by what is wrong with them; empty if nothing is."""
+    """Lists the keys that do not fit a strict load, by kind; empty if all fit."""
     expected = network.state_dict()
     problems = {
         "left over": [key for key in state if key not in expected],
@@ -93,12 +93,12 @@ def misfits(network: nn.Module, state: dict[str, Tensor]) -> dict[str, list[str]
 
 
 def describe_misfits(problems: dict[str, list[str]]) -> str:
-    """`misfits` in words, with the first few keys of each kind."""
+    """Describes `misfits`, with the first few keys of each kind."""
     return ", ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in problems.items())
 
 
 def without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state without the prefixes of torch.compile (`_orig_mod.`) and of parallel wrappers (`module.`)."""
+    """Removes the prefixes of torch.compile (`_orig_mod.`) and of parallel wrappers (`module.`)."""
     for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # compiled within parallel, or the other way round
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}

@@ -67,7 +67,7 @@ def vary_gate(precision: str, outputs_NK: Tensor) -> Gate:
 
 
 def invariance_gate(precision: str, run: Run, images: Tensor, exact_NK: Tensor) -> Gate:
-    """An image alone against the same image in batches of 2 and of 3.
+    """Compares an image's outputs alone with those of the same image in batches of 2 and of 3.
 
     Args:
         precision: int8 or fp16.
@@ -136,7 +136,7 @@ def range_gate(largest: float, count: int) -> Gate:
 
 
 def rounding_gates(exact_NK: Tensor, near_NK: Tensor, snr_db: float, *, task: Task) -> list[Gate]:
-    """fp16 against fp32 on the whole test split.
+    """Compares fp16 with fp32 on the whole test split.
 
     Args:
         exact_NK: What the float32 file gives there.

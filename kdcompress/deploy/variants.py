@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +19,20 @@ from torch import Tensor
 
 from kdcompress.atomic import write_bytes
 from kdcompress.deploy import half
-from kdcompress.deploy.accuracy import Batches, outputs_of, scored
+from kdcompress.deploy.accuracy import Batches, as_input, outputs_of, scored
 from kdcompress.deploy.calibration import Calibration
 from kdcompress.deploy.derived import DerivedFile
 from kdcompress.deploy.float_graph import Ranges, layers_of
 from kdcompress.deploy.formats.onnx import PREFIX, OnnxModel, open_
 from kdcompress.deploy.gate import Gate, equal
 from kdcompress.deploy.graph_gates import graph_gates
-from kdcompress.deploy.layer_noise import CANDIDATES, Loss, snr_db
+from kdcompress.deploy.layer_noise import CANDIDATES, LayerNoise, snr_db
+from kdcompress.deploy.probabilities import (
+    probabilities_gate,
+    temperature_in,
+    with_probabilities,
+    without_probabilities,
+)
 from kdcompress.deploy.quantize import Quantiser, Target, in_int8
 from kdcompress.deploy.speed_verdict import worst_layers
 from kdcompress.deploy.variant_gates import (
@@ -39,6 +47,7 @@ from kdcompress.deploy.variant_gates import (
 from kdcompress.deploy.verify import first_images
 from kdcompress.errors import UserError
 from kdcompress.tasks import Task
+from kdcompress.tasks.classification import NEARLY_CONSTANT
 
 NAMES = {"int8": "student.int8.onnx", "fp16": "student.fp16.onnx"}
 
@@ -54,6 +63,7 @@ class Fp32Reference:
         outputs_NK: On the test split.
         labels_N: Of it; -1 means no label.
         images: `[PARITY_IMAGES, C, H, W]` of it.
+        temperature: Temperature of its output `probabilities`; None: it has no such output.
 
     Raises:
         UserError: It cannot be opened, or does not take these images.
@@ -62,25 +72,37 @@ class Fp32Reference:
     def __init__(self, path: Path, batches: Callable[[], Batches]) -> None:
         self.path, self.batches = path, batches
         self.file = open_(path, torch.get_num_threads())
+        self.temperature = temperature_in(onnx.load(path, load_external_data=False), PREFIX)
         self.outputs_NK, self.labels_N = outputs_of(self.file, batches())
         self.images = first_images(batches())
 
     @property
     def task(self) -> Task:
-        """The task of its outputs."""
+        """Returns the task of its outputs."""
         return self.file.task
+
+    @contextmanager
+    def plain_graph(self) -> Iterator[Path]:
+        """Gives a file of its graph without the output `probabilities`, whose numbers tools may change."""
+        if self.temperature is None:
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory(prefix="kdcompress-") as folder:
+            plain = Path(folder) / self.path.name
+            onnx.save(without_probabilities(onnx.load(self.path)), plain)
+            yield plain
 
     @cached_property
     def score(self) -> dict[str, Any]:
-        """Its own figures."""
+        """Computes its own figures."""
         return self.score_of(self.outputs_NK)
 
     def score_of(self, outputs_NK: Tensor) -> dict[str, Any]:
-        """The figures of outputs on the same images."""
+        """Computes the figures of outputs on the same images."""
         return scored(self.task, outputs_NK, self.labels_N).result()
 
     def right(self, outputs_NK: Tensor) -> Tensor | None:
-        """`[N]` whether each labelled image is classified rightly; None where that cannot be said."""
+        """Returns `[N]`, True for each labelled image that is classified rightly; None if unknown."""
         known = self.labels_N >= 0
         if not self.task.numbers_are_labels or not bool(known.any()):
             return None
@@ -98,7 +120,8 @@ class Variant(DerivedFile):
         making: How it was made; stands in the file too.
         score: On the test split: the keys of `accuracy` (of a backbone `knn_top1` too), `drop` (points lost
             against fp32, None without labels), `snr_db` (None where nothing differs) and, of a classifier,
-            `agreement_fp32`. Empty if the file cannot be run.
+            `agreement_fp32` and, of a nearly constant one, `constant_fp32`: the share of the images that fp32
+            gives one class. Empty if the file cannot be run.
         outputs_NK: On the test split; None if it cannot be run.
         losses: The layers that lose most, the worst first; of int8 only.
         tuning: Result of quantisation-aware training, and whether this file has its weights; or None.
@@ -111,7 +134,7 @@ class Variant(DerivedFile):
     making: dict[str, Any]
     score: dict[str, Any] = field(default_factory=dict)
     outputs_NK: Tensor | None = field(default=None, repr=False)
-    losses: tuple[Loss, ...] = ()
+    losses: tuple[LayerNoise, ...] = ()
     tuning: dict[str, Any] | None = None
     exact: Fp32Reference | None = field(default=None, repr=False)
 
@@ -132,7 +155,10 @@ class Variant(DerivedFile):
         yield worst_layers(self.losses)
         more = len(self.making["in_float"]) + 3
         others = "" if self.making["ranges"] == "percentile" else ", --int8-ranges percentile"
-        yield f"try --int8-rescue {more}{others}, or accept the loss with --max-drop"
+        yield (
+            f"try --int8-rescue {more}{others}, or accept the loss with --max-drop (options of kdcompress "
+            "export; in a recipe export.int8.rescue, ranges, max_drop)"
+        )
 
 
 def to_int8(
@@ -160,12 +186,13 @@ def to_int8(
         source: The graph it is made from; None: the float32 file, which it is held against in any case.
         qat: How the weights of `source` were tuned; stands in the file.
     """
-    quantiser = Quantiser(source or exact.path, images, target, ranges)
+    with exact.plain_graph() as plain:
+        quantiser = Quantiser(source or plain, images, target, ranges)
     count = len(quantiser.layers)
     if rescue >= count:
         facts = f"{rescue} layers are to stay in float, and the network has {count} with weights"
         return Variant("int8", folder / NAMES["int8"], [Gate("int8_layers", False, 0, 1, facts)], {})
-    losses = quantiser.losses(max(CANDIDATES, 2 * rescue))
+    losses = quantiser.measure_layers(max(CANDIDATES, 2 * rescue))
     in_float = [loss.layer for loss in losses[:rescue]]
     model = quantiser.graph(in_float)
     making = {
@@ -198,11 +225,13 @@ def to_fp16(exact: Fp32Reference, images: Calibration, folder: Path) -> Variant:
         images: On which the activations must keep to what float16 holds.
         folder: Destination.
     """
-    model = half.halved(exact.path)
-    layers = len(list(layers_of(onnx.load(exact.path))))
+    with exact.plain_graph() as plain:
+        model = half.convert_to_fp16(plain)
+        largest = half.largest_activation(plain, images)
+        layers = len(list(layers_of(onnx.load(plain))))
     made = [
         equal("fp16_layers", len(half.in_float16(model)), layers, "layers with float16 weights"),
-        range_gate(half.largest_activation(exact.path, images), len(images)),
+        range_gate(largest, len(images)),
     ]
     making = {"input": "float32", "output": "float32", "normalisation": "float32"}
     path, gates, score, outputs_NK = _proved(model, "fp16", making, folder, exact)
@@ -217,6 +246,8 @@ def _proved(
 ) -> tuple[Path, list[Gate], dict[str, Any], Tensor | None]:
     """Writes the file; gives the gates that every such file has, its figures, and its outputs if it runs."""
     path = folder / NAMES[precision]
+    if exact.temperature is not None:
+        model = with_probabilities(model, exact.temperature)
     facts = {entry.key: entry.value for entry in model.metadata_props}
     facts[PREFIX + "precision"] = precision
     facts[PREFIX + precision] = json.dumps(making, sort_keys=True)
@@ -242,7 +273,7 @@ def _proved(
 
 
 def _score(exact: Fp32Reference, outputs_NK: Tensor) -> dict[str, Any]:
-    figure = exact.task.deciding[0]
+    figure = exact.task.metrics[0]
     score, before = exact.score_of(outputs_NK), exact.score[figure]
     noise = snr_db(exact.outputs_NK.numpy(), outputs_NK.numpy())
     score["drop"] = None if before is None else 100 * (before - score[figure])
@@ -250,11 +281,14 @@ def _score(exact: Fp32Reference, outputs_NK: Tensor) -> dict[str, Any]:
     if exact.task.has_classes:
         same = outputs_NK.argmax(1) == exact.outputs_NK.argmax(1)
         score["agreement_fp32"] = float(same.double().mean())
+        share = torch.bincount(exact.outputs_NK.argmax(1)).max().item() / len(same)
+        if share >= NEARLY_CONSTANT:
+            score["constant_fp32"] = share
     return score
 
 
 def _accuracy(exact: Fp32Reference, score: dict[str, Any]) -> dict[str, Any]:
-    figure = exact.task.deciding[0]
+    figure = exact.task.metrics[0]
     before = {f"{figure}_fp32": exact.score[figure]}
     return {"split": "test", figure: score[figure], **before, "n": score["n"]}
 
@@ -262,6 +296,9 @@ def _accuracy(exact: Fp32Reference, score: dict[str, Any]) -> dict[str, Any]:
 def _of_the_graph(precision: str, file: OnnxModel, exact: Fp32Reference) -> Iterator[Gate]:
     for gate in graph_gates(file, exact.file.opset):
         yield Gate(f"{precision}_{gate.gate}", gate.passed, gate.figure, gate.limit, gate.detail)
+    if exact.temperature is not None:
+        outputs = file.outputs(as_input(exact.images))
+        yield probabilities_gate(outputs, exact.temperature, prefix=f"{precision}_")
 
 
 def _write(model: ModelProto, facts: dict[str, str], path: Path) -> None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -29,11 +30,13 @@ from kdcompress.deploy.accuracy import (
     outputs_of,
     spread,
 )
+from kdcompress.deploy.files import gives_probabilities
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.gate import Gate, at_most, format_prefix, relative
 from kdcompress.deploy.graph_gates import graph_gates
 from kdcompress.deploy.network_gates import network_gates
 from kdcompress.deploy.normalised import Deployed
+from kdcompress.deploy.probabilities import probabilities_gate
 from kdcompress.deploy.strip import describe_misfits, misfits
 from kdcompress.errors import UserError
 from kdcompress.tasks import CLASSIFICATION, Task
@@ -90,6 +93,13 @@ class Proof:
         return all(gate.passed for gate in self.gates)
 
 
+class SeveralOutputs(Protocol):
+    """An opened file that can have the output `probabilities`."""
+
+    def outputs(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Computes every output, by name."""
+
+
 def prove(
     *,
     trained: nn.Module,
@@ -102,6 +112,7 @@ def prove(
     opset: int | None = None,
     allow_code: bool = False,
     task: Task = CLASSIFICATION,
+    temperature: float | None = None,
 ) -> Proof:
     """Runs every gate that applies to the files there are.
 
@@ -116,6 +127,7 @@ def prove(
         opset: Requested opset; None: any.
         allow_code: True: a `python:` network may be built.
         task: Kind of its outputs.
+        temperature: Temperature of the output `probabilities`; None: no file has it.
     """
     images = first_images(batches())
     deployed = Deployed(plain, spec)
@@ -135,6 +147,10 @@ def prove(
             gates.append(_round_trip(files[name], plain, deployed, file, images))
         if file is not None:
             runs[name] = file
+        if file is not None and temperature is not None and gives_probabilities(name):
+            outputs = cast(SeveralOutputs, file).outputs(as_input(images))
+            prefix = "" if name == "onnx" else format_prefix(name)
+            gates.append(probabilities_gate(outputs, temperature, prefix=prefix))
     if not runs:
         return Proof(gates, None, None)
     scored = scored_format(runs)
@@ -155,7 +171,7 @@ def prove(
 
 
 def scored_format(formats: Iterable[str]) -> str:
-    """The format whose file a run's accuracy is that of: ONNX where there is one, PyTorch's own the last."""
+    """Selects the format whose file gives the run's accuracy: ONNX first, safetensors last."""
     return min(formats, key=_rank)
 
 
@@ -213,7 +229,7 @@ def split_gates(
 def parity_gates(
     reference: Run, exported: Run, images: Tensor, reference_NK: Tensor, *, task: Task = CLASSIFICATION
 ) -> list[Gate]:
-    """The exported file against PyTorch at batch 1, 2 and 3, and against itself between them.
+    """Compares the file with PyTorch at batch sizes 1, 2, 3, and its outputs at 1 with those at 3.
 
     Args:
         reference: The PyTorch network with its normalisation.
@@ -248,7 +264,7 @@ def parity_gates(
 
 
 def _open(name: str, path: Path, opset: int | None, allow_code: bool) -> tuple[Run | None, list[Gate]]:
-    """The file as something to run, and the gates that look at the file itself."""
+    """Opens the file to run it, and checks the file itself."""
     threads = torch.get_num_threads()
     try:
         if name == "safetensors":
@@ -281,12 +297,16 @@ def _round_trip(path: Path, plain: nn.Module, deployed: Deployed, file: Run | No
 
 
 def _top1s(found: Comparison) -> str:
-    ours, theirs = (scorer.result()["top1"] for scorer in (found.exported, found.reference))
-    return "" if ours is None else f": top-1 {ours:.4f} of the file, {theirs:.4f} of PyTorch"
+    exported_top1, reference_top1 = (scorer.result()["top1"] for scorer in (found.exported, found.reference))
+    return (
+        ""
+        if exported_top1 is None
+        else f": top-1 {exported_top1:.4f} of the file, {reference_top1:.4f} of PyTorch"
+    )
 
 
 def first_images(batches: Batches) -> Tensor:
-    """`[PARITY_IMAGES, C, H, W]`: the first of the split, repeated where it has fewer."""
+    """Returns the first PARITY_IMAGES images; a shorter split is repeated."""
     first_batches: list[Tensor] = []
     for images, _ in batches:
         first_batches.append(images.detach().to("cpu", torch.float32))
@@ -298,7 +318,7 @@ def first_images(batches: Batches) -> Tensor:
 
 
 def in_batches(run: Run, array: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """The outputs of images that are run so many at a time.
+    """Runs a file on images in batches of size and joins the outputs.
 
     Raises:
         UserError: The file does not take so many, or gives another number of rows.
@@ -311,7 +331,7 @@ def in_batches(run: Run, array: NDArray[np.float32], size: int) -> NDArray[np.fl
 
 
 def largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Between two arrays of outputs; infinite where they are of different shapes."""
+    """Computes the largest absolute difference; infinite for different shapes."""
     if a.shape != b.shape:
         return math.inf
     return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())

@@ -19,7 +19,7 @@ from kdcompress.documents import read_document
 from kdcompress.errors import UserError
 from kdcompress.export.compressed import CompressedFiles, time_compressed, verdict_entries
 from kdcompress.export.derived import DerivedRequest
-from kdcompress.export.reexport import check_single, data_of, export_document, first_images, images_of
+from kdcompress.export.reexport import check_single, data_of, export_document, images_of, timing_images
 from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe
 from kdcompress.report.pages import PAGES, write_pages
@@ -68,7 +68,7 @@ def add_to_run(
             made = CompressedFiles.of(files)
             assert made is not None
             section = request.timing(recipe.bench)
-            bench = time_compressed(made, first_images(data.test), section, results["student"], progress)
+            bench = time_compressed(made, timing_images(data.test), section, results["student"], progress)
             names = {NAMES[variant.precision] for variant in made.variants}
             # Written one by one: whoever is killed in between leaves a run that can be asked again.
             run.update_manifest_hashes([], {GATES, "bench.json", "results.json", *PAGES, *names})
@@ -80,7 +80,8 @@ def add_to_run(
         write_json(source / "bench.json", _joined(source / "bench.json", bench, new))
         shipped = [variant.path.name for variant in made.passed]
         run.update_manifest_hashes([GATES, "bench.json", "results.json", *shipped])
-        # The pages read the manifest, and it vouches for them: it comes before and after.
+        # The pages read the manifest, and the manifest holds their hashes: it is written before and after
+        # them.
         run.update_manifest_hashes(write_pages(source))
     failed = failure(made.variants)
     if failed is not None:
@@ -89,7 +90,7 @@ def add_to_run(
 
 
 def _opened(source: Path) -> tuple[RunFolder, Recipe]:
-    """The run and its recipe, if smaller files can be made of what it shipped.
+    """Opens the run and its recipe, if smaller files can be made of what it shipped.
 
     Raises:
         UserError: They cannot.
@@ -117,7 +118,7 @@ def _opened(source: Path) -> tuple[RunFolder, Recipe]:
 
 
 def _joined(path: Path, bench: dict[str, Any], made: set[str]) -> dict[str, Any]:
-    """The run's benchmark with the new timings in it, beside the student's in the same rounds."""
+    """Adds the new timings to the run's benchmark, beside the student's in the same rounds."""
     if not path.is_file():
         return bench
     document = read_document(path, Bench)
@@ -145,7 +146,7 @@ def _joined(path: Path, bench: dict[str, Any], made: set[str]) -> dict[str, Any]
 
 
 def _renamed(result: dict[str, Any], name: str, other: str) -> dict[str, Any]:
-    """A result in which an artefact is called otherwise."""
+    """Returns a result in which an artefact has another name."""
     versus = result["vs_baseline"]
     if versus is not None and versus["name"] == name:
         versus = {**versus, "name": other}

@@ -1,4 +1,4 @@
-"""The smaller files of a student: made of its `student.onnx`, proved, timed, and verdict_entries."""
+"""Makes, proves and times the smaller files of a student, and builds their verdict entries."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CompressedFiles:
 
     @property
     def passed(self) -> list[Variant]:
-        """Those that have their final names."""
+        """Lists the files that have their final names."""
         return [variant for variant in self.variants if variant.passed]
 
     @classmethod
@@ -106,7 +106,7 @@ def compressed_makers(
 
 
 def artefacts(made: CompressedFiles, student: dict[str, Any]) -> list[Artefact]:
-    """The files that passed, to be timed.
+    """Lists the files that passed, to be timed.
 
     Args:
         made: Files made by `compressed_makers`.
@@ -160,7 +160,7 @@ def time_compressed(
 
 
 def lines(entries: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """The verdicts as a person reads them.
+    """Yields the lines of the verdicts for a person.
 
     Args:
         entries: `variants` of `results.json`.
@@ -176,7 +176,7 @@ def lines(entries: dict[str, dict[str, Any]]) -> Iterator[str]:
 def _attempted(
     precision: str, staging: Path, exact: Fp32Reference, make_it: Callable[[], Variant]
 ) -> Variant:
-    """The file, or the gate that says why this network cannot be had so."""
+    """Makes the file, or a failed gate with the reason why it cannot be made."""
     try:
         made = make_it()
     except NetworkError as error:
@@ -202,7 +202,7 @@ def _entry(variant: Variant, exact: Fp32Reference, bench: dict[str, Any]) -> dic
         _because(variant, exact),
         losses=losses,
         ci95=ci95,
-        elsewhere=_foreign_target(variant),
+        other_target=_foreign_target(variant),
     )
     return {
         "file": variant.path.name,

@@ -65,7 +65,7 @@ class DerivedRequest:
         workers: int,
         allow_code: bool = False,
     ) -> list[DerivedMaker]:
-        """Makers of the requested files.
+        """Lists the makers of the requested files.
 
         Args:
             train: The training split, to calibrate with.
@@ -86,7 +86,7 @@ class DerivedRequest:
         return makers if self.image is None else [*makers, image_maker(test, self.image)]
 
     def timing(self, bench: BenchSection) -> BenchSection:
-        """The section with the requested number of rounds."""
+        """Returns the section with the requested number of rounds."""
         return bench if self.rounds is None else bench.model_copy(update={"rounds": self.rounds})
 
 

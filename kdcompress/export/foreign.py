@@ -48,7 +48,7 @@ _NEAR_CHANCE = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class OnData:
+class ProofDataOptions:
     """How an exported checkpoint meets its images.
 
     Args:
@@ -74,7 +74,7 @@ def export(
     formats: list[str],
     progress: Progress,
     request: StripRequest,
-    on: OnData,
+    on: ProofDataOptions,
     *,
     opset: int | None = None,
     derived: DerivedRequest | None = None,
@@ -140,7 +140,7 @@ def export(
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """The class names in a file: a JSON list of texts, or a name per line.
+    """Reads the class names in a file: a JSON list of texts, or a name per line.
 
     Raises:
         UserError: It cannot be read, or is neither.
@@ -163,8 +163,8 @@ def _check_folder(folder: Path, source: Path) -> None:
         raise UserError(f"{folder}: holds the checkpoint itself; choose another folder with --out")
 
 
-def _section(on: OnData) -> DataSection:
-    """The `data:` section that says which images prove the files."""
+def _section(on: ProofDataOptions) -> DataSection:
+    """Builds the `data:` section of the images that prove the files."""
     if on.recipe is not None:
         return load_recipe_of_data(on.recipe, on.overrides).data
     if on.overrides:
@@ -178,7 +178,7 @@ def _section(on: OnData) -> DataSection:
 
 
 def _config_beside(source: Path, student: str | None) -> DeployedConfig | None:
-    """The `config.json` that kdcompress wrote beside a .safetensors file, if there is one."""
+    """Reads the `config.json` that kdcompress wrote beside a .safetensors file, if there is one."""
     file = source.with_name(CONFIG)
     if source.suffix != safetensors.SUFFIX or not file.is_file():
         return None
@@ -199,8 +199,8 @@ def _config_beside(source: Path, student: str | None) -> DeployedConfig | None:
     return config
 
 
-def _input_spec(data: Data, on: OnData, config: DeployedConfig | None) -> InputSpec:
-    """The data's way to the network's input, with the network's own normalisation.
+def _input_spec(data: Data, on: ProofDataOptions, config: DeployedConfig | None) -> InputSpec:
+    """Builds the input specification: the data's, with the network's own normalisation.
 
     Raises:
         UserError: Nobody says that, or not for these channels.
@@ -229,7 +229,7 @@ def _input_spec(data: Data, on: OnData, config: DeployedConfig | None) -> InputS
 
 
 def _classes(network: nn.Module, spec: InputSpec, model: str) -> int:
-    """K, by trying: a network of the user's own may say it nowhere else."""
+    """Computes K by running the network once: a user's own may not state it elsewhere."""
     images = torch.zeros(1, spec.channels, spec.height, spec.width)
     with evaluating(network), torch.no_grad():
         try:
@@ -246,7 +246,7 @@ def _classes(network: nn.Module, spec: InputSpec, model: str) -> int:
 def _named(
     count: int, names: Sequence[str] | None, data: Data, source: Path
 ) -> tuple[tuple[str, ...], Source]:
-    """(a name for every logit, the test split with labels that count in their order).
+    """Returns (a name for every logit, the test split with labels that count in their order).
 
     Raises:
         UserError: The names are too few or too many, or it stays open which of them a class of the data is.

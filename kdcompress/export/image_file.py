@@ -77,7 +77,7 @@ def image_maker(test: Source, option: str = OPTION) -> DerivedMaker:
 
 @contextlib.contextmanager
 def _images(test: Source, spec: InputSpec) -> Iterator[tuple[list[ReferenceImage], str]]:
-    """Image files of all over the test split with what the evaluation makes of them, and what they are."""
+    """Yields image files from all over the test split as the evaluation decodes them, and their kind."""
     chosen = torch.linspace(0, len(test) - 1, min(IMAGES, len(test))).round().long()
     some = test.subset(chosen)
     if isinstance(some, FolderSource):
@@ -100,7 +100,7 @@ def _decoded(source: FolderSource) -> list[ReferenceImage]:
 
 
 def _as_files(source: Source, spec: InputSpec, folder: Path) -> FolderSource:
-    """Images of memory as a camera would have given them: JPEG files of several sizes and shapes."""
+    """Writes images of memory as JPEG files of several sizes and shapes, as of a camera."""
     images: Tensor = source.evaluation_images(torch.arange(len(source)))
     names = []
     for number, image in enumerate(images):

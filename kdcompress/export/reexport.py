@@ -23,7 +23,7 @@ from kdcompress.deploy.accuracy import Batches, as_input
 from kdcompress.deploy.derived import DerivedFile, failure
 from kdcompress.deploy.ensemble import NAME as ENSEMBLE
 from kdcompress.deploy.exits import NAME as EXITS
-from kdcompress.deploy.files import check_installed
+from kdcompress.deploy.files import check_installed, gives_probabilities
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS
 from kdcompress.deploy.ship import Shipped, Subject
@@ -93,6 +93,9 @@ def export(
                 f"{name}: is not written again, since it has weights that are in the run's checkpoint alone; "
                 f"it stays as it is in {source}"
             )
+    for name in formats if recipe.export.calibrate else ():
+        if name != "safetensors" and not gives_probabilities(name):
+            progress.warn(f"export.calibrate: a file of the format {name!r} has one output, its logits")
     metadata = documents.file_metadata(recipe, _teacher_of(source))
     request = derived or DerivedRequest()
     with batches_of(data.test) as test:
@@ -100,6 +103,7 @@ def export(
         subject = Subject(
             network, config.model, config.spec, config.class_names, test, metadata,
             task=task, test_name=data.test_name,
+            temperature=config.temperature, probabilities=recipe.export.calibrate,
         )  # fmt: skip
         makers = request.makers(data.train, data.test, test, workers=granted_cores(), allow_code=allow_code)
         written = write_subject(
@@ -162,7 +166,7 @@ def finish_export(
     compressed = CompressedFiles.of(derived)
     entries: dict[str, Any] = {}
     if compressed is not None:
-        timed = time_compressed(compressed, first_images(test), bench, shipped.student, progress)
+        timed = time_compressed(compressed, timing_images(test), bench, shipped.student, progress)
         write_json(folder / "bench.json", timed)
         entries = {"variants": verdict_entries(compressed, timed)}
     failed = failure(derived)
@@ -199,7 +203,7 @@ def _teacher_of(run: Path) -> dict[str, Any] | None:
 
 
 def artefact(source: Path, names: tuple[str, ...] = (GRAPH, WEIGHTS)) -> Path:
-    """The file that is meant.
+    """Finds the file to read: the source itself, or the first of names in a run folder.
 
     Args:
         source: A file, or a finished run folder.
@@ -241,7 +245,7 @@ def data_of(
     progress: Progress,
     fit: Fit | None = None,
 ) -> Data:
-    """Opens the recipe's data as a network of this input takes it.
+    """Opens a recipe's data for a network of this size and number of channels.
 
     Args:
         recipe: Its `data:` names the images.
@@ -262,7 +266,7 @@ def open_section(
     progress: Progress,
     fit: Fit | None = None,
 ) -> Data:
-    """Opens the data of a section, from another place, in another size or fit where one is given."""
+    """Opens the data of a section; root and side replace its own."""
     update = {
         "root": root or section.root,
         "image_size": side or section.image_size,
@@ -283,11 +287,11 @@ def batches_of(split: Source) -> Iterator[Callable[[], Batches]]:
 
 
 def images_of(split: Source, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Un-augmented batches: images `[B, C, H, W]` in [0, 1] and labels `[B]`, on the CPU."""
+    """Yields un-augmented images [B, C, H, W] in [0, 1] and labels [B], on the CPU."""
     for batch in EvaluationLoader(split, device=torch.device("cpu"), workers=workers):
         yield batch.images, batch.labels
 
 
-def first_images(split: Source) -> NDArray[np.float32]:
-    """`[N, C, H, W]` in [0, 1], to time on; no process that decodes images is left running."""
+def timing_images(split: Source) -> NDArray[np.float32]:
+    """Returns the first test batch [N, C, H, W] in [0, 1], for timings; no decoding process is left."""
     return as_input(next(images_of(split, workers=0))[0])

@@ -99,14 +99,16 @@ class CohortMethod(Method):
     def candidates(self) -> dict[str, Candidate]:
         """Names the student and every other network of its class: the best of them on held-out data ships."""
         student = self.networks.student
-        return {name: each for name, each in self.members().items() if each.model == student.model}
+        return {
+            name: candidate for name, candidate in self.members().items() if candidate.model == student.model
+        }
 
     def members(self) -> dict[str, Candidate]:
         """Names all networks, those of other classes than the student's included."""
         student, cohort = self.networks.student, self.cohort
         if cohort is None:
             networks = (student, *self.networks.peers)
-            return {n: Candidate.of(each) for n, each in zip(self.names(), networks, strict=True)}
+            return {n: Candidate.of(network) for n, network in zip(self.names(), networks, strict=True)}
         own, *others = self.names()
         branches = {n: Candidate(student, partial(cohort.plain_state, k)) for k, n in enumerate(others, 1)}
         return {own: Candidate.of(student), **branches}

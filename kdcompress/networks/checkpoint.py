@@ -36,7 +36,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
+class DroppedPart:
     """A module, or another part of a checkpoint, that is left behind.
 
     Args:
@@ -80,7 +80,7 @@ class Remainder:
         values: Names of what is no tensor, or a lone number.
     """
 
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[DroppedPart, ...]
     values: tuple[str, ...]
 
 
@@ -117,7 +117,7 @@ def remainder(
                 shared = _shared(segments, place.prefix.split("."))
                 part = Place((*path, module or ".".join(segments[: shared + 1])))
             groups[str(part)].append((name, tensor))
-    dropped = (Dropped(at, len(members), elements(members)) for at, members in groups.items())
+    dropped = (DroppedPart(at, len(members), elements(members)) for at, members in groups.items())
     return Remainder(tuple(dropped), (*_values(content), *numbers))
 
 

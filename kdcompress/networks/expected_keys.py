@@ -54,7 +54,8 @@ class Fit:
 class Pattern:
     """The keys and shapes of a network of any number of classes and channels.
 
-    It is built a few times, with other numbers of classes and channels: what changes between them follows.
+    The network is built with two numbers of classes and, if it can be, of channels; sizes that differ depend
+    on that number.
 
     Args:
         model: `FAMILY/NAME`, or `python:package.module:function`.
@@ -96,8 +97,8 @@ class Pattern:
 
     def fit(self, tensors: Mapping[str, Tensor]) -> Fit:
         """Compares tensors with the network by its own keys; other keys are ignored."""
-        classes = self._describe(tensors, self._classes, _FEW)
-        channels = self._describe(tensors, self._channels, self._most)
+        classes = self._infer_count(tensors, self._classes, _FEW)
+        channels = self._infer_count(tensors, self._channels, self._most)
         if channels not in {self._least, self._most}:
             channels = None
         missing = [key for key in self.keys if key in self.needed and key not in tensors]
@@ -109,7 +110,7 @@ class Pattern:
         right = sum(key in tensors for key in self.keys) - len(wrong)
         return Fit(classes, channels, right, tuple(missing), tuple(wrong))
 
-    def _describe(
+    def _infer_count(
         self, tensors: Mapping[str, Tensor], slopes: dict[str, tuple[int, ...]], start: int
     ) -> int | None:
         """Derives the number from the sizes of the tensors that depend on it."""

@@ -5,9 +5,9 @@ prefixes (`module.`, `module.student.`), beside a teacher, peers, averages, head
 where all tensors of the plain student stand is a candidate:
 
 * candidates that hold equal tensors are one;
-* one that is named a teacher (`teacher`, `model_t`) steps back where another is named a student (`student`,
+* one that is named a teacher (`teacher`, `model_t`) is not chosen if another is named a student (`student`,
   `model_s`);
-* if different ones are left, as of raw and averaged weights, nobody but the user knows, and says so by `at`;
+* if different ones are left (raw and averaged weights), the user must choose with `at`;
 * tensors among the student's own layers that the student does not have are those of a larger network, and
   refused, unless the user says that only training used them.
 """

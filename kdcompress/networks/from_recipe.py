@@ -104,8 +104,9 @@ def load_network(
         num_classes = 0
     if isinstance(section, TeacherSection):
         channels = teacher_channels(
-            section, channels=channels, image_size=image_size, allow_code=allow_code, progress=progress
-        )
+            section, num_classes=num_classes, channels=channels, image_size=image_size,
+            allow_code=allow_code, progress=progress,
+        )  # fmt: skip
     network = built(num_classes)
     if section.initial_weights is None:
         own, drawn = _own_weights(section, network, lambda: built(num_classes, "second weights"))
@@ -144,12 +145,19 @@ def load_network(
 
 
 def teacher_channels(
-    section: TeacherSection, *, channels: int, image_size: tuple[int, int], allow_code: bool, progress: bool
+    section: TeacherSection,
+    *,
+    num_classes: int,
+    channels: int,
+    image_size: tuple[int, int],
+    allow_code: bool,
+    progress: bool,
 ) -> int:
     """Returns the number of channels that the teacher is built for.
 
     Args:
         section: The teacher's section of the recipe.
+        num_classes: K that a builder of the user's own is called with; its weights may fit no other.
         channels: C of the images.
         image_size: (H, W) of the images.
         allow_code: True: a `python:` network may be built.
@@ -176,7 +184,7 @@ def teacher_channels(
         return 3
     with torch.random.fork_rng(devices=[]):  # looking draws no random numbers
         network = build(
-            section.model, num_classes=2, channels=1, image_size=image_size, allow_code=allow_code
+            section.model, num_classes=num_classes, channels=1, image_size=image_size, allow_code=allow_code
         )
     # A function of the user's own may build for three channels whatever it is called with.
     reads = {weights.channels_read(network.state_dict(), network)}
@@ -233,7 +241,12 @@ def class_names_of_weights(
     assert section.initial_weights is not None
     pretrained = weights.resolve(section.initial_weights, section.model, progress=progress)
     channels = teacher_channels(
-        section, channels=channels, image_size=image_size, allow_code=allow_code, progress=progress
+        section,
+        num_classes=2,
+        channels=channels,
+        image_size=image_size,
+        allow_code=allow_code,
+        progress=progress,
     )
     # Of any number of classes: it says where the classifier stands.
     network = build(

@@ -46,8 +46,8 @@ def rounded_weight(weight: Tensor, axis: int | None, bits: int = 8) -> Tensor:
     if axis is None:
         one: Tensor = torch.fake_quantize_per_tensor_affine(weight, scale, zero, -most, most)
         return one
-    each: Tensor = torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -most, most)
-    return each
+    rounded: Tensor = torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -most, most)
+    return rounded
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ TORCH_LOAD_ERRORS = (
 """Raised by `torch.load` on bytes that are no checkpoint, beside `pickle.UnpicklingError`."""
 
 
-class Unread:
+class UnreadSetting:
     """Stands where a checkpoint holds a setting that is no tensor: nothing of it was looked at or run."""
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -64,7 +64,7 @@ class Unread:
 
 
 def read_checkpoint(path: Path | str) -> Any:
-    """Reads all that a checkpoint holds: tensors, plain containers and values, and `Unread` for settings.
+    """Reads all that a checkpoint holds: tensors, plain containers and values, `UnreadSetting` for settings.
 
     Args:
         path: A file of any name; one that does not end in .safetensors is taken for a pickle. Only tensors
@@ -129,7 +129,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _pickle(path: Path, unread: tuple[str, ...]) -> Any:
     # Not the real classes: even those of numpy are more than a stranger's file should get to call.
-    stand_ins: list[Any] = [(Unread, name) for name in unread]
+    stand_ins: list[Any] = [(UnreadSetting, name) for name in unread]
     _check_unpacked_size(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):

@@ -42,8 +42,7 @@ class Plan:
             already.
         folds: For each batch norm, True if it is folded into the convolution before it.
         uses: Number of reads of each site.
-        layers: Number of functions with two operands to multiply by matrices there are: convolutions, linear
-            layers, matrix products.
+        layers: Number of convolutions, linear layers and matrix products.
     """
 
     reads: list[tuple[str, int]] = field(default_factory=list)
@@ -78,10 +77,10 @@ class Rounding(nn.Module):
         self.weight_bits = weight_bits
         # Beside this module, not inside it: its own buffers are all that a checkpoint should hold of it.
         self._beside = (tuple(images),)
-        first = _Recording()
+        first = _RecordingPass()
         with torch.no_grad(), first:
             network(images[0])
-        recording = _Recording(first.shared_layers)
+        recording = _RecordingPass(first.shared_layers)
         with torch.no_grad(), recording:
             network(images[0])
         self.plan = recording.plan
@@ -99,7 +98,7 @@ class Rounding(nn.Module):
         Args:
             network: In evaluation mode.
         """
-        measuring = _Measuring(self.plan, self.scales.device)
+        measuring = _MeasuringPass(self.plan, self.scales.device)
         for images in self._beside[0]:
             with measuring.new():
                 network(images)
@@ -114,11 +113,11 @@ class Rounding(nn.Module):
         Raises:
             NetworkError: The pass computes otherwise than the one that was recorded.
         """
-        with _Rounded(self):
+        with _RoundingPass(self):
             yield
 
 
-class _Recording(Pass):
+class _RecordingPass(Pass):
     """Finds out what is read where. Tensors are told apart as objects, in the version that was read.
 
     Args:
@@ -178,7 +177,7 @@ class _Recording(Pass):
         return id(tensor), tensor._version
 
 
-class _Planned(Pass):
+class _PlannedPass(Pass):
     """A pass that goes through the plan."""
 
     def __init__(self, plan: Plan) -> None:
@@ -203,7 +202,7 @@ class _Planned(Pass):
         return folds
 
 
-class _Measuring(_Planned):
+class _MeasuringPass(_PlannedPass):
     """Passes in float that see how far each tensor reaches."""
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
@@ -212,8 +211,8 @@ class _Measuring(_Planned):
         self.high_S = torch.full((len(plan.uses),), float("-inf"), device=device)
         self._seen: set[int] = set()
 
-    def new(self) -> _Measuring:
-        """Returns a copy at the beginning of a pass."""
+    def new(self) -> _MeasuringPass:
+        """Resets the counters for the next pass and returns this object."""
         self._next = self._next_fold = 0
         self._seen = set()
         return self
@@ -228,8 +227,11 @@ class _Measuring(_Planned):
         return tensor
 
 
-class _Rounded(_Planned):
+class _RoundingPass(_PlannedPass):
     """A pass in int8."""
+
+    # Called in the order read, weight, bias and, for a folded batch norm, shift; each uses what the one
+    # before stored.
 
     def __init__(self, rounding: Rounding) -> None:
         super().__init__(rounding.plan)

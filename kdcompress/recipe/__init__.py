@@ -8,21 +8,23 @@ from kdcompress.recipe.load import (
     resolve_recipe,
     write_notice,
 )
-from kdcompress.recipe.schema import (
+from kdcompress.recipe.network_sections import (
     AUTO,
     RANDOM,
+    InputSection,
+    NetworkSection,
+    StudentSection,
+    TeacherSection,
+)
+from kdcompress.recipe.schema import (
     BenchSection,
     DataSection,
     ExportSection,
     ExtraSection,
-    InputSection,
     Int8Section,
-    NetworkSection,
     OptimSection,
     PseudoLabelsSection,
     Recipe,
-    StudentSection,
-    TeacherSection,
     TrainSection,
 )
 

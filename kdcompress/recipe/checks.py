@@ -55,6 +55,31 @@ def onnx_problems(document: dict[str, Any]) -> list[str]:
     return [f"export.{key}: is made from student.onnx; add onnx to export.formats" for key in derived]
 
 
+def calibrate_problems(document: dict[str, Any]) -> list[str]:
+    """Lists what `export.calibrate` cannot be used with."""
+    export = document.get("export")
+    if not isinstance(export, dict) or export.get("calibrate") is not True:
+        return []
+    formats = [name for name in export.get("formats") or [] if isinstance(name, str)]
+    known = [name for name in formats if name in discovery.names("format")]
+    able = [name for name in known if discovery.header("format", name).constants.get("PROBABILITIES") is True]
+    problems = []
+    if known and not able:
+        problems.append(
+            f"export.calibrate: adds an output to ONNX and OpenVINO files, and export.formats has {known}; "
+            "add onnx"
+        )
+    for name in known:
+        if name not in {*able, "safetensors"}:
+            problems.append(
+                f"export.calibrate: a file of the format {name!r} has one output; leave {name} out of "
+                "export.formats, or take it out (--set export.calibrate=false)"
+            )
+    if document.get("pseudo_labels") is not None:
+        problems.append("export.calibrate: needs labels, and pseudo_labels trains without; leave one out")
+    return problems
+
+
 def model_problem(model: str, allow_code: bool) -> str | None:
     """Checks a `FAMILY/NAME`; returns what is wrong with it, or None.
 

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdcompress.recipe import checks
-from kdcompress.recipe.schema import AUTO, expand_shorthand
+from kdcompress.recipe.network_sections import AUTO
+from kdcompress.recipe.schema import expand_shorthand
 from kdcompress.strict_yaml import parse_value
 
 _PRESET_SECTIONS = ("method", "train", "optim")

@@ -178,6 +178,7 @@ def _check(
     """Checks the whole document; returns the recipe and the source of each of its values."""
     document = draft.document
     problems = [*problems, *checks.plugin_problems(document, allow_code), *checks.onnx_problems(document)]
+    problems += checks.calibrate_problems(document)
     method, method_problems = checks.check_method(document, overrides)
     problems += method_problems
     pretraining, more = checks.pseudo_label_problems(document)

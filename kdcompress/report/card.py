@@ -12,8 +12,9 @@ from kdcompress import discovery
 from kdcompress.atomic import write_text
 from kdcompress.data.split_name import name_split
 from kdcompress.plain_text import one_line, printable_value
-from kdcompress.report import numbers, words
+from kdcompress.report import numbers, quality_charts, tiles, words
 from kdcompress.report.page import networks
+from kdcompress.report.quality import ahead_sentence, badge, class_rows, read_quality
 from kdcompress.report.record import Record, read_run
 from kdcompress.report.usage import preprocessing, snippets
 
@@ -54,13 +55,17 @@ def card(record: Record) -> str:
         finalize=printable_value,
     )
     environment.filters["md"] = escaped
-    spec, manifest = record.input_spec, record.manifest
+    spec, manifest, quality = record.input_spec, record.manifest, read_quality(record)
     names = record.class_names
     context = {
         "front_matter": _front_matter(record),
         "name": record.recipe["name"],
         "sentence": words.sentence(record),
-        "tiles": words.tiles(record),
+        "tiles": tiles.tiles(record),
+        "badge": badge(quality),
+        "ahead_sentence": ahead_sentence(quality),
+        "calibration_sentence": quality_charts.calibration_sentence(quality),
+        "threshold_sentences": quality_charts.threshold_sentences(quality),
         "cautions": words.cautions(record.results, record.class_names),
         "gates": record.gates,
         "failed": record.failed_gates,
@@ -86,8 +91,8 @@ def card(record: Record) -> str:
         "data_licence": words.licence(manifest.get("data") or {}),
         "student_licence": words.student_licence(manifest.get("student") or {}),
         "teacher_licence": words.teacher_licence(manifest.get("teacher") or {}),
-        "weakest": _weakest(record),
-        **networks(record),
+        "weakest": [(row.name, numbers.percent(row.student), row.n) for row in class_rows(quality)[:3]],
+        **networks(quality),
     }
     return environment.get_template("card.md.j2").render(context)
 
@@ -140,11 +145,3 @@ def _latency(record: Record) -> str:
             f"(95 % interval {numbers.interval(latency['ci95'])})"
         )
     return f"Latency on {record.bench['env']['cpu']}: {'; '.join(sentences)}." if sentences else ""
-
-
-def _weakest(record: Record) -> list[tuple[str, str]]:
-    """Returns up to three classes with the lowest top-1, and their top-1."""
-    shares = record.results["student"].get("per_class") or []
-    names = record.class_names or [f"class {number}" for number in range(len(shares))]
-    known = sorted((share, name) for share, name in zip(shares, names, strict=True) if share is not None)
-    return [(name, numbers.percent(share)) for share, name in known[:3]]

@@ -101,7 +101,7 @@ class Frame:
             description: What it shows, for screen readers.
             parts: Everything that is drawn, in order.
         """
-        return _svg(key, _HEIGHT, title, description, parts)
+        return svg_element(key, _HEIGHT, title, description, parts)
 
 
 def frame(
@@ -130,13 +130,13 @@ def frame(
     parts = []
     for tick in y_ticks:
         parts.append(_segment("grid", _LEFT, y_at(tick), WIDTH - _RIGHT, y_at(tick)))
-        parts.append(_text("tick end", _LEFT - 6, y_at(tick) + 4, _tick(tick, y_ticks)))
+        parts.append(text_element("tick end", _LEFT - 6, y_at(tick) + 4, _tick(tick, y_ticks)))
     for tick in x_ticks:
         if ends[0] <= tick <= ends[1]:
             parts.append(_segment("mark", x_at(tick), bottom, x_at(tick), bottom + 4))
-            parts.append(_text("tick middle", x_at(tick), bottom + 17, _tick(tick, x_ticks)))
+            parts.append(text_element("tick middle", x_at(tick), bottom + 17, _tick(tick, x_ticks)))
     parts.append(_segment("axis", _LEFT, bottom, WIDTH - _RIGHT, bottom))
-    parts.append(_text("label middle", (_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label))
+    parts.append(text_element("label middle", (_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label))
     return Frame(parts, x_at, y_at)
 
 
@@ -166,12 +166,11 @@ def line_chart(
         dashes = " dashed" if line.dashed else ""
         parts.append(Markup('<polyline class="line c{}{}" points="{}"/>').format(line.colour, dashes, drawn))
         if len(line.points) <= 12:  # few epochs: a point between two straight lines would be lost
-            parts += [_dot(x_at(x), y_at(y), line.colour, 2.6) for x, y in line.points]
+            radius = 5 if len(line.points) == 1 else 2.6
+            parts += [_dot(x_at(x), y_at(y), line.colour, radius) for x, y in line.points]
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.3g}" for line in lines if line.points)
     svg = area.svg(key, f"{title}: {y_label} over {x_label}", ends, parts)
-    legend: list[tuple[str, int, Style]] = [
-        (line.name, line.colour, "dashed" if line.dashed else "solid") for line in lines
-    ]
+    legend = [(line.name, line.colour, _style(line)) for line in lines]
     return Chart(svg, title, y_label, legend)
 
 
@@ -206,13 +205,13 @@ def dot_chart(
     parts = []
     for tick in x_ticks:
         parts.append(_segment("grid", x_at(tick), _TOP, x_at(tick), bottom))
-        parts.append(_text("tick middle", x_at(tick), bottom + 17, _tick(tick, x_ticks)))
+        parts.append(text_element("tick middle", x_at(tick), bottom + 17, _tick(tick, x_ticks)))
     parts.append(_segment("axis", left, _TOP, left, bottom))
     for number, row in enumerate(rows):
         y = _TOP + _ROW * number + 21
         first, colour = row.values[0]
-        parts.append(_text("row", left + 5, y - 8, row.label))
-        parts.append(_text("row end strong", WIDTH - 2, y - 8, row.note))
+        parts.append(text_element("row", left + 5, y - 8, row.label))
+        parts.append(text_element("row end strong", WIDTH - 2, y - 8, row.note))
         parts.append(_segment(f"stem c{colour}", left, y, x_at(first), y))
         parts += [_dot(x_at(mark), y, colour, 2.5, "round") for mark in row.marks]
         if row.interval is not None:
@@ -220,8 +219,8 @@ def dot_chart(
             parts.append(_segment(f"whisker c{colour}", low, y, high, y))
             parts += [_segment(f"whisker c{colour}", end, y - 4, end, y + 4) for end in (low, high)]
         parts += [_dot(x_at(value), y, shade, 4) for value, shade in reversed(row.values)]
-    parts.append(_text("label middle", (left + WIDTH) / 2, height - 6, x_label))
-    svg = _svg(
+    parts.append(text_element("label middle", (left + WIDTH) / 2, height - 6, x_label))
+    svg = svg_element(
         key, height, f"{title}: {x_label}", "; ".join(f"{row.label}: {row.note}" for row in rows), parts
     )
     return Chart(svg, title, legend=legend)
@@ -251,6 +250,12 @@ def _tick(value: float, among: Sequence[float]) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
+def _style(line: Line) -> Style:
+    if line.dashed:
+        return "dashed"
+    return "dot" if len(line.points) == 1 else "solid"
+
+
 class _Scale:
     """A straight map of values onto positions."""
 
@@ -263,7 +268,8 @@ class _Scale:
         return self.start + self.offset + self.factor * (value - self.low)
 
 
-def _svg(key: str, height: float, title: str, description: str, parts: Sequence[Markup]) -> Markup:
+def svg_element(key: str, height: float, title: str, description: str, parts: Sequence[Markup]) -> Markup:
+    """Builds the `<svg>` element of a chart, with a title for screen readers."""
     return Markup(
         '<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{key}-t {key}-d">'
         '<title id="{key}-t">{title}</title><desc id="{key}-d">{description}</desc>{parts}</svg>'
@@ -288,5 +294,6 @@ def _dot(x: float, y: float, colour: int, radius: float, kind: str = "dot") -> M
     )
 
 
-def _text(classes: str, x: float, y: float, text: str) -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(classes, x, y, escape(text))
+def text_element(classes: str, x: float, y: float, content: str) -> Markup:
+    """Builds a `<text>` element."""
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(classes, x, y, escape(content))

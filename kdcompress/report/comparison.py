@@ -16,7 +16,7 @@ from kdcompress import __version__
 from kdcompress.atomic import write_text
 from kdcompress.data.split_name import TEST, name_split
 from kdcompress.plain_text import printable_value
-from kdcompress.report import numbers, words
+from kdcompress.report import numbers, tiles, words
 from kdcompress.report.charts import Chart, Line, Row, line_chart
 from kdcompress.report.charts import dot_chart as draw_dots
 from kdcompress.report.pareto import Choice, pareto_chart
@@ -159,7 +159,7 @@ def write_comparison(
 
 def _entry(row: Compared, key: str) -> dict[str, Any]:
     student, shares = row.first.results["student"], row.shares(key)
-    timing = words.headline_result(row.first)
+    timing = tiles.headline_result(row.first)
     return {
         "name": row.name,
         "method": row.first.recipe["method"]["name"],
@@ -283,7 +283,7 @@ def _notes(rows: Sequence[Compared]) -> Iterator[str]:
         )
     if all(row.p50_ms is not None for row in rows):
         yield "Latencies were measured together, on one file of each student: weights do not change the time."
-    elif any(words.headline_result(row.first) for row in rows):
+    elif any(tiles.headline_result(row.first) for row in rows):
         yield (
             "Latencies were measured in a benchmark of each run's own, and may differ by what the machine "
             "was doing; kdcompress bench A/student.onnx B/student.onnx --baseline A/student.onnx times them "

@@ -14,7 +14,7 @@ from kdcompress import __version__
 from kdcompress.networks.weights import ResolvedWeights
 from kdcompress.recipe import RANDOM, Recipe
 from kdcompress.report.verdict import gain_over_seeds, image_error
-from kdcompress.tasks.figures import deciding
+from kdcompress.tasks.figures import selection_metric
 
 RESULTS_SCHEMA = "kdcompress.results/1"
 SEEDS_SCHEMA = "kdcompress.seeds/1"
@@ -37,6 +37,8 @@ def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, s
             section["weights"] = Path(section["weights"]).name
     # Exits are a file of their own: the student's is the same, to the bit, with them and without.
     del document["export"]["exits"]
+    if not document["export"]["calibrate"]:
+        del document["export"]["calibrate"]
     metadata = {"recipe": json.dumps(document, sort_keys=True)}
     if teacher is not None:
         metadata["teacher"] = json.dumps(
@@ -122,7 +124,7 @@ def seeds(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
         per_seed: `results.json` of each seed, in order.
     """
     first = per_seed[0]["student"]
-    figure = deciding(first)
+    figure = selection_metric(first)
     document: dict[str, Any] = {"schema": SEEDS_SCHEMA, "seeds": len(per_seed), "figure": figure}
     if figure is None:
         params = {"params": per_seed[0]["student"]["params"]}

@@ -26,6 +26,11 @@ def points_interval(gain: dict[str, Any]) -> str:
     return f"{points(low)} to {points(high)}"
 
 
+def percent_interval(ends: list[float]) -> str:
+    """Formats an interval of shares in percent: `92.6 to 93.6`."""
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+
+
 def count(number: float | None) -> str:
     """Formats a large number with its unit: `11.7 M`, `1.81 G`, `640`."""
     if number is None:

@@ -8,7 +8,16 @@ from typing import Any
 
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.split_name import TEST
-from kdcompress.document_schemas import Bench, Config, Gates, LogLine, Manifest, RecordedRecipe, Results
+from kdcompress.document_schemas import (
+    Bench,
+    Config,
+    Details,
+    Gates,
+    LogLine,
+    Manifest,
+    RecordedRecipe,
+    Results,
+)
 from kdcompress.documents import (
     check_document,
     check_tree,
@@ -40,6 +49,7 @@ class Record:
         gates: The entries of `gates.json`.
         bench: `bench.json`, or None if nothing was timed.
         config: `config.json`; empty without one.
+        details: `details.json`; empty in a run of before there was one.
     """
 
     folder: Path
@@ -51,6 +61,7 @@ class Record:
     gates: tuple[dict[str, Any], ...]
     bench: dict[str, Any] | None
     config: dict[str, Any]
+    details: dict[str, Any]
 
     @property
     def student(self) -> str:
@@ -128,6 +139,7 @@ def read_run(run: Path) -> Record:
         gates=tuple(_document(run / "gates.json", Gates).get("gates", [])),
         bench=_document(run / "bench.json", Bench) or None,
         config=_document(run / "config.json", Config),
+        details=_document(run / "details.json", Details),
     )
     _check_classes(record)
     return record
@@ -158,7 +170,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _document(path: Path, schema: type[Bench | Config | Gates | Manifest]) -> dict[str, Any]:
+def _document(path: Path, schema: type[Bench | Config | Details | Gates | Manifest]) -> dict[str, Any]:
     """Reads a document; an empty one if there is no such file."""
     return dict(read_document(path, schema)) if path.exists() else {}
 

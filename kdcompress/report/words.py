@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,12 @@ from kdcompress.data.split_name import TEST
 from kdcompress.recipe import RANDOM
 from kdcompress.report import numbers
 from kdcompress.report.record import Record
-from kdcompress.tasks.figures import FIGURES, deciding
+from kdcompress.tasks.figures import FIGURES, selection_metric
 
 _OF_NEIGHBOURS = (
     "kNN top-1: the 20 nearest other images (cosine) vote on an image's class. Agreement: the share of the "
     "10 nearest images that are also the teacher's. Of more than 5,000 images, 5,000 are compared."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One figure of the headline.
-
-    Args:
-        figure: Large.
-        what: Name of the figure, in a few words.
-        detail: Comparison and confidence.
-    """
-
-    figure: str
-    what: str
-    detail: str
 
 
 def sentence(record: Record) -> str:
@@ -44,79 +28,6 @@ def sentence(record: Record) -> str:
     if record.teacher is None:
         return f"{record.student} trained on {data} with {method}."
     return f"{record.student} learned from {record.teacher} on {data} with {method}."
-
-
-def tiles(record: Record) -> list[Tile]:
-    """Builds the headline: accuracy, size, speed and gain, each as far as it is known."""
-    student, teacher = record.results["student"], record.results.get("teacher")
-    result = [_accuracy_tile(record)]
-    if teacher and teacher.get("params") and student.get("params"):
-        sizes = f"{numbers.count(student['params'])} parameters against {numbers.count(teacher['params'])}"
-        result.append(
-            Tile(numbers.times(teacher["params"] / student["params"]), "smaller than the teacher", sizes)
-        )
-    else:
-        size = numbers.megabytes(student.get("bytes"))
-        result.append(Tile(numbers.count(student.get("params")), "parameters", f"{size} as a file"))
-    result += [tile for tile in (_speed_tile(record), _gain_tile(record)) if tile]
-    return result
-
-
-def _accuracy_tile(record: Record) -> Tile:
-    student, teacher = record.results["student"], record.results.get("teacher") or {}
-    key = deciding(student)
-    if key is None and student.get("agreement") is None:
-        return Tile(numbers.UNKNOWN, "no figure says how good it is", "the test images have no labels")
-    if key is None or key == "agreement":
-        what = "of nearest neighbours are also the teacher's"
-        return Tile(
-            numbers.percent(student.get("agreement")),
-            "agreement with the teacher" if record.task.has_classes else what,
-            "the data has no labels",
-        )
-    detail = "of the exported file, on the test split"
-    if teacher.get(key) is not None:
-        below = 100 * (student[key] - teacher[key])
-        detail = f"teacher {numbers.percent(teacher[key])} ({numbers.points(below)} points)"
-    name = {"knn_top1": "top-1 by nearest neighbours"}.get(key, FIGURES[key].title)
-    return Tile(numbers.percent(student[key]), f"{name} on the test split", detail)
-
-
-def _speed_tile(record: Record) -> Tile | None:
-    result = headline_result(record)
-    if result is None:
-        return None
-    latency = result["latency_ms"]
-    where = f"{result['runtime']}, {threads(result['threads'])}, batch {result['batch']}"
-    against = result["vs_baseline"]
-    if against is None or against["name"] != "teacher":
-        return Tile(numbers.milliseconds(latency["p50"]), "per call", where)
-    ends = numbers.interval(against["ci95"])
-    if against["verdict"] == "no difference":
-        return Tile(
-            numbers.times(against["ratio"]), "the teacher's speed: no difference shown", f"{ends}; {where}"
-        )
-    ratio = against["ratio"] if against["verdict"] == "faster" else 1 / against["ratio"]
-    detail = f"{numbers.milliseconds(latency['p50'])} per call; {where}"
-    return Tile(numbers.times(ratio), f"{against['verdict']} than the teacher", detail)
-
-
-def _gain_tile(record: Record) -> Tile | None:
-    gain = record.results.get("gain")
-    if gain is None:
-        return None
-    what = {
-        "better": "points gained by distillation",
-        "worse": "points: distillation did harm",
-        "no difference shown": "points: no gain shown",
-    }[gain["verdict"]]
-    return Tile(numbers.points(gain["points"]), what, f"95 % interval {numbers.points_interval(gain)}")
-
-
-def headline_result(record: Record) -> dict[str, Any] | None:
-    """Returns the student's first timing, or None."""
-    results = record.bench["results"] if record.bench else []
-    return next((result for result in results if result["artefact"] == "student"), None)
 
 
 def other_files(record: Record) -> list[str]:
@@ -188,6 +99,21 @@ def gain_sentence(record: Record) -> str:
     )
 
 
+def no_gain(record: Record) -> tuple[str, str]:
+    """Says in a few words and in a sentence why no gain by distillation is known."""
+    if record.recipe["method"]["name"] == "none":
+        return "no distillation", "the student was trained on the labels alone"
+    student = record.results["student"]
+    if record.results.get("baseline") is not None and student.get("top1") is None:
+        return "not known", "without labels or classes the two trainings cannot be compared"
+    return "not measured", "--baseline also trains the student without distillation, and compares"
+
+
+def target(record: Record) -> str:
+    """Names the machine of the timings; empty if nothing was timed."""
+    return "" if record.bench is None else str(record.bench["env"]["cpu"])
+
+
 def cautions(results: dict[str, Any], class_names: Sequence[str]) -> list[str]:
     """Lists what speaks against using the student, in sentences: one class for all, or no gain and why.
 
@@ -195,28 +121,48 @@ def cautions(results: dict[str, Any], class_names: Sequence[str]) -> list[str]:
         results: `results.json`.
         class_names: By class number; empty: not known.
     """
+    return [*use_cautions(results, class_names), *filter(None, [gain_caution(results)])]
+
+
+def use_cautions(results: dict[str, Any], class_names: Sequence[str]) -> list[str]:
+    """Lists the sentences about a student that gives all images one class; arguments as of `cautions`."""
     student, sentences = results["student"], []
-    number = student.get("single_class")
+    number, constant = student.get("single_class"), student.get("constant")
     if number is not None:
-        name = class_names[number] if class_names else f"class {number}"
         balanced = numbers.percent(student.get("balanced_top1"))
         sentences.append(
-            f"The student gives nearly all test images the class {name!r}; the mean accuracy over the "
-            f"classes is {balanced}. It is of no use as it is."
+            f"The student gives nearly all test images the class {_name(number, class_names)!r}; the mean "
+            f"accuracy over the classes is {balanced}. It is of no use as it is."
         )
+    elif constant is not None and selection_metric(student) == "agreement":
+        sentences.append(
+            f"The student is nearly constant: it gives {numbers.percent(constant['share'])} of the test "
+            f"images the class {_name(constant['class'], class_names)!r}. Its agreement of "
+            f"{numbers.percent(student['agreement'])} with the teacher therefore says little: always that "
+            f"class would agree on {numbers.percent(constant['teacher_share'])}."
+        )
+    return sentences
+
+
+def gain_caution(results: dict[str, Any]) -> str:
+    """Says why distillation shows no gain and what to try; empty if it helped or was not compared."""
     gain = results.get("gain") or {}
     cause = gain.get("cause")
-    if cause is not None:
-        result = "Distillation made it worse" if gain["verdict"] == "worse" else "No gain is shown"
-        sentences.append(f"{result}. Most likely: {cause['sentence']}. Next: {cause['advice']}.")
-    return sentences
+    if cause is None:
+        return ""
+    result = "Distillation made it worse" if gain["verdict"] == "worse" else "No gain is shown"
+    return f"{result}. Most likely: {cause['sentence']}. Next: {cause['advice']}."
+
+
+def _name(number: int, class_names: Sequence[str]) -> str:
+    return class_names[number] if class_names else f"class {number}"
 
 
 def candidates_sentence(results: dict[str, Any]) -> str:
     """Describes which of several networks ships and what each reached; empty if there was one."""
     training = results.get("training") or {}
     reached, shipped = training.get("candidates") or {}, training.get("candidate", "student")
-    key = deciding(next(iter(reached.values()))) if reached else None
+    key = selection_metric(next(iter(reached.values()))) if reached else None
     if key is None or len(reached) < 2:
         return "" if shipped == "student" else f"The student is the network {shipped}."
     listed = [

@@ -51,7 +51,7 @@ def resolve_auto(
         recipe: Checked.
         data: Opened.
         progress: True: shows downloads.
-        own_lr: True if the user set `optim.lr` beside the recipe, so that it is not scaled.
+        own_lr: True if `optim.lr` comes from `--set`; it is then not scaled to the batch size.
         allow_code: True: a `python:` network may be built.
     """
     recipe, own_weights_notice = _resolve_own_weights(recipe, data, allow_code)
@@ -77,7 +77,7 @@ def _colour_notice(presets: tuple[str, ...], data: Data) -> str | None:
     names = [name for name, operations in skipped.items() if operations]
     if not names:
         return None
-    *others, last = dict.fromkeys(name for each in skipped.values() for name in each)
+    *others, last = dict.fromkeys(name for operations in skipped.values() for name in operations)
     listed = f"{', '.join(others)} and {last}" if others else last
     return f"the images have one channel, so {listed} of the augmentation {' and '.join(names)} are skipped"
 
@@ -93,8 +93,8 @@ def keep_recorded(requested: Recipe, recorded: Recipe, *, own_lr: bool = False) 
     requested = _with_recorded_own_weights(requested, recorded)
     requested = _with_recorded_peers(with_recorded(requested, recorded, own_lr=own_lr), recorded)
     student, before = requested.student, recorded.student
-    drawn = (RANDOM, None)
-    if student.weights == AUTO or (student.weights in drawn and before.weights in drawn):
+    random_weights = (RANDOM, None)
+    if student.weights == AUTO or (student.weights in random_weights and before.weights in random_weights):
         return _with_student(requested, before.weights, before.sha256)
     if student.weights == before.weights and student.sha256 is None:
         return _with_student(requested, before.weights, before.sha256)
@@ -160,19 +160,19 @@ def _resolve_student_weights(recipe: Recipe, data: Data, progress: bool) -> tupl
     student = recipe.student
     if student.weights != AUTO:
         return recipe, None
-    randomly = _with_student(recipe, RANDOM, None)
+    with_random_weights = _with_student(recipe, RANDOM, None)
     if data.channels != 3 or len(data.train) >= SMALL_FOLDER:
-        return randomly, None  # published weights are for images of three channels
+        return with_random_weights, None  # published weights are for images of three channels
     name = weights.default_weights(student.model)
     if name is None:
-        return randomly, None
+        return with_random_weights, None
     try:
         loaded = weights.resolve(name, student.model, progress=progress, connect_s=CONNECT_S)
     except (WorldError, UserError) as error:
         failure = f"could not be loaded ({error})"
         if isinstance(error, DownloadError):
             failure = f"could not be downloaded within {CONNECT_S:g} s ({error.reason})"
-        return randomly, (
+        return with_random_weights, (
             f"student.weights: auto: {name} {failure}; the student starts from random weights. Pass a file "
             "with --set student.weights=FILE"
         )

@@ -18,8 +18,8 @@ from kdcompress.atomic import write_bytes, write_json
 from kdcompress.bench.measure import Artefact, measure
 from kdcompress.data.split_name import TEST, name_split
 from kdcompress.deploy.derived import DerivedFile, DerivedMaker, failure
-from kdcompress.deploy.ensemble import EnsembleFile, Member, write_ensemble
-from kdcompress.deploy.exits import ExitHead, ExitsFile, with_timings, write_cut, write_exits
+from kdcompress.deploy.ensemble import EnsembleFile
+from kdcompress.deploy.exits import ExitsFile, with_timings, write_cut
 from kdcompress.deploy.files import formats
 from kdcompress.deploy.ship import Shipped, Subject
 from kdcompress.document_schemas import Results
@@ -33,12 +33,23 @@ from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.networks.load_state import load_state
 from kdcompress.report import documents, verdict
 from kdcompress.report.cause import find_cause
+from kdcompress.report.evaluation import NAME as DETAILS
+from kdcompress.report.evaluation import SplitOutputs, temperature_of
 from kdcompress.report.pages import write_pages
 from kdcompress.run.context import Run, TestSplit
-from kdcompress.run.teacher import OnTest, Teaching, figures, manifest_entry, read_test_split, unchanged_gate
+from kdcompress.run.evaluation import evaluate_student, held_out_outputs, with_evaluation
+from kdcompress.run.joint_files import ensemble_file, exits_file
+from kdcompress.run.teacher import (
+    TeacherTestOutputs,
+    TestedTeacher,
+    figures,
+    manifest_entry,
+    read_test_split,
+    unchanged_gate,
+)
 from kdcompress.tasks import Task
 from kdcompress.tasks.classification import Predictions
-from kdcompress.tasks.figures import deciding
+from kdcompress.tasks.figures import selection_metric
 from kdcompress.train.job import Outcome
 
 PREDICTIONS = "test_predictions.safetensors"
@@ -53,11 +64,17 @@ class Delivery:
         shipped: The student.
         teacher_outputs: None: there is no teacher.
         derived: The files beside the student's own formats, those that failed a gate among them.
+        held_out: The student's outputs on held-out images; None: there are none, or no classes.
+        temperature: Fitted on them; None: not fitted.
+        task: Kind of the student's outputs.
     """
 
     shipped: Shipped
-    teacher_outputs: OnTest | None
+    teacher_outputs: TeacherTestOutputs | None
     derived: list[DerivedFile]
+    held_out: SplitOutputs | None
+    temperature: float | None
+    task: Task
 
     @property
     def compressed(self) -> CompressedFiles | None:
@@ -85,7 +102,7 @@ def deliver(
     start: LoadedNetwork,
     method: Method,
     outcome: Outcome,
-    teaching: Teaching | None,
+    teaching: TestedTeacher | None,
     test: TestSplit,
     task: Task | None = None,
 ) -> Delivery:
@@ -106,9 +123,16 @@ def deliver(
     load_state(trained, outcome.state)
     on_test = outputs = None
     if teaching is not None:
-        with run.progress.announce(f"Testing the teacher {teaching.teacher.model} on the test images"):
+        with run.progress.announce(
+            f"Testing the teacher {teaching.teacher.model} on the {run.data.test_name} images"
+        ):
             on_test = read_test_split(run, teaching, test, pooled=not start.task.has_classes)
         outputs = on_test.logits if start.task.has_classes else on_test.pooled
+    kind = task or start.task
+    held_out = None
+    if kind.numbers_are_labels:
+        held_out = held_out_outputs(run, trained, outcome.like.input_spec)
+    temperature = temperature_of(held_out)
     subject = Subject(
         trained.cpu(),
         outcome.model,
@@ -120,80 +144,24 @@ def deliver(
         gates,
         task,
         run.data.test_name,
+        temperature,
+        run.recipe.export.calibrate,
     )
     folder, data = run.folder.path, run.data
     makers = DerivedRequest.of(run.recipe.export, folder, KEY).makers(
         data.train, data.test, test, held_out=data.held_out, workers=run.workers, allow_code=run.allow_code
     )
     if outcome.ensemble:
-        makers.append(DerivedMaker("ensemble", functools.partial(_ensemble, run, method, outcome, test)))
+        makers.append(DerivedMaker("ensemble", functools.partial(ensemble_file, run, method, outcome, test)))
     if outcome.exits:
-        makers.append(DerivedMaker("exits", functools.partial(_exits, run, method, outcome, test)))
+        makers.append(DerivedMaker("exits", functools.partial(exits_file, run, method, outcome, test)))
     shipped, derived = write_subject(
         subject, folder, run.recipe.export.formats, makers, run.progress, allow_code=run.allow_code
     )
-    task = task or start.task
-    if isinstance(shipped.predictions, Predictions) and task.numbers_are_labels:
+    if isinstance(shipped.predictions, Predictions) and kind.numbers_are_labels:
         predictions = {"classes": shipped.predictions.classes, "labels": shipped.predictions.labels}
         write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
-    return Delivery(shipped, on_test, derived)
-
-
-def _ensemble(
-    run: Run,
-    method: Method,
-    outcome: Outcome,
-    test: TestSplit,
-    _: Path,
-    staging: Path,
-    student: dict[str, Any],
-) -> EnsembleFile:
-    """Writes and proves `ensemble.onnx` of the chosen states of all members."""
-    members = []
-    for name, member in method.members().items():
-        network = copy.deepcopy(member.like.network)
-        load_state(network, outcome.ensemble[name])
-        members.append(Member(name, member.model, network.cpu(), member.like.input_spec))
-    return write_ensemble(
-        members,
-        staging,
-        class_names=run.data.class_names,
-        test_batches=test,
-        metadata=documents.file_metadata(run.recipe, None),
-        student_macs=student["macs"],
-        allow_code=run.allow_code,
-    )
-
-
-def _exits(
-    run: Run,
-    method: Method,
-    outcome: Outcome,
-    test: TestSplit,
-    folder: Path,
-    staging: Path,
-    _: dict[str, Any],
-) -> ExitsFile:
-    """Writes and proves `exits.onnx` of the chosen state of the student and its exits."""
-    student = copy.deepcopy(outcome.like.network)
-    load_state(student, outcome.state)
-    heads = []
-    for stage, layers in method.early_exits().items():
-        trained = copy.deepcopy(layers)
-        load_state(trained, outcome.exits[stage])
-        heads.append(ExitHead(stage, outcome.like.taps.stages[stage], trained.cpu()))
-    return write_exits(
-        student.cpu(),
-        outcome.model,
-        outcome.like.input_spec,
-        heads,
-        staging,
-        folder,
-        class_names=run.data.class_names,
-        test_batches=test,
-        metadata=documents.file_metadata(run.recipe, None),
-        allow_code=run.allow_code,
-    )
+    return Delivery(shipped, on_test, derived, held_out, temperature, kind)
 
 
 def _bench(
@@ -255,7 +223,7 @@ def report(
     start: LoadedNetwork,
     outcome: Outcome,
     delivery: Delivery,
-    teaching: Teaching | None,
+    teaching: TestedTeacher | None,
     test: TestSplit,
     pretraining: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -287,7 +255,7 @@ def report(
             (right, labels), (baseline_right, _) = (
                 _right(path) for path in (folder.checkpoints, folder / "baseline" / "checkpoints")
             )
-            train, figure = run.recipe.train, deciding(shipped.student)
+            train, figure = run.recipe.train, selection_metric(shipped.student)
             balanced = figure == "balanced_top1"
             gain = verdict.gain(right, baseline_right, labels if balanced else None)
             assert figure is not None, "there is a top-1"
@@ -320,7 +288,12 @@ def report(
     if delivery.exits is not None and delivery.exits.passed:
         results["exits"] = with_timings(delivery.exits.facts, bench)
     failed = failure(delivery.derived)
-    write_json(folder / "results.json", results)
+    evaluation = evaluate_student(
+        run, shipped.predictions, delivery.held_out, delivery.temperature,
+        None if delivery.teacher_outputs is None else delivery.teacher_outputs.logits,
+        numbers_are_labels=delivery.task.numbers_are_labels,
+    )  # fmt: skip
+    write_json(folder / "results.json", with_evaluation(results, evaluation))
     manifest = {
         "kdcompress": __version__,
         "versions": documents.versions(),
@@ -346,7 +319,7 @@ def report(
     files = {*shipped.files, *(file.path.name for file in delivery.derived if file.passed)}
     folder.finish(manifest, sorted(files), done=False)
     pages = write_pages(folder.path)
-    named = ["recipe.yaml", "gates.json", "bench.json", "results.json", *pages]
+    named = ["recipe.yaml", "gates.json", "bench.json", "results.json", DETAILS, *pages]
     folder.finish(manifest, sorted({*files, *named}), done=failed is None)
     if failed is not None:
         raise failed

@@ -23,7 +23,7 @@ from kdcompress.networks.teacher import Teacher
 from kdcompress.progress import Bar
 from kdcompress.recipe import ExtraSection, Recipe
 from kdcompress.run.context import Run
-from kdcompress.run.teacher import usual_top1
+from kdcompress.run.teacher import weak_top1_limit
 from kdcompress.train import result_store
 
 STEM = "extra_images"
@@ -103,7 +103,7 @@ def select_extra_images(run: Run, teacher: Teacher | None) -> Run:
     )
     indices, labels, note = selection.state["indices"], selection.state["labels"], selection.note
     agreement = note["agreement"]
-    least = usual_top1(1 / run.data.num_classes)
+    least = weak_top1_limit(1 / run.data.num_classes)
     if run.processes.first and agreement is not None and agreement < least:
         run.progress.warn(
             f"{KEY}: the teacher gives {100 * agreement:.1f} % of the labelled generated images the class of "

@@ -42,9 +42,9 @@ def load_networks(run: Run) -> dict[str, LoadedNetwork]:
         headless["teacher"] = headless_teacher(
             recipe.teacher, logits_read="logits" in needs.read_of_teacher, task=needs.task
         )
-    found = {}
+    loaded = {}
     for name, section in sections.items():
-        found[name] = load_network(
+        loaded[name] = load_network(
             section,
             num_classes=len(data.class_names),
             channels=data.channels,
@@ -56,9 +56,9 @@ def load_networks(run: Run) -> dict[str, LoadedNetwork]:
             headless=headless[name],
             progress=not run.progress.quiet and run.processes.first,
         )
-    check_peers_differ(found)
+    check_peers_differ(loaded)
     if recipe.teacher is not None:
-        trained = teacher_needs_training(recipe.teacher, found["teacher"])
+        trained = teacher_needs_training(recipe.teacher, loaded["teacher"])
         if trained and data.labelled == 0:
             raise UserError(
                 "teacher.weights: required, and with the classes of the data: the teacher would have to be "
@@ -69,7 +69,7 @@ def load_networks(run: Run) -> dict[str, LoadedNetwork]:
                 f"teacher.input.size: {recipe.teacher.input.size}, but a teacher that is trained here takes "
                 f"the images as they are, {data.image_size[0]} pixels; set data.image_size"
             )
-    return found
+    return loaded
 
 
 def check_peers_differ(networks: Mapping[str, LoadedNetwork]) -> None:
@@ -98,7 +98,7 @@ def needs_of(recipe: Recipe) -> Needs:
 
 
 def with_classes(recipe: Recipe, data: Data, *, allow_code: bool, progress: bool) -> Data:
-    """The data, checked to have the labels that the method needs; the teacher's classes if it has none.
+    """Checks that the data has the labels that the method needs; unlabelled data gets the teacher's classes.
 
     Args:
         recipe: Of the run.

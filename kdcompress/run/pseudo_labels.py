@@ -58,7 +58,7 @@ class Pretraining:
     starts_student: bool
 
 
-def with_stand_ins(recipe: Recipe, data: Data) -> Data:
+def with_placeholder_labels(recipe: Recipe, data: Data) -> Data:
     """Returns the data with labels of K classes of equal size, to check what a training on clusters needs.
 
     The labels are those of no clustering: nothing may be trained on them.
@@ -103,7 +103,7 @@ def pretrain(run: Run) -> Pretraining | None:
     section = run.recipe.pseudo_labels
     if section is None:
         return None
-    start = build(run)
+    start = build_backbone(run)
     key = _key(run, section, start)
     note = {"model": run.recipe.student.model, "method": section.method, "epochs": section.epochs}
     stored = stored_training(run, PRETRAINING, key, functools.partial(_training, run, section, start), note)
@@ -115,15 +115,15 @@ def pretrain(run: Run) -> Pretraining | None:
     clusters = result_store.result(
         run.folder.checkpoints, CLUSTERS, clusters_key, run.processes, lambda: _cluster(run, section, network)
     )
-    found = clusters.state
-    whitening = Whitening(found["mean"], found["directions"]) if section.whiten else None
+    tensors = clusters.state
+    whitening = Whitening(tensors["mean"], tensors["directions"]) if section.whiten else None
     return Pretraining(
-        stored.state, network, found["assigned"], found["centres"], whitening, clusters.note,
+        stored.state, network, tensors["assigned"], tensors["centres"], whitening, clusters.note,
         section.student == "pretrained",
     )  # fmt: skip
 
 
-def build(run: Run) -> LoadedNetwork:
+def build_backbone(run: Run) -> LoadedNetwork:
     """Builds the student without its classifier, with its initial weights."""
     return load_network(
         run.recipe.student,
@@ -147,7 +147,7 @@ def build_pretraining(run: Run, start: LoadedNetwork) -> Any:
     return cls(config, Networks(tapped(run, run.recipe.student, start)), data).to(run.device)
 
 
-def start_from(student: LoadedNetwork, pretraining: Pretraining) -> None:
+def load_pretrained_weights(student: LoadedNetwork, pretraining: Pretraining) -> None:
     """Gives a student the weights of the pre-training; its classifier stays as it was drawn."""
     own = student.network.state_dict()
     extra = pretraining.state.keys() - own.keys()
@@ -155,7 +155,7 @@ def start_from(student: LoadedNetwork, pretraining: Pretraining) -> None:
     load_state(student.network, {**own, **pretraining.state})
 
 
-def figures(run: Run, pretraining: Pretraining) -> dict[str, Any]:
+def pretraining_figures(run: Run, pretraining: Pretraining) -> dict[str, Any]:
     """Scores the network as it was before the training on its clusters, on the test split.
 
     Args:
@@ -190,14 +190,14 @@ def _cluster(
     content = features_ND.contiguous().numpy().tobytes()
     whitening = Whitening.of(features_ND) if section.whiten else None
     values = features_ND if whitening is None else whitening(features_ND)
-    found = kmeans.cluster(values, section.clusters, run.recipe.seed, starts=section.starts)
+    result = kmeans.cluster(values, section.clusters, run.recipe.seed, starts=section.starts)
     note = {
-        "sizes": torch.bincount(found.assigned, minlength=len(found.centres)).tolist(),
-        "inertia": found.inertia,
+        "sizes": torch.bincount(result.assigned, minlength=len(result.centres)).tolist(),
+        "inertia": result.inertia,
         "features": features_ND.shape[1],
         "features_sha256": hashlib.sha256(content).hexdigest(),
     }
-    tensors = {"assigned": found.assigned, "centres": F.normalize(found.centres, dim=1)}
+    tensors = {"assigned": result.assigned, "centres": F.normalize(result.centres, dim=1)}
     if whitening is not None:
         tensors |= {"mean": whitening.mean, "directions": whitening.directions}
     return tensors, note

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from kdcompress.atomic import write_bytes, write_json
-from kdcompress.deploy.float_graph import WITH_WEIGHTS, prepared
+from kdcompress.deploy.float_graph import WITH_WEIGHTS, prepare_graph
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.formats.safetensors import METADATA
 from kdcompress.errors import NetworkError, UserError
@@ -43,24 +43,24 @@ def check_int8_training(run: Run, method: Method, start: LoadedNetwork) -> None:
     student = method.networks.student
     try:
         with undisturbed(student.network):
-            seen = Rounding(student.network, [student.sample()]).plan.layers
+            trainable_layers = Rounding(student.network, [student.sample()]).plan.layers
         with tempfile.TemporaryDirectory(prefix="kdcompress-") as folder:
             path = Path(folder) / "student.onnx"
             spec = input_spec(run, run.recipe.student, start)
             task = start.task
             onnx_format.write(student.network, spec, path, metadata={}, task=task)
-            rounded = _layers(prepared(path))
+            graph_layers = _layers(prepare_graph(path))
     except NetworkError as error:
-        raise UserError(f"export.int8.qat_epochs: {student.model}: {error}; {_INSTEAD}") from error
-    if seen != rounded:
+        raise UserError(f"export.int8.qat_epochs: {student.model}: {error}; {_ADVICE}") from error
+    if trainable_layers != graph_layers:
         raise UserError(
-            f"export.int8.qat_epochs: {student.model}: its int8 file has {rounded} convolutions, linear "
-            f"layers and matrix products, and of its module {seen} can be rounded in training (attention "
-            f"computes several in one function); {_INSTEAD}"
+            f"export.int8.qat_epochs: {student.model}: its int8 file has {graph_layers} convolutions, linear "
+            f"layers and matrix products, and of its module {trainable_layers} can be rounded in training "
+            f"(attention computes several in one function); {_ADVICE}"
         )
 
 
-_INSTEAD = "take it out (--set export.int8.qat_epochs=0) for an int8 file without tuning"
+_ADVICE = "take it out (--set export.int8.qat_epochs=0) for an int8 file without tuning"
 
 
 def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
@@ -92,10 +92,12 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
     )
     rate = section.qat_lr * recipe.optim.lr
     optim = recipe.optim.model_copy(update={"lr": rate, "schedule": "cosine", "warmup": 0.0})
-    in_full = dataclasses.replace(run, recipe=recipe.replace(train=train))
+    float32_run = dataclasses.replace(run, recipe=recipe.replace(train=train))
     student.forward_context = rounding.rounded
     try:
-        result = run_training(in_full, Training(LABEL, qat, recipe.seed, section.qat_epochs, train, optim))
+        result = run_training(
+            float32_run, Training(LABEL, qat, recipe.seed, section.qat_epochs, train, optim)
+        )
     finally:
         student.precision, student.forward_context = before
         student.use_input(own_input)
@@ -112,7 +114,7 @@ def train_for_int8(run: Run, method: Method, outcome: Outcome) -> None:
             "held_out": result.best,
         }
         write_json(run.folder.checkpoints / FACTS, facts)
-    run.processes.wait()
+    run.processes.barrier()
 
 
 def _layers(model: onnx.ModelProto) -> int:

@@ -81,7 +81,7 @@ def resolve_schedule(recipe: Recipe, *, images: int, labelled: int, own_lr: bool
         recipe: The run's recipe.
         images: Number of training images that the student's method uses.
         labelled: Number of training images with a label, which a teacher is trained on.
-        own_lr: True if the user set `optim.lr` beside the recipe, so that it is not scaled.
+        own_lr: True if `optim.lr` comes from `--set`; it is then not scaled to the batch size.
     """
     reasons, warnings = [], []
     size, lr = recipe.data.batch_size, recipe.optim.lr

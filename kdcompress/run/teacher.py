@@ -34,7 +34,7 @@ from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.networks import info, tapped
 from kdcompress.run.training import Training, for_method, stored_training
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
-from kdcompress.tasks.figures import deciding
+from kdcompress.tasks.figures import selection_metric
 from kdcompress.train import result_store
 from kdcompress.train.evaluate import predict_teacher
 
@@ -44,12 +44,13 @@ ONE_SIDED = 1.645
 """The normal quantile of a one-sided 95 % interval."""
 VARIATION = 1e-4
 """Least variation of a teacher's outputs between images, checked where no labels say how good it is."""
-HELD_OUT_SAMPLE = 2_000
-"""Number of un-augmented training images that the teacher is tested on if nothing is held out."""
+TRAINING_SAMPLE = 2_000
+"""Training images that the teacher is tested on if nothing is held out: at least as many (all, if there are
+fewer), fewer than twice as many."""
 
 
 @dataclass(frozen=True, slots=True)
-class Teaching:
+class TestedTeacher:
     """A teacher that has been tested.
 
     Args:
@@ -67,7 +68,7 @@ class Teaching:
     gate: Gate
 
 
-def load_teacher(run: Run, networks: dict[str, LoadedNetwork]) -> Teaching | None:
+def load_teacher(run: Run, networks: dict[str, LoadedNetwork]) -> TestedTeacher | None:
     """Trains or loads the teacher, tests it on held-out data, and freezes it; None: the recipe has none."""
     section = run.recipe.teacher
     if section is None:
@@ -75,7 +76,7 @@ def load_teacher(run: Run, networks: dict[str, LoadedNetwork]) -> Teaching | Non
     start = networks["teacher"]
     trained = teacher_needs_training(section, start)
     if trained:
-        _train_or_find(run, start)
+        _train_or_load_teacher(run, start)
     size = None if trained else own_size(run, section, start)
     teacher = FrozenTeacher(tapped(run, section, start), size=size)
     if teacher.foldable and not teacher.folded and run.processes.first:
@@ -84,10 +85,10 @@ def load_teacher(run: Run, networks: dict[str, LoadedNetwork]) -> Teaching | Non
             "outputs would change; it teaches as before, only slower"
         )
     held_out, gate = _test_teacher(run, teacher)
-    return Teaching(teacher, start, trained, held_out, gate)
+    return TestedTeacher(teacher, start, trained, held_out, gate)
 
 
-def compare_with_baseline(run: Run, teaching: Teaching) -> None:
+def compare_with_baseline(run: Run, teaching: TestedTeacher) -> None:
     """Warns before the student's training if the teacher is hardly better than the finished baseline.
 
     Args:
@@ -95,15 +96,15 @@ def compare_with_baseline(run: Run, teaching: Teaching) -> None:
         teaching: The tested teacher.
     """
     training = read_document(run.folder / "baseline" / "results.json", Results).get("training") or {}
-    plain, by = training.get("best") or {}, deciding(teaching.held_out)
-    if by is None or plain.get(by) is None or teaching.held_out["split"] != "held-out":
+    plain, metric = training.get("best") or {}, selection_metric(teaching.held_out)
+    if metric is None or plain.get(metric) is None or teaching.held_out["split"] != "held-out":
         return
-    lead = teaching.held_out[by] - plain[by]
+    lead = teaching.held_out[metric] - plain[metric]
     if lead <= HARDLY_BETTER:
         run.progress.warn(
-            f"teacher {teaching.teacher.model}: {_percent(teaching.held_out[by])} on the held-out images; "
-            f"the student without it reaches {_percent(plain[by])}, so there is hardly anything to learn. "
-            "More teacher.epochs, other teacher.weights or a larger teacher.model may help"
+            f"teacher {teaching.teacher.model}: {_percent(teaching.held_out[metric])} on the held-out "
+            f"images; the student without it reaches {_percent(plain[metric])}, so there is hardly anything "
+            "to learn. More teacher.epochs, other teacher.weights or a larger teacher.model may help"
         )
 
 
@@ -118,7 +119,7 @@ def own_size(run: Run, section: TeacherSection, start: LoadedNetwork) -> tuple[i
     return None if pair == run.data.image_size else pair
 
 
-def _train_or_find(run: Run, start: LoadedNetwork) -> None:
+def _train_or_load_teacher(run: Run, start: LoadedNetwork) -> None:
     """Trains or fine-tunes the teacher, or loads it from an earlier run with the same inputs."""
     recipe, section = run.recipe, run.recipe.teacher
     assert section is not None
@@ -162,7 +163,7 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
     if images is None:
         # The labelled images if there are any: a sample of all might hold none of a few.
         known = data.for_method(labels=True, unlabelled=data.labelled == 0).train
-        every = max(1, len(known) // HELD_OUT_SAMPLE)
+        every = max(1, len(known) // TRAINING_SAMPLE)
         where, images = "training", known.subset(torch.arange(0, len(known), every))
     figures = None
     if run.processes.first:
@@ -170,7 +171,7 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
         with run.progress.announce(what), run.evaluation(images) as batches:
             outputs, labels = predict_teacher(teacher, batches)
         figures = {**teacher.task.score(outputs, labels), "variation": _variation(outputs)}
-    figures = run.processes.agree(figures)
+    figures = run.processes.broadcast(figures)
     count = len(images)
     on = f"on {count:,} {where} images, before training"
     counts = torch.bincount(images.labels[images.labels >= 0]).tolist()
@@ -181,10 +182,10 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
             f"{_percent(gate.limit)} is expected. Check its weights, its class order and its input "
             "(teacher.input), give it more teacher.epochs, or waive this with teacher.min_top1: 0"
         )
-    by = deciding(figures)
-    if by is not None and section.min_top1 is None and run.processes.first:
-        usual = usual_top1(chance_level(by, counts))
-        if figures[by] < usual:
+    metric = selection_metric(figures)
+    if metric is not None and section.min_top1 is None and run.processes.first:
+        usual = weak_top1_limit(chance_level(metric, counts))
+        if figures[metric] < usual:
             run.progress.warn(
                 f"teacher {section.model}: {gate.detail}: {_percent(gate.figure)}. That is above chance, "
                 f"but weak: below {_percent(usual)} a student has little to learn from it. More "
@@ -223,24 +224,24 @@ def least_top1(figure: str, counts: Sequence[int]) -> float:
     return min(chance + ONE_SIDED * math.sqrt(variance), (1 + chance) / 2)
 
 
-def usual_top1(chance: float) -> float:
+def weak_top1_limit(chance: float) -> float:
     """Returns the figure below which a teacher is called weak: three times chance, at most halfway to 1."""
     return min(3 * chance, (1 + chance) / 2)
 
 
 def _gate(section: TeacherSection, figures: dict[str, Any], on: str, counts: Sequence[int]) -> Gate:
     """Compares the held-out figures with the least accepted: a top-1, or without labels outputs that vary."""
-    by = deciding(figures)
+    metric = selection_metric(figures)
     waived = ", waived by teacher.min_top1: 0" if section.min_top1 == 0 else ""
-    if by is None:
+    if metric is None:
         least = 0.0 if section.min_top1 == 0 else VARIATION
         detail = f"spread of {section.model}'s outputs between images over their mean size {on}{waived}"
         varies = figures["variation"]
         return Gate("teacher_outputs_vary", varies >= least, varies, least, detail)
-    least = least_top1(by, counts) if section.min_top1 is None else section.min_top1
-    what = {"top1": "top-1", "balanced_top1": "balanced top-1"}.get(by, "top-1 by nearest neighbours")
+    least = least_top1(metric, counts) if section.min_top1 is None else section.min_top1
+    what = {"top1": "top-1", "balanced_top1": "balanced top-1"}.get(metric, "top-1 by nearest neighbours")
     detail = f"{what} of {section.model} {on}{waived}"
-    return Gate(f"teacher_{by}", figures[by] >= least, figures[by], least, detail)
+    return Gate(f"teacher_{metric}", figures[metric] >= least, figures[metric], least, detail)
 
 
 def _percent(figure: Any) -> str:
@@ -248,7 +249,7 @@ def _percent(figure: Any) -> str:
 
 
 def _variation(outputs: Tensor) -> float:
-    """Returns nearly 0 for a network with the same outputs for every image, as without its weights."""
+    """Computes the outputs' spread over their mean size; about 0 if all images give the same outputs."""
     return relative(spread(outputs), float(outputs.abs().mean()))
 
 
@@ -261,7 +262,7 @@ def unchanged_gate(teacher: Teacher) -> Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class OnTest:
+class TeacherTestOutputs:
     """The teacher's outputs on the test split, in float32 and in the split's order.
 
     Args:
@@ -283,7 +284,9 @@ class OnTest:
         return found
 
 
-def read_test_split(run: Run, teaching: Teaching, test: TestSplit, *, pooled: bool) -> OnTest:
+def read_test_split(
+    run: Run, teaching: TestedTeacher, test: TestSplit, *, pooled: bool
+) -> TeacherTestOutputs:
     """Computes the teacher's outputs on the test split; its precision is float32 from here on.
 
     Args:
@@ -301,12 +304,12 @@ def read_test_split(run: Run, teaching: Teaching, test: TestSplit, *, pooled: bo
         logits += [] if read.logits is None else [read.logits.cpu()]
         features += [] if read.pooled is None else [read.pooled.cpu()]
         labels.append(labels_B)
-    return OnTest(
+    return TeacherTestOutputs(
         torch.cat(logits) if logits else None, torch.cat(features) if features else None, torch.cat(labels)
     )
 
 
-def figures(run: Run, teaching: Teaching, file: Path, on_test: OnTest) -> dict[str, Any]:
+def figures(run: Run, teaching: TestedTeacher, file: Path, on_test: TeacherTestOutputs) -> dict[str, Any]:
     """Returns the teacher's figures on the test split, and writes its ONNX file for the benchmark."""
     teacher = teaching.teacher
     network = teacher_network(teacher, "teacher").network
@@ -326,7 +329,7 @@ def figures(run: Run, teaching: Teaching, file: Path, on_test: OnTest) -> dict[s
     }
 
 
-def manifest_entry(run: Run, teaching: Teaching | None) -> dict[str, Any] | None:
+def manifest_entry(run: Run, teaching: TestedTeacher | None) -> dict[str, Any] | None:
     """Returns the manifest's `teacher` object."""
     if teaching is None:
         return None

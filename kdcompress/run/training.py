@@ -115,11 +115,11 @@ def _statistics_images(run: Run, stack: contextlib.ExitStack) -> StatisticsImage
     """Opens the real training images, labelled or not, that batch-norm statistics are re-estimated on."""
     train = run.data.train
     order = permutation(DATA_SEED, 0, len(train))
-    sample, every = (
+    sample, shipping_images = (
         stack.enter_context(run.evaluation(train.subset(order[:count])))
         for count in (sample_size(len(train)), SHIPPED_MOST)
     )
-    return StatisticsImages(sample, every)
+    return StatisticsImages(sample, shipping_images)
 
 
 def stored_training(
@@ -142,13 +142,13 @@ def stored_training(
     return result_store.result(run.folder.checkpoints, stem, key, run.processes, make)
 
 
-def build_method(run: Run, found: dict[str, LoadedNetwork], teacher: Teacher | None) -> Method:
+def build_method(run: Run, loaded: dict[str, LoadedNetwork], teacher: Teacher | None) -> Method:
     """Builds the recipe's method beside its networks, all on the run's device."""
     recipe = run.recipe
     networks = Networks(
-        tapped(run, recipe.student, found["student"]),
+        tapped(run, recipe.student, loaded["student"]),
         teacher,
-        tuple(tapped(run, peer, found[f"peer{i + 1}"]) for i, peer in enumerate(recipe.peers)),
+        tuple(tapped(run, peer, loaded[f"peer{i + 1}"]) for i, peer in enumerate(recipe.peers)),
     )
     cls, config = configured(recipe.method)
     seeded(recipe.seed, "method")

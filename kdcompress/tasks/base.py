@@ -42,6 +42,10 @@ class Scorer(ABC):
             teacher_outputs: The teacher's outputs of the same images in the same order.
         """
 
+    def constant(self, teacher_outputs: Tensor) -> dict[str, Any] | None:
+        """Describes a network that decides nearly the same for all images; None: it does not."""
+        return None
+
 
 class Deviation(ABC):
     """Compares two networks' outputs of the same images, a batch at a time.
@@ -95,7 +99,7 @@ class Task(ABC):
     """Name of the output in exported files and in golden.npz."""
     activation: ClassVar[Literal["logits", "pooled"]]
     """Field of `Activations` that is the output."""
-    deciding: ClassVar[tuple[str, ...]]
+    metrics: ClassVar[tuple[str, ...]]
     """Figures that a checkpoint is selected by, the first that is known."""
     one_output: ClassVar[str]
     """One number of the output, in words: "a logit"."""
@@ -137,7 +141,7 @@ class Task(ABC):
         """
 
     def parts(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> Tensor | None:
-        """Computes each image's part of the deciding figure of `score`, to compare networks image by image.
+        """Computes each image's part of the selection metric of `score`, to compare networks image by image.
 
         Returns:
             `[N]` float64, whose sum is the figure; None where it is no sum over images, or there is none.

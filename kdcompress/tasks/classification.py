@@ -13,9 +13,12 @@ from torch import Tensor
 from kdcompress.data.class_weights import unequal_classes
 from kdcompress.tasks.base import Deviation, Scorer, Task
 
+NEARLY_CONSTANT = 0.9
+"""Share of the images that one class is given from which a network is nearly constant."""
+
 
 class Predictions(Scorer):
-    """Classes and losses of the images of a split.
+    """Classes, losses and logits of the images of a split.
 
     Args:
         num_classes: K.
@@ -24,16 +27,23 @@ class Predictions(Scorer):
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._logits: list[Tensor] = []
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
         """Adds logits `[B, K]` and labels `[B]`."""
-        labels = labels.cpu()
-        self._batches.append((outputs.argmax(1).cpu(), cross_entropies(outputs.cpu(), labels), labels))
+        labels, logits = labels.cpu(), outputs.detach().cpu()
+        self._batches.append((logits.argmax(1), cross_entropies(logits, labels), labels))
+        self._logits.append(logits)
 
     @property
     def classes(self) -> Tensor:
         """`[N]` int64, the class of the largest logit."""
         return torch.cat([classes for classes, _, _ in self._batches])
+
+    @property
+    def logits(self) -> Tensor:
+        """`[N, K]`, as they came."""
+        return torch.cat(self._logits)
 
     @property
     def losses(self) -> Tensor:
@@ -52,6 +62,24 @@ class Predictions(Scorer):
     def agreement(self, teacher_outputs: Tensor) -> float:
         """Returns the share of images whose class is that of the teacher's largest logit."""
         return float((self.classes == teacher_outputs.argmax(1)).double().mean())
+
+    def constant(self, teacher_outputs: Tensor) -> dict[str, Any] | None:
+        """Describes a nearly constant network: at least 90 % of the images are given one class.
+
+        Its agreement with the teacher says little: a network that always answers so would agree as often as
+        the teacher gives that class.
+
+        Returns:
+            `class`, `share` of the images that are given it, `teacher_share` of those that the teacher gives
+            it (0 to 1); None: the network is not nearly constant.
+        """
+        classes = self.classes
+        number = int(torch.bincount(classes).argmax())
+        share = (classes == number).double().mean().item()
+        if share < NEARLY_CONSTANT:
+            return None
+        teacher_share = (teacher_outputs.argmax(1) == number).double().mean().item()
+        return {"class": number, "share": share, "teacher_share": teacher_share}
 
 
 class ClassDeviation(Deviation):
@@ -97,7 +125,7 @@ class Classification(Task):
     name = "classification"
     output = "logits"
     activation = "logits"
-    deciding = ("top1", "agreement")
+    metrics = ("top1", "agreement")
     one_output = "a logit"
     outputs = "logits"
     has_classes = True
@@ -221,7 +249,7 @@ def single_class(predictions: Tensor, per_class: Sequence[float | None]) -> int 
     largest = torch.bincount(predictions).argmax().item()
     share = (predictions == largest).double().mean().item()
     recalls = [recall for i, recall in enumerate(per_class) if recall is not None and i != largest]
-    collapsed = share >= 0.9 and sum(recalls) / len(recalls) < 0.2
+    collapsed = share >= NEARLY_CONSTANT and sum(recalls) / len(recalls) < 0.2
     return int(largest) if collapsed else None
 
 

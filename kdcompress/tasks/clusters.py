@@ -31,7 +31,7 @@ class Clusters(Classification):
 
     name = "clusters"
     output = "clusters"
-    deciding = ("cluster_accuracy", "agreement")
+    metrics = ("cluster_accuracy", "agreement")
     numbers_are_labels = False
 
     def scorer(self, num_classes: int) -> Assignments:

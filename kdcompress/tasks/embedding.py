@@ -85,7 +85,7 @@ class Embedding(Task):
     name = "embedding"
     output = "embedding"
     activation = "pooled"
-    deciding = ("knn_top1", "agreement")
+    metrics = ("knn_top1", "agreement")
     one_output = "a feature"
     outputs = "features"
     has_classes = False

@@ -66,7 +66,7 @@ DECIDING = tuple(key for key, figure in FIGURES.items() if figure.decides)
 """Figures that a checkpoint is selected by: the first of them that a score has."""
 
 
-def deciding(score: Mapping[str, Any]) -> str | None:
+def selection_metric(score: Mapping[str, Any]) -> str | None:
     """Returns the name of the figure that a checkpoint is selected by, or None if the score has none.
 
     Where classes are unequal, a score says itself that it is the balanced top-1.
@@ -83,7 +83,7 @@ def comparable(student: Mapping[str, Any]) -> list[Figure]:
     """
     if student["top1"] is not None:
         both = [FIGURES["top1"], FIGURES["balanced_top1"]]
-        return both[::-1] if deciding(student) == "balanced_top1" else both
+        return both[::-1] if selection_metric(student) == "balanced_top1" else both
     return [
         FIGURES[key]
         for key in ("knn_top1", "cluster_accuracy", "nmi", "agreement")

@@ -51,8 +51,8 @@ class BenchRequest:
 
     Args:
         files: `FILE` or `NAME=FILE`.
-        baseline: `FILE` or `NAME=FILE`; one of the files, or one more. None: no baseline, or for a single
-            file its first runtime.
+        baseline: `FILE` or `NAME=FILE`; one of the files, or one more. None: the first of two files, for a
+            single file its first runtime, else no baseline.
         runtimes: Names of runtimes; empty: the default for each file's suffix.
         threads: Thread counts, or "all".
         batch: Images per call.
@@ -216,9 +216,10 @@ def _artefacts(request: BenchRequest, target: RuntimeChecker) -> tuple[list[Arte
     if request.baseline is not None:
         assert number is not None
         return artefacts, names[number]
-    # The runtimes of a single file have nothing to be compared with but the first of them.
+    # The runtimes of a single file have nothing to be compared with but the first of them, and of two files
+    # only their ratio is of interest.
     alone = len(artefacts) == 1 and len(artefacts[0].runtimes) > 1
-    return artefacts, names[0] if alone else None
+    return artefacts, names[0] if alone or len(artefacts) == 2 else None
 
 
 def _named(text: str) -> tuple[str | None, Path]:

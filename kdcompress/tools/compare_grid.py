@@ -24,7 +24,7 @@ from kdcompress.progress import Progress
 from kdcompress.report.comparison import Compared, document, figure_of, write_comparison
 from kdcompress.report.record import read_run
 from kdcompress.run_folder import RunFolder
-from kdcompress.tasks.figures import deciding
+from kdcompress.tasks.figures import selection_metric
 from kdcompress.tools.bench import BenchRequest, bench
 from kdcompress.tools.compare_runs import NAME, against
 from kdcompress.tools.grid_plan import Cell, GridRequest, Plan, make_plan, record, with_teacher
@@ -159,7 +159,7 @@ def _probed(folder: Path) -> dict[str, Any]:
     run = read_run(folder)
     lines = [line for line in run.log if line["phase"].split("/")[0] == "student" and line.get("held_out")]
     figures = lines[-1]["held_out"]
-    figure = deciding(figures)
+    figure = selection_metric(figures)
     teacher = run.results["teacher"]
     return {
         "figure": figure,

@@ -220,7 +220,9 @@ def knowledge(
         networks["baseline"] = _Network(its_config.model, baseline)
     role = opened.split_called(split)
     split = opened.test_name if role == "test" else role
-    look = _Look(_split(opened, role), images, resolved.seed, second_view(opened.augment, min(size)), search)
+    look = _EntropyAnalysis(
+        _split(opened, role), images, resolved.seed, second_view(opened.augment, min(size)), search
+    )
     threads = resolved.train.threads or recorded.train.threads
     with progress.bar("entropies", len(networks) * look.steps) as bar, _threads(threads):
         seen = {name: look(network, partial(bar.advance, 1, name)) for name, network in networks.items()}
@@ -263,7 +265,7 @@ class _Network:
     read: Read
 
 
-class _Look:
+class _EntropyAnalysis:
     """The same look into one network after the other: the same images, views and noise.
 
     Args:

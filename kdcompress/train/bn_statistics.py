@@ -26,7 +26,7 @@ FEWEST, MOST = 64, 2_048
 """Bounds of their number."""
 SHIPPED_MOST = 32_768
 """Greatest number of images for the network that ships: enough for statistics that settle late."""
-STILL = 0.005
+CONVERGED = 0.005
 """Change of the statistics over the last half of the images below which more images are not needed: mean
 over the channels of a layer, in standard deviations for a mean and as a share for a variance."""
 
@@ -39,11 +39,11 @@ class StatisticsImages:
 
     Args:
         sample: `sample_size` of them, for scoring candidates.
-        every: At most `SHIPPED_MOST` of them, for the network that ships.
+        shipping_images: At most `SHIPPED_MOST` of them, for the network that ships.
     """
 
     sample: Iterable[Batch]
-    every: Iterable[Batch]
+    shipping_images: Iterable[Batch]
 
 
 def sample_size(images: int) -> int:
@@ -67,7 +67,7 @@ def reestimate(
     like: Tapped,
     batches: Iterable[Batch],
     *,
-    until_still: bool = False,
+    until_converged: bool = False,
     within: nn.Module | None = None,
 ) -> int:
     """Replaces the running statistics by the mean over batches, weighted by their size.
@@ -79,7 +79,7 @@ def reestimate(
         module: The network; left in eval mode.
         like: A network of its class; its normalisation and precision are used.
         batches: Un-augmented training images.
-        until_still: True stops as soon as the last half of the images changed nothing that matters (`STILL`).
+        until_converged: True stops as soon as the last half of the images changed less than `CONVERGED`.
         within: Part of the network whose statistics are replaced, the others are used as they are; None: all.
 
     Returns:
@@ -103,9 +103,9 @@ def reestimate(
                 norm.momentum = len(batch) / images  # the first batch replaces what was there
             with like.autocast():
                 module(like.normalise(batch.images))
-            if until_still and images >= 2 * checked:
+            if until_converged and images >= 2 * checked:
                 present = _statistics(norms)
-                if checked and images >= MOST and _change(earlier, present) < STILL:
+                if checked and images >= MOST and _change(earlier, present) < CONVERGED:
                     break
                 checked, earlier = images, present
     finally:
@@ -150,7 +150,7 @@ def _statistics(norms: list[BatchNorm]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _change(earlier: list[tuple[Tensor, Tensor]], present: list[tuple[Tensor, Tensor]]) -> float:
-    """Returns the largest change of a layer's statistics, in the units of `STILL`."""
+    """Returns the largest change of a layer's statistics, in the units of `CONVERGED`."""
     changes = []
     for (old_mean, old_variance), (mean, variance) in zip(earlier, present, strict=True):
         scale = variance.clamp_min(torch.finfo(variance.dtype).tiny)

@@ -19,7 +19,7 @@ from kdcompress.networks.exits import WithExits
 from kdcompress.networks.load_state import load_state
 from kdcompress.networks.tapped import Tapped
 from kdcompress.tasks.classification import mean_prediction
-from kdcompress.tasks.figures import deciding
+from kdcompress.tasks.figures import selection_metric
 from kdcompress.train import bn_statistics
 from kdcompress.train.average import Average
 from kdcompress.train.bn_statistics import StatisticsImages
@@ -60,8 +60,8 @@ class Choice:
     """Keeps the candidate of a training that would ship now.
 
     The selection metric is top-1, for a backbone the accuracy of its nearest neighbours, or the agreement
-    with the teacher where there are no labels (`tasks.figures.deciding`). If no metric can be computed on the
-    held-out images, the last epoch is chosen.
+    with the teacher where there are no labels (`tasks.figures.selection_metric`). If no metric can be
+    computed on the held-out images, the last epoch is chosen.
 
     The highest of many figures of a few images is high by chance: the epoch with the best top-1 on 300 images
     is seldom the best epoch, the less so the more networks there are to choose from. So a later epoch is
@@ -122,25 +122,25 @@ class Choice:
         found: tuple[dict[str, dict[str, Any]], dict[str, Tensor | None]] = {}, {}
         if self._processes.first:
             found = self._scores(self._held_out, re_estimate=not frozen_statistics)
-        scores, parts = self._processes.agree(found)
-        by = deciding(scores[self._default()])
-        if by is None:
+        scores, parts = self._processes.broadcast(found)
+        metric = selection_metric(scores[self._default()])
+        if metric is None:
             return None
         self.last = scores[self._default()]
         for name, figures in scores.items():
-            if name not in self.reached or _rank(figures, by) > _rank(self.reached[name], by):
+            if name not in self.reached or _rank(figures, metric) > _rank(self.reached[name], metric):
                 self.reached[name] = {**figures, "epoch": epoch}
         names = [key for key in self._eligible() if key in scores]
-        highest = max(names, key=lambda key: _rank(scores[key], by))
+        highest = max(names, key=lambda key: _rank(scores[key], metric))
         name = highest
         if parts[highest] is not None:
             rivals = [key for key in names if not leads(parts[highest], parts[key])]
             name = min(rivals, key=lambda key: _loss(scores[key]))
-        if self._keeps_up(BEST, highest, name, scores, parts, by):
+        if self._keeps_up(BEST, highest, name, scores, parts, metric):
             self.best = {**scores[name], "candidate": name, "epoch": epoch, "state": self._state_of(name)}
             if self._exits:
                 self.best["exits"] = self._states_of_exits(name)
-        if ENSEMBLE in scores and self._keeps_up(ENSEMBLE, ENSEMBLE, ENSEMBLE, scores, parts, by):
+        if ENSEMBLE in scores and self._keeps_up(ENSEMBLE, ENSEMBLE, ENSEMBLE, scores, parts, metric):
             self.best_ensemble = {**scores[ENSEMBLE], "epoch": epoch, "states": self._states_of_members()}
         return self.last if len(scores) == 1 else {**self.last, "candidates": scores}
 
@@ -193,7 +193,7 @@ class Choice:
         self.best_ensemble = state.get("best_ensemble")
         self.reached = state.get("reached", {})
         best = _without_tensors(self.best)
-        # A checkpoint of before there were peaks knows the figures of the best epoch alone.
+        # Checkpoints of older versions hold no peaks, only the figures of the best epoch.
         earlier = {} if best is None else {BEST: {"figures": best, "parts": None}}
         self._peaks = state.get("peaks", earlier)
 
@@ -204,7 +204,7 @@ class Choice:
         name: str,
         scores: Mapping[str, dict[str, Any]],
         parts: Mapping[str, Tensor | None],
-        by: str,
+        metric: str,
     ) -> bool:
         """Records the highest figures so far; returns True unless they lead those of a candidate.
 
@@ -214,10 +214,10 @@ class Choice:
             name: The candidate.
             scores: Figures of all candidates.
             parts: Their parts by image.
-            by: Name of the deciding figure.
+            metric: Name of the selection metric.
         """
         peak = self._peaks.get(kind)
-        if peak is None or _rank(scores[highest], by) > _rank(peak["figures"], by):
+        if peak is None or _rank(scores[highest], metric) > _rank(peak["figures"], metric):
             peak = self._peaks[kind] = {"figures": scores[highest], "parts": parts[highest]}
         if peak["parts"] is None or parts[name] is None:
             return peak["figures"] is scores[name]
@@ -236,7 +236,7 @@ class Choice:
         if self._statistics is None:
             return state, None
         result = self._compare_statistics(like, state, self._statistics) if self._processes.first else None
-        changed, facts = self._processes.agree(result)
+        changed, facts = self._processes.broadcast(result)
         return {**state, **changed}, facts
 
     def _compare_statistics(
@@ -245,7 +245,7 @@ class Choice:
         """Returns the tensors that differ from the state's, and the facts."""
         began = time.perf_counter()
         network = self._scratch_network(like, state)
-        count = bn_statistics.reestimate(network, like, images.every, until_still=True)
+        count = bn_statistics.reestimate(network, like, images.shipping_images, until_converged=True)
         taken = time.perf_counter() - began
         if count == 0:
             return {}, None
@@ -257,10 +257,10 @@ class Choice:
             for name, values in (("re-estimated", new), ("running", state)):
                 network = self._scratch_network(like, values)
                 scores[name] = self._figures(*predict(network, like, self._held_out), self._held_out)
-            by = deciding(scores[shipped])
-            if by is None:
+            metric = selection_metric(scores[shipped])
+            if metric is None:
                 scores = None
-            elif _rank(scores["running"], by) > _rank(scores[shipped], by):
+            elif _rank(scores["running"], metric) > _rank(scores[shipped], metric):
                 shipped = "running"
         changed = {name: value for name, value in new.items() if not torch.equal(value, state[name])}
         # Re-estimation alone: the held-out images are scored in any case.
@@ -280,10 +280,10 @@ class Choice:
                 load_state(module, exits[stage])
             pairs = [(like.taps.stages[stage], module) for stage, module in layers.items()]
             whole = WithExits(self._scratch_network(like, state), pairs)
-            images = self._statistics.every
-            bn_statistics.reestimate(whole, like, images, until_still=True, within=whole.exits)
+            images = self._statistics.shipping_images
+            bn_statistics.reestimate(whole, like, images, until_converged=True, within=whole.exits)
             new = {stage: _copied(module.state_dict()) for stage, module in layers.items()}
-        agreed: dict[str, dict[str, Tensor]] = self._processes.agree(new)
+        agreed: dict[str, dict[str, Tensor]] = self._processes.broadcast(new)
         return agreed
 
     def _scores(
@@ -385,12 +385,12 @@ def _loss(figures: Mapping[str, Any]) -> float:
     return math.inf if loss is None else float(loss)
 
 
-def _rank(figures: Mapping[str, Any], by: str) -> tuple[float, float]:
-    """Orders figures by the deciding one, then by the lower loss (or divergence from the teacher).
+def _rank(figures: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    """Orders figures by the selection metric, then by the lower loss (or divergence from the teacher).
 
     A few hundred held-out images give many epochs the same accuracy; the earliest of them is rarely the best.
     """
-    return figures[by], -_loss(figures)
+    return figures[metric], -_loss(figures)
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class Journal:
         """Appends the line of an epoch to `log.jsonl`."""
         self._append("log.jsonl", line)
         if self.folder is not None and self.tensorboard:
-            self._draw(self.folder / "tensorboard", line)
+            self._write_tensorboard(self.folder / "tensorboard", line)
 
     def step(self, line: dict[str, Any]) -> None:
         """Appends the line of a step to `steps.jsonl`."""
@@ -48,7 +48,7 @@ class Journal:
             return {}
         return {name: _size(self.folder / name) for name in self.FILES}
 
-    def cut_back(self, sizes: dict[str, int]) -> None:
+    def truncate(self, sizes: dict[str, int]) -> None:
         """Truncates the files to the sizes that a checkpoint recorded."""
         if self.folder is None:
             return
@@ -56,7 +56,7 @@ class Journal:
             if _size(self.folder / name) > size:
                 os.truncate(self.folder / name, size)
 
-    def _draw(self, folder: Path, line: dict[str, Any]) -> None:
+    def _write_tensorboard(self, folder: Path, line: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         phase, epoch = line["phase"], line["epoch"]

@@ -81,7 +81,7 @@ class Minimiser:
         self.logged: dict[str, Tensor] = {}
         self.skipped = False
         self._skips_in_a_row = 0
-        self._opens = self._closes = True
+        self._first_in_step = self._last_in_step = True
         self._batches = 1
         self._step = 0
 
@@ -94,7 +94,7 @@ class Minimiser:
             batches: Number of batches that the step accumulates.
         """
         self._step, self._batches = step, batches
-        self._opens, self._closes = place == 0, place + 1 == batches
+        self._first_in_step, self._last_in_step = place == 0, place + 1 == batches
         self.terms, self.logged, self.skipped = {}, {}, False
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ class Minimiser:
         if self._wrapped is None:
             return self._method.losses(batch)
         # Batches that are only accumulated need no averaging yet: the last batch of a step carries the sum.
-        with contextlib.nullcontext() if self._closes else self._wrapped.no_sync():
+        with contextlib.nullcontext() if self._last_in_step else self._wrapped.no_sync():
             terms: dict[str, Tensor] = self._wrapped(batch)
         return terms
 
@@ -125,14 +125,14 @@ class Minimiser:
         if finite:
             self.terms.update(means)
         names = sets or tuple(self.sets)
-        if self._opens:
+        if self._first_in_step:
             for name in names:
                 self.optimisers[name].zero_grad(set_to_none=True)
         total = torch.stack([wide(value) for value in terms.values()]).sum() / self._batches
         # A loss of some sets must not leave gradients behind in the others.
         only = None if len(names) == len(self.sets) else [p for n in names for p in self.sets[n].parameters]
         torch.autograd.backward(self.scaler.scale(total), inputs=only)
-        if not self._closes:
+        if not self._last_in_step:
             return
         if self.processes.world > 1 and self._wrapped is None:
             self.processes.average_gradients(p for n in names for p in self.sets[n].parameters)
@@ -181,9 +181,9 @@ class Minimiser:
         self._skips_in_a_row = state.get("skips_in_a_row", 0)
 
     def _optim(self, name: str) -> OptimSection:
-        held = self.sets[name]
-        optim = held.optim or self.job.optim
-        own = {"weight_decay": held.weight_decay, "schedule": held.schedule}
+        parameter_set = self.sets[name]
+        optim = parameter_set.optim or self.job.optim
+        own = {"weight_decay": parameter_set.weight_decay, "schedule": parameter_set.schedule}
         changes = {key: value for key, value in own.items() if value is not None}
         return optim.model_copy(update=changes) if changes else optim
 
@@ -192,7 +192,9 @@ class Minimiser:
 
         With fp16 a term that is not finite is left to the loss scaler, which skips the step.
         """
-        stacked = self.processes.mean(torch.stack([wide(value.detach()) for value in terms.values()]))
+        stacked = self.processes.all_reduce_mean(
+            torch.stack([wide(value.detach()) for value in terms.values()])
+        )
         means = dict(zip(terms, stacked.unbind(), strict=True))
         finite = bool(stacked.isfinite().all())
         if not finite and not self.job.fp16:

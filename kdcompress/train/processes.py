@@ -47,7 +47,7 @@ class Processes:
         """True in the process that writes, evaluates and reports."""
         return self.rank == 0
 
-    def agree(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Returns the first process's value in all processes."""
         if self.world == 1:
             return value
@@ -64,7 +64,7 @@ class Processes:
                 dist.all_gather_object(values, value)
         return values
 
-    def largest(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """Returns the largest value of all processes."""
         if self.world == 1:
             return value
@@ -73,7 +73,7 @@ class Processes:
             dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         return float(seen.item())
 
-    def mean(self, values: Tensor) -> Tensor:
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
         """Returns the elementwise mean over all processes; a NaN anywhere is a NaN everywhere."""
         if self.world == 1:
             return values
@@ -115,7 +115,7 @@ class Processes:
                         parameter.grad.copy_(mean)
                 start += size
 
-    def share(self, modules: Iterable[nn.Module], *, parameters: bool = False) -> None:
+    def broadcast_buffers(self, modules: Iterable[nn.Module], *, parameters: bool = False) -> None:
         """Copies the first process's buffers, except the batch-norm statistics, to all processes.
 
         Args:
@@ -150,18 +150,18 @@ class Processes:
         for tensor, mean in zip(statistics, torch.split(flat, [t.numel() for t in statistics]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Waits until all processes are here."""
-        self.largest(0.0)
+        self.all_reduce_max(0.0)
 
     @contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def first_process_first(self) -> Iterator[None]:
         """Lets the first process run the block before the others, which then find its downloads."""
         if not self.first:
-            self.wait()
+            self.barrier()
         yield
         if self.first:
-            self.wait()
+            self.barrier()
 
 
 def batch_norm_statistics(module: nn.Module, *, training_only: bool = False) -> list[Tensor]:
@@ -217,7 +217,10 @@ def _connect(backend: str) -> None:
     except RuntimeError as error:
         reason = _reason(error)
         address = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
-        raise WorldError(f"the processes did not find each other at {address} ({reason})") from error
+        raise WorldError(
+            f"the processes did not find each other at {address} ({reason}); start all of them within 5 "
+            "minutes, with the same MASTER_ADDR and MASTER_PORT"
+        ) from error
 
 
 def leave() -> None:

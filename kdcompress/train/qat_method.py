@@ -77,7 +77,7 @@ class QuantizationAwareTraining(Method):
         """Runs a step of the method, with levels no older than `STEPS_BETWEEN_MEASURES` steps."""
         if self.age >= STEPS_BETWEEN_MEASURES:
             self._measure()
-            self._processes.share([self.rounding])
+            self._processes.broadcast_buffers([self.rounding])
         self.method.step(batch, minimise)
 
     def on_phase_start(self, name: str, resumed: bool) -> None:

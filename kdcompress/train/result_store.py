@@ -30,7 +30,7 @@ from kdcompress.train.processes import Processes
 
 SCHEMA = "kdcompress.teacher/1"
 RULES = 2
-"""Raised where equal inputs give another result than before, so that no stored one is taken for it."""
+"""Version of the keys; increase it when equal inputs give another result, so that old ones are not reused."""
 TEACHER = "teacher"
 _MOST_BYTES = 1 << 36
 
@@ -69,7 +69,7 @@ def result(
         make: Returns the tensors and the note; called in all processes, and in none if the result is stored.
     """
     stored = find(folder, key, stem) if processes.first else None
-    if processes.agree(stored is not None):
+    if processes.broadcast(stored is not None):
         if stored is not None:
             _write(folder, stem, stored)
         return _shared_by(processes, stored)
@@ -164,12 +164,12 @@ def fill(network: nn.Module, state: dict[str, Tensor]) -> None:
     except RuntimeError as error:
         reason = str(error).split("\n", 1)[0]
         raise RunFolderError(
-            f"the kept teacher does not fit its network ({reason}); use --overwrite"
+            f"the stored teacher does not fit its network ({reason}); use --overwrite"
         ) from None
 
 
 def _shared_by(processes: Processes, stored: StoredResult | None) -> StoredResult:
-    shared = processes.agree(stored)
+    shared = processes.broadcast(stored)
     assert isinstance(shared, StoredResult)
     return shared
 

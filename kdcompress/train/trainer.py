@@ -38,6 +38,9 @@ STEPS_BETWEEN_SAMPLES = 50
 SINGLE_CLASS_EPOCHS = 3
 """Consecutive epochs with a single predicted class before a warning."""
 
+SAVE, SAVE_AND_STOP = 1.0, 2.0
+"""Actions that the processes agree on after a step; the largest one of all counts."""
+
 
 @dataclass(slots=True)
 class Position:
@@ -121,7 +124,7 @@ class Trainer:
                 self.progress.warn(loaded.warning)
             self._restore(loaded.state)
         # Started from one seed, but another machine may round a random number differently.
-        self.processes.share(self._modules().values(), parameters=True)
+        self.processes.broadcast_buffers(self._modules().values(), parameters=True)
         if self._own_statistics is not None:
             for tensor, value in zip(self._statistics(), self._own_statistics, strict=True):
                 tensor.copy_(value)
@@ -134,8 +137,8 @@ class Trainer:
                     self.at.phase, self.at.phase_step = number, 0
                 if self._done():
                     continue
-                in_phase = state if state is not None and state["position"]["phase"] == number else None
-                minimise = self._run_phase(number, ends[number], in_phase, minimise, stop, bar)
+                phase_state = state if state is not None and state["position"]["phase"] == number else None
+                minimise = self._run_phase(number, ends[number], phase_state, minimise, stop, bar)
         return dataclasses.replace(self.choice.outcome(self.at.epoch, self.at.seconds), steps=self.at.step)
 
     def _run_phase(
@@ -151,14 +154,14 @@ class Trainer:
         if number > 0 and state is None:
             # A phase may begin within an epoch: what the method copies then must be equal in all processes.
             self.processes.average_statistics(self._modules().values())
-            self.processes.share(self._modules().values())
+            self.processes.broadcast_buffers(self._modules().values())
         self.method.on_phase_start(phase.name, resumed=state is not None)
-        for name, held in self.sets.items():
-            for parameter in held.parameters:
+        for name, parameter_set in self.sets.items():
+            for parameter in parameter_set.parameters:
                 parameter.requires_grad_(name in phase.sets)
-        moving = {name: self.sets[name] for name in phase.sets}
+        trained_sets = {name: self.sets[name] for name in phase.sets}
         keeps = phase.keep_optimiser and number > 0
-        minimise = Minimiser(self.method, moving, self.job, self.processes, earlier if keeps else None)
+        minimise = Minimiser(self.method, trained_sets, self.job, self.processes, earlier if keeps else None)
         if state is not None:
             minimise.load_state_dict(state["optimisers"])
         end = min(end, self.total_steps)
@@ -167,10 +170,10 @@ class Trainer:
             if self.at.batch < self.loader.steps and not self._done():
                 break  # the phase ends within the epoch, which the next phase closes
             self._close_epoch(phase, rate, minimise, bar)
-            if self.processes.largest(float(stop.requested)):
+            if self.processes.all_reduce_max(float(stop.requested)):
                 raise self._interrupted()
-        for held in self.sets.values():
-            for parameter in held.parameters:
+        for parameter_set in self.sets.values():
+            for parameter in parameter_set.parameters:
                 parameter.requires_grad_(True)
         return minimise
 
@@ -186,17 +189,17 @@ class Trainer:
         saved = last = time.perf_counter()
         rate = 0.0
         for number, batch in enumerate(self.loader.epoch(at.epoch, at.batch), start=at.batch):
-            place = number % accumulate
+            index_in_step = number % accumulate
             # The last step of an epoch may have fewer batches left than the others.
-            parts = min(accumulate, batches - (number - place))
-            if place == 0:
+            batches_in_step = min(accumulate, batches - (number - index_in_step))
+            if index_in_step == 0:
                 rate = minimise.set_rate(
                     at.phase_step, phase_steps, self.steps_per_epoch, schedule=phase.schedule
                 )
-            minimise.begin(at.step, place, parts)
+            minimise.begin(at.step, index_in_step, batches_in_step)
             self.method.step(batch, minimise)
             self.means.add(minimise.terms, minimise.logged)
-            if place + 1 < parts:
+            if index_in_step + 1 < batches_in_step:
                 continue
             self.method.after_step(batch)
             for average in (self.average, self.average_exits):
@@ -212,11 +215,11 @@ class Trainer:
                 break  # the end of an epoch saves in any case
             # Every process must save and stop at the same step, so they ask each other.
             due = now - saved > 60 * job.train.checkpoint_minutes
-            wish = self.processes.largest(2.0 if stop.requested else float(due))
-            if wish:
+            action = self.processes.all_reduce_max(SAVE_AND_STOP if stop.requested else SAVE * due)
+            if action:
                 self._save(minimise)
                 saved = now
-            if wish == 2:
+            if action == SAVE_AND_STOP:
                 raise self._interrupted()
             if at.step == end:
                 break
@@ -227,7 +230,7 @@ class Trainer:
         began = time.perf_counter()
         self.method.on_epoch_end()
         self.processes.average_statistics(self._modules().values())
-        self.processes.share(self._modules().values())
+        self.processes.broadcast_buffers(self._modules().values())
         figures = self.choice.score(at.epoch + 1, frozen_statistics=phase.freeze_bn)
         self._warn_of_single_class(figures)
         losses, logged = self.means.values()
@@ -298,7 +301,7 @@ class Trainer:
         return modules
 
     def _save(self, minimise: Minimiser) -> None:
-        self.processes.share(self._modules().values())
+        self.processes.broadcast_buffers(self._modules().values())
         # Within an epoch each process has its own batch-norm statistics; a resume continues with them.
         several = self.processes.world > 1
         statistics = self.processes.gather([t.cpu() for t in self._statistics()]) if several else []
@@ -315,7 +318,7 @@ class Trainer:
                 "statistics": statistics,
             }
             checkpoint.save(self.path, state)
-        self.processes.wait()
+        self.processes.barrier()
 
     def _restore(self, state: dict[str, Any]) -> None:
         for name, module in self._modules().items():
@@ -323,8 +326,8 @@ class Trainer:
         self.at = Position(**state["position"])
         self.means = Means.restored(state, self.at.batch, self.processes.device)
         self.choice.load_state_dict(state["choice"])
-        if not self._done():  # else what stands behind it is of a later training
-            self.journal.cut_back(state["log_sizes"])
+        if not self._done():  # A finished training's later log lines belong to the trainings after it.
+            self.journal.truncate(state["log_sizes"])
         # With more processes than before, the new ones keep the seeds they were started with.
         rank = self.processes.rank
         if rank < len(state["random_states"]):
@@ -356,7 +359,8 @@ def phase_ends(
     if whole < sum(least):
         names = ", ".join(phase.name for phase in phases)
         raise UserError(
-            f"train.epochs: {epochs}, but the method has {len(phases)} phases ({names}): one each"
+            f"train.epochs: {epochs}, but the method has {len(phases)} phases ({names}): one each "
+            "at least; set more train.epochs"
         )
     ends: list[int] = []
     share, before = 0.0, 0

@@ -67,13 +67,13 @@ def no_network(downloads, monkeypatch):
 
 
 def test_every_data_set_says_what_it_is_before_it_is_imported():
-    expected = ["cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder", "mnist"]
+    expected = ["cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder", "imagetable", "mnist"]
     assert discovery.names("dataset") == expected
     for name in expected:
         header = discovery.header("dataset", name)
         assert header.summary
         assert {"SIZE", "CHANNELS"} <= header.constants.keys()
-        if name != "imagefolder":
+        if name not in ("imagefolder", "imagetable"):
             assert {"CLASSES", "IMAGES"} <= header.constants.keys()
 
 

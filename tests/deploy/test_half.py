@@ -11,7 +11,7 @@ from torch import nn
 
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.float_graph import outputs
-from kdcompress.deploy.half import LARGEST, halved, in_float16, largest_activation
+from kdcompress.deploy.half import LARGEST, convert_to_fp16, in_float16, largest_activation
 from kdcompress.deploy.layer_noise import snr_db
 
 
@@ -23,7 +23,7 @@ def source(run):
 
 @pytest.fixture(scope="module")
 def half(source):
-    return halved(source)
+    return convert_to_fp16(source)
 
 
 def kinds(model):
@@ -55,7 +55,9 @@ def test_the_file_is_valid_half_the_size_and_near_the_float_one(source, half):
 
 def test_equal_files_give_equal_bytes_and_the_source_stays(source, half):
     before = source.read_bytes()
-    assert halved(source).SerializeToString(deterministic=True) == half.SerializeToString(deterministic=True)
+    assert convert_to_fp16(source).SerializeToString(deterministic=True) == half.SerializeToString(
+        deterministic=True
+    )
     assert source.read_bytes() == before
 
 
@@ -85,7 +87,7 @@ def test_a_network_that_normalises_nothing_is_halved_from_its_first_layer(tmp_pa
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, tmp_path / "b.onnx")
-    half = halved(tmp_path / "b.onnx")
+    half = convert_to_fp16(tmp_path / "b.onnx")
     assert half.graph.node[0].op_type == "Cast"
     onnx.checker.check_model(half, full_check=True)
     x = pictures(6).numpy()

@@ -221,9 +221,8 @@ def test_what_the_graph_cannot_do_is_refused(change, message):
 def test_it_is_refused_before_anything_is_written_without_onnx(tmp_path):
     with pytest.raises(UserError, match=r"made from student\.onnx; add onnx to --format"):
         derived_request(
-            tmp_path, ["safetensors"], image=True, int8=False, fp16=False, changes={}, rounds=None,
-            allow_code=False,
-        )  # fmt: skip
+            tmp_path, ["safetensors"], image=True, int8=False, fp16=False, changes={}, rounds=None
+        )
 
 
 def test_who_wants_resized_images_is_told_to_take_the_other_file(made):

@@ -15,9 +15,9 @@ from spoilt import CLASSES, calibrated, pictures, written
 from torch import nn
 
 from kdcompress.bench.environment import environment
-from kdcompress.deploy.float_graph import layers_of, outputs, prepared
+from kdcompress.deploy.float_graph import layers_of, outputs, prepare_graph
 from kdcompress.deploy.int8_diagnosis import usual_target
-from kdcompress.deploy.layer_noise import Loss, snr_db
+from kdcompress.deploy.layer_noise import LayerNoise, snr_db
 from kdcompress.deploy.quantize import Quantiser, check_rescue, in_int8
 from kdcompress.errors import UserError
 
@@ -161,7 +161,7 @@ def test_the_layer_that_one_scale_ruins_is_named_and_leaving_it_in_float_mends_i
     x = pictures(200).numpy()
     expected = outputs(onnx.load(loud_file), x)
     assert snr_db(expected, outputs(quantiser.graph(), x)) < 3
-    worst, other = quantiser.losses()
+    worst, other = quantiser.measure_layers()
     assert (worst.layer, other.layer) == ("fc", "conv")
     assert worst.gain_db > 20 > abs(other.gain_db)
     assert snr_db(expected, outputs(quantiser.graph(["fc"]), x)) > 25
@@ -188,7 +188,7 @@ def mixed(tmp_path_factory):
 
 
 def test_a_spatial_mean_is_pooled_and_any_other_mean_is_not(mixed):
-    model = prepared(mixed)
+    model = prepare_graph(mixed)
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("GlobalAveragePool") == 2
     assert kinds.count("ReduceMean") == 2
@@ -198,7 +198,7 @@ def test_a_spatial_mean_is_pooled_and_any_other_mean_is_not(mixed):
 
 
 def test_layers_are_found_and_measured_also_where_their_weights_came_transposed(mixed):
-    found = {layer.name: layer for layer in layers_of(prepared(mixed))}
+    found = {layer.name: layer for layer in layers_of(prepare_graph(mixed))}
     assert list(found) == ["conv", "mix", "fc"]
     assert (found["conv"].groups, found["conv"].macs) == (3, 6 * 9 * 16)
     assert (found["mix"].groups, found["mix"].macs) == (1, 6 * 4 * 4 * 4)
@@ -231,7 +231,7 @@ def test_signal_to_noise_is_that_between_images():
 
 
 def test_a_ratio_that_is_no_number_is_null_in_a_document():
-    assert Loss("a", float("inf"), 1.23456).to_json() == {"layer": "a", "own_db": None, "gain_db": 1.23}
+    assert LayerNoise("a", float("inf"), 1.23456).to_json() == {"layer": "a", "own_db": None, "gain_db": 1.23}
 
 
 def test_the_tools_leave_the_import_path_alone():

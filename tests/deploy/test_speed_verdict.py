@@ -19,7 +19,7 @@ from kdcompress.deploy.int8_diagnosis import (
     slow_causes,
     usual_target,
 )
-from kdcompress.deploy.layer_noise import Loss
+from kdcompress.deploy.layer_noise import LayerNoise
 from kdcompress.deploy.quantize import Quantiser
 from kdcompress.deploy.speed_verdict import speed_verdict, worst_layers
 
@@ -113,7 +113,7 @@ def test_a_file_that_could_not_be_timed_is_not_kept():
 
 
 def test_of_a_file_for_another_kind_of_machine_nothing_is_said_here():
-    told = said(timing(0.5, "slower"), elsewhere="arm")
+    told = said(timing(0.5, "slower"), other_target="arm")
     assert told["keep"] is None
     assert "no verdict on this machine: made for arm; time it there" in told["sentence"]
 
@@ -129,7 +129,7 @@ def test_without_labels_the_sentence_tells_the_agreement():
 
 
 def test_the_worst_layers_are_named_with_their_noise():
-    losses = [Loss("layer1.0.conv1", 12.3, 4.56), Loss("fc", 30.0, -0.2)]
+    losses = [LayerNoise("layer1.0.conv1", 12.3, 4.56), LayerNoise("fc", 30.0, -0.2)]
     assert worst_layers(losses) == (
         "worst layers by signal to noise: layer1.0.conv1 (12 dB, in float +4.6 dB at the outputs), "
         "fc (30 dB, in float -0.2 dB at the outputs)"
@@ -188,7 +188,9 @@ def test_conversions_and_moves_in_the_graph_are_reasons():
     ]
     (told,) = _of_the_graph(Layout(2, Counter(), 95, 174), [])
     assert told.startswith("95 of 174 operators only move data")
-    assert _of_the_graph(Layout(2, Counter(), 0, 9), ["fc"]) == ["1 layer left in float by --int8-rescue"]
+    assert _of_the_graph(Layout(2, Counter(), 0, 9), ["fc"]) == [
+        "1 layer left in float by --int8-rescue (export.int8.rescue)"
+    ]
 
 
 def test_the_graph_that_onnxruntime_makes_of_a_file_is_looked_at(run, tmp_path):
@@ -208,3 +210,9 @@ def test_the_graph_that_onnxruntime_makes_of_a_file_is_looked_at(run, tmp_path):
     )
     assert told[0].startswith("this processor has no VNNI")
     assert any("2 layers left in float" in reason for reason in told)
+
+
+def test_the_agreement_with_a_nearly_constant_file_says_so():
+    score = {"drop": None, "agreement_fp32": 0.98, "constant_fp32": 0.96}
+    told = speed_verdict("int8", score, 0.3, timing(2.0, "faster"), [])
+    assert "says little: fp32 is nearly constant, 96.0 % are one class" in told["sentence"]

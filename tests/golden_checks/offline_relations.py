@@ -102,7 +102,7 @@ def reviewkd(z, dtype, compare):
     maps, targets = made.levels(seen, Activations(pooled=given[1][0], pre=named[1]))
     if maps[0].shape != ours[-1].shape:  # a file may end in a larger map than training does
         maps[0], targets[0] = ours[-1], theirs[-1]
-    fused = made.fused(maps, targets)
+    fused = made.fuse(maps, targets)
     for i, got in enumerate(reversed(fused)):
         compare(f"out_fused_{i}", got)
     loss = made.review(fused, targets)

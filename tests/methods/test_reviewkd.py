@@ -77,7 +77,7 @@ def test_levels_are_the_pooled_vector_and_the_paired_stages_deepest_first(tmp_pa
     maps, targets = method.levels(seen, taught)
     assert [tuple(m.shape[2:]) for m in maps] == [(1, 1), (2, 2), (4, 4), (8, 8)]
     assert torch.equal(targets[1], taught.pre["stage3"])
-    assert [f.shape for f in method.fused(maps, targets)] == [t.shape for t in targets]
+    assert [f.shape for f in method.fuse(maps, targets)] == [t.shape for t in targets]
     method.config = method.config.model_copy(update={"student_maps": "pre"})
     assert "pre" in method.needs(method.config).student
 

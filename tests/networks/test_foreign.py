@@ -18,7 +18,7 @@ from kdcompress.errors import WeightsError
 from kdcompress.networks.build import build
 from kdcompress.networks.expected_keys import Pattern
 from kdcompress.networks.foreign import find_student
-from kdcompress.networks.read_checkpoint import Unread, read_checkpoint, read_state_dict
+from kdcompress.networks.read_checkpoint import UnreadSetting, read_checkpoint, read_state_dict
 
 MODEL = "cifar/resnet8"
 
@@ -423,8 +423,8 @@ def test_settings_beside_the_tensors_are_neither_read_nor_run(tmp_path, legacy):
     torch.save(saved, tmp_path / "last", _use_new_zipfile_serialization=not legacy)
     content = read_checkpoint(tmp_path / "last")
     assert torch.equal(content["model"]["a"], torch.ones(2))
-    assert isinstance(content["opt"], Unread)
-    assert isinstance(content["best_acc"], Unread)
+    assert isinstance(content["opt"], UnreadSetting)
+    assert isinstance(content["best_acc"], UnreadSetting)
     assert not vars(content["opt"])
 
 

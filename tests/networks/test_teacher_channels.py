@@ -19,7 +19,12 @@ MEAN, STD = (0.2, 0.5, 0.7), (0.1, 0.3, 0.5)
 
 def channels_of(channels=1, **section):
     return teacher_channels(
-        TeacherSection(**section), channels=channels, image_size=(32, 32), allow_code=True, progress=False
+        TeacherSection(**section),
+        num_classes=2,
+        channels=channels,
+        image_size=(32, 32),
+        allow_code=True,
+        progress=False,
     )
 
 

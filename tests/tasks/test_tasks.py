@@ -10,7 +10,7 @@ import torch
 from kdcompress.metrics.neighbours import knn_top1, overlap
 from kdcompress.networks.activations import Activations
 from kdcompress.tasks import CLASSIFICATION, CLUSTERS, EMBEDDING, TASKS, task_of, task_with_output
-from kdcompress.tasks.figures import DECIDING, FIGURES, comparable, deciding
+from kdcompress.tasks.figures import DECIDING, FIGURES, comparable, selection_metric
 
 
 def outputs(width, seed=0):
@@ -30,11 +30,11 @@ def test_a_network_with_classes_is_a_classifier():
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_its_output_is_a_field_of_the_activations_and_its_figures_are_in_the_table(task):
     assert task.activation in Activations.__dataclass_fields__
-    assert set(task.deciding) <= set(DECIDING)
+    assert set(task.metrics) <= set(DECIDING)
     scored = task.score(outputs(3), LABELS, outputs(3, seed=1))
     assert set(scored) <= FIGURES.keys()
     # A training on clusters must not be judged by labels.
-    assert deciding(scored) == (None if task is CLUSTERS else task.deciding[0])
+    assert selection_metric(scored) == (None if task is CLUSTERS else task.metrics[0])
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
@@ -114,10 +114,21 @@ def test_networks_are_compared_by_what_is_known_of_the_student():
     student = {"top1": None, "knn_top1": 0.4, "agreement": 0.3}
     assert [figure.key for figure in comparable(student)] == ["knn_top1", "agreement"]
     assert comparable({"top1": None}) == []
-    assert deciding({"top1": None, "agreement": 0.2}) == "agreement"
-    assert deciding({}) is None
+    assert selection_metric({"top1": None, "agreement": 0.2}) == "agreement"
+    assert selection_metric({}) is None
 
 
 def test_only_a_classifier_ships_class_names():
     assert CLASSIFICATION.class_names(["a", "b"]) == ("a", "b")
     assert EMBEDDING.class_names(["a", "b"]) == ()
+
+
+def test_a_nearly_constant_classifier_is_described_beside_its_teacher():
+    scorer = CLASSIFICATION.scorer(3)
+    scorer.update(torch.eye(3)[[0] * 19 + [1]], torch.full((20,), -1))
+    teacher = torch.eye(3)[[0] * 15 + [2] * 5]
+    assert scorer.constant(teacher) == {"class": 0, "share": 0.95, "teacher_share": 0.75}
+    varied = CLASSIFICATION.scorer(3)
+    varied.update(torch.eye(3)[[0] * 17 + [1] * 3], torch.full((20,), -1))
+    assert varied.constant(teacher) is None
+    assert torch.equal(varied.logits, torch.eye(3)[[0] * 17 + [1] * 3])

@@ -7,10 +7,10 @@ import torch
 
 from kdcompress.data.class_weights import scaled_class_weights, unequal_classes
 from kdcompress.report.verdict import gain
-from kdcompress.run.teacher import chance_level, least_top1, usual_top1
+from kdcompress.run.teacher import chance_level, least_top1, weak_top1_limit
 from kdcompress.tasks import CLASSIFICATION
 from kdcompress.tasks.classification import accuracy, single_class
-from kdcompress.tasks.figures import comparable, deciding
+from kdcompress.tasks.figures import comparable, selection_metric
 
 
 def labels(*counts):
@@ -28,10 +28,10 @@ def test_unequal_means_twice_as_many(counts, unequal):
 def test_balanced_top1_decides_where_classes_are_unequal_and_only_there():
     predictions = labels(80, 20)
     figures = accuracy(predictions, labels(68, 32), 2)
-    assert deciding(figures) == "balanced_top1"
+    assert selection_metric(figures) == "balanced_top1"
     assert [figure.key for figure in comparable(figures)] == ["balanced_top1", "top1"]
     equal = accuracy(labels(50, 50), labels(50, 50), 2)
-    assert deciding(equal) == "top1"
+    assert selection_metric(equal) == "top1"
     assert "decides" not in equal
 
 
@@ -41,7 +41,7 @@ def test_the_held_out_score_is_that_of_the_figures():
     full = accuracy(logits, labels(68, 32), 2)
     assert score["balanced_top1"] == full["balanced_top1"] == pytest.approx((1 + 20 / 32) / 2)
     assert score["top1"] == 0.88
-    assert deciding(score) == "balanced_top1"
+    assert selection_metric(score) == "balanced_top1"
 
 
 def test_a_single_predicted_class_is_told():
@@ -78,8 +78,8 @@ def test_a_teacher_at_chance_is_refused_and_a_useful_one_is_not():
 
 
 def test_a_weak_teacher_is_one_below_three_times_chance_or_halfway():
-    assert usual_top1(0.001) == pytest.approx(0.003)
-    assert usual_top1(0.5) == 0.75
+    assert weak_top1_limit(0.001) == pytest.approx(0.003)
+    assert weak_top1_limit(0.5) == 0.75
 
 
 def test_the_balanced_gain_is_the_mean_of_the_classes_gains():

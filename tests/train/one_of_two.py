@@ -88,14 +88,14 @@ def main(folder, processes):
     seen["unbroken"], seen["resumed"] = unbroken.tensors(), resumed.tensors()
 
     seen["turns"] = []
-    with processes.in_turn():
+    with processes.first_process_first():
         seen["turns"] = sorted(path.name for path in folder.glob("turn*"))
         (folder / f"turn{processes.rank}").touch()
 
     torch.save(seen, folder / f"{processes.rank}.pt")
     if processes.rank == 1:
         return  # ends, while the first one waits for it
-    seen["left_alone"] = message(lambda: processes.agree(1)) or message(processes.wait)
+    seen["left_alone"] = message(lambda: processes.broadcast(1)) or message(processes.barrier)
     torch.save(seen, folder / f"{processes.rank}.pt")
 
 

@@ -75,13 +75,13 @@ def test_the_end_comes_when_they_stand_still(monkeypatch):
     monkeypatch.setattr(bn_statistics, "MOST", 32)
     network = Plain()
     same = next(iter(batches(8)))
-    assert reestimate(network, tapped(network), [same] * 100, until_still=True) == 32
+    assert reestimate(network, tapped(network), [same] * 100, until_converged=True) == 32
     network, moving = Plain(), []
     for number in range(100):
         batch = next(iter(batches(8, seed=number)))
         pixels = batch.images + number
         moving.append(Batch((View(pixels, batch.indices, -1),), batch.labels, batch.indices))
-    assert reestimate(network, tapped(network), moving, until_still=True) == 800
+    assert reestimate(network, tapped(network), moving, until_converged=True) == 800
 
 
 def test_after_the_block_they_are_what_they_were():

@@ -10,7 +10,7 @@ from small_training import Small, Watcher, assert_same
 
 from kdcompress.errors import Interrupted
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
-from kdcompress.tasks.figures import deciding
+from kdcompress.tasks.figures import selection_metric
 from kdcompress.train import choice as choosing
 
 
@@ -116,7 +116,7 @@ def test_the_parts_of_the_images_add_up_to_the_deciding_figure(labels, figure):
     outputs, teacher = torch.randn(2, 30, 3, generator=generator)
     labels = torch.tensor(labels)
     scores = CLASSIFICATION.score(outputs, labels, teacher)
-    assert deciding(scores) == figure
+    assert selection_metric(scores) == figure
     parts = CLASSIFICATION.parts(outputs, labels, teacher)
     assert float(parts.sum()) == pytest.approx(scores[figure], abs=1e-12)
 

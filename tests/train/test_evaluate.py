@@ -11,7 +11,7 @@ from kdcompress.data.loader import EvaluationLoader
 from kdcompress.metrics.neighbours import knn_top1, overlap
 from kdcompress.networks.teacher import FrozenTeacher
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
-from kdcompress.tasks.figures import deciding
+from kdcompress.tasks.figures import selection_metric
 from kdcompress.train.evaluate import predict, predict_teacher
 
 
@@ -76,12 +76,12 @@ def test_without_labels_a_classifier_is_scored_by_its_agreement_with_its_teacher
         "agreement": pytest.approx(2 / 3),
         "kl": pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-5),
     }
-    assert deciding(got) == "agreement"
+    assert selection_metric(got) == "agreement"
     assert CLASSIFICATION.score(taught, torch.full((3,), -1), teacher_outputs=taught)["kl"] == pytest.approx(
         0, abs=1e-7
     )
     assert CLASSIFICATION.score(logits, torch.full((3,), -1)) == {}
-    assert deciding({}) is None
+    assert selection_metric({}) is None
 
 
 def test_a_backbone_is_scored_by_its_neighbours_and_by_its_teachers():
@@ -89,10 +89,10 @@ def test_a_backbone_is_scored_by_its_neighbours_and_by_its_teachers():
     labels = torch.arange(30) % 3
     got = EMBEDDING.score(features, labels, -features)
     assert got == {"knn_top1": knn_top1(features, labels), "agreement": 1.0}
-    assert deciding(got) == "knn_top1"
+    assert selection_metric(got) == "knn_top1"
     got = EMBEDDING.score(features, torch.full((30,), -1), features[:, :3])
     assert got == {"agreement": overlap(features, features[:, :3])}
-    assert deciding(got) == "agreement"
+    assert selection_metric(got) == "agreement"
     assert EMBEDDING.score(features, torch.full((30,), -1)) == {}
 
 

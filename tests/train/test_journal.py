@@ -27,7 +27,7 @@ def test_what_was_written_after_a_checkpoint_is_cut_back(tmp_path):
     journal.epoch(line(1))
     sizes = journal.sizes()
     journal.epoch(line(2))
-    journal.cut_back(sizes)
+    journal.truncate(sizes)
     journal.epoch(line(3))
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(row)["epoch"] for row in lines] == [1, 3]

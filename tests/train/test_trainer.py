@@ -165,11 +165,11 @@ def with_scores(small, scores):
     """Lets held-out data say what the test wants it to say, candidate by candidate."""
     choice = small.trainer.choice
 
-    def agree(_):
+    def broadcast(_):
         names = choice._candidates()
         return {name: {"top1": scores[name].pop(0), "loss": 1.0} for name in names}, dict.fromkeys(names)
 
-    choice._processes = type("Scripted", (), {"first": False, "agree": staticmethod(agree)})()
+    choice._processes = type("Scripted", (), {"first": False, "broadcast": staticmethod(broadcast)})()
 
 
 def test_the_best_epoch_and_candidate_ships_and_of_equals_the_earliest(tmp_path):

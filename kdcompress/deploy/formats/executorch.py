@@ -94,7 +94,7 @@ def write(
 
 
 def open_(path: Path, threads: int = 1) -> ExecuTorchModel:
-    """The file in ExecuTorch's own runtime, on the CPU.
+    """Opens the file in ExecuTorch's own runtime, on the CPU.
 
     Args:
         path: The file.
@@ -107,7 +107,7 @@ def open_(path: Path, threads: int = 1) -> ExecuTorchModel:
 
 
 def gates(file: ExecuTorchModel, opset: int | None) -> list[Gate]:
-    """`executorch_no_paths` and `executorch_batch`.
+    """Checks the file itself: `executorch_no_paths` and `executorch_batch`.
 
     Args:
         file: Opened.
@@ -180,7 +180,7 @@ class ExecuTorchModel:
         self.metadata = {onnx.PREFIX + key: value for key, value in facts.items()}
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Outputs `[B, K]` of float32 images `[B, C, H, W]`.
+        """Computes outputs `[B, K]` of float32 images `[B, C, H, W]`.
 
         Raises:
             UserError: The file does not take images of this shape.
@@ -200,7 +200,7 @@ class ExecuTorchModel:
 
 
 def _imported(name: str) -> Any:
-    """A module of the package.
+    """Imports a module of the package.
 
     Raises:
         UserError: It is not installed.

@@ -25,6 +25,7 @@ from kdcompress.atomic import write_bytes
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.macs import evaluating
 from kdcompress.deploy.normalised import Deployed
+from kdcompress.deploy.probabilities import is_pair, with_probabilities
 from kdcompress.errors import NetworkError, UserError
 from kdcompress.tasks import CLASSIFICATION, Task, task_with_output
 
@@ -34,6 +35,8 @@ RUNTIME = "onnxruntime"
 INPUT = "images"
 PREFIX = "kdcompress."
 PROVIDER = "CPUExecutionProvider"
+PROBABILITIES = True
+"""`write` takes a temperature and adds the second output `probabilities`."""
 OLDEST_OPSET = 18
 
 _EXAMPLE_BATCH = 2
@@ -59,6 +62,7 @@ def write(
     opset: int | None = None,
     task: Task = CLASSIFICATION,
     outputs: Sequence[str] = (),
+    temperature: float | None = None,
 ) -> None:
     """Exports the network with its normalisation; equal weights give equal bytes.
 
@@ -70,13 +74,16 @@ def write(
         opset: Opset of the standard operators, 18 or newer. None: the exporter's choice.
         task: Kind of its outputs, which names the output.
         outputs: Names of the outputs of a network that returns a tuple of them; empty: it returns one.
+        temperature: Adds the output `probabilities`, softmax(logits / temperature); None: logits alone.
 
     Raises:
         NetworkError: The network cannot be exported, or gives something other than logits.
         UserError: The exporter cannot write this opset.
         WorldError: The disk is full or fails.
     """
-    model = graph(network, spec, metadata=metadata, opset=opset, task=task, outputs=outputs)
+    model = graph(
+        network, spec, metadata=metadata, opset=opset, task=task, outputs=outputs, temperature=temperature
+    )
     write_bytes(path, model.SerializeToString(deterministic=True))
 
 
@@ -88,6 +95,7 @@ def graph(
     opset: int | None = None,
     task: Task = CLASSIFICATION,
     outputs: Sequence[str] = (),
+    temperature: float | None = None,
 ) -> onnx.ModelProto:
     """Makes the ONNX model that `write` writes; its arguments and errors.
 
@@ -130,6 +138,8 @@ def graph(
     # The exporter always says IR version 10; runtimes that need an older opset need an older IR too.
     needed = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.ir_version = min(model.ir_version, needed)
+    if temperature is not None:
+        model = with_probabilities(model, temperature)
     return _check_model(model)
 
 
@@ -147,7 +157,7 @@ def check_opset(opset: int | None) -> None:
 
 
 def open_(path: Path, threads: int = 1) -> OnnxModel:
-    """The file in onnxruntime, on the CPU.
+    """Opens the file in onnxruntime, on the CPU.
 
     Args:
         path: The file.
@@ -165,7 +175,8 @@ class OnnxModel:
     Args:
         path: The file.
         threads: Within one operator.
-        several: True: it may have several outputs; a call gives the first of them.
+        several: True: it may have several outputs; a call gives the first of them. Probabilities beside the
+            logits are always accepted.
 
     Attributes:
         task: Kind of its outputs.
@@ -187,6 +198,7 @@ class OnnxModel:
             raise UserError(f"{path}: onnxruntime cannot load it ({_first_line(error)})") from None
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         self.output_names = tuple(output.name for output in outputs)
+        several = several or is_pair(self.output_names)
         if len(inputs) == 1 and len(outputs) > 1 and not several:
             names = ", ".join(self.output_names)
             raise UserError(
@@ -203,12 +215,12 @@ class OnnxModel:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """The execution providers really in use, in order of preference."""
+        """Returns the execution providers really in use, in order of preference."""
         return tuple(self.session.get_providers())
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The file's `metadata_props`."""
+        """Returns the file's `metadata_props`."""
         return dict(self.session.get_modelmeta().custom_metadata_map)
 
     @property
@@ -222,7 +234,7 @@ class OnnxModel:
         return self._opset
 
     def __call__(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Outputs `[B, K]` of float32 images `[B, C, H, W]`, of a file that says so of uint8 `[B, H, W, C]`.
+        """Computes outputs `[B, K]` of float32 `[B, C, H, W]`, or uint8 `[B, H, W, C]` if the file says so.
 
         Raises:
             UserError: The file does not take images of this shape, the batch size included.
@@ -244,7 +256,7 @@ class OnnxModel:
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the standard operators that a model imports."""
+    """Returns the version of the standard operators that a model imports."""
     return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
 
 
@@ -259,7 +271,7 @@ def _check_outputs(module: nn.Module, example: torch.Tensor, task: Task, several
 
 
 def _check_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, its inferred shapes made anew if the exporter left inconsistent ones.
+    """Returns the model, with shapes inferred anew if the exporter left inconsistent ones.
 
     onnxruntime ignores them, other tools do not. What is still wrong afterwards the gates find.
     """

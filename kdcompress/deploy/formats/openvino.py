@@ -18,6 +18,7 @@ from torch import nn
 
 from kdcompress.atomic import sha256_of, translated, write_bytes
 from kdcompress.data.input_spec import InputSpec
+from kdcompress.deploy import probabilities
 from kdcompress.deploy.formats import onnx
 from kdcompress.deploy.gate import Gate, equal
 from kdcompress.deploy.machine_paths import folders_in, is_path
@@ -30,6 +31,7 @@ RUNTIME = "openvino"
 BESIDE = (".bin",)
 """The weights. They get their names before the graph, which says what their hash is."""
 PACKAGE = "openvino"
+PROBABILITIES = True
 
 _DEVICE = "CPU"
 _OWN = "kdcompress"
@@ -47,6 +49,7 @@ def write(
     metadata: dict[str, str],
     opset: int | None = None,
     task: Task = CLASSIFICATION,
+    temperature: float | None = None,
 ) -> None:
     """Converts the network with its normalisation, weights in float32; equal weights give equal bytes.
 
@@ -57,6 +60,7 @@ def write(
         metadata: Goes into the graph's `rt_info`, under `kdcompress`.
         opset: Opset of the ONNX graph that is converted; None: the exporter's choice.
         task: Kind of its outputs, which names the output.
+        temperature: Adds the output `probabilities`, softmax(logits / temperature); None: logits alone.
 
     Raises:
         NetworkError: The network cannot be exported or converted.
@@ -64,7 +68,7 @@ def write(
         WorldError: The disk is full or fails.
     """
     library = _library()
-    model = onnx.graph(network, spec, metadata={}, opset=opset, task=task)
+    model = onnx.graph(network, spec, metadata={}, opset=opset, task=task, temperature=temperature)
     with translated(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".ir-") as folder:
         file = Path(folder) / "a.xml"
         try:
@@ -89,7 +93,7 @@ def write(
 
 
 def open_(path: Path, threads: int = 1) -> OpenVinoModel:
-    """The file compiled for this machine's CPU, in float32.
+    """Compiles the file for this machine's CPU, in float32.
 
     Args:
         path: The `.xml` file.
@@ -103,7 +107,7 @@ def open_(path: Path, threads: int = 1) -> OpenVinoModel:
 
 
 def gates(file: OpenVinoModel, opset: int | None) -> list[Gate]:
-    """`openvino_pair_no_paths`, `openvino_weights` and `openvino_provider`.
+    """Checks the file itself: `openvino_pair_no_paths`, `openvino_weights` and `openvino_provider`.
 
     Args:
         file: Opened.
@@ -133,6 +137,7 @@ class OpenVinoModel:
 
     Attributes:
         task: Kind of its outputs.
+        output_names: Their names.
         input_shape: Input shape of its input; "batch" where any number goes.
         document: The graph.
         precision: That it is computed in.
@@ -155,7 +160,9 @@ class OpenVinoModel:
             compiled = core.compile_model(core.read_model(str(path)), _DEVICE, settings)
         except RuntimeError as error:
             raise UserError(f"{path}: OpenVINO cannot load it ({_reason(error)})") from None
-        if len(compiled.inputs) != 1 or len(compiled.outputs) != 1:
+        self.output_names = tuple(self._name(output) for output in compiled.outputs)
+        single = len(compiled.outputs) == 1 or probabilities.is_pair(self.output_names)
+        if len(compiled.inputs) != 1 or not single:
             raise UserError(f"{path}: expected one input and one output, as of an image classifier")
         shape = compiled.input(0).get_partial_shape()
         if shape.rank.is_dynamic or len(shape) != 4:
@@ -169,23 +176,39 @@ class OpenVinoModel:
         self._request = compiled.create_infer_request()
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Outputs `[B, K]` of float32 images `[B, C, H, W]`.
+        """Computes outputs `[B, K]` of float32 images `[B, C, H, W]`.
 
         Raises:
             UserError: The file does not take images of this shape, the batch size included.
+        """
+        return next(iter(self.outputs(images).values()))
+
+    def outputs(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Computes every output, by name; arguments and errors as of a call.
+
+        Raises:
+            UserError: See there.
         """
         try:
             self._request.infer([images], share_inputs=True)
         except RuntimeError as error:
             shape = "×".join(map(str, images.shape))
             raise UserError(f"{self.path}: fails on input of {shape}: {_reason(error)}") from None
-        # A copy: the next call writes into the same memory.
-        outputs: NDArray[np.float32] = self._request.get_output_tensor(0).data.copy()
-        return outputs
+        # Copies: the next call writes into the same memory.
+        return {
+            name: self._request.get_output_tensor(place).data.copy()
+            for place, name in enumerate(self.output_names)
+        }
+
+    @staticmethod
+    def _name(output: Any) -> str:
+        """One of the names of an output; that of the probabilities if it is among them."""
+        names = output.get_names()
+        return probabilities.NAME if probabilities.NAME in names else next(iter(sorted(names)), "")
 
 
 def _library() -> Any:
-    """The `openvino` package.
+    """Imports the `openvino` package.
 
     Raises:
         UserError: It is not installed.
@@ -246,7 +269,7 @@ def _document(path: Path) -> ET.Element:
 
 
 def _metadata(root: ET.Element) -> dict[str, str]:
-    """Our entries, under the names that they have in an ONNX file."""
+    """Reads our entries, under the names that they have in an ONNX file."""
     own = root.find(f"rt_info/{_OWN}")
     return {} if own is None else {onnx.PREFIX + entry.tag: entry.attrib.get("value", "") for entry in own}
 
@@ -289,7 +312,7 @@ def _float_kinds(root: ET.Element) -> set[str]:
 
 
 def _reason(error: BaseException) -> str:
-    """The line of OpenVINO's message that says what is wrong, among those that say where it was found."""
+    """Returns the line of OpenVINO's message that says what is wrong, not where."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return (telling or lines or [type(error).__name__])[-1]

@@ -53,7 +53,7 @@ def write(
 
 
 def write_tensors(network: nn.Module, path: Path) -> None:
-    """The tensors of a network and nothing else, as `write` has them; equal weights give equal bytes.
+    """Writes the tensors of a network and nothing else; equal weights give equal bytes.
 
     Raises:
         UserError: The folder does not exist or must not be written to.
@@ -64,7 +64,7 @@ def write_tensors(network: nn.Module, path: Path) -> None:
 
 
 def open_(path: Path, threads: int = 1, *, allow_code: bool = False) -> SafetensorsModel:
-    """The network of the file, rebuilt from the `config.json` beside it and ready to run.
+    """Opens the file's network, rebuilt from the `config.json` beside it and ready to run.
 
     Args:
         path: The file.
@@ -81,7 +81,7 @@ def open_(path: Path, threads: int = 1, *, allow_code: bool = False) -> Safetens
 
 
 def read(path: Path, *, allow_code: bool = False) -> tuple[nn.Module, DeployedConfig]:
-    """The plain network in eval mode, and what its config says.
+    """Loads the plain network in eval mode and its config.
 
     Raises:
         UserError: The file or its config cannot be read or do not fit together.
@@ -99,7 +99,7 @@ def read(path: Path, *, allow_code: bool = False) -> tuple[nn.Module, DeployedCo
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
-    """The file's tensors.
+    """Reads the file's tensors.
 
     Raises:
         UserError: There is no such file.
@@ -131,11 +131,11 @@ class SafetensorsModel:
 
     @property
     def task(self) -> Task:
-        """The kind of its outputs."""
+        """Returns the kind of its outputs."""
         return task_of(self.config.num_classes, self.config.task)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Outputs `[B, K]` of float32 images `[B, C, H, W]`."""
+        """Computes outputs `[B, K]` of float32 images `[B, C, H, W]`."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)  # of the whole process, hence given back
         try:

@@ -55,8 +55,8 @@ class AT(FeatureKD):
 
         weight: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
         """Weight of the sum over pairs: 1000 in the published figures and the presets. A pair is then at most
-        2 · weight / positions, so that small maps count most (125 for one of 4x4) and rule a short run.
-        auto: 3.9 · positions for each pair, so that none is above 7.8; 1000 for maps of 16x16."""
+        2 · weight / positions, so that small maps count most (125 for one of 4x4) and dominate a short
+        training. auto: 3.9 · positions for each pair, so that none is above 7.8; 1000 for maps of 16x16."""
         power: float = Field(2.0, ge=1)
         """Exponent of the activations before their mean over channels."""
 

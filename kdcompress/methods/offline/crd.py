@@ -75,7 +75,8 @@ class CRD(FeatureKD):
         weight: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
         """Weight of the sum of both sides: 0.8 in the published figures and the presets. At the start the
         sum is about 2 · (ln K + 1) for K negatives, 21 at 16,384 and 18 at 2,700, where cross-entropy is
-        ln(classes). auto: 1 / (ln K + 1), so that the term begins at 2 and does not rule a short run."""
+        ln(classes). auto: 1 / (ln K + 1), so that the term begins at 2 and does not dominate a short
+        training."""
         negatives: int = Field(16384, ge=1)
         """Images of other classes that each row is contrasted with, at most as many as there are: with n
         training images of which m are of the largest class, n - m."""
@@ -89,7 +90,7 @@ class CRD(FeatureKD):
         positive: Literal["exact", "relax"] = "exact"
         """exact: the image itself; relax: any image of its class."""
         ce_weight: float = Field(1.0, ge=0)
-        """Labels are needed even at 0: they say what is no negative."""
+        """Labels are needed even at 0: negatives are images of other classes."""
         kd_weight: float = Field(1.0, ge=0)
         """Weight of the soft labels: 1 in the paper's CRD+KD, 0 in its CRD and the presets."""
 

@@ -1,4 +1,4 @@
-"""Curriculum temperature KD (Li et al., AAAI 2023): learns the temperature against the student."""
+"""Curriculum temperature KD (Li et al., AAAI 2023): learns the temperature adversarially."""
 
 from __future__ import annotations
 

@@ -121,21 +121,21 @@ class ReviewKD(FeatureKD):
         """Returns the term review."""
         maps, targets = self.levels(ours, theirs)
         with self.networks.student.autocast():
-            fused = self.fused(maps, targets)
+            fused = self.fuse(maps, targets)
         return {"review": self.review(fused, targets)}
 
-    def levels(self, seen: Activations, taught: Activations) -> tuple[list[Tensor], list[Tensor]]:
+    def levels(self, ours: Activations, theirs: Activations) -> tuple[list[Tensor], list[Tensor]]:
         """Returns the student's and the teacher's map of each level, deepest first."""
-        assert seen.pooled is not None
-        assert taught.pooled is not None
-        ours = seen.pre if self.config.student_maps == "pre" else seen.stages
-        maps, targets = [seen.pooled[:, :, None, None]], [taught.pooled[:, :, None, None]]
+        assert ours.pooled is not None
+        assert theirs.pooled is not None
+        student_maps = ours.pre if self.config.student_maps == "pre" else ours.stages
+        maps, targets = [ours.pooled[:, :, None, None]], [theirs.pooled[:, :, None, None]]
         for pair in reversed(self.pairs):
-            maps.append(ours[pair.student])
-            targets.append(taught.pre[pair.teacher])
+            maps.append(student_maps[pair.student])
+            targets.append(theirs.pre[pair.teacher])
         return maps, targets
 
-    def fused(self, maps: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
+    def fuse(self, maps: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
         """Fuses the student's maps into one of the shape of each of the teacher's.
 
         Args:
@@ -151,8 +151,8 @@ class ReviewKD(FeatureKD):
 
     def review(self, fused: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Computes the weighted term; 0 in the first epoch of a ramp."""
-        each = [losses.hierarchical_context(f, t) for f, t in zip(fused, targets, strict=True)]
-        return self.config.weight * self.ramp() * torch.stack(each).sum()
+        level_losses = [losses.hierarchical_context(f, t) for f, t in zip(fused, targets, strict=True)]
+        return self.config.weight * self.ramp() * torch.stack(level_losses).sum()
 
     def ramp(self) -> float:
         """Returns the warm-up's factor in this epoch, in [0, 1]."""

@@ -1,4 +1,4 @@
-"""Self-distillation from the last mini-batch (Shen et al., CVPR 2022): repeats what it said one step ago."""
+"""Self-distillation from the last mini-batch (Shen et al., CVPR 2022): imitates its outputs one step ago."""
 
 from __future__ import annotations
 
