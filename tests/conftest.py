@@ -144,7 +144,7 @@ LONGEST_FILES = [
 
 
 def pytest_addoption(parser):
-    parser.addoption("--hostile", type=int, default=200, metavar="N", help="damaged inputs of each kind")
+    parser.addoption("--hostile", type=int, default=40, metavar="N", help="damaged inputs of each kind")
 
 
 @pytest.fixture
