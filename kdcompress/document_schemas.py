@@ -534,14 +534,20 @@ class Builder(Document):
     builder: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class Config(Document):
-    """`config.json`."""
+class WeightsConfig(Document):
+    """What weights need of `config.json`."""
 
     schema_: Version = Field(alias="schema")
+    label_names: Annotated[list[Text], Len(0, MOST_CLASSES)] = []
+    input: InputObject
+
+
+class Config(WeightsConfig):
+    """`config.json`."""
+
     kdcompress: Builder
     num_classes: Annotated[int, Field(ge=0, le=MOST_CLASSES)]
     label_names: Annotated[list[Text], Len(0, MOST_CLASSES)]
-    input: InputObject
     task: Text | None = None
     num_features: Count | None = None
     temperature: Positive | None = None

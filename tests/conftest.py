@@ -27,7 +27,7 @@ MOST_PROCESSES = 8
 """A process takes one to two gigabytes."""
 
 SLOW_FILES = {
-    "bench": {"measure", "pack", "runtimes", "ssh", "worker"},
+    "bench": {"measure", "pack", "runtimes", "ssh", "worker", "far_end"},
     "data": {"joined", "workers"},
     "deploy": {
         "backbone_files",
@@ -70,8 +70,10 @@ SLOW_FILES = {
         "pairs",
         "seed",
         "sskd",
+        "fake_cuda",
+        "refusals",
     },
-    "networks": {"backbones", "cohort", "families", "rounding", "teacher"},
+    "networks": {"backbones", "cohort", "families", "rounding", "teacher", "exits"},
     "probe": {"knowledge", "steps"},
     "report": {"card", "in_chromium", "quality"},
     "run": {"auto"},
@@ -83,6 +85,8 @@ SLOW_FILES = {
         "several_sets",
         "stop_and_resume",
         "trainer",
+        "qat_method",
+        "frozen_copy",
     },
     "": {
         "bad_input",
@@ -96,10 +100,14 @@ SLOW_FILES = {
         "generated_images",
         "grid_runner",
         "imports",
+        "license_policy",
         "method_option",
         "more_formats",
         "new_format",
+        "not_finite",
+        "own_teacher",
         "preparation",
+        "pseudo_labels",
         "ship_option",
         "smaller_files",
         "student_weights",

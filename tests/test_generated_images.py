@@ -90,10 +90,10 @@ def test_a_bare_text_is_the_place_and_set_reaches_into_it(tmp_path):
     document["data"]["extra"] = "made.npz"
     file.write_text(yaml.safe_dump(document))
     extra = load_recipe(str(file), ["data.extra.share=0.25"]).data.extra
-    assert extra == ExtraSection(root="made.npz", share=0.25, keep=1.0, relabel=False)
+    assert extra == ExtraSection(root="made.npz", share=0.25, keep=1.0, relabel=False, license=None)
     shown = kdcompress("show", "quickstart", "--set", "data.extra=made.npz")
     assert yaml.safe_load(shown.stdout)["data"]["extra"] == {
-        "root": "made.npz", "share": 0.5, "keep": 1.0, "relabel": False,
+        "root": "made.npz", "share": 0.5, "keep": 1.0, "relabel": False, "license": None,
     }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_a_bare_text_is_the_place_and_set_reaches_into_it(tmp_path):
         ("data.extra={root: a, keep: 0}", "data.extra.keep: expected more than 0, got 0"),
         (
             "data.extra={root: a, ratio: 0}",
-            "data.extra.ratio: unknown key; choices: keep, relabel, root, share",
+            "data.extra.ratio: unknown key; choices: keep, license, relabel, root, share",
         ),
     ],
 )
@@ -266,7 +266,7 @@ def test_a_resume_keeps_the_choice_that_was_made(finished, tmp_path, monkeypatch
 
     monkeypatch.setattr(step, "_select", again)
     given = stopped_at("build_method", monkeypatch, tmp_path / "empty cache")
-    monkeypatch.setattr(pipeline, "_check_buildable", lambda run: None)
+    monkeypatch.setattr(pipeline, "_check_buildable", lambda run, policy: None)
     done = kdcompress("distill", "--recipe", run / "recipe.yaml", "--out", run, "--resume")
     assert isinstance(done.exception, Enough), done.stderr
     extra = given[0].data.extra
@@ -296,7 +296,7 @@ def test_unlabelled_images_teach_who_needs_labels_once_the_teacher_has_given_the
     assert run.data.extra.counts["relabelled"] == 200
     # Its banks have a row for every image, real ones first.
     assert len(method.bank_student) == len(run.data.train) + 200
-    assert torch.equal(method.labels, torch.cat([run.data.train.labels, torch.from_numpy(labels)]))
+    assert torch.equal(method.draws.labels, torch.cat([run.data.train.labels, torch.from_numpy(labels)]))
     # From the cache: generated images are no part of what a teacher depends on.
     teachers = [
         (folder / "checkpoints" / "teacher.safetensors").read_bytes()

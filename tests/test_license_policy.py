@@ -96,16 +96,18 @@ def test_every_weights_of_torchvision_says_on_what_it_was_trained(monkeypatch, t
 
 def test_a_student_of_another_run_has_the_licences_of_what_it_was_trained_from(tmp_path):
     def known(document):
-        (tmp_path / "manifest.json").write_text(json.dumps(document))
+        whole = {"schema": "kdcompress.manifest/1", **document}
+        (tmp_path / "manifest.json").write_text(json.dumps(whole))
         return weights._licence_of_run(tmp_path / "manifest.json")
 
-    images, drawn = {"license": "MIT"}, {"weights": "random", "license": None}
-    teacher = {"weights": "IMAGENET1K_V2", "license": "cc-by-nc-4.0"}
+    images = {"name": "pictures", "license": "MIT"}
+    drawn = {"model": "cifar/resnet8", "weights": "random", "license": None}
+    teacher = {"model": "torchvision/resnet18", "weights": "IMAGENET1K_V2", "license": "cc-by-nc-4.0"}
     assert known({"data": images, "teacher": None, "student": drawn}) == "images: MIT"
-    assert known({"data": images, "teacher": {"weights": None, "license": None}}) == "images: MIT"
+    assert known({"data": images, "teacher": {**teacher, "weights": None, "license": None}}) == "images: MIT"
     told = "images: MIT; teacher's weights: cc-by-nc-4.0"
     assert known({"data": images, "teacher": teacher, "student": drawn}) == told
-    assert known({"data": {"license": None}, "teacher": teacher}) is None
+    assert known({"data": {**images, "license": None}, "teacher": teacher}) is None
     assert known({"data": images, "teacher": {**teacher, "license": None}}) is None
     assert known({"data": None}) is None
     assert weights._licence_of_run(tmp_path / "no") is None

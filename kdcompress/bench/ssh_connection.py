@@ -35,6 +35,8 @@ LOGIN_TIMEOUT_S = 60
 RESPONSE_TIMEOUT_S = 120
 """Longest silence of the agent; it answers a heartbeat every ten seconds."""
 HEARTBEAT_S = 10.0
+GOODBYE_S = 20
+"""Time for the agent to remove its folder at the end."""
 _CHUNK_BYTES = 1 << 16
 _LOGIN_BYTES = 1 << 16
 """Longest line of a login, and most of its error messages that is read."""
@@ -231,7 +233,7 @@ class Connection:
         self._is_started = True
 
     def _end_agent(self) -> None:
-        until = time.monotonic() + 20
+        until = time.monotonic() + GOODBYE_S
         with contextlib.suppress(KdcompressError):
             if not self._writing.acquire(timeout=1):
                 return  # a heartbeat that cannot be sent; the end of stdin ends the agent
@@ -257,10 +259,12 @@ class Connection:
         self._keep(b"")
 
     def _keep(self, line: bytes) -> None:
-        """Waits for room and gives a line to the main thread."""
-        while not self._closed.is_set():
+        """Waits for room and gives a line to the main thread; after the end it waits no more."""
+        while True:
             with contextlib.suppress(queue.Full):
                 return self._lines.put(line, timeout=0.5)
+            if self._closed.is_set():
+                return None
 
     def _write(self, content: bytes) -> None:
         assert self._process.stdin is not None

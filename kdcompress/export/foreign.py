@@ -145,7 +145,10 @@ def read_labels(path: Path) -> tuple[str, ...]:
     Raises:
         UserError: It cannot be read, or is neither.
     """
-    text = read_text(path)
+    try:
+        text = read_text(path)
+    except UserError as error:
+        raise UserError(f"--labels {error}") from None
     if text.lstrip()[:1] in {"[", "{"}:
         names = parse_json(text, f"--labels {path}")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

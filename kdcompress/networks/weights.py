@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdcompress import discovery
 from kdcompress.atomic import sha256_of
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.document_schemas import Config, Manifest
+from kdcompress.document_schemas import Manifest, WeightsConfig
 from kdcompress.documents import read_document
 from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks.build import family_of
@@ -291,7 +291,7 @@ def _from_run(folder: Path, spec: str) -> ResolvedWeights:
     absent = [path.name for path in (weights, config) if not path.is_file()]
     if absent:
         raise WeightsError(f"{folder}: is no finished run folder (no {' and no '.join(absent)})")
-    document = read_document(config, Config, failure=WeightsError)
+    document = read_document(config, WeightsConfig, failure=WeightsError)
     spec_of_input = InputSpec.from_json(document["input"])
     names = document.get("label_names")
     return ResolvedWeights(

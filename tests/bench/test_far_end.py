@@ -20,6 +20,7 @@ GRAPH = Path(__file__).parent.parent / "fixtures" / "e33f4e2" / "finished" / "st
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "PROTOCOL", Protocol(0.01, 1, 2, 0, 0))
+    monkeypatch.setattr(ssh_connection, "GOODBYE_S", 1)
     monkeypatch.setattr(ssh_connection.shutil, "which", lambda name: name)
 
     def run(script):

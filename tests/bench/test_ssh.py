@@ -89,7 +89,7 @@ def _script(path, text):
 
 
 def test_a_file_is_proved_on_its_golden_images_and_timed_there(kdcompress, file, server):
-    done = kdcompress(file, "--threads", "1,all", "--json")
+    done = kdcompress(file, "--threads", "1,all", "--json", "-q")
     assert (done.exit_code, done.stderr) == (0, "")
     document = json.loads(done.stdout)
     assert document["target"] == {"kind": "ssh", "host": "board"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def run(x):
 def test_predictions_over_batches_are_those_of_the_logits():
     logits, labels = outputs_of(run, split())
     assert logits.shape == (10, 3)
-    predictions = score_split(run, split(), CLASSIFICATION.scorer(3))
+    predictions = score_split(run, split(), CLASSIFICATION.scorer(3), Path("student.onnx"))
     told, expected = predictions.result(), accuracy(logits, labels, 3)
     assert told.pop("loss") == pytest.approx(expected.pop("loss"))
     assert told == expected
@@ -107,6 +108,6 @@ def test_images_reach_a_file_as_float32_whatever_they_were():
     seen = []
     images = torch.rand(4, 1, 2, 2).double().to(memory_format=torch.channels_last)
     batch = (images, torch.zeros(4, dtype=torch.int64))
-    score_split(lambda x: (seen.append(x), run(x))[1], [batch], CLASSIFICATION.scorer(3))
+    score_split(lambda x: (seen.append(x), run(x))[1], [batch], CLASSIFICATION.scorer(3), Path("x"))
     assert seen[0].dtype == np.float32
     assert seen[0].flags.c_contiguous

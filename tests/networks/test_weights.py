@@ -166,9 +166,9 @@ def test_a_file_brings_its_weights_alone(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"schema": "kdcompress.config/2"}, "of a newer kdcompress"),
-    ({"schema": "other"}, "was not written by kdcompress"),
-    ({"input": {"mean": [0.5]}}, "its 'input' is not complete"),
+    ({"schema": "kdcompress.config/2"}, "is newer than this kdcompress"),
+    ({"schema": "other"}, "it is no file of kdcompress"),
+    ({"input": {"mean": [0.5]}}, "is damaged: input: lacks the key"),
 ])  # fmt: skip
 def test_run_folders_that_cannot_be_read_are_said(tmp_path, changes, message):
     with pytest.raises(WeightsError, match=message):
