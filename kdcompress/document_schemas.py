@@ -535,7 +535,7 @@ class Builder(Document):
 
 
 class WeightsConfig(Document):
-    """What weights need of `config.json`."""
+    """The part of `config.json` that weights need."""
 
     schema_: Version = Field(alias="schema")
     label_names: Annotated[list[Text], Len(0, MOST_CLASSES)] = []

@@ -102,6 +102,11 @@ def test_what_cannot_be_compared_is_refused(options, message):
         planned(**options)
 
 
+def test_a_single_teacher_that_does_not_exist_is_refused_before_anything_is_written():
+    with pytest.raises(RecipeError, match=r"teacher\.model: unknown network 'resnet21'"):
+        planned(methods=("kd",), teachers=("cifar/resnet21",))
+
+
 def test_the_problems_of_all_cells_are_told_at_once():
     with pytest.raises(RecipeError) as error:
         planned(methods=("kdd", "kd:temprature=2"), students=("cifar/resnet9",))

@@ -48,6 +48,7 @@ def network(licence):
         ("BSD-3-Clause", "allowed"),
         ("own", "allowed"),
         ("images: MIT; teacher's weights: apache-2.0", "allowed"),
+        ("images: MIT; teacher's weights: apple-amlr", "not known"),
         ("cc-by-nc-4.0", "forbidden"),
         ("CC BY-NC-SA 4.0", "forbidden"),
         ("images: MIT; teacher's weights: cc-by-nc-4.0", "forbidden"),

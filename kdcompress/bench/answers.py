@@ -1,4 +1,4 @@
-"""What another machine may answer: schemas of its messages. It is not trusted, so each is checked."""
+"""Schemas of the messages of another machine, which is not trusted: each message is checked."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def read_table(path: Path, *, labels: bool) -> LabelTable:
         rows.append(Row(line, inside, str(label), _SPLIT_VALUES[str(split).lower()] if of_split else ""))
     if not rows and not problems:
         raise DataError(f"{where}: the table has no rows; a row per image is expected")
-    return _checked(path, root, rows, problems, where)
+    return _check_rows(path, root, rows, problems, where)
 
 
 def _text(path: Path, where: str) -> str:
@@ -269,7 +269,7 @@ def _problem(root: Path, file: str | None, label: str | None, split: str | None)
     return None
 
 
-def _checked(
+def _check_rows(
     path: Path, root: Path, rows: list[Row], problems: list[tuple[int, str]], where: str
 ) -> LabelTable:
     """Places the files, and finds missing ones and rows that repeat or contradict each other."""

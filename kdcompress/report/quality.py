@@ -78,7 +78,7 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What is known of a student's quality beside its figures.
+    """Facts about a student's quality beside its figures.
 
     Args:
         record: The run.

@@ -40,11 +40,14 @@ class Licensed:
 
     @property
     def commercial_use(self) -> Use:
-        """Whether the licence allows to sell what was made with it, as far as its text is understood."""
-        text = self.licence or ""
-        if _FORBIDDEN.search(text):
+        """Tells if the licence allows selling what was made with it, as far as its text is understood.
+
+        A student of another run has several licences, separated by semicolons; all of them count.
+        """
+        parts = (self.licence or "").split(";")
+        if any(_FORBIDDEN.search(part) for part in parts):
             return "forbidden"
-        return "allowed" if _ALLOWED.search(text) else "not known"
+        return "allowed" if all(_ALLOWED.search(part) for part in parts) else "not known"
 
 
 class LicenceRefused(RunFailed):

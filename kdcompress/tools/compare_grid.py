@@ -27,11 +27,10 @@ from kdcompress.run_folder import RunFolder
 from kdcompress.tasks.figures import selection_metric
 from kdcompress.tools.bench import BenchRequest, bench
 from kdcompress.tools.compare_runs import NAME, against
-from kdcompress.tools.grid_plan import Cell, GridRequest, Plan, make_plan, record, with_teacher
+from kdcompress.tools.grid_plan import Cell, GridRequest, Plan, make_plan, record, slug, with_teacher
 from kdcompress.tools.grid_runner import Task, last_error, run_here, run_on_ray
 
 TEACHERS = "teachers.json"
-BENCH = "bench.json"
 
 
 def compare(request: GridRequest, progress: Progress) -> dict[str, Any]:
@@ -203,7 +202,8 @@ def _timings(
     The weights do not change the time of a network, so that one file stands for all of its trainings.
     """
     files = {row.first.student: row.first.folder / "student.onnx" for row in rows}
-    result = folder / BENCH
+    # A file for each device, so that a resume for another one times the students there.
+    result = folder / f"bench-{slug(request.target)}.json"
     if not result.exists():
         bench(
             BenchRequest(

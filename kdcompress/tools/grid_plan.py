@@ -93,7 +93,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a grid consists of; a resume demands the same.
+    """The runs of a grid; a resume demands the same.
 
     Args:
         recipe: Name of the recipe.
@@ -126,12 +126,12 @@ def make_plan(request: GridRequest) -> Plan:
         for method in methods
     )
     probes, problems = _probes(request, base, cells)
+    if len(teachers) == 1:
+        cells = with_teacher(request, cells, teachers[0])
     for cell in (*(cell for cell in cells if cell.folder.endswith("/seeds/0")), *probes):
         problems += _problems(request, cell)
     if problems:
         raise RecipeError(request.recipe, list(dict.fromkeys(problems)))
-    if len(teachers) == 1:
-        cells = with_teacher(request, cells, teachers[0])
     workers = request.jobs or min(len(cells), granted_cores())
     return Plan(base.name, cells, probes, max(1, granted_cores() // workers))
 
@@ -194,7 +194,7 @@ def _cell(request: GridRequest, base: Recipe, method: str, student: str, number:
         if all(peer.model == base.student.model for peer in base.peers):
             overrides += [f"peers.{index}.model={student}" for index in range(len(base.peers))]
     overrides.append(f"seed={base.seed + number}")
-    folder = f"cells/{_slug(method)}--{_slug(student)}/seeds/{number}"
+    folder = f"cells/{slug(method)}--{slug(student)}/seeds/{number}"
     cell = Cell(method, student, folder, name if request.methods else None, tuple(overrides))
     if base.teacher is not None and not _has_teacher(request, cell):
         # Settings of the teacher belong to the cells that have one, and are an error in the others.
@@ -226,7 +226,7 @@ def _probes(request: GridRequest, base: Recipe, cells: Sequence[Cell]) -> tuple[
     for number, teacher in enumerate(request.teachers):
         (probe,) = with_teacher(request, [taught], teacher)
         overrides = (*probe.overrides, f"train.epochs={length}", "train.ship=last")
-        folder = f"teachers/{number}-{_slug(teacher)}"
+        folder = f"teachers/{number}-{slug(teacher)}"
         probes.append(dataclasses.replace(probe, folder=folder, overrides=overrides))
     return tuple(probes), []
 
@@ -250,6 +250,6 @@ def _distinct(option: str, values: Sequence[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """Returns a text as a part of a path."""
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", text).strip("-.")
