@@ -166,10 +166,10 @@ def on_device(images: Tensor, device: torch.device) -> Tensor:
         The same in float32 in [0, 1], channels last.
     """
     if device.type == "cuda" and images.device.type == "cpu":
-        # uint8 travels: a quarter of the bytes.
-        images = (
-            images.contiguous(memory_format=torch.channels_last).pin_memory().to(device, non_blocking=True)
-        )
+        # uint8 travels: a quarter of the bytes. Images of files come channels last, and pinned if workers
+        # decoded them; then neither call copies.
+        images = images.contiguous(memory_format=torch.channels_last)
+        images = (images if images.is_pinned() else images.pin_memory()).to(device, non_blocking=True)
     images = images.to(device)
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from kdcompress.data.augment import augment, pipeline_of, resolve_preset
 from kdcompress.data.colour import adjust_colours
 from kdcompress.data.crop import Box, crop_box, fitted_size, resize_images, usual_pad
-from kdcompress.data.decode import decode_image, open_image, pixels, quiet_pillow, upright_size
+from kdcompress.data.decode import decode_image, open_image, quiet_pillow, upright_size
 from kdcompress.data.input_spec import BORDER, Fit
 
 CROP_SHARE = 0.875
@@ -205,8 +206,8 @@ class FolderSource:
             return augment(images, positions, seed=seed, view=view, preset=self.preset, pad=pad)
         with quiet_pillow():
             part = self._padded_part if self.fit == "pad" else self._random_part
-            parts = [part(index, view, seed, pipeline.scale) for index in indices.tolist()]
-        images = torch.stack(parts)
+            parts = (part(index, view, seed, pipeline.scale) for index in indices.tolist())
+            images = self._batch(parts, len(indices))
         if pipeline.colours is None:
             return images
         return adjust_colours(images, positions, pipeline.colours, seed=seed, view=view)
@@ -218,9 +219,16 @@ class FolderSource:
             DataError: A file cannot be read.
         """
         with quiet_pillow():
-            return torch.stack([self._square(index) for index in indices.tolist()])
+            return self._batch((self._square(index) for index in indices.tolist()), len(indices))
 
-    def _random_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Tensor:
+    def _batch(self, squares: Iterable[Image.Image], count: int) -> Tensor:
+        """Copies images into a batch `[B, C, H, W]` uint8 in the memory layout `[B, H, W, C]`."""
+        batch = np.empty((count, self.side, self.side, self.channels), np.uint8)
+        for place, image in zip(batch, squares, strict=True):
+            place[:] = np.asarray(image).reshape(place.shape)
+        return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+    def _random_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Image.Image:
         with open_image(self.root / self.files[index]) as stored:
             width, height = upright_size(stored)
             box, flip = self._box(seed, view, index, (width, height), scale)
@@ -235,7 +243,7 @@ class FolderSource:
         image = image.resize((self.side, self.side), Image.Resampling.BILINEAR, box=scaled)
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(pixels(image))
+        return image
 
     def _box(
         self, seed: int, view: int, index: int, size: tuple[int, int], scale: tuple[float, float]
@@ -252,7 +260,7 @@ class FolderSource:
         x, y = size[0] / longer, size[1] / longer
         return (box[0] * x, box[1] * y, box[2] * x, box[3] * y), flip
 
-    def _padded_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Tensor:
+    def _padded_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Image.Image:
         """Cuts a random part out of the picture on its border, moved so that its centre is on the picture."""
         with open_image(self.root / self.files[index]) as stored:
             longer = max(upright_size(stored))
@@ -263,24 +271,24 @@ class FolderSource:
         image = _part_on_border(image, box, longer, self.side)
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(pixels(image))
+        return image
 
-    def _square(self, index: int) -> Tensor:
+    def _square(self, index: int) -> Image.Image:
         with open_image(self.root / self.files[index]) as stored:
             image = decode_image(stored, self.channels)
         if self.fit == "whole":
-            return torch.from_numpy(pixels(image.resize((self.side, self.side), Image.Resampling.BILINEAR)))
+            return image.resize((self.side, self.side), Image.Resampling.BILINEAR)
         if self.fit == "pad":
             image = image.resize(fitted_size(image.size, self.side), Image.Resampling.BILINEAR)
-            return torch.from_numpy(pixels(_on_border(image, self.side)))
+            return _on_border(image, self.side)
         return self._central_part(image)
 
-    def _central_part(self, image: Image.Image) -> Tensor:
+    def _central_part(self, image: Image.Image) -> Image.Image:
         short = min(image.size)
         width, height = (max(self.side, int(self.resize * length / short)) for length in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = round((width - self.side) / 2), round((height - self.side) / 2)
-        return torch.from_numpy(pixels(image.crop((left, top, left + self.side, top + self.side))))
+        return image.crop((left, top, left + self.side, top + self.side))
 
 
 def _on_border(image: Image.Image, side: int) -> Image.Image:
