@@ -17,6 +17,7 @@ from kdcompress.data.augment import augment, pipeline_of, resolve_preset
 from kdcompress.data.colour import adjust_colours
 from kdcompress.data.crop import Box, crop_box, fitted_size, resize_images, usual_pad
 from kdcompress.data.decode import decode_image, open_image, quiet_pillow, upright_size
+from kdcompress.data.file_list import FileList
 from kdcompress.data.input_spec import BORDER, Fit
 
 CROP_SHARE = 0.875
@@ -148,7 +149,7 @@ class FolderSource:
 
     Args:
         root: The folder that the file names are relative to.
-        files: N names.
+        files: N names; kept as a `FileList`.
         labels: `[N]` int64.
         side: H = W in pixels of the images it gives.
         channels: 3 or 1; images are converted to it.
@@ -171,9 +172,17 @@ class FolderSource:
     def __post_init__(self) -> None:
         assert len(self.files) == len(self.labels), (len(self.files), len(self.labels))
         pipeline_of(self.preset)
+        if not isinstance(self.files, FileList):
+            object.__setattr__(self, "files", FileList.of_names(self.files))
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def file_list(self) -> FileList:
+        """Names, sizes and times of the files."""
+        assert isinstance(self.files, FileList)
+        return self.files
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -187,8 +196,7 @@ class FolderSource:
 
     def subset(self, indices: Tensor) -> Self:
         """Selects the images at these positions, renumbered from 0."""
-        files = tuple(self.files[i] for i in indices.tolist())
-        return replace(self, files=files, labels=self.labels[indices])
+        return replace(self, files=self.file_list.subset(indices), labels=self.labels[indices])
 
     def with_augment(self, preset: str) -> Self:
         """Gives the same images with another preset; weak and strong depend on the present one."""

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from kdcompress.data.decode import open_image, problem_of
-from kdcompress.data.image_check import broken_images, image_file, shared_images
+from kdcompress.data.file_list import image_file
+from kdcompress.data.image_check import broken_images, shared_images
 from kdcompress.errors import DataError
 
 
