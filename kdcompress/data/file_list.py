@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from kdcompress.errors import DataError
 
+HASH_BYTES = 16
+"""Bytes of `hash_of_file`; two of a million files share a hash with a chance of 1e-27."""
+_FEW = 64  # names that are cut out of the block one by one; for more it is copied
 _UNKNOWN = -1  # size of a file that nobody has looked at
 
 
@@ -40,6 +44,12 @@ def image_file(root: Path, name: str) -> ImageFile:
     except OSError as error:
         raise DataError(f"{root / name}: {error.strerror}") from None
     return ImageFile(name, status.st_size, status.st_mtime_ns)
+
+
+def hash_of_file(file: ImageFile) -> bytes:
+    """Computes a hash of a file's name, size and time, which another content of the file does not share."""
+    text = b"%s\0%d\0%d" % (os.fsencode(file.name), file.size, file.mtime_ns)
+    return hashlib.blake2b(text, digest_size=HASH_BYTES).digest()
 
 
 class FileList(Sequence[str]):
@@ -96,6 +106,9 @@ class FileList(Sequence[str]):
         return os.fsdecode(self._block[start : start + length].numpy().tobytes())
 
     def __iter__(self) -> Iterator[str]:
+        if len(self) < _FEW:
+            yield from (self[index] for index in range(len(self)))
+            return
         block = self._block.numpy().tobytes()
         for start, length in self._columns[:, :2].tolist():
             yield os.fsdecode(block[start : start + length])
@@ -104,6 +117,10 @@ class FileList(Sequence[str]):
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
+
+    def file(self, root: Path, index: int) -> ImageFile:
+        """Returns one file with its size and time; arguments as of `image_files`."""
+        return self.subset(torch.tensor([index])).image_files(root)[0]
 
     def subset(self, indices: Tensor) -> Self:
         """Selects the files at these positions, renumbered from 0."""
