@@ -43,6 +43,7 @@ from kdcompress.run.extra_images import (
 )
 from kdcompress.run.licences import Policy, check_licences
 from kdcompress.run.networks import load_networks, needs_of, tapped, with_classes
+from kdcompress.run.pixel_cache import with_pixel_cache
 from kdcompress.run.preparation import build_preparation, prepare
 from kdcompress.run.problems import data_problems, folder_problems
 from kdcompress.run.pseudo_labels import (
@@ -161,6 +162,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
                 folder.clear()
             processes.barrier()
             logs = folder / "seeds" / "*" if request.seeds else folder.path
+            run = with_pixel_cache(run)
             progress.say(f"A line per epoch is written to {logs / 'log.jsonl'}")
             return _run_seeds(run, request) if request.seeds else _run_to_end(run, baseline=request.baseline)
     except KeyboardInterrupt:
