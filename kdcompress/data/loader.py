@@ -81,6 +81,7 @@ class TrainingLoader:
         self._order = order or ShuffledOrder(len(source), batch_size=batch_size, seed=seed)
         self.steps = self._order.steps
         self._workers = _workers(self._views, workers, self.device)
+        self._kept_tasks: dict[int, list[Task]] = {}
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch.
@@ -97,17 +98,33 @@ class TrainingLoader:
             WorldError: A worker process died.
             DataError: An image file cannot be read any more.
         """
+        tasks = self._tasks(epoch)[start_step:]
+        workers = self._workers
+        results = (
+            (images_of(self._views, task) for task in tasks)
+            if workers is None
+            else workers.run_epoch(epoch, self._tasks, start_step)
+        )
+        for task, images in zip(tasks, results, strict=True):
+            ids = None if self._replay is None else self.source.ids[task.indices]
+            yield _batch(self.source, task.indices, images, task.views, self.device, ids)
+
+    def _tasks(self, epoch: int) -> list[Task]:
+        """Returns this process's tasks of an epoch; those of the present and the next one are kept."""
+        if epoch not in self._kept_tasks:
+            kept = {number: tasks for number, tasks in self._kept_tasks.items() if number == epoch - 1}
+            self._kept_tasks = {**kept, epoch: self._make_tasks(epoch)}
+        return self._kept_tasks[epoch]
+
+    def _make_tasks(self, epoch: int) -> list[Task]:
         order = self._order(epoch)
         assert len(order) == self.steps * self.batch_size, (len(order), self.steps, self.batch_size)
         share = self.batch_size // self.world
-        starts = [step * self.batch_size + self.rank * share for step in range(start_step, self.steps)]
+        starts = [step * self.batch_size + self.rank * share for step in range(self.steps)]
         numbers, seed = tuple(range(epoch * self.views, (epoch + 1) * self.views)), self.seed
         if self._replay is not None:
             numbers, seed = tuple(n % self._replay.views for n in numbers), self._replay.seed
-        tasks = [Task(order[start : start + share], numbers, seed) for start in starts]
-        for task, images in zip(tasks, _results(self._views, self._workers, tasks), strict=True):
-            ids = None if self._replay is None else self.source.ids[task.indices]
-            yield _batch(self.source, task.indices, images, numbers, self.device, ids)
+        return [Task(order[start : start + share], numbers, seed) for start in starts]
 
     def close(self) -> None:
         """Ends the worker processes; a later `epoch` starts new ones."""
