@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from kdcompress import pipeline
 from kdcompress.cli import main
 from kdcompress.commands import hints
 from kdcompress.problems import keys
