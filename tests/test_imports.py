@@ -140,7 +140,8 @@ HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pydantic", "ri
     [
         ["--help"], ["distill", "--help"], ["export", "--help"], ["evaluate", "--help"], ["show", "--help"],
         ["strip", "--help"], ["bench", "--help"], ["plan", "--help"], ["suggest", "--help"],
-        ["report", "--help"], ["recipes"], ["methods"], ["students"], ["datasets"], ["methods", "--json"], ["methods", "--help"],
+        ["report", "--help"], ["recipes"], ["methods"], ["students"], ["datasets"],
+        ["methods", "--json"], ["methods", "--help"],
     ],
     ids=" ".join,
 )  # fmt: skip
