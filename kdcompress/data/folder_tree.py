@@ -16,7 +16,8 @@ DATA_ROOT = "data.root"
 
 def is_image(name: str) -> bool:
     """Tells an image file by its name."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    stem, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() in SUFFIXES and not stem.endswith("/") and stem != ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class FolderTree:
 
     def _scanned(self, folder: str) -> _Folder:
         folders, images, problems = list[str](), list[ImageFile](), list[str]()
+        before = os.path.join(folder, "")
         try:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
@@ -109,7 +111,7 @@ class FolderTree:
                     if _is_folder(entry):
                         folders.append(entry.name)
                     elif is_image(entry.name):
-                        name = os.path.join(folder, entry.name)
+                        name = before + entry.name
                         try:
                             status = entry.stat()
                         except OSError as error:

@@ -14,7 +14,7 @@ from typing import Any
 from kdcompress.atomic import write_text
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.decode import open_regular, problem_of, quiet_pillow
-from kdcompress.data.file_list import ImageFile
+from kdcompress.data.file_list import ImageFile, encode_name
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.sound_files import SoundFiles
 from kdcompress.data.threads import map_in_threads
@@ -131,8 +131,8 @@ def _digest(path: Path, count: int | None) -> bytes:
 
 def _cached_result(compute: Callable[[], Any], root: Path, kind: str, files: Sequence[ImageFile]) -> Any:
     digest = hashlib.sha256(os.fsencode(root.resolve()) + b"\0" + kind.encode())
-    for file in files:
-        digest.update(b"\0%s\0%d\0%d" % (os.fsencode(file.name), file.size, file.mtime_ns))
+    for name, size, mtime_ns in files:
+        digest.update(b"\0%s\0%d\0%d" % (encode_name(name), size, mtime_ns))
     path = cache_folder() / "checks" / f"{digest.hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: it is made again
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kdcompress.data.folder_tree import FolderTree
+from kdcompress.data.folder_tree import FolderTree, is_image
 from kdcompress.errors import DataError
 
 
@@ -21,6 +21,15 @@ def test_images_at_any_depth_come_sorted_with_size_and_time(root):
     assert [(file.name, file.size) for file in images] == [("a/2.png", 7), ("a/deep/1.JPG", 12)]
     assert images[0].mtime_ns == (root / "a/2.png").stat().st_mtime_ns
     assert [file.name for file in FolderTree(root).images()] == ["a.png", "a/2.png", "a/deep/1.JPG"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.png", True), ("a/b.JPeG", True), ("a.b.tif", True), ("png", False), (".png", False),
+     ("a/.png", False), ("a.png/b", False), ("a.", False), ("a.txt", False)],
+)  # fmt: skip
+def test_an_image_is_known_by_its_suffix(name, expected):
+    assert is_image(name) is expected
 
 
 def test_folders_are_sorted_and_hidden_ones_left_out(root):
