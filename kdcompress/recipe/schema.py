@@ -138,6 +138,9 @@ class TrainSection(Section):
     method offers, such as student, ema, leader or peer1."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """Minutes between two checkpoints within an epoch."""
+    evaluate_every: int = Field(1, ge=1)
+    """Epochs between two evaluations on the held-out images; the last epoch is always evaluated. best is one
+    of the evaluated epochs."""
     tensorboard: bool = False
     """Also write the log as TensorBoard events to `tensorboard/` (needs the extra `tensorboard`)."""
 

@@ -34,5 +34,10 @@ class Average:
         decay = min(self._decay, (1 + step) / (10 + step))
         for average, value in zip(self.network.parameters(), self._original.parameters(), strict=True):
             average.lerp_(value, 1 - decay)
+        self.copy_buffers()
+
+    @torch.no_grad()
+    def copy_buffers(self) -> None:
+        """Copies the network's buffers, such as batch-norm statistics that were averaged over processes."""
         for buffer, latest in zip(self.network.buffers(), self._original.buffers(), strict=True):
             buffer.copy_(latest)

@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from kdcompress.errors import UserError, WorldError
 
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
-"""Time that the others wait for the first process, which alone evaluates, exports and measures. A process
+"""Time that the others wait for the first process, which alone exports and measures. A process
 that died is noticed at once, by its connection."""
 START_TIMEOUT = timedelta(minutes=5)
 """Time until all processes must have started."""
@@ -44,7 +44,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """True in the process that writes, evaluates and reports."""
+        """True in the process that writes and reports."""
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
@@ -63,6 +63,31 @@ class Processes:
             with _translate_collective_errors():
                 dist.all_gather_object(values, value)
         return values
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Collects the rows of all processes in the first one.
+
+        Args:
+            rows: `[B, ...]` on the CPU; B may differ, and a process without rows gives any empty tensor.
+
+        Returns:
+            The first process: all rows, by rank. The others: their own.
+        """
+        if self.world == 1:
+            return rows
+        own = self.gather((rows.shape, rows.dtype) if len(rows) else None)
+        known = [entry for entry in own if entry is not None]
+        if not known:
+            return rows
+        counts = [0 if entry is None else entry[0][0] for entry in own]
+        shape, dtype = known[0]
+        padded = torch.zeros(max(counts), *shape[1:], dtype=dtype)
+        if len(rows):
+            padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts] if self.first else None
+        with _translate_collective_errors():
+            dist.gather(padded, parts, dst=0)
+        return rows if parts is None else torch.cat([p[:n] for p, n in zip(parts, counts, strict=True)])
 
     def all_reduce_max(self, value: float) -> float:
         """Returns the largest value of all processes."""

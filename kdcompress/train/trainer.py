@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcompress.data.batch import Batch
-from kdcompress.data.loader import TrainingLoader
+from kdcompress.data.loader import EvaluationLoader, TrainingLoader
 from kdcompress.errors import Interrupted, UserError
 from kdcompress.methods.base import Method, Phase
 from kdcompress.networks.load_state import load_state
@@ -36,7 +34,7 @@ from kdcompress.train.processes import Processes, batch_norm_statistics
 STEPS_BETWEEN_SAMPLES = 50
 """Optimiser steps between two lines of `steps.jsonl`."""
 SINGLE_CLASS_EPOCHS = 3
-"""Consecutive epochs with a single predicted class before a warning."""
+"""Consecutive scored epochs with a single predicted class before a warning."""
 
 SAVE, SAVE_AND_STOP = 1.0, 2.0
 """Actions that the processes agree on after a step; the largest one of all counts."""
@@ -61,7 +59,7 @@ class Trainer:
     Args:
         method: Placed on its device.
         loader: The training batches.
-        held_out: Batches to choose the best epoch on; None: the last epoch is the choice.
+        held_out: This process's batches to choose the best epoch on; None: the last epoch is the choice.
         job: Settings of the training.
         processes: This process among all.
         journal: Receives the log lines.
@@ -73,7 +71,7 @@ class Trainer:
         self,
         method: Method,
         loader: TrainingLoader,
-        held_out: Iterable[Batch] | None,
+        held_out: EvaluationLoader | None,
         job: Job,
         processes: Processes,
         journal: Journal,
@@ -230,9 +228,14 @@ class Trainer:
         began = time.perf_counter()
         self.method.on_epoch_end()
         self.processes.average_statistics(self._modules().values())
+        for average in (self.average, self.average_exits):
+            if average is not None:
+                average.copy_buffers()
         self.processes.broadcast_buffers(self._modules().values())
-        figures = self.choice.score(at.epoch + 1, frozen_statistics=phase.freeze_bn)
-        self._warn_of_single_class(figures)
+        figures = None
+        if (at.epoch + 1) % self.job.train.evaluate_every == 0 or self._done():
+            figures = self.choice.score(at.epoch + 1, frozen_statistics=phase.freeze_bn)
+            self._warn_of_single_class(figures)
         losses, logged = self.means.values()
         line = {
             "phase": label if len(self.phases) == 1 else f"{label}/{phase.name}",
@@ -257,8 +260,9 @@ class Trainer:
         if number is None or self._single_class_epochs != SINGLE_CLASS_EPOCHS or not self.processes.first:
             return
         name = self.job.class_names[number] if self.job.class_names else f"class {number}"
+        epochs = SINGLE_CLASS_EPOCHS * self.job.train.evaluate_every
         self.progress.warn(
-            f"{self.job.label}: for {SINGLE_CLASS_EPOCHS} epochs it has given nearly all held-out images the "
+            f"{self.job.label}: for {epochs} epochs it has given nearly all held-out images the "
             f"class {name!r}, so it tells no classes apart yet. If that lasts: more train.epochs, a lower "
             "optim.lr, or train.class_weights: balanced"
         )

@@ -7,6 +7,8 @@ from small_training import Small, Watcher
 from two_processes import join_and_run
 
 from kdcompress.errors import KdcompressError
+from kdcompress.tasks import CLASSIFICATION
+from kdcompress.train.scores import HeldOutScores
 
 FROZEN = {
     # Batch norm is held still, since each process normalises its own rows.
@@ -65,6 +67,15 @@ def main(folder, processes):
     seen["indices"] = [batch.indices for epoch in range(2) for batch in made.loader.epoch(epoch)]
     outcome = made.run()
     seen["as_it_is"], seen["outcome"] = made.tensors(), outcome
+
+    made = small("averaged", method="dml", train={"ema": 0.5, "epochs": 3})
+    seen["averaged"] = made.run()
+    seen["averaged_last"] = made.trainer.choice.state_dict()["last"]
+    scores = HeldOutScores(CLASSIFICATION, None, processes)
+    networks = {"student": (made.student.network, made.student)}
+    seen["scores"] = scores(networks, made.trainer.choice._held_out)
+    seen["student"] = made.student.network.state_dict()
+    seen["rows"] = processes.gather_rows(torch.arange(2.0)[: processes.rank])
 
     made = small("not_finite")
     losses = made.method.losses
