@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kdcompress.data.batch import Batch, View
+from kdcompress.data.batch import Batch, Replay, View
 from kdcompress.data.joined import JoinedSource
 from kdcompress.data.orders import BatchOrder, ShuffledOrder
 from kdcompress.data.source import MATERIALISE_BYTES, FolderSource, MemorySource, Source
@@ -43,6 +43,7 @@ class TrainingLoader:
         world: Number of processes.
         workers: Processes that decode image files; an in-memory set uses none.
         order: The samples of every batch, made by `batch_order` with the same batch size; None: shuffled.
+        replay: Views that repeat, as a teacher cache needs them; None: every epoch has new ones.
 
     Raises:
         UserError: The batch does not divide evenly over the processes.
@@ -61,6 +62,7 @@ class TrainingLoader:
         world: int = 1,
         workers: int = 0,
         order: BatchOrder | None = None,
+        replay: Replay | None = None,
     ) -> None:
         assert 0 <= rank < world, (rank, world)
         presets = (augment,) * views if isinstance(augment, str) else augment
@@ -78,6 +80,7 @@ class TrainingLoader:
         self._views = tuple(self.source.with_augment(preset) for preset in presets)
         self.batch_size, self.views, self.seed = batch_size, views, seed
         self.rank, self.world = rank, world
+        self._replay = replay
         self._order = order or ShuffledOrder(len(source), batch_size=batch_size, seed=seed)
         self.steps = self._order.steps
         self._workers = _workers(self._views, workers, self.device)
@@ -90,7 +93,8 @@ class TrainingLoader:
             start_step: Number of the first batch given; those before it are not read.
 
         Yields:
-            Batches of `batch_size / world` samples; view k has the number epoch × V + k.
+            Batches of `batch_size / world` samples; view k has the number epoch × V + k, or of views that
+            repeat that number modulo their count.
 
         Raises:
             WorldError: A worker process died.
@@ -100,10 +104,13 @@ class TrainingLoader:
         assert len(order) == self.steps * self.batch_size, (len(order), self.steps, self.batch_size)
         share = self.batch_size // self.world
         starts = [step * self.batch_size + self.rank * share for step in range(start_step, self.steps)]
-        numbers = tuple(range(epoch * self.views, (epoch + 1) * self.views))
-        tasks = [Task(order[start : start + share], numbers, self.seed) for start in starts]
+        numbers, seed = tuple(range(epoch * self.views, (epoch + 1) * self.views)), self.seed
+        if self._replay is not None:
+            numbers, seed = tuple(n % self._replay.views for n in numbers), self._replay.seed
+        tasks = [Task(order[start : start + share], numbers, seed) for start in starts]
         for task, images in zip(tasks, _results(self._views, self._workers, tasks), strict=True):
-            yield _batch(self.source, task.indices, images, numbers, self.device)
+            ids = None if self._replay is None else self.source.ids[task.indices]
+            yield _batch(self.source, task.indices, images, numbers, self.device, ids)
 
     def close(self) -> None:
         """Ends the worker processes; a later `epoch` starts new ones."""
@@ -228,10 +235,15 @@ def _results(
 
 
 def _batch(
-    source: Source, indices: Tensor, images: Sequence[Tensor], numbers: Sequence[int], device: torch.device
+    source: Source,
+    indices: Tensor,
+    images: Sequence[Tensor],
+    numbers: Sequence[int],
+    device: torch.device,
+    ids: Tensor | None = None,
 ) -> Batch:
     labels, here = source.labels[indices].to(device), indices.to(device)
     views = (
-        View(on_device(each, device), here, number) for each, number in zip(images, numbers, strict=True)
+        View(on_device(each, device), here, number, ids) for each, number in zip(images, numbers, strict=True)
     )
     return Batch(tuple(views), labels, here)

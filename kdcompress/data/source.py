@@ -23,6 +23,8 @@ CROP_SHARE = 0.875
 MATERIALISE_BYTES = 1 << 28
 """A resized in-memory set is kept resized up to 256 MiB; a larger one is resized batch by batch, to the same
 pixels. An un-augmented split of files is kept decoded up to the same size."""
+IN_ORDER = torch.empty(0, dtype=torch.int64)
+"""Stands for the ids 0 to N - 1."""
 _CHUNK = 1024  # images resized at once: bounds the float32 copies to a few hundred MiB
 
 
@@ -32,6 +34,13 @@ class Source(Protocol):
     @property
     def labels(self) -> Tensor:
         """`[N]` int64 on the CPU; -1 means no label."""
+
+    @property
+    def ids(self) -> Tensor:
+        """`[N]` int64 on the CPU: each image's position in its whole data set, which keys its augmentation.
+
+        It stays the same whatever is held out, left out or added, so that runs can share a cache.
+        """
 
     @property
     def channels(self) -> int:
@@ -68,7 +77,7 @@ class MemorySource:
         size: (H, W) that images are resized to, antialiased; None: their own.
         preset: Augmentation of training images.
         pad: Pixels of padding for the random crop; None: an eighth of the side.
-        first: Position of its first image in the training set, which keys the augmentation.
+        ids: `[N]` int64, each image's position in its whole data set (`Source.ids`); empty: 0 to N - 1.
     """
 
     images: Tensor
@@ -77,7 +86,7 @@ class MemorySource:
     size: tuple[int, int] | None = None
     preset: str = "none"
     pad: int | None = None
-    first: int = 0
+    ids: Tensor = IN_ORDER
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8, self.images.dtype
@@ -86,6 +95,7 @@ class MemorySource:
         pipeline_of(self.preset)
         object.__setattr__(self, "images", self.images.contiguous(memory_format=torch.channels_last))
         object.__setattr__(self, "labels", self.labels.to(torch.int64))
+        object.__setattr__(self, "ids", _numbered(self.ids, len(self.labels)))
         if self.channels == 0:
             object.__setattr__(self, "channels", self.images.shape[1])
         assert self.channels in {self.images.shape[1], 3}, self.channels
@@ -105,7 +115,7 @@ class MemorySource:
 
     def subset(self, indices: Tensor) -> Self:
         """Selects the images at these positions, renumbered from 0."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        return replace(self, images=self.images[indices], labels=self.labels[indices], ids=self.ids[indices])
 
     def with_augment(self, preset: str) -> Self:
         """Gives the same images with another preset; weak and strong depend on the present one."""
@@ -129,10 +139,11 @@ class MemorySource:
 
     def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
         """Returns one augmented view of each image, `[B, C, H, W]` uint8 on the pixels' device."""
-        indices = indices.to(self.images.device)
+        ids, indices = self.ids[indices.cpu()], indices.to(self.images.device)
         pad = usual_pad(min(self.image_size)) if self.pad is None else self.pad
         images = resize_images(self.images[indices], self.image_size)
-        images = augment(images, indices + self.first, seed=seed, view=view, preset=self.preset, pad=pad)
+        ids = ids.to(images.device)
+        images = augment(images, ids, seed=seed, view=view, preset=self.preset, pad=pad)
         return images.expand(-1, self.channels, -1, -1)
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
@@ -153,7 +164,7 @@ class FolderSource:
         channels: 3 or 1; images are converted to it.
         preset: Augmentation of training images.
         crop_share: Side of the central crop to the shorter side before it; 1 keeps all of a square image.
-        first: Position of its first image in the training set, which keys the augmentation.
+        ids: `[N]` int64, each image's position in its whole data set (`Source.ids`); empty: 0 to N - 1.
         fit: How a picture becomes a square (`InputSpec.fit`); without "crop" no `crop_share` is read.
     """
 
@@ -164,11 +175,12 @@ class FolderSource:
     channels: int = 3
     preset: str = "resized_crop_flip"
     crop_share: float = CROP_SHARE
-    first: int = 0
+    ids: Tensor = IN_ORDER
     fit: Fit = "crop"
 
     def __post_init__(self) -> None:
         assert len(self.files) == len(self.labels), (len(self.files), len(self.labels))
+        object.__setattr__(self, "ids", _numbered(self.ids, len(self.files)))
         pipeline_of(self.preset)
 
     def __len__(self) -> int:
@@ -187,7 +199,7 @@ class FolderSource:
     def subset(self, indices: Tensor) -> Self:
         """Selects the images at these positions, renumbered from 0."""
         files = tuple(self.files[i] for i in indices.tolist())
-        return replace(self, files=files, labels=self.labels[indices])
+        return replace(self, files=files, labels=self.labels[indices], ids=self.ids[indices])
 
     def with_augment(self, preset: str) -> Self:
         """Gives the same images with another preset; weak and strong depend on the present one."""
@@ -199,17 +211,17 @@ class FolderSource:
         Raises:
             DataError: A file cannot be read.
         """
-        pipeline, positions = pipeline_of(self.preset), indices + self.first
+        pipeline, ids = pipeline_of(self.preset), self.ids[indices]
         if not pipeline.resized:
             images, pad = self.evaluation_images(indices), usual_pad(self.side)
-            return augment(images, positions, seed=seed, view=view, preset=self.preset, pad=pad)
+            return augment(images, ids, seed=seed, view=view, preset=self.preset, pad=pad)
         with quiet_pillow():
             part = self._padded_part if self.fit == "pad" else self._random_part
             parts = [part(index, view, seed, pipeline.scale) for index in indices.tolist()]
         images = torch.stack(parts)
         if pipeline.colours is None:
             return images
-        return adjust_colours(images, positions, pipeline.colours, seed=seed, view=view)
+        return adjust_colours(images, ids, pipeline.colours, seed=seed, view=view)
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
         """Returns the pictures as squares, `[B, C, H, W]` uint8: cropped, squeezed or on a border (`fit`).
@@ -246,9 +258,9 @@ class FolderSource:
         pictures of the evaluation.
         """
         if self.fit == "crop":
-            return crop_box(seed, view, index + self.first, *size, scale)
+            return crop_box(seed, view, int(self.ids[index]), *size, scale)
         longer = max(size)
-        box, flip = crop_box(seed, view, index + self.first, longer, longer, scale)
+        box, flip = crop_box(seed, view, int(self.ids[index]), longer, longer, scale)
         x, y = size[0] / longer, size[1] / longer
         return (box[0] * x, box[1] * y, box[2] * x, box[3] * y), flip
 
@@ -256,7 +268,7 @@ class FolderSource:
         """Cuts a random part out of the picture on its border, moved so that its centre is on the picture."""
         with open_image(self.root / self.files[index]) as stored:
             longer = max(upright_size(stored))
-            box, flip = crop_box(seed, view, index + self.first, longer, longer, scale)
+            box, flip = crop_box(seed, view, int(self.ids[index]), longer, longer, scale)
             least = math.ceil(self.side * longer / min(box[2] - box[0], box[3] - box[1]))
             stored.draft(None, (least, least))
             image = decode_image(stored, self.channels)
@@ -281,6 +293,14 @@ class FolderSource:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = round((width - self.side) / 2), round((height - self.side) / 2)
         return torch.from_numpy(pixels(image.crop((left, top, left + self.side, top + self.side))))
+
+
+def _numbered(ids: Tensor, count: int) -> Tensor:
+    """Returns the ids of N images as int64; given none: 0 to N - 1."""
+    if len(ids) == 0:
+        return torch.arange(count)
+    assert len(ids) == count, (len(ids), count)
+    return ids.to("cpu", torch.int64)
 
 
 def _on_border(image: Image.Image, side: int) -> Image.Image:

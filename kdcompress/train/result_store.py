@@ -29,7 +29,7 @@ from kdcompress.recipe import Recipe, write_notice
 from kdcompress.train.processes import Processes
 
 SCHEMA = "kdcompress.teacher/1"
-RULES = 2
+RULES = 3
 """Version of the keys; increase it when equal inputs give another result, so that old ones are not reused."""
 TEACHER = "teacher"
 _MOST_BYTES = 1 << 36

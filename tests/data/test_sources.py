@@ -89,11 +89,11 @@ def test_a_view_of_a_file_is_replayed(photos, preset):
 
 
 def test_the_colours_of_a_file_are_those_of_its_crop_in_memory(photos):
-    everything, first = torch.arange(4), 10
-    source = dataclasses.replace(photos, first=first).with_augment("strong")
-    crops = dataclasses.replace(photos, first=first).training_images(everything, 3, 9)
+    everything, ids = torch.arange(4), torch.arange(10, 14)
+    source = dataclasses.replace(photos, ids=ids).with_augment("strong")
+    crops = dataclasses.replace(photos, ids=ids).training_images(everything, 3, 9)
     colours = pipeline_of(source.preset).colours
-    expected = adjust_colours(crops, everything + first, colours, seed=9, view=3)
+    expected = adjust_colours(crops, ids, colours, seed=9, view=3)
     assert torch.equal(source.training_images(everything, 3, 9), expected)
     assert not torch.equal(crops, expected)
 
