@@ -143,6 +143,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
                 progress=not progress.quiet,
                 own_lr=own_lr,
                 allow_code=request.allow_code,
+                device=processes.device.type,
             )
             recipe = resolution.recipe
             for notice in resolution.notices:

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdcompress.data.batch import Batch, Replay, View
 from kdcompress.data.joined import JoinedSource
 from kdcompress.data.orders import BatchOrder, ShuffledOrder
+from kdcompress.data.prefetch import moved, prefetched
 from kdcompress.data.source import MATERIALISE_BYTES, FolderSource, MemorySource, Source
 from kdcompress.data.workers import EVALUATION, Task, Workers, images_of
 from kdcompress.errors import UserError
@@ -108,6 +109,9 @@ class TrainingLoader:
         if self._replay is not None:
             numbers, seed = tuple(n % self._replay.views for n in numbers), self._replay.seed
         tasks = [Task(order[start : start + share], numbers, seed) for start in starts]
+        yield from prefetched(self._batches(tasks, numbers), self.device)
+
+    def _batches(self, tasks: Sequence[Task], numbers: tuple[int, ...]) -> Iterator[Batch]:
         for task, images in zip(tasks, _results(self._views, self._workers, tasks), strict=True):
             ids = None if self._replay is None else self.source.ids[task.indices]
             yield _batch(self.source, task.indices, images, numbers, self.device, ids)
@@ -242,7 +246,7 @@ def _batch(
     device: torch.device,
     ids: Tensor | None = None,
 ) -> Batch:
-    labels, here = source.labels[indices].to(device), indices.to(device)
+    labels, here = moved(source.labels[indices], device), moved(indices, device)
     views = (
         View(on_device(each, device), here, number, ids) for each, number in zip(images, numbers, strict=True)
     )

@@ -46,8 +46,8 @@ class Needs:
         order: Name of the batch order (`kdcompress.data.orders`).
         labels: True if there must be labels.
         unlabelled: True if the method also learns from images without a label; otherwise they are left out.
-        student: Outputs read from the student. With more than logits `train.compile` is refused; a method
-            that runs branches itself (`networks.cohort`) names what it reads there.
+        student: Outputs read from the student. A method that runs branches itself (`networks.cohort`) names
+            what it reads there.
         read_of_teacher: Outputs read from the teacher.
         cut: True if the student must be a network that can be split at its stages, since heads or branches
             have the architecture of the later ones. `exit_after` and `Cohort` refuse other networks.
@@ -66,11 +66,6 @@ class Needs:
     read_of_teacher: Want = LOGITS
     cut: bool = False
     task: Task = CLASSIFICATION
-
-    @property
-    def student_maps(self) -> bool:
-        """True if more than logits is read from the student."""
-        return self.student != LOGITS
 
 
 @dataclass(frozen=True, slots=True)

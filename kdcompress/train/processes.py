@@ -8,7 +8,7 @@ each epoch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -91,12 +91,16 @@ class Processes:
 
     def all_reduce_max(self, value: float) -> float:
         """Returns the largest value of all processes."""
+        return self.all_reduce_maxima([value])[0]
+
+    def all_reduce_maxima(self, values: Sequence[float]) -> list[float]:
+        """Returns the largest of each of several values over all processes, in one message."""
         if self.world == 1:
-            return value
-        seen = torch.tensor([value])  # on the CPU, so that no device has to be waited for
+            return list(values)
+        seen = torch.tensor(values)  # on the CPU, so that no device has to be waited for
         with _translate_collective_errors():
             dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-        return float(seen.item())
+        return list(map(float, seen.tolist()))
 
     def all_reduce_mean(self, values: Tensor) -> Tensor:
         """Returns the elementwise mean over all processes; a NaN anywhere is a NaN everywhere."""
@@ -124,10 +128,17 @@ class Processes:
         for (device, dtype), group in by_type.items():
             present = torch.tensor([p.grad is not None for p in group], dtype=dtype)
             parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1) for p in group]
-            flat = torch.cat([*parts, present.to(device, non_blocking=True)])
             with _translate_collective_errors():
-                dist.all_reduce(flat)
-            used = flat[-len(group) :].tolist()
+                if device.type == "cpu":
+                    flat = torch.cat([*parts, present])
+                    dist.all_reduce(flat)
+                    used = flat[-len(group) :].tolist()
+                else:  # a message of its own between the CPUs, so that no device has to be waited for
+                    flat = torch.cat(parts)
+                    dist.all_reduce(flat)
+                    present = present.float()
+                    dist.all_reduce(present)
+                    used = present.tolist()
             flat /= self.world
             start = 0
             for parameter, count in zip(group, used, strict=True):

@@ -8,6 +8,8 @@ from two_processes import join_and_run
 
 from kdcompress.errors import KdcompressError
 from kdcompress.tasks import CLASSIFICATION
+from kdcompress.train import minimiser, trainer
+from kdcompress.train.finite import reads_late
 from kdcompress.train.scores import HeldOutScores
 
 FROZEN = {
@@ -54,6 +56,7 @@ def frozen(name):
 
 def main(folder, processes):
     seen = {}
+    trainer.STEPS_BETWEEN_ASKS = 3
 
     def small(where, **arguments):
         return Small(folder / where, processes=processes, **arguments)
@@ -85,6 +88,20 @@ def main(folder, processes):
         }
     seen["not_finite"] = message(made.run)
     seen["not_finite_step"] = made.trainer.at.step
+
+    # As on a GPU, where a read would wait.
+    minimiser.reads_late = lambda device: True
+    made = small("late", method="dml")
+    made.run()
+    seen["late"] = made.tensors()
+    made = small("late_not_finite")
+    before = made.method.losses
+    if processes.rank == 1:
+        made.method.losses = lambda batch: {
+            name: term / (0 if made.trainer.at.step == 2 else 1) for name, term in before(batch).items()
+        }
+    seen["late_not_finite"] = message(made.run)
+    minimiser.reads_late = reads_late
 
     # Dropout draws in each process: every generator has to come back.
     unbroken = small("unbroken", **DROPS_OUT)

@@ -81,6 +81,21 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_of_them_at_that_step
         assert each["not_finite_step"] == 2
 
 
+def test_checks_that_are_read_late_change_no_bit_and_no_log_line_and_stop_all_processes(two):
+    folder, seen = two
+    for each in seen:
+        assert_same(each["late"], each["as_it_is"])
+        assert each["late_not_finite"].startswith(
+            "NonFiniteLoss: student, step 3: the loss is not finite (ce = inf)"
+        )
+    assert not (folder / "late_not_finite" / "student.pt").exists()
+    logs = [(folder / run / "log.jsonl").read_text().splitlines() for run in ("as_it_is", "late")]
+    for immediate, late in zip(*logs, strict=True):
+        expected, got = json.loads(immediate), json.loads(late)
+        assert got["held_out"] == expected["held_out"]
+        assert got["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+
+
 def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step_and_a_resume_repeats_the_bits(two):
     _, seen = two
     for each in seen:
