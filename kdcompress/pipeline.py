@@ -22,6 +22,7 @@ from kdcompress.run.delivery import deliver, report
 from kdcompress.run.extra_images import select_extra_images, without_extra
 from kdcompress.run.networks import load_networks
 from kdcompress.run.opening import Request, open_run, resolved_recipe
+from kdcompress.run.pixel_cache import with_pixel_cache
 from kdcompress.run.preparation import prepare
 from kdcompress.run.pseudo_labels import (
     load_pretrained_weights,
@@ -59,6 +60,7 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
                 folder.clear()
             processes.barrier()
             logs = folder / "seeds" / "*" if request.seeds else folder.path
+            run = with_pixel_cache(run)
             progress.say(f"A line per epoch is written to {logs / 'log.jsonl'}")
             return _run_seeds(run, request) if request.seeds else _run_to_end(run, baseline=request.baseline)
     except KeyboardInterrupt:

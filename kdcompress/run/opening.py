@@ -107,13 +107,7 @@ def open_run(
     assert recipe.train.threads is not None, "filled in above"
     torch.set_num_threads(recipe.train.threads)
     check_installed(recipe.export.formats, "export.formats")
-    with processes.first_process_first():
-        data = _open_data(recipe, progress)
-        data = with_classes(
-            recipe, data, allow_code=request.allow_code, progress=not progress.quiet and processes.first
-        )
-        with progress.counter() as tell:
-            data = with_extra(recipe, data, tell)
+    data = _open_data(recipe, request, processes, progress)
     if request.baseline:
         _check_baseline(recipe, data)
     if recipe.export.embed_preprocess == "resize":
@@ -225,10 +219,25 @@ def _check_baseline(recipe: Recipe, data: Data) -> None:
         )
 
 
-def _open_data(recipe: Recipe, progress: Progress) -> Data:
+def _open_data(recipe: Recipe, request: Request, processes: Processes, progress: Progress) -> Data:
+    """Opens the data in the first process. The others take its listing of image files, or open the same."""
+    data = _read_data(recipe, request, processes, progress) if processes.first else None
+    # Pixels in memory are not sent: every process finds them in the cache now.
+    listed = processes.broadcast(data if data is not None and data.in_files else None)
+    if data is None:
+        data = listed or _read_data(recipe, request, processes, progress)
+    return data
+
+
+def _read_data(recipe: Recipe, request: Request, processes: Processes, progress: Progress) -> Data:
     channels = _image_channels(recipe)
     with progress.counter() as tell:
-        return open_data(recipe.data, channels=channels, progress=tell)
+        data = open_data(recipe.data, channels=channels, progress=tell)
+    data = with_classes(
+        recipe, data, allow_code=request.allow_code, progress=not progress.quiet and processes.first
+    )
+    with progress.counter() as tell:
+        return with_extra(recipe, data, tell)
 
 
 def _image_channels(recipe: Recipe) -> frozenset[int]:
