@@ -200,7 +200,9 @@ def test_two_processes_fill_one_cache(tmp_path, runs):
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert counts(done.stderr) == (VIEWS * IMAGES, EPOCHS * 700 + VIEWS * (IMAGES - 700) - VIEWS * IMAGES)
+    computed, read = counts(done.stderr)
+    assert computed == VIEWS * IMAGES
+    assert EPOCHS * 700 - computed <= read <= (EPOCHS - VIEWS) * 700
     assert len(Runs(tmp_path).rows) == VIEWS
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["student"]["top1"] > 0.2
