@@ -33,6 +33,19 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnedViews:
+    """Views of a batch, each turned by its own number of quarter turns, as rows of one tensor.
+
+    Args:
+        images: `[T·B, C, H, W]`, as of a view; row T·i + k is view k of image i, turned k times.
+        views: The T views, not turned.
+    """
+
+    images: Tensor
+    views: tuple[View, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
     """A finite set of views that repeat: view n is number n modulo their count.
 

@@ -85,6 +85,7 @@ class TrainingLoader:
         self._order = order or ShuffledOrder(len(source), batch_size=batch_size, seed=seed)
         self.steps = self._order.steps
         self._workers = _workers(self._views, workers, self.device)
+        self._kept_tasks: dict[int, list[Task]] = {}
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch.
@@ -101,20 +102,36 @@ class TrainingLoader:
             WorldError: A worker process died.
             DataError: An image file cannot be read any more.
         """
+        yield from prefetched(self._batches(epoch, start_step), self.device)
+
+    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        tasks = self._tasks(epoch)[start_step:]
+        workers = self._workers
+        results = (
+            (images_of(self._views, task) for task in tasks)
+            if workers is None
+            else workers.run_epoch(epoch, self._tasks, start_step)
+        )
+        for task, images in zip(tasks, results, strict=True):
+            ids = None if self._replay is None else self.source.ids[task.indices]
+            yield _batch(self.source, task.indices, images, task.views, self.device, ids)
+
+    def _tasks(self, epoch: int) -> list[Task]:
+        """Returns this process's tasks of an epoch; those of the present and the next one are kept."""
+        if epoch not in self._kept_tasks:
+            kept = {number: tasks for number, tasks in self._kept_tasks.items() if number == epoch - 1}
+            self._kept_tasks = {**kept, epoch: self._make_tasks(epoch)}
+        return self._kept_tasks[epoch]
+
+    def _make_tasks(self, epoch: int) -> list[Task]:
         order = self._order(epoch)
         assert len(order) == self.steps * self.batch_size, (len(order), self.steps, self.batch_size)
         share = self.batch_size // self.world
-        starts = [step * self.batch_size + self.rank * share for step in range(start_step, self.steps)]
+        starts = [step * self.batch_size + self.rank * share for step in range(self.steps)]
         numbers, seed = tuple(range(epoch * self.views, (epoch + 1) * self.views)), self.seed
         if self._replay is not None:
             numbers, seed = tuple(n % self._replay.views for n in numbers), self._replay.seed
-        tasks = [Task(order[start : start + share], numbers, seed) for start in starts]
-        yield from prefetched(self._batches(tasks, numbers), self.device)
-
-    def _batches(self, tasks: Sequence[Task], numbers: tuple[int, ...]) -> Iterator[Batch]:
-        for task, images in zip(tasks, _results(self._views, self._workers, tasks), strict=True):
-            ids = None if self._replay is None else self.source.ids[task.indices]
-            yield _batch(self.source, task.indices, images, numbers, self.device, ids)
+        return [Task(order[start : start + share], numbers, seed) for start in starts]
 
     def close(self) -> None:
         """Ends the worker processes; a later `epoch` starts new ones."""
@@ -206,10 +223,10 @@ def on_device(images: Tensor, device: torch.device) -> Tensor:
         The same in float32 in [0, 1], channels last.
     """
     if device.type == "cuda" and images.device.type == "cpu":
-        # uint8 travels: a quarter of the bytes.
-        images = (
-            images.contiguous(memory_format=torch.channels_last).pin_memory().to(device, non_blocking=True)
-        )
+        # uint8 travels: a quarter of the bytes. Images of files come channels last, and pinned if workers
+        # decoded them; then neither call copies.
+        images = images.contiguous(memory_format=torch.channels_last)
+        images = (images if images.is_pinned() else images.pin_memory()).to(device, non_blocking=True)
     images = images.to(device)
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
 

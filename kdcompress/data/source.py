@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,7 +17,8 @@ from torch import Tensor
 from kdcompress.data.augment import augment, pipeline_of, resolve_preset
 from kdcompress.data.colour import adjust_colours
 from kdcompress.data.crop import Box, CropTable, crop_box, fitted_size, resize_images, usual_pad
-from kdcompress.data.decode import decode_image, open_image, pixels, quiet_pillow, upright_size
+from kdcompress.data.decode import decode_image, open_image, quiet_pillow, upright_size
+from kdcompress.data.file_list import FileList
 from kdcompress.data.input_spec import BORDER, Fit
 from kdcompress.data.prefetch import moved
 
@@ -163,7 +166,7 @@ class FolderSource:
 
     Args:
         root: The folder that the file names are relative to.
-        files: N names.
+        files: N names; kept as a `FileList`.
         labels: `[N]` int64.
         side: H = W in pixels of the images it gives.
         channels: 3 or 1; images are converted to it.
@@ -187,9 +190,17 @@ class FolderSource:
         assert len(self.files) == len(self.labels), (len(self.files), len(self.labels))
         object.__setattr__(self, "ids", _numbered(self.ids, len(self.files)))
         pipeline_of(self.preset)
+        if not isinstance(self.files, FileList):
+            object.__setattr__(self, "files", FileList.of_names(self.files))
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def file_list(self) -> FileList:
+        """Names, sizes and times of the files."""
+        assert isinstance(self.files, FileList)
+        return self.files
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -203,7 +214,7 @@ class FolderSource:
 
     def subset(self, indices: Tensor) -> Self:
         """Selects the images at these positions, renumbered from 0."""
-        files = tuple(self.files[i] for i in indices.tolist())
+        files = self.file_list.subset(indices)
         return replace(self, files=files, labels=self.labels[indices], ids=self.ids[indices])
 
     def with_augment(self, preset: str) -> Self:
@@ -218,12 +229,12 @@ class FolderSource:
         """
         pipeline, ids = pipeline_of(self.preset), self.ids[indices]
         if not pipeline.resized:
-            images, pad = self.evaluation_images(indices), usual_pad(self.side)
+            images, pad = self._squares(indices), usual_pad(self.side)
             return augment(images, ids, seed=seed, view=view, preset=self.preset, pad=pad)
         with quiet_pillow():
             part = self._padded_part if self.fit == "pad" else self._random_part
-            parts = [part(index, view, seed, pipeline.scale) for index in indices.tolist()]
-        images = torch.stack(parts)
+            parts = (part(index, view, seed, pipeline.scale) for index in indices.tolist())
+            images = self._batch(parts, len(indices))
         if pipeline.colours is None:
             return images
         return adjust_colours(images, ids, pipeline.colours, seed=seed, view=view)
@@ -234,11 +245,25 @@ class FolderSource:
         Raises:
             DataError: A file cannot be read.
         """
-        with quiet_pillow():
-            return torch.stack([self._square(index) for index in indices.tolist()])
+        return self._squares(indices)
 
-    def _random_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Tensor:
-        with open_image(self.root / self.files[index]) as stored:
+    def _squares(self, indices: Tensor) -> Tensor:
+        with quiet_pillow():
+            return self._batch((self._square(index) for index in indices.tolist()), len(indices))
+
+    def _open(self, index: int) -> AbstractContextManager[Image.Image]:
+        """Opens a picture to be cut; its pixels need not be decoded yet."""
+        return open_image(self.root / self.files[index])
+
+    def _batch(self, squares: Iterable[Image.Image], count: int) -> Tensor:
+        """Copies images into a batch `[B, C, H, W]` uint8 in the memory layout `[B, H, W, C]`."""
+        batch = np.empty((count, self.side, self.side, self.channels), np.uint8)
+        for place, image in zip(batch, squares, strict=True):
+            place[:] = np.asarray(image).reshape(place.shape)
+        return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+    def _random_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Image.Image:
+        with self._open(index) as stored:
             width, height = upright_size(stored)
             box, flip = self._box(seed, view, index, (width, height), scale)
             # A JPEG may be decoded smaller as long as the box keeps the pixels that are asked for. The same
@@ -252,7 +277,7 @@ class FolderSource:
         image = image.resize((self.side, self.side), Image.Resampling.BILINEAR, box=scaled)
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(pixels(image))
+        return image
 
     def _box(
         self, seed: int, view: int, index: int, size: tuple[int, int], scale: tuple[float, float]
@@ -269,9 +294,9 @@ class FolderSource:
         x, y = size[0] / longer, size[1] / longer
         return (box[0] * x, box[1] * y, box[2] * x, box[3] * y), flip
 
-    def _padded_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Tensor:
+    def _padded_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> Image.Image:
         """Cuts a random part out of the picture on its border, moved so that its centre is on the picture."""
-        with open_image(self.root / self.files[index]) as stored:
+        with self._open(index) as stored:
             longer = max(upright_size(stored))
             box, flip = crop_box(seed, view, int(self.ids[index]), longer, longer, scale)
             least = math.ceil(self.side * longer / min(box[2] - box[0], box[3] - box[1]))
@@ -280,24 +305,24 @@ class FolderSource:
         image = _part_on_border(image, box, longer, self.side)
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(pixels(image))
+        return image
 
-    def _square(self, index: int) -> Tensor:
-        with open_image(self.root / self.files[index]) as stored:
+    def _square(self, index: int) -> Image.Image:
+        with self._open(index) as stored:
             image = decode_image(stored, self.channels)
         if self.fit == "whole":
-            return torch.from_numpy(pixels(image.resize((self.side, self.side), Image.Resampling.BILINEAR)))
+            return image.resize((self.side, self.side), Image.Resampling.BILINEAR)
         if self.fit == "pad":
             image = image.resize(fitted_size(image.size, self.side), Image.Resampling.BILINEAR)
-            return torch.from_numpy(pixels(_on_border(image, self.side)))
+            return _on_border(image, self.side)
         return self._central_part(image)
 
-    def _central_part(self, image: Image.Image) -> Tensor:
+    def _central_part(self, image: Image.Image) -> Image.Image:
         short = min(image.size)
         width, height = (max(self.side, int(self.resize * length / short)) for length in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = round((width - self.side) / 2), round((height - self.side) / 2)
-        return torch.from_numpy(pixels(image.crop((left, top, left + self.side, top + self.side))))
+        return image.crop((left, top, left + self.side, top + self.side))
 
 
 def _numbered(ids: Tensor, count: int) -> Tensor:

@@ -17,8 +17,9 @@ from kdcompress.methods.base import configured
 from kdcompress.networks import weights
 from kdcompress.networks.compiled import compiler_problem
 from kdcompress.networks.from_recipe import load_network, teacher_needs_training
-from kdcompress.recipe import AUTO, RANDOM, Recipe
+from kdcompress.recipe import AUTO, RANDOM, CacheSection, Recipe
 from kdcompress.run.networks import needs_of
+from kdcompress.run.pixel_cache import resolve_pixel_cache
 from kdcompress.run.schedule import resolve_schedule, with_recorded, with_schedule
 
 SMALL_FOLDER = 100_000
@@ -86,7 +87,8 @@ def resolve_auto(
     if recipe.pseudo_labels is not None:
         pretraining, config = configured(recipe.pseudo_labels.method)
         presets = (*pretraining.needs(config).augment, *presets)
-    others = (own_weights_notice, notice, compile_notice, _colour_notice(presets, data))
+    recipe, pixel_notice = resolve_pixel_cache(recipe, data)
+    others = (own_weights_notice, notice, compile_notice, pixel_notice, _colour_notice(presets, data))
     notices = (*schedule.reasons, *(sentence for sentence in others if sentence is not None))
     return Resolution(recipe, notices, schedule.warnings)
 
@@ -143,7 +145,7 @@ def keep_recorded(requested: Recipe, recorded: Recipe, *, own_lr: bool = False) 
         recorded: From the run's recipe.yaml.
         own_lr: As for `resolve_auto`.
     """
-    requested = _with_recorded_own_weights(requested, recorded)
+    requested = _with_recorded_cache(_with_recorded_own_weights(requested, recorded), recorded)
     if requested.train.compile == AUTO:
         train = requested.train.model_copy(update={"compile": recorded.train.compile})
         requested = requested.replace(train=train)
@@ -163,6 +165,23 @@ def _with_recorded_own_weights(requested: Recipe, recorded: Recipe) -> Recipe:
     if section is None or before is None or section.pretrained != AUTO or section.model != before.model:
         return requested
     return requested.replace(teacher=section.model_copy(update={"pretrained": before.pretrained}))
+
+
+def _with_recorded_cache(requested: Recipe, recorded: Recipe) -> Recipe:
+    """Gives a teacher cache the views and the form that the run began with."""
+    section, before = requested.teacher, recorded.teacher
+    if section is None or before is None:
+        return requested
+    cache = section.cache
+    if cache == AUTO:
+        cache = before.cache
+    elif isinstance(cache, CacheSection) and isinstance(before.cache, CacheSection):
+        own = {"views": before.cache.views, "keep": before.cache.keep}
+        open_values = {key: value for key, value in own.items() if getattr(cache, key) == AUTO}
+        cache = cache.model_copy(update=open_values)
+    elif isinstance(cache, CacheSection) and before.cache == "off":
+        cache = "off"  # the method reads what no cache can give
+    return requested.replace(teacher=section.model_copy(update={"cache": cache}))
 
 
 def _resolve_own_weights(recipe: Recipe, data: Data, allow_code: bool) -> tuple[Recipe, str | None]:

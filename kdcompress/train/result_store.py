@@ -102,7 +102,9 @@ def teacher_key(
         environment: Versions, device, precision, processes.
     """
     assert recipe.teacher is not None
-    teacher = recipe.teacher.model_dump(mode="json", exclude={"min_top1", "weights", "sha256", "pretrained"})
+    teacher = recipe.teacher.model_dump(
+        mode="json", exclude={"min_top1", "weights", "sha256", "pretrained", "cache"}
+    )
     return key_of(teacher, *recipe_parts(recipe), listing_sha256, weights_sha256, environment)
 
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from kdcompress.data.decode import open_image, problem_of
-from kdcompress.data.image_check import broken_images, image_file, shared_images
+from kdcompress.data.file_list import image_file
+from kdcompress.data.image_check import broken_images, shared_images
 from kdcompress.errors import DataError
 
 
@@ -42,11 +43,11 @@ def test_an_interrupt_does_not_wait_for_a_thread_that_hangs(tmp_path):
     code = """
         import sys, time
         from pathlib import Path
-        from kdcompress.data import image_check
+        from kdcompress.data.threads import map_in_threads
         def hang(file):
             print("hangs", flush=True)
             time.sleep(600)
-        image_check._mapped(hang, [image_check.ImageFile("a", 1, 1)] * 4, "check", None)
+        map_in_threads(hang, ["a"] * 4, "check", None)
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from kdcompress.data.loader import EvaluationLoader, TrainingLoader
+from kdcompress.data.orders import ShuffledOrder
 from kdcompress.data.source import FolderSource
 from kdcompress.errors import DataError, WorldError
 
@@ -66,6 +67,29 @@ def test_workers_change_nothing_but_the_speed(photos):
     assert torch.equal(torch.get_rng_state(), rng)
     assert signal.getsignal(signal.SIGCHLD) is on_child
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+def test_workers_begin_the_next_epoch_before_it_is_asked_for(photos):
+    """And give the right images whether it comes next or another one does."""
+    asked = []
+
+    class Recorded(ShuffledOrder):
+        def __call__(self, epoch):
+            asked.append(epoch)
+            return super().__call__(epoch)
+
+    order = Recorded(len(photos), batch_size=4, seed=0)
+    plain, helped = loader(photos, 0), loader(photos, 2, order=order)
+    try:
+        assert len(list(helped.epoch(0))) == plain.steps
+        assert asked == [0, 1]
+        for epoch, start in ((1, 0), (2, 0), (7, 0), (8, 1), (9, 0)):
+            for a, b in zip(plain.epoch(epoch, start), helped.epoch(epoch, start), strict=True):
+                assert torch.equal(a.indices, b.indices)
+                assert all(torch.equal(x.images, y.images) for x, y in zip(a.views, b.views, strict=True))
+        assert asked == [0, 1, 2, 3, 7, 8, 9, 10], "each order is drawn once"
+    finally:
+        helped.close()
 
 
 def test_a_worker_that_dies_is_one_sentence(photos):
@@ -143,6 +167,7 @@ SCRIPT = """
 import multiprocessing, sys, time, torch
 from pathlib import Path
 from kdcompress.data.loader import TrainingLoader
+from kdcompress.data.orders import ShuffledOrder
 from kdcompress.data.source import FolderSource
 if __name__ == "__main__":
     files = tuple(f"{n}.png" for n in range(24))
