@@ -21,7 +21,15 @@ from kdcompress.deploy.files import check_installed
 from kdcompress.deploy.image_graph import check_spec
 from kdcompress.document_schemas import Results
 from kdcompress.documents import read_document
-from kdcompress.errors import RESUMABLE, Interrupted, RecipeError, UserError, join_problems
+from kdcompress.errors import (
+    RESUMABLE,
+    Interrupted,
+    RecipeError,
+    UnreadableImage,
+    UserError,
+    WorldError,
+    join_problems,
+)
 from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
@@ -168,7 +176,14 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
             processes.barrier()
             logs = folder / "seeds" / "*" if request.seeds else folder.path
             progress.say(f"A line per epoch is written to {logs / 'log.jsonl'}")
-            return _run_seeds(run, request) if request.seeds else _run_to_end(run, baseline=request.baseline)
+            try:
+                return (
+                    _run_seeds(run, request) if request.seeds else _run_to_end(run, baseline=request.baseline)
+                )
+            except UnreadableImage as error:
+                raise WorldError(
+                    f"{error}: the data has changed since the run began; put it back and go on with --resume"
+                ) from None
     except KeyboardInterrupt:
         kept = RESUMABLE if folder.has_saved() else "nothing was saved yet, run it again"
         raise Interrupted(f"interrupted; {kept}") from None

@@ -13,6 +13,8 @@ from kdcompress.errors import DataError
 
 DATA_ROOT = "data.root"
 """The recipe's key of the folder, which begins every message on it."""
+_DEEPEST = 100
+"""Folders in one another."""
 _NAMED = 5  # files or folders named in a message
 
 
@@ -40,8 +42,17 @@ def folders(folder: Path, key: str = DATA_ROOT) -> list[str]:
 def images(
     root: Path, folder: Path, key: str = DATA_ROOT, above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[str]:
-    """Names of the images at any depth, relative to the root. Links are followed, but not in circles."""
-    status = (root / folder).stat()
+    """Names of the images below a folder, relative to the root. Links are followed, but not in circles.
+
+    Raises:
+        DataError: A folder cannot be listed, or lies deeper than anybody sorts images.
+    """
+    if len(above) > _DEEPEST:
+        raise DataError(f"{key}: {root}: has folders in folders, more than {_DEEPEST} deep; move them up")
+    try:
+        status = (root / folder).stat()
+    except OSError as error:
+        raise DataError(f"{key}: {root / folder}: cannot be listed: {error.strerror}") from None
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
