@@ -15,10 +15,10 @@ import argparse
 import statistics
 from pathlib import Path
 
-from runs import distill, save_image
-
 from kdcompress.data.datasets import fashion_mnist
 from kdcompress.recipe import DataSection
+
+from runs import distill, save_image
 
 STUDENTS = {"mobilenet_v3_small": 0.01, "mnasnet0_5": 0.0003, "resnet18": 0.1}
 EPOCHS = (5, 24)

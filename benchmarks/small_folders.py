@@ -20,6 +20,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+
 from runs import distill, save_image
 
 RECIPE = """

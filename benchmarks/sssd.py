@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 
 import safetensors.torch
-from runs import distill
 from scipy import stats
 
 from kdcompress.deploy.config import write_config
@@ -29,6 +28,8 @@ from kdcompress.networks.build import build
 from kdcompress.networks.from_recipe import seeded
 from kdcompress.networks.load_state import load_state
 from kdcompress.recipe import load_recipe
+
+from runs import distill
 
 NAMES = ("random weights", "pre-trained", "trained on its clusters")
 

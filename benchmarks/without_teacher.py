@@ -15,10 +15,11 @@ import json
 import statistics
 from pathlib import Path
 
-from runs import distill
 from scipy import stats
 
 from kdcompress.methods.base import find_method
+
+from runs import distill
 
 IMAGES, BATCH, LABELLED = 29_760, 64, 2_700
 RECIPE = """

@@ -21,6 +21,7 @@ from kdcompress.commands.export import export
 from kdcompress.commands.hints import OTHER_COMMANDS, option_hint
 from kdcompress.commands.listings import datasets, methods, recipes, students
 from kdcompress.commands.pages import report, show
+from kdcompress.commands.plan import plan
 from kdcompress.commands.strip import strip
 from kdcompress.commands.suggest import suggest
 from kdcompress.errors import RESUMABLE, Interrupted, KdcompressError, UserError, WorldError
@@ -181,7 +182,7 @@ def main() -> None:
 
 
 for _command in (
-    distill, compare, export, bench, suggest, evaluate, strip, report, show,
+    distill, compare, plan, export, bench, suggest, evaluate, strip, report, show,
     recipes, methods, students, datasets,
 ):  # fmt: skip
     main.add_command(_command)

@@ -62,7 +62,9 @@ class Progress:
             yield
             return
         began = time.monotonic()
-        with self._lines.every_minute(lambda: f"{description}: for {_duration(time.monotonic() - began)}"):
+        with self._lines.every_minute(
+            lambda: f"{description}: for {duration_text(time.monotonic() - began)}"
+        ):
             yield
 
     @contextmanager
@@ -161,7 +163,7 @@ class _Task:
         if not self.total or newly <= 0 or self.done >= self.total:
             return ""
         seconds = (time.monotonic() - self._began) / newly * (self.total - self.done)
-        return f"{_duration(seconds)} left"
+        return f"{duration_text(seconds)} left"
 
 
 class _Counter:
@@ -221,7 +223,7 @@ def _write(line: str) -> None:
     sys.stderr.flush()
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Returns a time such as `40 s`, `12 min` or `3 h 20 min`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"

@@ -23,6 +23,7 @@ from kdcompress.networks.activations import Activations
 from kdcompress.recipe import DataSection, ExtraSection, load_recipe
 from kdcompress.report import documents
 from kdcompress.run import extra_images as step
+from kdcompress.run import opening
 from kdcompress.run.extra_images import judge_images, least_of_each_class
 from kdcompress.train import result_store
 
@@ -266,7 +267,7 @@ def test_a_resume_keeps_the_choice_that_was_made(finished, tmp_path, monkeypatch
 
     monkeypatch.setattr(step, "_select", again)
     given = stopped_at("build_method", monkeypatch, tmp_path / "empty cache")
-    monkeypatch.setattr(pipeline, "_check_buildable", lambda run, policy: None)
+    monkeypatch.setattr(opening, "_check_buildable", lambda run, policy: run)
     done = kdcompress("distill", "--recipe", run / "recipe.yaml", "--out", run, "--resume")
     assert isinstance(done.exception, Enough), done.stderr
     extra = given[0].data.extra

@@ -15,6 +15,7 @@ from kdcompress.cli import main
 from kdcompress.commands import hints
 from kdcompress.problems import keys
 from kdcompress.recipe import Recipe
+from kdcompress.run import opening
 
 COMPLETE = "from kdcompress.cli import main; main(prog_name='kdcompress')"
 ROOT = Path(__file__).parent.parent
@@ -117,7 +118,7 @@ def test_an_interruption_before_the_first_checkpoint_says_that_nothing_was_saved
         raise KeyboardInterrupt
 
     out = tmp_path / "run"
-    monkeypatch.setattr(pipeline, "_check_buildable", interrupt)
+    monkeypatch.setattr(opening, "_check_buildable", interrupt)
     done = kdcompress("distill", "--recipe", "quickstart", "--out", out)
     assert (done.exit_code, done.stderr) == (130, "Error: interrupted; nothing was saved yet, run it again\n")
     (out / "checkpoints").mkdir(parents=True)

@@ -110,7 +110,7 @@ SHARED_BY_METHODS = {
     "base", "class_draws", "cohort_method", "contrast_method", "exit_method", "feature_kd", "frozen",
     "fusion_method",
     "gather", "hierarchy", "hypergradient", "losses", "memory", "mixup", "moving_average", "presets",
-    "queue", "requirements", "shared_norm", "soft_labels", "stage_heads", "stage_pairs",
+    "queue", "requirements", "shared_norm", "soft_labels", "stage_heads", "stage_pairs", "turned",
 }  # fmt: skip
 
 
@@ -139,8 +139,9 @@ HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pydantic", "ri
     "arguments",
     [
         ["--help"], ["distill", "--help"], ["export", "--help"], ["evaluate", "--help"], ["show", "--help"],
-        ["strip", "--help"], ["bench", "--help"], ["suggest", "--help"], ["report", "--help"], ["recipes"],
-        ["methods"], ["students"], ["datasets"], ["methods", "--json"], ["methods", "--help"],
+        ["strip", "--help"], ["bench", "--help"], ["plan", "--help"], ["suggest", "--help"],
+        ["report", "--help"], ["recipes"], ["methods"], ["students"], ["datasets"],
+        ["methods", "--json"], ["methods", "--help"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -15,6 +15,7 @@ from published_weights import publisher
 
 from kdcompress import pipeline
 from kdcompress.progress import Progress
+from kdcompress.run.opening import Request
 
 folder, rank = Path(sys.argv[1]), os.environ["RANK"]
 if rank != (folder / "offline").read_text():
@@ -28,5 +29,5 @@ def write(run, **_):
 pipeline._run_to_end = write
 with pytest.MonkeyPatch.context() as patch, publisher(patch):
     recipe, images = str(folder / "small.yaml"), str(folder / "images")
-    request = pipeline.Request(recipe, images, folder / "run", device="cpu")
+    request = Request(recipe, images, folder / "run", device="cpu")
     pipeline.distill(request, Progress(quiet=True))

@@ -72,8 +72,9 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
     if epochs is not None:
         options["overrides"] = (*options["overrides"], f"export.int8.qat_epochs={epochs}")
     from kdcompress.commands.summary import print_summary
-    from kdcompress.pipeline import Request, distill
+    from kdcompress.pipeline import distill
     from kdcompress.progress import Progress
+    from kdcompress.run.opening import Request
 
     command = shlex.join(["kdcompress", *sys.argv[1:]])
     summary = distill(Request(command=command, **options), Progress(quiet))

@@ -20,13 +20,42 @@ class View:
     Args:
         images: `[B, C, H, W]`, float32 in [0, 1], not normalised (every network normalises for itself).
         indices: `[B]` int64, positions in the training set.
-        number: Number of this replayable view of the samples: epoch × V + k. With the seed and an index it
-            determines the augmentation.
+        number: Number of this replayable view of the samples: epoch × V + k. With the seed and an image's id
+            it determines the augmentation.
+        ids: `[B]` int64 on the CPU, the images' ids (`Source.ids`), if views repeat (`Replay`), so that
+            outputs of earlier epochs can be found by id and number; None: every view is new.
     """
 
     images: Tensor
     indices: Tensor
     number: int
+    ids: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedViews:
+    """Views of a batch, each turned by its own number of quarter turns, as rows of one tensor.
+
+    Args:
+        images: `[T·B, C, H, W]`, as of a view; row T·i + k is view k of image i, turned k times.
+        views: The T views, not turned.
+    """
+
+    images: Tensor
+    views: tuple[View, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A finite set of views that repeat: view n is number n modulo their count.
+
+    Args:
+        views: Their count.
+        seed: Seed of their augmentation, whatever the run's, so that runs with several seeds share them.
+    """
+
+    views: int
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.data.class_weights import unequal_classes
-from kdcompress.data.image_check import image_file, shared_images
+from kdcompress.data.image_check import shared_images
 from kdcompress.data.source import FolderSource, MemorySource
 
 TINY_CLASS = 10
@@ -61,7 +61,7 @@ def warn_of_shared_images(splits: dict[str, MemorySource | FolderSource]) -> lis
     if not folders:
         return []
     root = folders["train"].root
-    files = {name: [image_file(root, file) for file in source.files] for name, source in folders.items()}
+    files = {name: source.file_list.image_files(root) for name, source in folders.items()}
     shared = shared_images(root, files)
     if not shared:
         return []

@@ -89,6 +89,12 @@ class Data:
         return int((self.train.labels >= 0).sum())
 
     @property
+    def in_files(self) -> bool:
+        """True if no image is held in memory."""
+        splits = (self.train, self.held_out, self.test, self.extra and self.extra.source)
+        return all(isinstance(split, FolderSource) for split in splits if split is not None)
+
+    @property
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)

@@ -104,7 +104,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def decode_image(image: Image.Image, channels: int) -> Image.Image:
-    """Decodes an upright copy with 8 bits per channel.
+    """Decodes an image to upright pixels with 8 bits per channel.
 
     EXIF orientation is applied; 16-bit greys are scaled (not clipped); transparency is laid on white;
     palettes, CMYK and other colour spaces become RGB; of an animation the first frame is taken.
@@ -112,11 +112,14 @@ def decode_image(image: Image.Image, channels: int) -> Image.Image:
     Args:
         image: Image of `open_image`; after its `draft`, a JPEG is decoded at a half, a quarter or an eighth.
         channels: 3 gives mode RGB, 1 gives mode L.
+
+    Returns:
+        An image of that mode, which stays readable when the file is closed: perhaps `image` itself.
     """
     image.load()
     turn = _TURNS.get(_orientation(image))
     flat = _flattened(image, "RGB" if channels == 3 else "L")
-    return flat.copy() if turn is None else flat.transpose(turn)
+    return flat if turn is None else flat.transpose(turn)
 
 
 def problem_of(path: Path) -> str | None:
@@ -142,9 +145,9 @@ def why_unreadable(error: Exception) -> str:
 
 
 def pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """Returns `[C, H, W]` uint8 of an image of mode L or RGB."""
+    """Returns `[C, H, W]` uint8 of an image of mode L or RGB, as a view of its rows of whole pixels."""
     array = np.array(image)  # a copy: PIL's buffer is read-only
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def _orientation(image: Image.Image) -> int:

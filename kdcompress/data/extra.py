@@ -23,7 +23,9 @@ from torch import Tensor
 from kdcompress.atomic import sha256_of
 from kdcompress.data import image_files
 from kdcompress.data.batch import no_labels
-from kdcompress.data.image_check import broken_images, image_file
+from kdcompress.data.file_list import FileList, ImageFile
+from kdcompress.data.folder_tree import FolderTree
+from kdcompress.data.image_check import broken_images
 from kdcompress.data.image_files import quote_names
 from kdcompress.data.joined import Part
 from kdcompress.data.raw import OnProgress
@@ -100,9 +102,10 @@ def _folder(
     root: Path, section: DataSection, class_names: Sequence[str], like: Part, progress: OnProgress | None
 ) -> tuple[FolderSource, str, int, list[str]]:
     """Returns images, hash of the listing, broken files and warnings."""
-    by_label: dict[int, list[str]] = {}
+    by_label: dict[int, list[ImageFile]] = {}
     warnings = []
-    here = image_files.folders(root, KEY)
+    tree = FolderTree(root, KEY)
+    here = tree.folders()
     if here and class_names:
         if unknown := sorted(set(here) - set(class_names)):
             raise DataError(
@@ -110,19 +113,14 @@ def _folder(
                 f"{quote_names(list(class_names))}; rename the folders, or put images that have no "
                 "labels into one folder without folders in it"
             )
-        by_label = {
-            label: sorted(image_files.images(root, Path(name), KEY))
-            for label, name in enumerate(class_names)
-            if name in here
-        }
+        by_label = {label: tree.images(name) for label, name in enumerate(class_names) if name in here}
     else:
-        by_label = {-1: sorted(image_files.images(root, Path(), KEY))}
-    names = [name for files in by_label.values() for name in files]
-    if not names:
+        by_label = {-1: tree.images()}
+    files = [file for members in by_label.values() for file in members]
+    if not files:
         raise DataError(
             f"{KEY}: {root}: no images; a folder per class of the data or images alone are expected"
         )
-    files = [image_file(root, name) for name in names]
     broken = broken_images(root, files, progress)
     if broken:
         warnings.append(image_files.broken_sentence(root, broken, len(files), section.max_broken, KEY))
@@ -132,10 +130,12 @@ def _folder(
             f"{KEY}: {root}: files are cut square, and the images of the data are of {height} x {width} "
             "pixels; pass an .npz file"
         )
-    pairs = [(label, name) for label, names in by_label.items() for name in names if name not in broken]
+    pairs = [
+        (label, file) for label, members in by_label.items() for file in members if file.name not in broken
+    ]
     source = FolderSource(
         root=root,
-        files=tuple(name for _, name in pairs),
+        files=FileList.of_files(file for _, file in pairs),
         labels=torch.tensor([label for label, _ in pairs], dtype=torch.int64),
         side=height,
         channels=like.channels,

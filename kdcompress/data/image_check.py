@@ -5,60 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdcompress.atomic import write_text
-from kdcompress.cores import granted_cores
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.decode import open_regular, problem_of, quiet_pillow
+from kdcompress.data.file_list import ImageFile
 from kdcompress.data.raw import OnProgress
+from kdcompress.data.sound_files import SoundFiles
+from kdcompress.data.threads import map_in_threads
 from kdcompress.documents import read_bytes
 from kdcompress.errors import DataError, KdcompressError, UserError
 
 SCHEMA = "kdcompress.check/1"
 _HEAD_BYTES = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """A file as the folder lists it.
-
-    Args:
-        name: Relative to the data set's root.
-        size: Bytes.
-        mtime_ns: Time of the last write, in ns since the epoch.
-    """
-
-    name: str
-    size: int
-    mtime_ns: int
-
-
-def image_file(root: Path, name: str) -> ImageFile:
-    """Returns the listing's entry of a file.
-
-    Raises:
-        DataError: It cannot be looked at.
-    """
-    try:
-        status = os.stat(root / name)
-    except OSError as error:
-        raise DataError(f"{root / name}: {error.strerror}") from None
-    return ImageFile(name, status.st_size, status.st_mtime_ns)
+_SAVED_AT_ONCE = 20_000
+"""Files between two saves of a first check: 20 s of decoding on one core."""
 
 
 def broken_images(root: Path, files: Sequence[ImageFile], progress: OnProgress | None) -> dict[str, str]:
     """Finds the files that cannot be decoded to their end, and why.
 
-    Every file is decoded once, in as many threads as there are cores; the result is kept in the cache under
-    the names, sizes and times of all files, so an unchanged folder is not decoded again.
+    A file is decoded once, in as many threads as there are cores, and again only if its name, size or time of
+    the last write changes: the cache holds a hash of these for each sound file (`SoundFiles`), and the result
+    for the whole list. A first check that was interrupted goes on where it was.
 
     Args:
         root: Folder of the data set.
@@ -67,9 +41,24 @@ def broken_images(root: Path, files: Sequence[ImageFile], progress: OnProgress |
     """
 
     def check() -> dict[str, str]:
-        with quiet_pillow():
-            problems = _mapped(lambda file: problem_of(root / file.name), files, "check images", progress)
-        return {file.name: why for file, why in zip(files, problems, strict=True) if why is not None}
+        known = SoundFiles(root)
+        rest = known.without_known(files)
+        problems: dict[str, str] = {}
+        for start in range(0, len(rest), _SAVED_AT_ONCE):
+            part = rest[start : start + _SAVED_AT_ONCE]
+            done = len(files) - len(rest) + start
+
+            def tell(what: str, count: int, _: int, before: int = done) -> None:
+                if progress:
+                    progress(what, before + count, len(files))
+
+            with quiet_pillow():
+                reasons = map_in_threads(
+                    lambda file: problem_of(root / file.name), part, "check images", tell
+                )
+            problems |= {file.name: why for file, why in zip(part, reasons, strict=True) if why is not None}
+            known.add(file for file in part if file.name not in problems)
+        return problems
 
     result: dict[str, str] = _cached_result(check, root, "broken", files)
     return result
@@ -139,40 +128,6 @@ def _digest(path: Path, count: int | None) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-
-
-def _mapped(
-    work: Callable[[ImageFile], str | None],
-    files: Sequence[ImageFile],
-    what: str,
-    progress: OnProgress | None,
-) -> list[str | None]:
-    results: list[str | None] = [None] * len(files)
-    ends: queue.SimpleQueue[tuple[int, str | None, BaseException | None]] = queue.SimpleQueue()
-    rest, taking = enumerate(files), threading.Lock()
-
-    def work_on() -> None:
-        while True:
-            with taking:
-                number, file = next(rest, (None, None))
-            if number is None or file is None:
-                return
-            try:
-                ends.put((number, work(file), None))
-            except BaseException as error:
-                ends.put((number, None, error))
-
-    for _ in range(min(granted_cores(), len(files))):
-        # Daemons: an interrupt leaves without waiting for one that hangs in a read.
-        threading.Thread(target=work_on, daemon=True).start()
-    for done in range(1, len(files) + 1):
-        number, result, error = ends.get()
-        if error is not None:
-            raise error
-        results[number] = result
-        if progress:
-            progress(what, done, len(files))
-    return results
 
 
 def _stored_result(path: Path, kind: str) -> Any:

@@ -11,7 +11,9 @@ import torch
 
 from kdcompress.data import image_files
 from kdcompress.data.batch import no_labels
-from kdcompress.data.image_check import ImageFile, broken_images, image_file
+from kdcompress.data.file_list import FileList, ImageFile
+from kdcompress.data.folder_tree import DATA_ROOT
+from kdcompress.data.image_check import broken_images
 from kdcompress.data.image_files import quote_names
 from kdcompress.data.raw import OnProgress, Raw
 from kdcompress.data.source import FolderSource
@@ -32,12 +34,12 @@ class ImageSplit:
 
     Args:
         place: Its folder or table, which begins messages.
-        classes: Class name -> its files, relative to the root; classes without files are left out.
+        classes: Class name -> its files; classes without files are left out.
         empty: Classes that are named and have no files.
     """
 
     place: str
-    classes: dict[str, list[str]]
+    classes: dict[str, list[ImageFile]]
     empty: tuple[str, ...] = ()
 
 
@@ -142,7 +144,7 @@ def unlabelled_images(listed: ListedImages, section: DataSection, progress: OnPr
 
 
 def _bare(split: ImageSplit) -> str:
-    return split.place.removeprefix(f"{image_files.DATA_ROOT}: ")
+    return split.place.removeprefix(f"{DATA_ROOT}: ")
 
 
 def _check_files(
@@ -151,11 +153,11 @@ def _check_files(
     """Returns all files, those of them that cannot be read with the reason, and warnings."""
     root = listed.root
     files = [
-        image_file(root, name)
+        file
         for split in listed.splits.values()
         for members in split.classes.values()
-        for name in members
-        if name not in listed.missing
+        for file in members
+        if file.name not in listed.missing
     ]
     broken = {**listed.missing, **broken_images(root, files, progress)}
     count = len(files) + len(listed.missing)
@@ -169,15 +171,17 @@ def _sources(
 ) -> dict[str, FolderSource]:
     sources = {}
     for role, split in listed.splits.items():
-        files, labels = [], []
+        files: list[ImageFile] = []
+        labels: list[int] = []
         for label, name in enumerate(names):
-            sound = [file for file in split.classes.get(name, ()) if file not in broken]
+            sound = [file for file in split.classes.get(name, ()) if file.name not in broken]
             files += sound
             labels += [label] * len(sound)
         if not files:
             raise DataError(f"{split.place}: no image of it can be read")
         side = section.image_size or SIZE
-        sources[role] = FolderSource(listed.root, tuple(files), torch.tensor(labels, dtype=torch.int64), side)
+        of_images = torch.tensor(labels, dtype=torch.int64)
+        sources[role] = FolderSource(listed.root, FileList.of_files(files), of_images, side)
     return sources
 
 
@@ -192,7 +196,7 @@ def _raw(
     digest = image_files.listing_sha256(files)
     if listed.labels_listed:
         rows = sorted(
-            f"{role}\0{name}\0{file}"
+            f"{role}\0{name}\0{file.name}"
             for role, split in listed.splits.items()
             for name, members in split.classes.items()
             for file in members

@@ -12,14 +12,15 @@ from torch import Tensor
 from kdcompress.data.source import FolderSource, MemorySource
 
 Part = MemorySource | FolderSource
+IDS_PER_SET = 1 << 40
+"""Ids of the images of each joined set: more than any set has."""
 
 
 @dataclass(frozen=True, eq=False)
 class JoinedSource:
     """Sources one after the other, numbered through.
 
-    An augmentation depends on the position in the whole: two sets in memory give, joined, what they would
-    give as one tensor.
+    Each set keeps its own ids, in a range of its own: those of the first set are what they are alone.
 
     Args:
         parts: At least one; all give images of the same size and number of channels.
@@ -28,16 +29,23 @@ class JoinedSource:
     parts: tuple[Part, ...]
     labels: Tensor = field(init=False, repr=False)
     """`[N]` int64."""
+    ids: Tensor = field(init=False, repr=False)
+    """`[N]` int64, as of `Source`."""
+    _starts: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         shapes = {(part.channels, part.image_size) for part in self.parts}
         assert len(shapes) == 1, shapes
-        parts, start = [], 0
-        for part in self.parts:
-            parts.append(replace(part, first=start))
+        parts, starts, start = [], [], 0
+        for number, part in enumerate(self.parts):
+            # What is joined already has its range: a subset is made of parts of a joined source.
+            parts.append(replace(part, ids=part.ids % IDS_PER_SET + number * IDS_PER_SET))
+            starts.append(start)
             start += len(part)
         object.__setattr__(self, "parts", tuple(parts))
+        object.__setattr__(self, "_starts", tuple(starts))
         object.__setattr__(self, "labels", torch.cat([part.labels for part in parts]))
+        object.__setattr__(self, "ids", torch.cat([part.ids for part in parts]))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,7 +80,10 @@ class JoinedSource:
         """Selects the images at these positions, renumbered from 0, in the order of the parts."""
         number = self._part_of(indices)
         assert bool((number.diff() >= 0).all()), "the parts cannot be mixed"
-        parts = [part.subset(indices[number == i] - part.first) for i, part in enumerate(self.parts)]
+        parts = [
+            part.subset(indices[number == i] - start)
+            for i, (part, start) in enumerate(zip(self.parts, self._starts, strict=True))
+        ]
         return replace(self, parts=tuple(parts))
 
     def with_augment(self, preset: str) -> Self:
@@ -103,7 +114,7 @@ class JoinedSource:
             rows = (number == i).nonzero().flatten()
             if len(rows) == 0:
                 continue
-            pixels = images(part, indices[rows] - part.first)
+            pixels = images(part, indices[rows] - self._starts[i])
             if len(rows) == len(indices):
                 return pixels
             if together is None:
@@ -116,5 +127,5 @@ class JoinedSource:
 
     def _part_of(self, indices: Tensor) -> Tensor:
         """Returns the number of the part that holds each position, `[B]` int64."""
-        starts = torch.tensor([part.first for part in self.parts[1:]], dtype=torch.int64)
+        starts = torch.tensor(self._starts[1:], dtype=torch.int64)
         return torch.bucketize(indices.cpu(), starts, right=True)

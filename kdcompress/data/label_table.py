@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcompress.data import image_files
-from kdcompress.data.image_files import DATA_ROOT, quote_names
+from kdcompress.data.file_list import ImageFile
+from kdcompress.data.folder_tree import DATA_ROOT, is_image
+from kdcompress.data.image_files import quote_names
 from kdcompress.documents import parse_json, read_bytes
 from kdcompress.errors import DataError, suggest
 
@@ -44,6 +45,7 @@ _SPLIT_VALUES = {
 _MOST_BYTES = 1 << 31
 """A hundred bytes for each of twenty million images."""
 _DELIMITERS = (",", ";", "\t")
+_ODD_PARTS = frozenset(["", ".", ".."])  # of a path that is not in its shortest form
 _LISTED = 5  # problems listed in one message
 
 
@@ -72,6 +74,7 @@ class LabelTable:
         path: The table.
         root: Its folder, which the files' names are relative to.
         rows: In the table's order.
+        files: Name -> the file with size and time, of those that are there.
         missing: Name of a file that is not there -> why, with its line. Its rows are in `rows` too.
         warnings: Sentences for the user.
     """
@@ -79,6 +82,7 @@ class LabelTable:
     path: Path
     root: Path
     rows: list[Row]
+    files: dict[str, ImageFile]
     missing: dict[str, str]
     warnings: list[str]
 
@@ -256,7 +260,7 @@ def _problem(root: Path, file: str | None, label: str | None, split: str | None)
     """Explains what is wrong with a row's values; None: nothing. `split` None: there is no such column."""
     if not file:
         return "no image file"
-    if not image_files.is_image(file):
+    if not is_image(file):
         return f"{file!r} is no image file by its name"
     if _inside(root, file) is None:
         return f"{file!r} lies outside of the table's folder; copy the images there"
@@ -281,12 +285,16 @@ def _check_rows(
         rows = [Row(row.line, os.path.join(IMAGES, row.file), row.label, row.split) for row in rows]
     first: dict[str, Row] = {}
     doubled: list[str] = []
+    files: dict[str, ImageFile] = {}
     missing: dict[str, str] = {}
     for row in rows:
         before = first.setdefault(row.file, row)
         if before is row:
-            if problem := _no_file(root / row.file):
-                missing[row.file] = f"line {row.line}: {problem}"
+            file = _regular_file(root, row.file)
+            if isinstance(file, str):
+                missing[row.file] = f"line {row.line}: {file}"
+            else:
+                files[row.file] = file
             continue
         for what, one, other in (("", before.label, row.label), ("split ", before.split, row.split)):
             if one != other:
@@ -301,7 +309,7 @@ def _check_rows(
         count = "1 row repeats" if len(doubled) == 1 else f"{len(doubled)} rows repeat"
         more = f" and {len(doubled) - _LISTED} more" if len(doubled) > _LISTED else ""
         warnings.append(f"{path}: {count} a file, counted once: {', '.join(doubled[:_LISTED])}{more}")
-    return LabelTable(path, root, list(first.values()), missing, warnings)
+    return LabelTable(path, root, list(first.values()), files, missing, warnings)
 
 
 def _inside(root: Path, file: str) -> str | None:
@@ -312,17 +320,21 @@ def _inside(root: Path, file: str) -> str | None:
     """
     if "\0" in file:
         return None
+    if "\\" not in file and not _ODD_PARTS.intersection(file.split("/")):
+        return file
     relative = os.path.relpath(os.path.join(root, file.replace("\\", "/")), root)
     return None if relative == os.pardir or relative.startswith(os.pardir + os.sep) else relative
 
 
-def _no_file(path: Path) -> str | None:
-    """Explains why there is no regular file to read; None: there is one."""
+def _regular_file(root: Path, name: str) -> ImageFile | str:
+    """Looks at a file; gives the reason if there is no regular file to read."""
     try:
-        mode = path.stat().st_mode
+        status = os.stat(os.path.join(root, name))
     except OSError as error:
         return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-    return None if stat.S_ISREG(mode) else "is no regular file"
+    if not stat.S_ISREG(status.st_mode):
+        return "is no regular file"
+    return ImageFile(name, status.st_size, status.st_mtime_ns)
 
 
 def _refuse(problems: Sequence[tuple[int, str]], where: str) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -65,6 +65,7 @@ class Workers:
         self._sources, self._count, self._pin = sources, count, pin
         self._tasks = _Tasks()
         self._loader: DataLoader[Any] | None = None
+        self._ahead: tuple[int, Iterator[Any]] | None = None
 
     def run(self, tasks: Sequence[Task]) -> Iterator[list[Tensor]]:
         """Yields the results of the tasks in their order, decoded ahead.
@@ -73,24 +74,57 @@ class Workers:
             WorldError: A worker died.
             KdcompressError: Error that a worker raised.
         """
-        if not tasks:
+        if tasks:
+            yield from self._take(self._begin(iter(tasks)), len(tasks))
+
+    def run_epoch(
+        self, epoch: int, tasks_of: Callable[[int], Sequence[Task]], start: int = 0
+    ) -> Iterator[list[Tensor]]:
+        """Yields the results of an epoch's tasks; its last results are taken while the next epoch is begun.
+
+        So the first batch of the next epoch is there when this one is over. Another epoch than the next, or
+        one from the middle, begins anew.
+
+        Args:
+            epoch: Number.
+            tasks_of: Returns the tasks of an epoch; called with the next one's number too.
+            start: Number of the first task.
+
+        Raises:
+            WorldError: A worker died.
+            KdcompressError: Error that a worker raised.
+        """
+        count = len(tasks_of(epoch)) - start
+        if count <= 0:
             return
-        self._tasks.tasks = list(tasks)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == epoch and start == 0:
+            results = ahead[1]
+        else:
+            results = self._begin(_endless(epoch, tasks_of, start))
+        yield from self._take(results, count)
+        self._ahead = epoch + 1, results
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._ahead = self._loader = None  # the iterator ends them when nobody holds it any more
+
+    def _begin(self, tasks: Iterator[Task]) -> Iterator[Any]:
+        self._ahead, self._tasks.tasks = None, tasks
         with warnings.catch_warnings(), self._dead_worker_as_sentence(), _without_interrupts():
             # More workers than cores are the user's to choose: decoding may wait for a network drive.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            self._loader = self._loader or self._started()
-            results = iter(self._loader)
-        for _ in tasks:
+            if self._loader is None:
+                self._loader = self._started()
+            return iter(self._loader)
+
+    def _take(self, results: Iterator[Any], count: int) -> Iterator[list[Tensor]]:
+        for _ in range(count):
             with self._dead_worker_as_sentence():
                 result = next(results)
             if isinstance(result, KdcompressError):
                 raise result
             yield result
-
-    def close(self) -> None:
-        """Ends the processes."""
-        self._loader = None  # its iterator ends them when nobody holds it any more
 
     def _started(self) -> DataLoader[Any]:
         return DataLoader(
@@ -140,13 +174,17 @@ class _Decoding(Dataset[Any]):
 
 class _Tasks(Sampler[Task]):
     def __init__(self) -> None:
-        self.tasks: list[Task] = []
+        self.tasks: Iterator[Task] = iter(())
 
     def __iter__(self) -> Iterator[Task]:
-        return iter(self.tasks)
+        return self.tasks
 
-    def __len__(self) -> int:
-        return len(self.tasks)
+
+def _endless(epoch: int, tasks_of: Callable[[int], Sequence[Task]], start: int) -> Iterator[Task]:
+    yield from tasks_of(epoch)[start:]
+    while True:
+        epoch += 1
+        yield from tasks_of(epoch)
 
 
 def _unchanged(result: Any) -> Any:

@@ -46,9 +46,13 @@ class Needs:
         order: Name of the batch order (`kdcompress.data.orders`).
         labels: True if there must be labels.
         unlabelled: True if the method also learns from images without a label; otherwise they are left out.
-        student: Outputs read from the student. With more than logits `train.compile` is refused; a method
-            that runs branches itself (`networks.cohort`) names what it reads there.
+        student: Outputs read from the student. A method that runs branches itself (`networks.cohort`) names
+            what it reads there.
         read_of_teacher: Outputs read from the teacher.
+        cached: Outputs of the teacher that calls of their own read, so that a cache can answer them; None:
+            the method reads all of `read_of_teacher` at once.
+        top_k: True if only the teacher's largest probabilities count: soft labels at a temperature of at most
+            1.5, so that a cache may keep those alone.
         cut: True if the student must be a network that can be split at its stages, since heads or branches
             have the architecture of the later ones. `exit_after` and `Cohort` refuse other networks.
         task: Task of the student. Embedding if no classifier is trained: the student is built without one,
@@ -64,13 +68,10 @@ class Needs:
     unlabelled: bool = False
     student: Want = LOGITS
     read_of_teacher: Want = LOGITS
+    cached: Want | None = None
+    top_k: bool = False
     cut: bool = False
     task: Task = CLASSIFICATION
-
-    @property
-    def student_maps(self) -> bool:
-        """True if more than logits is read from the student."""
-        return self.student != LOGITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcompress.data.batch import View
+from kdcompress.data.batch import TurnedViews, View
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.errors import NetworkError
 from kdcompress.networks.activations import LOGITS, Activations, Want
@@ -28,6 +28,10 @@ class Teacher(Protocol):
     @property
     def model(self) -> str:
         """`FAMILY/NAME`, or another name for messages."""
+
+    @property
+    def tapped(self) -> Tapped | None:
+        """Its network with taps, read at its own size; None: it is no network."""
 
     @property
     def num_classes(self) -> int:
@@ -70,11 +74,11 @@ class Teacher(Protocol):
     def compile(self) -> None:
         """Compiles its passes where that is possible."""
 
-    def __call__(self, images: View | Tensor, want: Want = LOGITS) -> Activations:
+    def __call__(self, images: View | TurnedViews | Tensor, want: Want = LOGITS) -> Activations:
         """Returns float32 readings without gradients.
 
         Args:
-            images: A view, or `[B, C, H, W]` float32 in [0, 1].
+            images: A view, turned views, or `[B, C, H, W]` float32 in [0, 1].
             want: Fields to read; the rest stays empty.
         """
 
@@ -98,7 +102,7 @@ def teacher_network(teacher: Teacher, purpose: str) -> Tapped:
     Raises:
         NetworkError: The teacher is no network.
     """
-    if isinstance(teacher, FrozenTeacher):
+    if teacher.tapped is not None:
         return teacher.tapped
     raise NetworkError(f"{purpose}: needs the teacher as a network, and {teacher.model} is none")
 
@@ -124,7 +128,7 @@ class FrozenTeacher:
     def __init__(self, tapped: Tapped, *, size: tuple[int, int] | None = None, fold: bool = True) -> None:
         self.size = None if size is None else (int(size[0]), int(size[1]))
         # A network made for 224 pixels has other stages on images of 32.
-        self.tapped = tapped if self.size in (None, tapped.image_size) else tapped.at(self.size)
+        self.tapped: Tapped = tapped if self.size in (None, tapped.image_size) else tapped.at(self.size)
         self._pairs = foldable(self.tapped) if fold else []
         self._in_place = overwritable(self.tapped) if fold else []
         self._frozen = self._copy(self._pairs, self._in_place)
@@ -190,23 +194,23 @@ class FrozenTeacher:
         self._frozen.to(device)
         return self
 
-    def __call__(self, images: View | Tensor, want: Want = LOGITS) -> Activations:
+    def __call__(self, images: View | TurnedViews | Tensor, want: Want = LOGITS) -> Activations:
         """Runs one pass under `no_grad`.
 
         Args:
-            images: A view, or `[B, C, H, W]` float32 in [0, 1].
+            images: A view, turned views, or `[B, C, H, W]` float32 in [0, 1].
             want: Fields to read; the rest stays empty.
 
         Returns:
             Float32 readings without gradients, at the teacher's own size.
         """
-        tensor = images.images if isinstance(images, View) else images
+        tensor = images if isinstance(images, Tensor) else images.images
         with torch.no_grad():
             return self._frozen(self._resized(tensor), want)
 
     def compile(self) -> None:
-        """Compiles the frozen copy for passes that want its output alone, until its precision is changed."""
-        self._frozen.compiled = torch.compile(self._frozen.network)
+        """Compiles the passes of the frozen copy, until its precision is changed."""
+        self._frozen.compile()
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Computes the frozen classifier's logits `[B, K]`, float32; gradients reach `pooled`.

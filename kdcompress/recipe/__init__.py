@@ -11,6 +11,7 @@ from kdcompress.recipe.load import (
 from kdcompress.recipe.network_sections import (
     AUTO,
     RANDOM,
+    CacheSection,
     InputSection,
     NetworkSection,
     StudentSection,
@@ -32,6 +33,7 @@ __all__ = [
     "AUTO",
     "RANDOM",
     "BenchSection",
+    "CacheSection",
     "DataSection",
     "ExportSection",
     "ExtraSection",

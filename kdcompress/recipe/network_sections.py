@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -73,6 +73,29 @@ class StudentSection(NetworkSection):
     100,000 training images, otherwise random. recipe.yaml of the run holds the result."""
 
 
+class CacheSection(Section):
+    """`teacher.cache:` outputs of the teacher, kept on disk so that it computes each of them once."""
+
+    views: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Number of augmented views of each image, which repeat: in later epochs the teacher computes nothing.
+    auto: a quarter of the epochs, at least 8 and at most 50, as far as limit_gb allows."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the views. Separate from the run's, so that runs with other seeds, students and methods share
+    the cache."""
+    keep: Literal["auto", "pooled", "logits", "top_k"] = "auto"
+    """Form of the outputs. pooled: 16-bit features, which also give all logits by the teacher's classifier;
+    logits: 16-bit logits; top_k: the largest logits, only for soft labels at a temperature of at most 1.5.
+    auto: pooled where a linear layer gives the logits and limit_gb allows it, otherwise logits."""
+    top_k: int = Field(16, ge=1, le=65536)
+    """Logits of an image that are kept with top_k."""
+    folder: str | None = None
+    """Folder of the cache. None: `teacher-outputs` in the user's cache folder."""
+    limit_gb: float = Field(20.0, gt=0)
+    """Largest size in GB (10⁹ bytes)."""
+    mode: Literal["fill", "read"] = "fill"
+    """fill: compute and keep what is missing. read: a missing output ends the run."""
+
+
 class TeacherSection(NetworkSection):
     """`teacher:` the frozen network whose outputs the student learns from."""
 
@@ -94,6 +117,14 @@ class TeacherSection(NetworkSection):
     """Minimum held-out top-1 (0 to 1) below which the run stops. None: three times chance, at most halfway
     between chance and 1."""
     input: InputSection = InputSection()
+    cache: CacheSection | Literal["off", "auto"] = "off"
+    """Keep the teacher's outputs on disk, for views that repeat. off: it computes at every step. auto: as the
+    section's defaults, where there are more epochs than views and the cache fits limit_gb; otherwise off."""
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _read_switch(cls, value: Any) -> Any:
+        return {False: "off", True: AUTO}.get(value, value) if isinstance(value, bool) else value
 
     @property
     def may_load_own_weights(self) -> bool:

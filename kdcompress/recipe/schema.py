@@ -72,8 +72,13 @@ class DataSection(Section):
     """Minimum share of labelled images per batch, if only some images have labels and the method uses
     both."""
     workers: int | None = Field(None, ge=0)
-    """Worker processes that decode images; None: one per available core. Small data sets are held in memory
-    and use none."""
+    """Worker processes that decode images; None: one per available core, on a CPU one per four cores, since
+    the others train. Small data sets are held in memory and use none."""
+    pixel_cache: Literal["off", "auto", "raw", "jpeg"] = "off"
+    """Keep decoded training pictures in the cache folder, scaled down to 8/7 of the training size. raw:
+    pixels. jpeg: JPEG files of quality 90, a tenth of the bytes. auto: raw up to 4 GiB, jpeg up to 64 GiB,
+    else off; off below 3 epochs. Random crops are then cut out of the scaled pictures, so the student's bits
+    differ."""
     augment: Literal[
         "auto", "none", "crop", "crop_flip", "resized_crop_flip", "weak", "strong", "moco_v2", "simsiam"
     ] = "auto"
@@ -90,6 +95,11 @@ class DataSection(Section):
     def cut_by_class(self) -> bool:
         """True if the splits have the same share of every class."""
         return self.labels != "none" if self.cut == "auto" else self.cut == "by_class"
+
+    @field_validator("pixel_cache", mode="before")
+    @classmethod
+    def _read_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare off as false
 
     @field_validator("held_out")
     @classmethod
@@ -111,8 +121,10 @@ class TrainSection(Section):
     """CPU threads per process. None: the available cores. Results depend on it in the last bits."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 if the device supports it natively, fp16 on older GPUs, otherwise fp32."""
-    compile: bool = False
-    """Apply torch.compile to student and teacher; only for methods that read logits alone."""
+    compile: bool | Literal["auto"] = False
+    """Apply torch.compile to student, peers and teacher, with the maps that the method reads as outputs;
+    branches and heads stay uncompiled. The first steps take a minute or more, and results differ in the last
+    bits. auto: true in trainings that are long enough to gain from it, where a compiler is installed."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay per step of an exponential moving average of the student's weights, added as a candidate to
     ship."""
@@ -138,6 +150,9 @@ class TrainSection(Section):
     method offers, such as student, ema, leader or peer1."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """Minutes between two checkpoints within an epoch."""
+    evaluate_every: int = Field(1, ge=1)
+    """Epochs between two evaluations on the held-out images; the last epoch is always evaluated. best is one
+    of the evaluated epochs."""
     tensorboard: bool = False
     """Also write the log as TensorBoard events to `tensorboard/` (needs the extra `tensorboard`)."""
 

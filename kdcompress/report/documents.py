@@ -35,6 +35,8 @@ def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, s
     for section in (document["student"], document["teacher"], *document["peers"]):
         if section is not None and section["weights"] is not None:
             section["weights"] = Path(section["weights"]).name
+    if document["teacher"] is not None and isinstance(document["teacher"]["cache"], dict):
+        document["teacher"]["cache"]["folder"] = None
     # Exits are a file of their own: the student's is the same, to the bit, with them and without.
     del document["export"]["exits"]
     if not document["export"]["calibrate"]:

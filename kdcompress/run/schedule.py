@@ -160,6 +160,8 @@ def with_recorded(recipe: Recipe, recorded: Recipe, *, own_lr: bool = False) -> 
     if data.batch_size == "auto":
         data = data.model_copy(update={"batch_size": recorded.data.batch_size})
         optim = optim if own_lr else optim.model_copy(update={"lr": recorded.optim.lr})
+    if data.pixel_cache == "auto":
+        data = data.model_copy(update={"pixel_cache": recorded.data.pixel_cache})
     if train.epochs == "auto":
         train = train.model_copy(update={"epochs": recorded.train.epochs})
     if teacher is not None and recorded.teacher is not None and teacher.epochs == "auto":

@@ -121,18 +121,26 @@ def own_size(run: Run, section: TeacherSection, start: LoadedNetwork) -> tuple[i
 
 def _train_or_load_teacher(run: Run, start: LoadedNetwork) -> None:
     """Trains or fine-tunes the teacher, or loads it from an earlier run with the same inputs."""
-    recipe, section = run.recipe, run.recipe.teacher
+    section = run.recipe.teacher
     assert section is not None
-    key = result_store.teacher_key(
-        recipe,
+    note = {"model": section.model, "fine_tuned": start.pretrained}
+    training = functools.partial(teacher_training, run, section, start)
+    stored = stored_training(run, result_store.TEACHER, _key(run, start), training, note)
+    result_store.fill(start.network, stored.state)
+
+
+def teacher_is_stored(run: Run, start: LoadedNetwork) -> bool:
+    """Returns True if an earlier run with the same inputs trained the teacher and kept it."""
+    return result_store.find(run.folder.checkpoints, _key(run, start)) is not None
+
+
+def _key(run: Run, start: LoadedNetwork) -> str:
+    return result_store.teacher_key(
+        run.recipe,
         listing_sha256=run.data.listing_sha256,
         weights_sha256=_start_sha256(start),
         environment=run.environment,
     )
-    note = {"model": section.model, "fine_tuned": start.pretrained}
-    training = functools.partial(_training, run, section, start)
-    stored = stored_training(run, result_store.TEACHER, key, training, note)
-    result_store.fill(start.network, stored.state)
 
 
 def _start_sha256(start: LoadedNetwork) -> str | None:
@@ -142,7 +150,8 @@ def _start_sha256(start: LoadedNetwork) -> str | None:
     return fingerprint(start.network) if start.own_weights else None
 
 
-def _training(run: Run, section: TeacherSection, start: LoadedNetwork) -> Training:
+def teacher_training(run: Run, section: TeacherSection, start: LoadedNetwork) -> Training:
+    """Describes the training or fine-tuning of the teacher."""
     recipe, fine_tuned, epochs = run.recipe, start.pretrained, section.epochs
     assert isinstance(epochs, int), "resolved when the data is known"
     rate = section.lr or recipe.optim.lr * (0.1 if fine_tuned else 1.0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kdcompress.data.batch import Replay
 from kdcompress.data.dataset import Data
 from kdcompress.data.loader import TrainingLoader
 from kdcompress.data.orders import BatchOrder, batch_order
@@ -41,6 +42,7 @@ class Training:
         optim: The recipe's section, adapted to this training.
         choose: True chooses the best epoch on held-out data, if there is any.
         exits: True if the method's early exits ship too.
+        replay: Views that repeat, for a teacher whose outputs are kept; None: every epoch has new ones.
     """
 
     label: str
@@ -51,14 +53,22 @@ class Training:
     optim: OptimSection
     choose: bool = True
     exits: bool = False
+    replay: Replay | None = None
 
 
-def student_training(run: Run, method: Method) -> Training:
-    """Describes the training of the recipe's student."""
+def student_training(run: Run, method: Method, replay: Replay | None = None) -> Training:
+    """Describes the training of the recipe's student.
+
+    Args:
+        run: The run.
+        method: On the run's device.
+        replay: Views that repeat; None: every epoch has new ones.
+    """
     recipe = run.recipe
     return Training(
-        "student", method, recipe.seed, recipe.epochs, recipe.train, recipe.optim, exits=recipe.export.exits
-    )
+        "student", method, recipe.seed, recipe.epochs, recipe.train, recipe.optim,
+        exits=recipe.export.exits, replay=replay,
+    )  # fmt: skip
 
 
 def run_training(run: Run, training: Training) -> Outcome:
@@ -85,6 +95,7 @@ def run_training(run: Run, training: Training) -> Outcome:
         rank=run.processes.rank,
         world=run.processes.world,
         workers=run.workers,
+        replay=training.replay,
     )
     job = Job(
         label=training.label,
@@ -104,7 +115,7 @@ def run_training(run: Run, training: Training) -> Outcome:
     with contextlib.closing(loader), contextlib.ExitStack() as stack:
         held_out = None
         if training.choose and data.held_out is not None:
-            held_out = stack.enter_context(run.evaluation(data.held_out))
+            held_out = stack.enter_context(run.evaluation(data.held_out, shared=True))
         statistics = None
         if training.train.bn_statistics == "auto" and not training.train.freeze_bn:
             statistics = _statistics_images(run, stack)

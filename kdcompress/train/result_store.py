@@ -29,7 +29,7 @@ from kdcompress.recipe import Recipe, write_notice
 from kdcompress.train.processes import Processes
 
 SCHEMA = "kdcompress.teacher/1"
-RULES = 2
+RULES = 3
 """Version of the keys; increase it when equal inputs give another result, so that old ones are not reused."""
 TEACHER = "teacher"
 _MOST_BYTES = 1 << 36
@@ -102,7 +102,9 @@ def teacher_key(
         environment: Versions, device, precision, processes.
     """
     assert recipe.teacher is not None
-    teacher = recipe.teacher.model_dump(mode="json", exclude={"min_top1", "weights", "sha256", "pretrained"})
+    teacher = recipe.teacher.model_dump(
+        mode="json", exclude={"min_top1", "weights", "sha256", "pretrained", "cache"}
+    )
     return key_of(teacher, *recipe_parts(recipe), listing_sha256, weights_sha256, environment)
 
 
@@ -114,6 +116,8 @@ def recipe_parts(recipe: Recipe) -> list[dict[str, Any]]:
     train = recipe.train.model_dump(
         mode="json", exclude={"epochs", "ema", "ship", "compile", "checkpoint_minutes", "tensorboard"}
     )
+    if train["evaluate_every"] == 1:
+        del train["evaluate_every"]  # the default, from before there was the key
     return [data, train, recipe.optim.model_dump(mode="json")]
 
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from kdcompress.data import image_check
 from kdcompress.data.dataset import open_data
+from kdcompress.data.folder_tree import FolderTree
+from kdcompress.data.sound_files import SoundFiles
 from kdcompress.errors import DataError
 from kdcompress.recipe import DataSection
 
@@ -106,7 +110,7 @@ def test_broken_images_are_left_out_named_and_counted(two_classes):
     assert data.counts["broken"] == 1
     assert sum(data.counts.values()) == 51
     assert "1 of 51 image files cannot be read: cat/bad.jpg (not an image" in data.warnings[0]
-    assert "bad.jpg" not in "".join(data.train.files + data.held_out.files + data.test.files)
+    assert "bad.jpg" not in "".join([*data.train.files, *data.held_out.files, *data.test.files])
 
 
 def test_too_many_broken_images_are_an_error(two_classes):
@@ -125,6 +129,80 @@ def test_no_broken_image_is_let_through_with_a_share_of_zero(two_classes):
         opened(two_classes, max_broken=0.0)
 
 
+def test_every_run_notices_files_that_were_added_changed_and_removed(two_classes):
+    before = opened(two_classes)
+    write(two_classes / "dog", 1, start=130)
+    added = opened(two_classes)
+    assert sum(added.counts.values()) == 51
+    changed = two_classes / "cat" / "0.png"
+    time = changed.stat().st_mtime_ns
+    changed.write_bytes(b"x" * changed.stat().st_size)
+    os.utime(changed, ns=(time + 1, time + 1))  # the same name and size, and a folder of the same time
+    assert opened(two_classes).counts["broken"] == 1
+    changed.unlink()
+    (two_classes / "dog" / "130.png").unlink()
+    assert sum(opened(two_classes).counts.values()) == 49
+    assert len({data.listing_sha256 for data in (before, added, opened(two_classes))}) == 3
+
+
+def test_a_first_check_that_was_interrupted_goes_on_where_it_was(two_classes, monkeypatch):
+    monkeypatch.setattr(image_check, "_SAVED_AT_ONCE", 20)
+    checked, real = [], image_check.problem_of
+
+    def interrupted(path):
+        checked.append(path)
+        if len(checked) > 45:
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(image_check, "problem_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opened(two_classes)
+    checked.clear()
+    opened(two_classes)
+    assert len(checked) == 10, "40 of the 50 were saved"
+
+
+def test_a_damaged_list_of_sound_files_is_not_used(two_classes):
+    opened(two_classes)
+    files, path = FolderTree(two_classes).images(), SoundFiles(two_classes).path
+    assert SoundFiles(two_classes).without_known(files) == []
+    stored = path.read_bytes()
+    for damaged in (stored[:-1], stored[:60] + bytes([stored[60] ^ 1]) + stored[61:], b""):
+        path.write_bytes(damaged)
+        assert SoundFiles(two_classes).without_known(files) == files
+
+
+def test_a_folder_is_listed_once_and_a_file_looked_at_once(two_classes, monkeypatch):
+    opened(two_classes)
+    listed, looked_at, scandir = [], [], os.scandir
+
+    class Entry:
+        def __init__(self, entry):
+            self.entry, self.name = entry, entry.name
+
+        def is_dir(self):
+            return self.entry.is_dir()
+
+        def stat(self):
+            looked_at.append(self.name)
+            return self.entry.stat()
+
+    @contextlib.contextmanager
+    def counted(path):
+        with scandir(path) as entries:
+            if Path(path).is_relative_to(two_classes):
+                listed.append(Path(path).name)
+                yield map(Entry, entries)
+            else:
+                yield entries
+
+    monkeypatch.setattr(os, "scandir", counted)
+    opened(two_classes)
+    assert sorted(listed) == ["cat", "data", "dog"]
+    assert len(looked_at) == len(set(looked_at)) == 50
+
+
 def test_an_unchanged_folder_is_checked_once(two_classes, monkeypatch):
     (two_classes / "cat" / "bad.jpg").write_bytes(b"no image")
     checked = []
@@ -135,8 +213,9 @@ def test_an_unchanged_folder_is_checked_once(two_classes, monkeypatch):
     assert opened(two_classes).warnings == first.warnings
     assert len(checked) == 51
     os.utime(two_classes / "cat" / "0.png", (1, 1))
+    checked.clear()
     opened(two_classes)
-    assert len(checked) == 102
+    assert {path.name for path in checked} == {"0.png", "bad.jpg"}, "the sound files are known"
 
 
 def test_the_check_tells_how_far_it_is(two_classes):

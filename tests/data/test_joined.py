@@ -1,14 +1,15 @@
-"""A joined set is, bit for bit, what one set of all its images would be."""
+"""A joined set is, bit for bit, what one set of all its images with the same ids would be."""
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import pytest
 import torch
 from PIL import Image
 
-from kdcompress.data.joined import JoinedSource
+from kdcompress.data.joined import IDS_PER_SET, JoinedSource
 from kdcompress.data.loader import TrainingLoader
 from kdcompress.data.source import FolderSource, MemorySource
 
@@ -29,6 +30,11 @@ def photos(folder, count, colour=0):
     return FolderSource(folder, tuple(f"{n}.png" for n in range(count)), torch.arange(count), side=12)
 
 
+def with_ids_of(joined, whole):
+    """Gives one set the ids that the images have in the joined one."""
+    return dataclasses.replace(whole, ids=joined.ids)
+
+
 MIXED = torch.tensor([7, 0, 4, 3, 9, 4])
 
 
@@ -37,6 +43,7 @@ def test_two_sets_in_memory_give_what_their_images_in_one_tensor_give(preset):
     one, other = memory(4), memory(6, seed=1, first_label=4)
     joined = JoinedSource((one, other)).with_augment(preset)
     whole = MemorySource(torch.cat([one.images, other.images]), torch.arange(10)).with_augment(preset)
+    whole = with_ids_of(joined, whole)
     assert torch.equal(joined.labels, whole.labels)
     assert len(joined) == len(whole) == 10
     assert (joined.channels, joined.image_size) == (3, (12, 12))
@@ -50,20 +57,21 @@ def test_two_sets_of_files_give_what_their_files_in_one_set_give(tmp_path):
     files = (*(f"a/{name}" for name in one.files), *(f"b/{name}" for name in other.files))
     whole = FolderSource(tmp_path, files, torch.cat([one.labels, other.labels]), side=12)
     joined = JoinedSource((one, other))
+    whole = with_ids_of(joined, whole)
     for preset in ("resized_crop_flip", "crop_flip"):
         same = [source.with_augment(preset).training_images(MIXED, 1, 5) for source in (joined, whole)]
         assert torch.equal(*same)
     assert torch.equal(joined.evaluation_images(MIXED), whole.evaluation_images(MIXED))
 
 
-def test_a_subset_is_numbered_anew_and_augmented_by_its_new_numbers():
+def test_a_subset_is_numbered_anew_and_keeps_its_ids_and_with_them_its_augmentation():
     joined = JoinedSource((memory(4), memory(6, seed=1, first_label=4))).with_augment("crop")
     kept = torch.tensor([1, 3, 4, 9])
     part = joined.subset(kept)
     assert part.labels.tolist() == [1, 3, 4, 9]
-    whole = MemorySource(joined.evaluation_images(kept), kept).with_augment("crop")
+    assert part.ids.tolist() == [1, 3, IDS_PER_SET, IDS_PER_SET + 5]
     everything = torch.arange(4)
-    assert torch.equal(part.training_images(everything, 0, 5), whole.training_images(everything, 0, 5))
+    assert torch.equal(part.training_images(everything, 0, 5), joined.training_images(kept, 0, 5))
 
 
 def test_an_empty_batch_and_one_of_a_single_part_are_no_exceptions(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcompress.data.batch import Replay
 from kdcompress.data.loader import EvaluationLoader, TrainingLoader, on_device
 from kdcompress.data.random_bits import permutation
 from kdcompress.data.source import FolderSource, MemorySource
@@ -183,3 +184,33 @@ def test_the_device_gives_the_same_batches():
         assert torch.equal(a.images, b.images.cpu())
     pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     assert torch.equal(on_device(pixels, torch.device("cuda")).cpu(), on_device(pixels, torch.device("cpu")))
+
+
+def test_views_that_repeat_are_the_same_for_every_seed_of_the_run():
+    replay = Replay(views=2, seed=7)
+    epochs = [list(loader(seed=seed, replay=replay).epoch(epoch)) for seed, epoch in ((0, 1), (5, 3))]
+    assert not torch.equal(epochs[0][0].indices, epochs[1][0].indices)
+    pictures = [{}, {}]
+    for batches, found in zip(epochs, pictures, strict=True):
+        for batch in batches:
+            (view,) = batch.views
+            assert view.number == 1
+            found.update(zip(view.ids.tolist(), view.images, strict=True))
+    shared = pictures[0].keys() & pictures[1].keys()
+    assert len(shared) >= 18
+    assert all(torch.equal(pictures[0][i], pictures[1][i]) for i in shared)
+
+
+def test_an_image_keeps_its_views_when_others_are_left_out():
+    replay = Replay(views=1, seed=0)
+    part = source().subset(torch.tensor([3, 8, 9, 20]))
+    (batch,) = loader(part, replay=replay).epoch(0)
+    whole = {
+        number: picture
+        for each in loader(replay=replay).epoch(0)
+        for number, picture in zip(each.views[0].ids.tolist(), each.images, strict=True)
+    }
+    found = dict(zip(batch.views[0].ids.tolist(), batch.images, strict=True))
+    assert found.keys() == {3, 8, 9, 20}
+    assert all(torch.equal(found[i], whole[i]) for i in found.keys() & whole.keys())
+    assert next(loader().epoch(0)).views[0].ids is None

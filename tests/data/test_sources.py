@@ -11,6 +11,7 @@ from PIL import Image
 from kdcompress.data import source as source_file
 from kdcompress.data.augment import pipeline_of
 from kdcompress.data.colour import adjust_colours
+from kdcompress.data.decode import decode_image, open_image
 from kdcompress.data.source import FolderSource, MemorySource
 
 
@@ -89,11 +90,11 @@ def test_a_view_of_a_file_is_replayed(photos, preset):
 
 
 def test_the_colours_of_a_file_are_those_of_its_crop_in_memory(photos):
-    everything, first = torch.arange(4), 10
-    source = dataclasses.replace(photos, first=first).with_augment("strong")
-    crops = dataclasses.replace(photos, first=first).training_images(everything, 3, 9)
+    everything, ids = torch.arange(4), torch.arange(10, 14)
+    source = dataclasses.replace(photos, ids=ids).with_augment("strong")
+    crops = dataclasses.replace(photos, ids=ids).training_images(everything, 3, 9)
     colours = pipeline_of(source.preset).colours
-    expected = adjust_colours(crops, everything + first, colours, seed=9, view=3)
+    expected = adjust_colours(crops, ids, colours, seed=9, view=3)
     assert torch.equal(source.training_images(everything, 3, 9), expected)
     assert not torch.equal(crops, expected)
 
@@ -114,6 +115,26 @@ def test_a_jpeg_decoded_smaller_shows_the_same_part(tmp_path):
 def test_one_channel_is_grey(photos):
     grey = FolderSource(photos.root, photos.files, photos.labels, side=16, channels=1)
     assert grey.evaluation_images(torch.arange(2)).shape == (2, 1, 16, 16)
+
+
+@pytest.mark.parametrize("fit", ["crop", "whole", "pad"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_files_lie_in_memory_as_networks_read_them(photos, fit, channels):
+    """So that no later step copies them into another layout."""
+    source = dataclasses.replace(photos, fit=fit, channels=channels)
+    for images in (source.evaluation_images(torch.arange(4)), source.training_images(torch.arange(4), 0, 0)):
+        assert images.shape == (4, channels, 16, 16)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert images.permute(0, 2, 3, 1).is_contiguous()
+
+
+def test_a_decoded_image_stays_readable_after_its_file_is_closed(photos):
+    for name in photos.files:
+        with open_image(photos.root / name) as stored:
+            image = decode_image(stored, 3)
+        (photos.root / name).unlink()
+        assert np.asarray(image).shape == (image.height, image.width, 3)
+        assert image.resize((4, 4)).size == (4, 4)
 
 
 def test_a_folder_source_can_be_sent_to_another_process(photos):

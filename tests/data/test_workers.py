@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from kdcompress.data.loader import EvaluationLoader, TrainingLoader
+from kdcompress.data.orders import ShuffledOrder
 from kdcompress.data.source import FolderSource
 from kdcompress.errors import DataError, WorldError
 
@@ -68,6 +69,29 @@ def test_workers_change_nothing_but_the_speed(photos):
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
 
 
+def test_workers_begin_the_next_epoch_before_it_is_asked_for(photos):
+    """And give the right images whether it comes next or another one does."""
+    asked = []
+
+    class Recorded(ShuffledOrder):
+        def __call__(self, epoch):
+            asked.append(epoch)
+            return super().__call__(epoch)
+
+    order = Recorded(len(photos), batch_size=4, seed=0)
+    plain, helped = loader(photos, 0), loader(photos, 2, order=order)
+    try:
+        assert len(list(helped.epoch(0))) == plain.steps
+        assert asked == [0, 1]
+        for epoch, start in ((1, 0), (2, 0), (7, 0), (8, 1), (9, 0)):
+            for a, b in zip(plain.epoch(epoch, start), helped.epoch(epoch, start), strict=True):
+                assert torch.equal(a.indices, b.indices)
+                assert all(torch.equal(x.images, y.images) for x, y in zip(a.views, b.views, strict=True))
+        assert asked == [0, 1, 2, 3, 7, 8, 9, 10], "each order is drawn once"
+    finally:
+        helped.close()
+
+
 def test_a_worker_that_dies_is_one_sentence(photos):
     helped = loader(photos, 1)
     try:
@@ -117,7 +141,7 @@ def test_a_small_split_of_files_is_decoded_once(photos, workers):
 
 
 def test_a_large_split_of_files_is_decoded_again(photos, monkeypatch):
-    monkeypatch.setattr("kdcompress.data.loader.MATERIALISE_BYTES", 100)
+    monkeypatch.setattr("kdcompress.data.loader.KEPT_BYTES", 100)
     evaluation = EvaluationLoader(photos, batch_size=8, device="cpu")
     list(evaluation)
     (photos.root / photos.files[3]).unlink()
@@ -125,10 +149,25 @@ def test_a_large_split_of_files_is_decoded_again(photos, monkeypatch):
         list(evaluation)
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_processes_that_share_a_split_get_whole_batches_of_it_and_all_labels(photos, world):
+    whole = [batch.images for batch in EvaluationLoader(photos, batch_size=5, device="cpu")]
+    shares = [
+        EvaluationLoader(photos, batch_size=5, device="cpu", rank=rank, world=world) for rank in range(world)
+    ]
+    assert all(torch.equal(share.labels, photos.labels) for share in shares)
+    for _ in range(2):  # decoded, and from the kept pixels
+        got = [[batch.images for batch in share] for share in shares]
+        assert got[0]
+        together = [images for each in got for images in each]
+        assert all(torch.equal(a, b) for a, b in zip(together, whole, strict=True))
+
+
 SCRIPT = """
 import multiprocessing, sys, time, torch
 from pathlib import Path
 from kdcompress.data.loader import TrainingLoader
+from kdcompress.data.orders import ShuffledOrder
 from kdcompress.data.source import FolderSource
 if __name__ == "__main__":
     files = tuple(f"{n}.png" for n in range(24))

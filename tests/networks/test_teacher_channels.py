@@ -11,8 +11,8 @@ from kdcompress.networks.build import build
 from kdcompress.networks.from_recipe import teacher_channels
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import FrozenTeacher
-from kdcompress.pipeline import _image_channels
 from kdcompress.recipe import TeacherSection, load_recipe
+from kdcompress.run.opening import _image_channels
 
 MEAN, STD = (0.2, 0.5, 0.7), (0.1, 0.3, 0.5)
 

@@ -10,11 +10,12 @@ test split and the held-out images are cut from train/. `valid/` and `validation
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcompress.data import image_files
-from kdcompress.data.image_files import DATA_ROOT, quote_names
+from kdcompress.data.folder_tree import DATA_ROOT, FolderTree
+from kdcompress.data.image_files import quote_names
 from kdcompress.data.image_splits import (
     NO_CLASS,
     VAL,
@@ -44,10 +45,10 @@ def read(section: DataSection, progress: OnProgress | None) -> Raw:
     Raises:
         DataError: The folder cannot be used; the message says what is wrong with it.
     """
-    root = _root(section)
-    if section.labels == "none" or _images_alone(root):
-        return _unlabelled(root, section, progress)
-    listed = _listed(root)
+    tree = FolderTree(_root(section))
+    if section.labels == "none" or _images_alone(tree):
+        return _unlabelled(tree, section, progress)
+    listed = _listed(tree)
     train = listed.splits["train"]
     for name in sorted(train.classes):
         if not _is_text(name):
@@ -61,22 +62,23 @@ def class_names(section: DataSection) -> tuple[str, ...]:
     Raises:
         DataError: There is no such folder, or no classes can be told from it.
     """
-    root = _root(section)
-    if _images_alone(root):
+    tree = FolderTree(_root(section))
+    if _images_alone(tree):
         return ()
-    return tuple(sorted(_listed(root).splits["train"].classes))
+    return tuple(sorted(_listed(tree).splits["train"].classes))
 
 
-def _unlabelled(root: Path, section: DataSection, progress: OnProgress | None) -> Raw:
+def _unlabelled(tree: FolderTree, section: DataSection, progress: OnProgress | None) -> Raw:
     """Lists every image below the folder, or below its splits, without a label."""
-    named = [name for name in image_files.folders(root) if name in _SPLITS]
+    root = tree.root
+    named = [name for name in tree.folders() if name in _SPLITS]
     warnings: list[str] = []
     folders = {"train": ""}
     if "train" in named:
-        folders, warnings = _split_folders(root, named)
+        folders, warnings = _split_folders(tree, named)
     splits = {}
     for name, folder in folders.items():
-        files = sorted(image_files.images(root, Path(folder)))
+        files = tree.images(folder)
         if not files:
             raise DataError(f"data.root: {root / folder}: no images")
         splits[name] = ImageSplit(_place(root, folder), {NO_CLASS: files})
@@ -98,9 +100,9 @@ def _root(section: DataSection) -> Path:
     return root
 
 
-def _listed(root: Path) -> ListedImages:
+def _listed(tree: FolderTree) -> ListedImages:
     """Returns the folder's files by split and class."""
-    folders = image_files.folders(root)
+    root, folders = tree.root, tree.folders()
     if not folders:
         raise DataError(f"data.root: {root}: the folder is empty; a folder per class is expected")
     named = [name for name in folders if name in _SPLITS]
@@ -109,38 +111,34 @@ def _listed(root: Path) -> ListedImages:
     # `train` may also be a class (of vehicles): it is one if it stands beside folders of images that are no
     # splits.
     others = [name for name in folders if name not in _SPLITS]
-    beside_classes = len(named) == 1 and any(any(image_files.images(root, Path(name))) for name in others)
+    beside_classes = len(named) == 1 and any(tree.images(name) for name in others)
     if "train" not in named or beside_classes:
-        return ListedImages(root, {"train": _split(root, "")}, [])
-    folders_by_split, warnings = _split_folders(root, named)
-    splits = {name: _split(root, folder) for name, folder in folders_by_split.items()}
+        return ListedImages(root, {"train": _split(tree, "")}, [])
+    folders_by_split, warnings = _split_folders(tree, named)
+    splits = {name: _split(tree, folder) for name, folder in folders_by_split.items()}
     return ListedImages(root, splits, warnings, test_name=folders_by_split.get("test", "test"))
 
 
-def _split_folders(root: Path, named: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _split_folders(tree: FolderTree, named: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Maps splits to folders, if there is a train/, and returns warnings."""
-    folder_of_split = split_roles(named, f"data.root: {root}")
-    others = [name for name in image_files.folders(root) if name not in _SPLITS]
-    return folder_of_split, [f"{root}: {quote_names(others)} beside train/ left out"] if others else []
+    folder_of_split = split_roles(named, f"data.root: {tree.root}")
+    others = [name for name in tree.folders() if name not in _SPLITS]
+    return folder_of_split, [f"{tree.root}: {quote_names(others)} beside train/ left out"] if others else []
 
 
-def _images_alone(root: Path) -> bool:
+def _images_alone(tree: FolderTree) -> bool:
     """Tells a folder of images without folders in it, which has no classes."""
-    return not image_files.folders(root) and any(
-        image_files.is_image(name) for name in image_files.visible(root)
-    )
+    return not tree.folders() and tree.has_images()
 
 
-def _split(root: Path, folder: str) -> ImageSplit:
-    classes = {
-        each: list(image_files.images(root, Path(folder) / each))
-        for each in image_files.folders(root / folder)
-    }
+def _split(tree: FolderTree, folder: str) -> ImageSplit:
+    root = tree.root
+    classes = {each: tree.images(os.path.join(folder, each)) for each in tree.folders(folder)}
     if not classes:
         raise DataError(
             f"data.root: {root / folder}: no class folders; put each class's images into a folder"
         )
-    filled = {each: sorted(files) for each, files in classes.items() if files}
+    filled = {each: files for each, files in classes.items() if files}
     if not filled:
         raise DataError(f"data.root: {root / folder}: no images in its {len(classes)} folders")
     empty = tuple(each for each, files in classes.items() if not files)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdcompress.data.image_files import DATA_ROOT
+from kdcompress.data.file_list import ImageFile
+from kdcompress.data.folder_tree import DATA_ROOT
 from kdcompress.data.image_splits import (
     NO_CLASS,
     VAL,
@@ -74,7 +75,7 @@ def _listed(table: LabelTable) -> ListedImages:
     roles = split_roles(named, place)
     whole = len(roles) == 1
     splits = {
-        role: ImageSplit(place if whole else f"{place}: split {name!r}", _by_class(rows[name]))
+        role: ImageSplit(place if whole else f"{place}: split {name!r}", _by_class(table, rows[name]))
         for role, name in roles.items()
     }
     return ListedImages(
@@ -82,8 +83,9 @@ def _listed(table: LabelTable) -> ListedImages:
     )
 
 
-def _by_class(rows: list[Row]) -> dict[str, list[str]]:
-    classes: dict[str, list[str]] = {}
+def _by_class(table: LabelTable, rows: list[Row]) -> dict[str, list[ImageFile]]:
+    classes: dict[str, list[ImageFile]] = {}
     for row in rows:
-        classes.setdefault(row.label or NO_CLASS, []).append(row.file)
+        file = table.files.get(row.file) or ImageFile(row.file, 0, 0)  # a missing one counts as broken
+        classes.setdefault(row.label or NO_CLASS, []).append(file)
     return {name: sorted(files) for name, files in classes.items()}

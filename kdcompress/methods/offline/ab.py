@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
-from kdcompress.methods.base import ParameterSet, Phase
+from kdcompress.methods.base import Needs, ParameterSet, Phase
 from kdcompress.methods.feature_kd import FeatureKD
 from kdcompress.methods.presets import CRD_TABLES, Preset, cifar100, crd_table, imagenet
-from kdcompress.networks.activations import Want
+from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.undisturbed import undisturbed
 
@@ -98,6 +99,11 @@ class AB(FeatureKD):
     def reads(cls, config: Config) -> tuple[Want, Want]:
         """Returns the maps of both networks before activation."""
         return frozenset({"pre"}), frozenset({"pre"})
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Adds that the soft labels of the second phase are read without the maps of the first."""
+        return replace(super().needs(config), cached=LOGITS if config.kd_weight else frozenset())
 
     def parameter_sets(self) -> dict[str, ParameterSet]:
         """Names the student's features, the rest of it (its classifier), and connectors if there are any."""

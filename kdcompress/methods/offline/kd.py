@@ -22,6 +22,9 @@ from kdcompress.methods.presets import (
     resnet50_to_mobilenet_v1,
 )
 
+SHARP = 1.5
+"""Highest temperature at which a teacher's 16 largest of 1,000 probabilities are nearly all there is."""
+
 
 class KD(Method):
     """ce_weight · CE(labels) + kd_weight · T² · KL(teacher ‖ student).
@@ -74,7 +77,8 @@ class KD(Method):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """Requires a teacher, and labels unless their weight is 0."""
-        return Needs(teacher=True, labels=config.ce_weight > 0, unlabelled=True)
+        sharp = config.temperature <= SHARP and not config.logit_standardization
+        return Needs(teacher=True, labels=config.ce_weight > 0, unlabelled=True, top_k=sharp)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce and kd."""

@@ -14,6 +14,7 @@ from kdcompress.methods.base import Needs
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.methods.requirements import pooled_widths, square_images
 from kdcompress.methods.soft_labels import SoftLabelMethod
+from kdcompress.methods.turned import turned
 from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.networks import Networks
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
@@ -111,9 +112,9 @@ class MLKD(SoftLabelMethod):
         """Terms align, corr, sup, ce and kd; a term without weight is left out."""
         assert self.networks.teacher is not None
         needs = self.needs(self.config)
-        images = losses.turned_views([view.images for view in batch.views])
-        student = self.networks.student(images, needs.student)
-        teacher = self.networks.teacher(images, needs.read_of_teacher)
+        views = turned(batch)
+        student = self.networks.student(views.images, needs.student)
+        teacher = self.networks.teacher(views, needs.read_of_teacher)
         assert student.pooled is not None
         assert teacher.pooled is not None
         with self.networks.student.autocast():

@@ -15,6 +15,7 @@ from kdcompress.methods.frozen import Frozen
 from kdcompress.methods.presets import Preset, cifar100, crd_table, imagenet, resnet34_to_resnet18
 from kdcompress.methods.requirements import pooled_width, pooled_widths, square_images
 from kdcompress.methods.soft_labels import SoftLabelMethod
+from kdcompress.methods.turned import turned
 from kdcompress.networks.activations import POOLED
 from kdcompress.networks.networks import Networks
 
@@ -130,9 +131,9 @@ class SSKD(SoftLabelMethod):
         """Terms ss, tf, ce and kd; a term without weight is left out."""
         assert self.networks.teacher is not None
         needs = self.needs(self.config)
-        images = _turned(batch)
-        student = self.networks.student(images, needs.student)
-        teacher = self.networks.teacher(images, needs.read_of_teacher)
+        views = turned(batch)
+        student = self.networks.student(views.images, needs.student)
+        teacher = self.networks.teacher(views, needs.read_of_teacher)
         assert student.logits is not None
         with self.networks.student.autocast():
             projected = self.head_student(student.pooled)
@@ -212,15 +213,11 @@ class SSKD(SoftLabelMethod):
         def losses(self, batch: Batch) -> dict[str, Tensor]:
             """Computes the term pretext."""
             assert self.networks.teacher is not None
-            return self.terms(self.head(self.networks.teacher(_turned(batch), POOLED).pooled))
+            return self.terms(self.head(self.networks.teacher(turned(batch), POOLED).pooled))
 
         def terms(self, projected_RE: Tensor) -> dict[str, Tensor]:
             """Computes the term from projections `[4·B, E]`, gathered from all processes."""
             return {"pretext": losses.own_image_cross_entropy(self.gather(projected_RE))}
-
-
-def _turned(batch: Batch) -> Tensor:
-    return losses.turned_views([view.images for view in batch.views])
 
 
 def _head(width: int) -> nn.Sequential:

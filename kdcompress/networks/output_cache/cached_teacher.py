@@ -1,0 +1,227 @@
+"""A teacher whose outputs are kept on disk: it computes each view of an image once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcompress.data.batch import TurnedViews, View
+from kdcompress.data.input_spec import InputSpec
+from kdcompress.data.joined import IDS_PER_SET
+from kdcompress.data.prefetch import moved
+from kdcompress.errors import KdcompressError, UserError
+from kdcompress.networks.activations import LOGITS, Activations, Want
+from kdcompress.networks.output_cache.codec import Codec
+from kdcompress.networks.output_cache.rows import RowFiles
+from kdcompress.networks.tapped import Tapped
+from kdcompress.networks.teacher import Teacher
+from kdcompress.tasks import Task
+
+
+class CachedTeacher:
+    """Reads the outputs of replayed views from files, and computes and keeps those that are not there.
+
+    Outputs that were just computed go through the same 16 bits as those that are read, so that a training
+    does not depend on what was in the cache. A batch of which some rows are missing is computed as a whole.
+    Everything that no cache can answer (images that are no replayed view, stage maps) goes to the teacher.
+
+    Args:
+        teacher: Computes what is missing.
+        codec: The form that outputs are kept in.
+        files: The rows by view and image.
+        sets: Beginning of the file names of each joined set of images (`JoinedSource`).
+        fill: False: a missing row is an error, and nothing is written.
+        warn: Receives a sentence if the files cannot be written any more.
+
+    Attributes:
+        computed: Number of rows (images of a view) that the teacher computed for want of a cached one.
+        read: Number of rows that came from the files.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        codec: Codec,
+        files: RowFiles,
+        *,
+        sets: Sequence[str] = ("",),
+        fill: bool = True,
+        warn: Callable[[str], object] = lambda sentence: None,
+    ) -> None:
+        self.teacher, self.codec, self.files = teacher, codec, files
+        self.computed = self.read = 0
+        self._sets, self._fill, self._warn = tuple(sets), fill, warn
+        self._writes = fill
+
+    @property
+    def model(self) -> str:
+        """`FAMILY/NAME`."""
+        return self.teacher.model
+
+    @property
+    def tapped(self) -> Tapped | None:
+        """The teacher's network."""
+        return self.teacher.tapped
+
+    @property
+    def num_classes(self) -> int:
+        """K; 0 for a backbone."""
+        return self.teacher.num_classes
+
+    @property
+    def task(self) -> Task:
+        """Classification, or embedding for a teacher without a classifier."""
+        return self.teacher.task
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) in pixels that images are resized to; None: unchanged."""
+        return self.teacher.size
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """The way from an image to its input."""
+        return self.teacher.input_spec
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that the teacher's outputs depend on, but size and normalisation."""
+        return self.teacher.fingerprint
+
+    @property
+    def normalisation(self) -> list[list[float]]:
+        """Mean and std per channel as float32 numbers."""
+        return self.teacher.normalisation
+
+    @property
+    def device(self) -> torch.device:
+        """The device that its images must be on."""
+        return self.teacher.device
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """Autocast type of the passes; None is float32 throughout."""
+        return self.teacher.precision
+
+    @precision.setter
+    def precision(self, precision: torch.dtype | None) -> None:
+        self.teacher.precision = precision
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the teacher to a device."""
+        self.teacher.to(device)
+        return self
+
+    def compile(self) -> None:
+        """Compiles the teacher's passes where that is possible."""
+        self.teacher.compile()
+
+    def __call__(self, images: View | TurnedViews | Tensor, want: Want = LOGITS) -> Activations:
+        """Returns float32 outputs without gradients, from the files where they are.
+
+        Args:
+            images: A view, turned views, or `[B, C, H, W]` float32 in [0, 1].
+            want: Fields to read; the rest stays empty.
+
+        Raises:
+            UserError: A row is missing and must not be computed.
+        """
+        views = rows_of(images)
+        if views is None or not want <= self.codec.gives:
+            return self.teacher(images, want)
+        found = [self._find(name, ids) for name, ids in views]
+        rows, present = (
+            np.stack(each, 1).reshape(-1, *each[0].shape[1:]) for each in zip(*found, strict=True)
+        )
+        missing = int((~present).sum())
+        self.read += len(present) - missing
+        self.computed += missing
+        if missing:
+            self._require_fill(missing, len(present))
+            computed = self.codec.encode(self.teacher(images, self.codec.reads)).cpu().numpy()
+            rows = np.where(present[:, None], rows, computed)
+            self._keep(views, rows, present)
+        return self.codec.decode(moved(torch.from_numpy(rows), self.device), want)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Returns the teacher's logits `[B, K]` of pooled features `[B, D]`; gradients reach `pooled`."""
+        return self.teacher.classify(pooled)
+
+    def shapes(self, image_size: tuple[int, int] | None = None) -> Activations:
+        """Returns the readings of a batch of two as tensors without data."""
+        return self.teacher.shapes(image_size)
+
+    def assert_unchanged(self) -> None:
+        """Raises an AssertionError if anything of the teacher changed since it was made."""
+        self.teacher.assert_unchanged()
+
+    def has(self, view: int, ids: Tensor) -> Tensor:
+        """Returns `[B]` True for each image whose outputs of a view are in the files."""
+        return torch.from_numpy(self._find(view_name(view), ids)[1])
+
+    def cached(self, view: int, ids: Tensor, want: Want) -> Activations:
+        """Returns the outputs in the files; what is not there is zero or the classifier's bias."""
+        rows, _ = self._find(view_name(view), ids)
+        return self.codec.decode(moved(torch.from_numpy(rows), self.device), want)
+
+    def close(self) -> None:
+        """Closes the files; a later call opens them again."""
+        self.files.close()
+
+    def _find(self, name: str, ids: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Reads rows `[B, width]` of images and `[B]` whether they are there, from each set's own file."""
+        numbers, sets = (ids % IDS_PER_SET).numpy(), (ids // IDS_PER_SET).numpy()
+        rows = np.zeros((len(ids), self.codec.width), np.uint8)
+        present = np.zeros(len(ids), np.bool_)
+        for number in np.unique(sets).tolist():
+            here = sets == number
+            rows[here], present[here] = self.files.read(self._sets[number] + name, numbers[here])
+        return rows, present
+
+    def _keep(self, views: list[tuple[str, Tensor]], rows: np.ndarray, present: np.ndarray) -> None:
+        """Writes the rows that were not there; a full disk costs a warning and the rest of the cache."""
+        if not self._writes:
+            return
+        turns = len(views)
+        try:
+            for turn, (name, ids) in enumerate(views):
+                numbers, sets = (ids % IDS_PER_SET).numpy(), (ids // IDS_PER_SET).numpy()
+                fresh, lacking = rows[turn::turns], ~present[turn::turns]
+                for number in np.unique(sets).tolist():
+                    here = lacking & (sets == number)
+                    self.files.write(self._sets[number] + name, numbers[here], fresh[here])
+        except KdcompressError as error:
+            self._writes = False
+            self._warn(
+                f"teacher.cache: {error}; what is kept so far is used, and the teacher computes the rest at "
+                "every step. A smaller teacher.cache.views, or another teacher.cache.folder, would help"
+            )
+
+    def _require_fill(self, missing: int, count: int) -> None:
+        if not self._fill:
+            raise UserError(
+                f"teacher.cache.mode: read, but of a batch of {count} the outputs for {missing} are not in "
+                f"{self.files.folder}; run it once with teacher.cache.mode: fill, on the same images"
+            )
+
+
+def view_name(view: int, turn: int = 0) -> str:
+    """Returns the file name of a view, or of a view turned by quarter turns."""
+    return f"view{view:04d}" + (f"-turn{turn}" if turn else "") + ".rows"
+
+
+def rows_of(images: View | TurnedViews | Tensor) -> list[tuple[str, Tensor]] | None:
+    """Returns the file name and `[B]` ids of each view whose rows take turns; None: they are not replayed."""
+    if isinstance(images, Tensor):
+        return None
+    views = (images,) if isinstance(images, View) else images.views
+    names = []
+    for turn, view in enumerate(views):
+        if view.ids is None:
+            return None
+        names.append((view_name(view.number, turn), view.ids))
+    return names

@@ -1,0 +1,318 @@
+"""The cache of a teacher's outputs in a run: its key, its check against the teacher, and its figures."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+from torch import Tensor
+
+from kdcompress.atomic import write_json
+from kdcompress.data.batch import Replay, View
+from kdcompress.data.dataset import Data
+from kdcompress.data.loader import on_device
+from kdcompress.data.random_bits import permutation
+from kdcompress.data.source import Source
+from kdcompress.errors import KdcompressError
+from kdcompress.methods.base import configured
+from kdcompress.networks.activations import Activations
+from kdcompress.networks.output_cache.cached_teacher import CachedTeacher
+from kdcompress.networks.output_cache.rows import RowFiles
+from kdcompress.networks.teacher import Teacher
+from kdcompress.progress import duration_text
+from kdcompress.recipe import CacheSection
+from kdcompress.run.cache_plan import KEY, CachePlan, check_space, plan_cache, size_text
+from kdcompress.run.context import Run
+from kdcompress.run.networks import needs_of
+from kdcompress.run.training import for_method
+
+RULES = 1
+"""Version of what is kept and of its key."""
+CHECKED = 64
+"""Rows that are computed again when a cache is opened, and views whose pixels go into its key."""
+TOLERANCE = 2.0**-8
+"""Largest difference of a probability between a cached and a computed output. Another batch size, or another
+processor, rounds differently."""
+_TRIAL_BYTES = 32 << 20
+
+
+def with_cache_settings(run: Run, teacher: Teacher | None) -> Run:
+    """Returns the run with `teacher.cache` resolved in its recipe, and says what was decided.
+
+    Args:
+        run: Before anything is written.
+        teacher: As it is built; its weights do not matter. None: there is none.
+
+    Raises:
+        UserError: The settings do not fit, or there is no room.
+    """
+    section = run.recipe.teacher
+    if teacher is None or section is None or section.cache == "off":
+        return run
+    plan, sentence = _plan(run, teacher)
+    if plan is not None:
+        check_space(plan)
+    if sentence is not None and run.processes.first:
+        run.progress.say(f"Note: {sentence}")
+    cache = "off" if plan is None else plan.section
+    recipe = run.recipe.replace(teacher=section.model_copy(update={"cache": cache}))
+    return dataclasses.replace(run, recipe=recipe)
+
+
+def replay_of(run: Run, teacher: Teacher | None) -> Replay | None:
+    """Returns the views that a training with a cached teacher repeats; None: every epoch has new ones."""
+    section = run.recipe.teacher
+    if section is None or not isinstance(teacher, CachedTeacher):
+        return None
+    assert isinstance(section.cache, CacheSection)
+    assert isinstance(section.cache.views, int)
+    return Replay(section.cache.views, section.cache.seed)
+
+
+@contextlib.contextmanager
+def cached_outputs(run: Run, teacher: Teacher | None) -> Iterator[Teacher | None]:
+    """Puts a cache before the teacher for the block, if the recipe asks for one.
+
+    The cache's folder is named by a hash of everything that the outputs depend on: the teacher's weights,
+    input and precision, the data set, the augmentation and its seed, and the pixels of some decoded views.
+    The program's version and the run's seed, student and method are not among it.
+
+    Args:
+        run: The run; its images include generated ones.
+        teacher: Frozen and tested.
+    """
+    section = run.recipe.teacher
+    if teacher is None or section is None or section.cache == "off":
+        yield teacher
+        return
+    plan, _ = _plan(run, teacher)
+    assert plan is not None, "resolved before anything was written"
+    data = _data(run)
+    key = run.processes.broadcast(_key(run, plan, teacher, data) if run.processes.first else None)
+    folder = plan.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    cached = CachedTeacher(
+        teacher,
+        plan.codec,
+        RowFiles(folder, plan.codec.width),
+        sets=_set_names(run),
+        fill=plan.section.mode == "fill",
+        warn=run.progress.warn if run.processes.first else lambda sentence: None,
+    )
+    with contextlib.closing(cached):
+        usable = run.processes.broadcast(_opened(run, plan, cached, data, key) if run.processes.first else 0)
+        if not usable:
+            yield teacher
+            return
+        yield cached
+        if plan.section.mode == "fill":
+            _complete(run, plan, cached, data)
+        counts = run.processes.gather((cached.computed, cached.read))
+        if run.processes.first:
+            computed, read = (sum(each) for each in zip(*counts, strict=True))
+            run.progress.say(
+                f"Teacher outputs: {computed:,} images of a view computed, {read:,} read from {folder}"
+            )
+
+
+def _plan(run: Run, teacher: Teacher) -> tuple[CachePlan | None, str | None]:
+    return plan_cache(run.recipe, needs_of(run.recipe), teacher, len(_data(run).train))
+
+
+def _data(run: Run) -> Data:
+    return for_method(run, *configured(run.recipe.method)).data
+
+
+def _presets(run: Run, data: Data) -> tuple[str, ...]:
+    return needs_of(run.recipe).augment or (data.augment,)
+
+
+def _set_names(run: Run) -> tuple[str, ...]:
+    """Returns the beginnings of the file names for real and for generated images."""
+    extra = run.data.extra
+    return ("",) if extra is None else ("", f"extra-{extra.sha256[:16]}-")
+
+
+def _key(run: Run, plan: CachePlan, teacher: Teacher, data: Data) -> dict[str, Any]:
+    """Returns everything that a kept output depends on, as JSON."""
+    taps = None if teacher.tapped is None else repr(teacher.tapped.taps.classifier)
+    presets = dict.fromkeys(_presets(run, data))
+    return {
+        "rules": RULES,
+        "teacher": teacher.model,
+        "fingerprint": teacher.fingerprint,
+        "size": teacher.size,
+        "normalisation": teacher.normalisation,
+        "precision": str(teacher.precision),
+        "device": teacher.device.type,
+        "classifier": taps,
+        "keep": plan.codec.kind,
+        "width": plan.codec.width,
+        "data": data.listing_sha256,
+        "image": [data.channels, *data.image_size, data.fit, run.recipe.data.pixel_cache],
+        "augment": list(presets) if len(presets) == 1 else list(_presets(run, data)),
+        "seed": plan.section.seed,
+        "pillow": PIL.__version__,
+        "pixels": _pixel_fingerprint(run, plan, data),
+    }
+
+
+def _pixel_fingerprint(run: Run, plan: CachePlan, data: Data) -> str:
+    """Hashes the pixels of a few decoded and augmented test images.
+
+    It tells apart decoders and augmentations. Test images, since they are the same ones whatever is held out,
+    left without a label or added.
+    """
+    images = data.test.subset(torch.arange(0, len(data.test), max(1, len(data.test) // CHECKED)))
+    digest = hashlib.sha256()
+    for number, preset in enumerate(_presets(run, data)):
+        views = images.with_augment(preset).training_images(
+            torch.arange(len(images)), number, plan.section.seed
+        )
+        digest.update(views.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _opened(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data, key: dict[str, Any]) -> int:
+    """Makes the folder, checks what is in it, and says what is to come; 0: the cache must not be used."""
+    folder = cached.files.folder
+    try:
+        if plan.section.mode == "fill":
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "key.json", key)
+        rate = _write_rate(folder, plan) if plan.section.mode == "fill" else None
+    except (OSError, KdcompressError) as error:
+        reason = getattr(error, "strerror", None) or error
+        run.progress.warn(
+            f"{KEY}: {folder} cannot be written to ({reason}); the teacher computes at every step. Set "
+            f"{KEY}.folder"
+        )
+        return 0
+    present, worst = _check(run, plan, cached, data)
+    if worst > TOLERANCE:
+        run.progress.warn(
+            f"{KEY}: {folder}: its outputs differ from those of the teacher by up to {worst:.3g} in "
+            f"probability, so it is not used, and the teacher computes at every step. Delete that folder"
+        )
+        return 0
+    _announce(run, plan, cached, present, rate)
+    return 1
+
+
+def _announce(run: Run, plan: CachePlan, cached: CachedTeacher, present: float, rate: float | None) -> None:
+    """Says size, place, speed and saving."""
+    sentences = [
+        f"Teacher cache: {plan.replay.views} views of {plan.images:,} images as {plan.codec.kind}, "
+        f"{size_text(plan.bytes)} in {cached.files.folder}"
+    ]
+    if present:
+        sentences.append(f"about {100 * present:.0f} % are there already")
+    if rate is not None:
+        sentences.append(f"that disk writes {size_text(rate)}/s")
+    computed = plan.share_computed * (1 - present)
+    seconds = _pass_seconds(run, cached) * plan.passes * plan.images / run.processes.world
+    sentences.append(
+        f"the teacher computes {100 * computed:.0f} % of its outputs for this training, which saves about "
+        f"{duration_text(seconds * (1 - computed))}"
+    )
+    run.progress.say("; ".join(sentences))
+
+
+def _check(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data) -> tuple[float, float]:
+    """Computes a sample of the rows again.
+
+    Returns:
+        Share of the sampled rows that are there, and the largest difference of a probability (of an
+        embedding: of its values, relative to their size).
+    """
+    train, presets = data.train, _presets(run, data)
+    sample = permutation(plan.section.seed, 0, len(train))[:CHECKED]
+    there, worst = 0, 0.0
+    numbers = sorted({round(i * (plan.replay.views - 1) / 7) for i in range(8)})
+    for place, number in enumerate(numbers):
+        indices = sample[place :: len(numbers)]
+        if len(indices) == 0:
+            continue
+        here = indices[cached.has(number, train.ids[indices])]
+        there += len(here)
+        if len(here) == 0:
+            continue
+        source = train.with_augment(presets[number % len(presets)])
+        views = source.training_images(here, number, plan.section.seed)
+        computed = cached.teacher(on_device(views, run.device), cached.codec.gives)
+        kept = cached.cached(number, train.ids[here], cached.codec.gives)
+        worst = max(worst, _difference(computed, kept, cached.codec.kind == "top_k"))
+    return there / len(sample), worst
+
+
+def _difference(computed: Activations, kept: Activations, largest_only: bool) -> float:
+    """Returns the largest difference of a probability, or of a backbone's features relative to their size."""
+    if computed.logits is None or kept.logits is None:
+        assert computed.pooled is not None
+        assert kept.pooled is not None
+        scale = computed.pooled.abs().amax().clamp(min=1e-12)
+        return float((computed.pooled - kept.pooled).abs().amax() / scale)
+    one, other = computed.logits.float().softmax(1), kept.logits.float().softmax(1)
+    if largest_only:
+        one, other = one.amax(1), other.amax(1)
+    return float((one - other).abs().amax())
+
+
+def _complete(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data) -> None:
+    """Computes the rows that incomplete batches left out, where a view is nearly whole.
+
+    Each process does its own views. A second run with another seed, whose batches leave out other images,
+    then needs no teacher.
+    """
+    train, presets = data.train, _presets(run, data)
+    processes, batch = run.processes, run.recipe.batch_size
+    for number in range(processes.rank, plan.replay.views, processes.world):
+        lacking = (~cached.has(number, train.ids)).nonzero().flatten()
+        if len(lacking) == 0 or len(lacking) > max(batch, len(train) // 50):
+            continue
+        source = train.with_augment(presets[number % len(presets)])
+        for indices in torch.split(lacking, batch):
+            _compute(run, cached, source, indices, number, plan.section.seed)
+
+
+def _compute(
+    run: Run, cached: CachedTeacher, source: Source, indices: Tensor, number: int, seed: int
+) -> None:
+    images = on_device(source.training_images(indices, number, seed), run.device)
+    cached(View(images, indices, number, source.ids[indices]), cached.codec.gives)
+
+
+def _write_rate(folder: Path, plan: CachePlan) -> float:
+    """Measures how fast the folder's disk takes data, in bytes per second."""
+    size = max(1 << 20, min(_TRIAL_BYTES, plan.bytes))
+    content = os.urandom(1 << 20)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        began = time.perf_counter()
+        for _ in range(size >> 20):
+            file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        return (size >> 20 << 20) / (time.perf_counter() - began)
+
+
+def _pass_seconds(run: Run, cached: CachedTeacher) -> float:
+    """Measures the teacher's seconds per image, on noise."""
+    share = max(1, min(run.recipe.batch_size // run.processes.world, 256))
+    images = torch.rand(share, run.data.channels, *run.data.image_size)
+    images = images.to(run.device, memory_format=torch.channels_last)
+    for _ in range(2):
+        began = time.perf_counter()
+        cached.teacher(images, cached.codec.reads)
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)
+        seconds = time.perf_counter() - began
+    return seconds / share

@@ -1,0 +1,415 @@
+"""Forecasts a run from a few measured steps: speed, time, memory, where they go, and what would be faster."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcompress.data.dataset import Data
+from kdcompress.data.loader import TrainingLoader
+from kdcompress.methods.base import Method, configured
+from kdcompress.networks.activations import LOGITS, Activations, Want
+from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
+from kdcompress.networks.tapped import wide
+from kdcompress.networks.teacher import FrozenTeacher, Teacher
+from kdcompress.progress import Bar, Progress
+from kdcompress.recipe import CacheSection
+from kdcompress.run.cache_plan import plan_cache
+from kdcompress.run.context import Run
+from kdcompress.run.extra_images import without_extra
+from kdcompress.run.networks import load_networks, needs_of, tapped
+from kdcompress.run.opening import Request, open_run, resolved_recipe
+from kdcompress.run.preparation import build_preparation
+from kdcompress.run.pseudo_labels import with_placeholder_labels
+from kdcompress.run.teacher import own_size, teacher_is_stored, teacher_training
+from kdcompress.run.training import (
+    Training,
+    build_method,
+    for_method,
+    run_training,
+    steps_per_epoch,
+    student_training,
+)
+from kdcompress.run_folder import RunFolder
+from kdcompress.train.processes import join, leave
+
+SCHEMA = "kdcompress.plan/1"
+WARM_UP = 3
+"""Steps before the measured ones: the first ones load libraries and start worker processes."""
+STEPS = 20
+REPEATS = 5
+"""Passes of teacher and student alone that are measured, after one that is not."""
+WORTH_SAYING = 1.03
+"""Least gain in speed of an advice."""
+DELIVERY_SECONDS = 20.0
+"""Time for export, proof and timing of small networks, beside the passes over the test images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Times of one training.
+
+    Args:
+        step: Mean seconds of an optimiser step, data loading included.
+        epoch_end: Seconds at the end of an epoch: evaluation, batch-norm statistics, checkpoint.
+        training_end: Seconds at the end of the training: the statistics of the network that ships.
+    """
+
+    step: float
+    epoch_end: float
+    training_end: float
+
+    def seconds(self, steps: int, epochs: int, step: float | None = None) -> float:
+        """Returns the time of a whole training; `step` replaces the measured mean."""
+        return steps * (self.step if step is None else step) + epochs * self.epoch_end + self.training_end
+
+
+def plan(request: Request, steps: int, progress: Progress) -> dict[str, Any]:
+    """Measures a few steps of a run, and forecasts it.
+
+    Teacher and student have their initial weights, since their speed does not depend on them: no teacher is
+    trained. Nothing is written but a temporary folder.
+
+    Args:
+        request: Options as for a run.
+        steps: Optimiser steps to measure.
+        progress: Receives progress and warnings.
+
+    Returns:
+        The forecast, as JSON.
+
+    Raises:
+        KdcompressError: As a run does before it writes anything.
+    """
+    recipe, own_lr = resolved_recipe(request)
+    processes = join(request.device)
+    try:
+        with tempfile.TemporaryDirectory(prefix="kdcompress-plan-") as folder:
+            run = open_run(request, recipe, processes, RunFolder(Path(folder)), progress, own_lr=own_lr)
+            run.folder.begin(run.recipe)
+            return _forecast(run, steps)
+    finally:
+        leave()
+
+
+def _forecast(run: Run, steps: int) -> dict[str, Any]:
+    if run.recipe.pseudo_labels is not None:
+        run = dataclasses.replace(run, data=with_placeholder_labels(run.recipe, run.data))
+    recipe = run.recipe
+    networks = load_networks(run)
+    teacher = _teacher(run, networks)
+    timed = None if teacher is None else _TimedTeacher(teacher)
+    method = build_method(run, networks, timed)
+    with run.progress.announce(f"Measuring {steps} steps of the student's training"):
+        measured = _measure(run, student_training(run, method), steps)
+        peak = _peak_bytes(run.device)
+        data = for_method(run, *configured(recipe.method)).data
+        seconds_of_data = _data_seconds(run, method, data)
+        batch = next(_loader(run, method, data, workers=0).epoch(0)).images
+        student_seconds = _seconds(run.device, _student_step(method, batch))
+    accumulate = recipe.train.accumulate
+    per_epoch = -(-steps_per_epoch(run) // accumulate)
+    total_steps = recipe.epochs * per_epoch
+    if recipe.train.max_steps is not None:
+        total_steps = min(total_steps, recipe.train.max_steps)
+    epochs = -(-total_steps // per_epoch)
+    views = method.needs(method.config).views
+    # Of a step, in which a method may call the teacher several times.
+    teacher_seconds = 0.0 if timed is None else timed.seconds / (WARM_UP + steps)
+    share_of_teacher = min(1.0, teacher_seconds / measured.step)
+    cached_step = measured.step * (1 - share_of_teacher)
+    cache = _cache(run, teacher, data)
+    step = measured.step
+    if cache is not None and cache["on"]:
+        computed = min(1.0, cache["views"] / max(1, epochs * views))
+        step = computed * measured.step + (1 - computed) * cached_step
+    seconds = {
+        "teacher": _teacher_seconds(run, networks, steps),
+        "preparations": _preparation_seconds(run, method, teacher, steps),
+        "student": measured.seconds(total_steps, epochs, step),
+        "delivery": _delivery_seconds(run, teacher, teacher_seconds / accumulate, student_seconds),
+    }
+    shares = _shares(
+        measured, accumulate * student_seconds, share_of_teacher, accumulate * seconds_of_data, run
+    )
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "recipe": recipe.name,
+        "device": str(run.device),
+        "threads": recipe.train.threads,
+        "images": len(data.train),
+        "batch_size": recipe.batch_size,
+        "steps_per_epoch": per_epoch,
+        "epochs": epochs,
+        "measured_steps": steps,
+        "images_per_s": recipe.batch_size * accumulate / step,
+        "step_ms": 1e3 * step,
+        "epoch_s": per_epoch * step + measured.epoch_end,
+        "epoch_end_s": measured.epoch_end,
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "peak_memory_bytes": peak,
+        "shares": shares,
+        "teacher_cache": cache,
+    }
+    document["advice"] = _advice(document, measured, cached_step, epochs, total_steps, views)
+    return document
+
+
+def _teacher(run: Run, networks: dict[str, LoadedNetwork]) -> Teacher | None:
+    """Freezes the recipe's teacher with the weights that it starts from."""
+    section = run.recipe.teacher
+    if section is None:
+        return None
+    start = networks["teacher"]
+    size = None if teacher_needs_training(section, start) else own_size(run, section, start)
+    return FrozenTeacher(tapped(run, section, start), size=size)
+
+
+def _measure(run: Run, training: Training, steps: int) -> Measured:
+    """Runs the first steps of a training as they are, and takes their times."""
+    watch = _Stopwatch()
+    train = training.train.model_copy(
+        update={"max_steps": WARM_UP + steps, "checkpoint_minutes": 1e6, "tensorboard": False}
+    )
+    quiet = dataclasses.replace(run, progress=watch)
+    run_training(quiet, dataclasses.replace(training, train=train))
+    return watch.result()
+
+
+def _teacher_seconds(run: Run, networks: dict[str, LoadedNetwork], steps: int) -> float:
+    """Returns the seconds that the teacher's training or fine-tuning takes; 0 if there is none to do."""
+    section = run.recipe.teacher
+    if section is None:
+        return 0.0
+    start, real = networks["teacher"], without_extra(run)
+    if not teacher_needs_training(section, start) or teacher_is_stored(real, start):
+        return 0.0
+    with run.progress.announce("Measuring the teacher's training"):
+        training = teacher_training(real, section, start)
+        measured = _measure(real, training, max(3, steps // 2))
+    per_epoch = len(for_method(real, type(training.method), training.method.config).data.train)
+    per_epoch = -(-max(1, per_epoch // run.recipe.batch_size) // run.recipe.train.accumulate)
+    total = training.epochs * per_epoch
+    if run.recipe.train.max_steps is not None:
+        total = min(total, run.recipe.train.max_steps)
+    return measured.seconds(total, -(-total // per_epoch))
+
+
+def _preparation_seconds(run: Run, method: Method, teacher: Teacher | None, steps: int) -> float:
+    """Returns the seconds of the trainings of heads on the teacher, whether they are stored or not."""
+    seconds = 0.0
+    for preparation in method.preparations(method.config):
+        assert teacher is not None
+        real = without_extra(run)
+        built = build_preparation(real, preparation, teacher)
+        train = run.recipe.train.model_copy(update={"ema": None, "ship": "last", "bn_statistics": "off"})
+        optim = run.recipe.optim.model_copy(update={"warmup": 0.0})
+        training = Training(preparation.name, built, 0, preparation.epochs, train, optim, choose=False)
+        with run.progress.announce(f"Measuring the training of the teacher's {preparation.name}"):
+            measured = _measure(real, training, max(3, steps // 2))
+        images = len(for_method(real, preparation.method, preparation.config).data.train)
+        per_epoch = max(1, images // run.recipe.batch_size)
+        seconds += measured.seconds(preparation.epochs * per_epoch, preparation.epochs)
+    return seconds
+
+
+def _delivery_seconds(
+    run: Run, teacher: Teacher | None, teacher_seconds: float, student_seconds: float
+) -> float:
+    """Estimates the time after the training: test passes of all files, export, proof and timing."""
+    batches = len(run.data.test) / run.recipe.batch_size
+    # PyTorch once, each exported format once, golden outputs and the record of the report.
+    passes = (1 + len(run.recipe.export.formats)) * student_seconds / 3 + teacher_seconds
+    return batches * passes + DELIVERY_SECONDS * (1.5 if teacher is not None else 1.0)
+
+
+def _loader(run: Run, method: Method, data: Data, workers: int | None = None) -> TrainingLoader:
+    needs = method.needs(method.config)
+    return TrainingLoader(
+        data.train,
+        batch_size=run.recipe.batch_size,
+        views=needs.views,
+        seed=run.recipe.seed,
+        augment=needs.augment or data.augment,
+        device=run.device,
+        rank=run.processes.rank,
+        world=run.processes.world,
+        workers=run.workers if workers is None else workers,
+    )
+
+
+def _data_seconds(run: Run, method: Method, data: Data) -> float:
+    """Measures the seconds of a batch when nothing else computes."""
+    loader = _loader(run, method, data)
+    with contextlib.closing(loader):
+        batches = loader.epoch(0)
+        next(batches)
+        began, count = time.perf_counter(), 0
+        for _ in batches:
+            count += 1
+            if count == 2 * STEPS or time.perf_counter() - began > 20:
+                break
+        return (time.perf_counter() - began) / max(1, count)
+
+
+def _student_step(method: Method, images: Tensor) -> Callable[[], None]:
+    """Returns a function that computes the student's output, a loss of it and the gradients."""
+    student = method.networks.student
+    student.train_mode(True)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+
+    def step() -> None:
+        output = wide(student(images, frozenset({student.task.activation})).output(student.task))
+        loss = F.cross_entropy(output, labels) if student.task.has_classes else output.square().mean()
+        torch.autograd.backward(loss)
+
+    return step
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """Measures a call, the mean of several after one that is not counted."""
+    work()
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(REPEATS):
+        work()
+    _wait(device)
+    return (time.perf_counter() - began) / REPEATS
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Returns the largest memory so far: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _cache(run: Run, teacher: Teacher | None, data: Data) -> dict[str, Any] | None:
+    """Describes the teacher cache: the recipe's, or the one that `auto` would make."""
+    section = run.recipe.teacher
+    if teacher is None or section is None:
+        return None
+    on = isinstance(section.cache, CacheSection)
+    recipe = run.recipe
+    if not on:
+        recipe = recipe.replace(teacher=section.model_copy(update={"cache": "auto"}))
+    found, why = plan_cache(recipe, needs_of(recipe), teacher, len(data.train))
+    if found is None:
+        return {"on": False, "possible": False, "reason": why}
+    return {
+        "on": on, "possible": True, "views": found.replay.views, "keep": found.codec.kind,
+        "bytes": found.bytes, "computed_share": found.share_computed,
+    }  # fmt: skip
+
+
+def _shares(
+    measured: Measured, student: float, share_of_teacher: float, data: float, run: Run
+) -> dict[str, float]:
+    """Returns the parts of a step: teacher, student, data, and the rest (losses, heads, optimiser, log)."""
+    own = min(student / measured.step, 1 - share_of_teacher)
+    left = measured.step * (1 - share_of_teacher - own)
+    # Worker processes decode beside the training: then only what they lag behind costs time.
+    waited = data if run.workers == 0 else max(0.0, data - measured.step + left)
+    of_data = min(waited, left) / measured.step
+    rest = max(0.0, 1 - share_of_teacher - own - of_data)
+    return {"teacher": share_of_teacher, "student": own, "data": of_data, "losses_and_rest": rest}
+
+
+def _advice(
+    plan: dict[str, Any], measured: Measured, cached_step: float, epochs: int, steps: int, views: int
+) -> list[dict[str, Any]]:
+    """Lists settings that would make the student's training faster, with their factor."""
+    now = plan["seconds"]["student"]
+    cache, found = plan["teacher_cache"], []
+    if cache is not None and cache["possible"] and not cache["on"]:
+        computed = min(1.0, cache["views"] / max(1, epochs * views))
+        step = computed * measured.step + (1 - computed) * cached_step
+        found.append(("teacher.cache=auto", now / measured.seconds(steps, epochs, step)))
+    if epochs >= 10:
+        fewer = now - (epochs - epochs // 5) * measured.epoch_end
+        found.append(("train.evaluate_every=5", now / fewer))
+    waiting = plan["shares"]["data"]
+    found.append(("data.pixel_cache=auto", 1 / (1 - waiting)))
+    return [{"setting": setting, "speedup": speedup} for setting, speedup in found if speedup >= WORTH_SAYING]
+
+
+class _TimedTeacher:
+    """A teacher that takes the time of its own passes."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher, self.seconds = teacher, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._teacher, name)
+
+    def __call__(self, images: Any, want: Want = LOGITS) -> Activations:
+        _wait(self._teacher.device)
+        began = time.perf_counter()
+        outputs = self._teacher(images, want)
+        _wait(self._teacher.device)
+        self.seconds += time.perf_counter() - began
+        return outputs
+
+
+@dataclass
+class _Stopwatch(Progress):
+    """A Progress that nobody sees and that takes the time of every step."""
+
+    steps: list[float] = field(default_factory=list)
+    epoch_ends: list[float] = field(default_factory=list)
+    reported: float = 0.0
+    ended: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__init__(quiet=True)
+
+    def warn(self, message: str) -> None:
+        """Swallows the warnings of a training that is not meant to get anywhere."""
+
+    @contextmanager
+    def bar(self, description: str, total: int | None, done: int = 0) -> Iterator[Bar]:
+        """Takes the times of the units of a training."""
+        yield _TimedBar(self)
+        self.ended = time.perf_counter()
+
+    def result(self) -> Measured:
+        """Returns the means."""
+        steps = self.steps[WARM_UP - 1 :]
+        assert steps, "at least one step is measured"
+        mean_end = sum(self.epoch_ends) / max(1, len(self.epoch_ends))
+        return Measured(sum(steps) / len(steps), mean_end, time.perf_counter() - self.reported)
+
+
+class _TimedBar:
+    def __init__(self, watch: _Stopwatch) -> None:
+        self._watch, self._last, self._fresh = watch, time.perf_counter(), True
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        now = time.perf_counter()
+        if not self._fresh:
+            self._watch.steps.append(now - self._last)
+        self._last, self._fresh = now, False
+
+    def report(self, text: str) -> None:
+        now = time.perf_counter()
+        self._watch.epoch_ends.append(now - self._last)
+        self._watch.reported, self._fresh = now, True

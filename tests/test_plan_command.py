@@ -1,0 +1,77 @@
+"""`plan` measures a few steps of the run that it is asked about, and keeps nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kdcompress.cli import main
+from kdcompress.tools.plan import SCHEMA
+
+SMALL = ("--set", "train.epochs=40", "--set", "data.batch_size=200")
+TEACHER = ("--set", "teacher.model=cifar/resnet14", "--set", "teacher.epochs=3")
+
+
+def planned(*arguments, code=0, teacher=TEACHER):
+    done = CliRunner().invoke(main, ["plan", "quickstart", *SMALL, *teacher, *arguments])
+    assert done.exit_code == code, done.output
+    return done
+
+
+@pytest.fixture(scope="module")
+def forecast(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        document = json.loads(planned("--steps", "4", "--json", "-q").stdout)
+        assert not list(Path().iterdir())
+    return document
+
+
+def test_it_says_how_fast_how_long_and_how_large(forecast):
+    assert forecast["schema"] == SCHEMA
+    assert (forecast["images"], forecast["batch_size"]) == (1437, 200)
+    assert (forecast["steps_per_epoch"], forecast["epochs"]) == (7, 40)
+    assert forecast["images_per_s"] == pytest.approx(200 / forecast["step_ms"] * 1000)
+    assert forecast["peak_memory_bytes"] > 100e6
+    seconds = forecast["seconds"]
+    assert seconds["student"] > 280 * forecast["step_ms"] / 1000
+    assert seconds["teacher"] > 0
+    assert seconds["preparations"] == 0
+    assert seconds["total"] == pytest.approx(sum(v for k, v in seconds.items() if k != "total"))
+
+
+def test_the_parts_of_a_step_add_up(forecast):
+    shares = forecast["shares"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert shares["teacher"] > 0.05
+    assert shares["student"] > 0.05
+
+
+def test_it_says_what_a_cache_would_take_and_save(forecast):
+    cache = forecast["teacher_cache"]
+    assert (cache["on"], cache["views"], cache["keep"]) == (False, 10, "pooled")
+    assert cache["bytes"] == 10 * 1437 * (2 * 64 + 8)
+    speedup = {entry["setting"]: entry["speedup"] for entry in forecast["advice"]}["teacher.cache=auto"]
+    assert 1 < speedup < 1 / (1 - forecast["shares"]["teacher"])
+
+
+def test_a_method_without_a_teacher_has_a_forecast_too():
+    done = planned("--method", "byot", "--steps", "2", "-q", teacher=())
+    assert "Teacher cache" not in done.stdout
+    assert "training the student" in done.stdout
+    assert "A step: teacher 0 %" in done.stdout
+
+
+def test_the_heads_on_a_teacher_are_part_of_the_time():
+    document = json.loads(planned("--method", "sskd", "--steps", "2", "--json", "-q").stdout)
+    assert document["seconds"]["preparations"] > 0
+
+
+def test_what_a_run_would_refuse_is_refused():
+    done = planned("--set", "train.epochs=0", code=2)
+    assert "train.epochs" in done.output
