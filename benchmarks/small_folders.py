@@ -39,7 +39,7 @@ from efficientnet_lite_pytorch import EfficientNet
 
 def lite1(num_classes, channels, image_size):
     """Builds EfficientNet-Lite1 for any number of classes; the recipe names its weights."""
-    return EfficientNet.from_name("efficientnet-lite1", override_params={"num_classes": num_classes})
+    return EfficientNet.from_name("efficientnet-lite1", num_classes=num_classes)
 '''
 
 

@@ -1,8 +1,19 @@
-"""`python -m kdcompress` and `torchrun -m kdcompress`."""
+"""`kdcompress`, `python -m kdcompress` and `torchrun -m kdcompress`."""
 
 from __future__ import annotations
 
-from kdcompress.cli import main
+import sys
+
+
+def main() -> None:
+    """Runs the command line; Ctrl-C while it is still being imported ends it without a traceback."""
+    try:
+        from kdcompress.cli import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("Error: interrupted; nothing was finished\n")
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
+import threading
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -23,18 +25,38 @@ from kdcompress.commands.plan import plan
 from kdcompress.commands.strip import strip
 from kdcompress.commands.suggest import suggest
 from kdcompress.errors import RESUMABLE, Interrupted, KdcompressError, UserError, WorldError
-from kdcompress.plain_text import printable
+from kdcompress.plain_text import printable, shortened
 
 _ARGUMENTS = "kdcompress.arguments"
+_IMPORT_CHECK_S = 0.1
+_TRANSLATED = (MemoryError, ImportError, OSError, RuntimeError, ValueError)
+"""Errors of the world that may be no bug; `_translate_error` tells."""
+_NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory")
+"""Parts of messages of the loader of libraries and of PyTorch, in small letters."""
+_LONGEST_LINE = 2000
+"""Characters of a line of a message: what a stranger's file names may have any length."""
 
 
 class Commands(click.Group):
     """Runs a command and maps its errors to exit codes."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parses the arguments; Ctrl-C meanwhile is told and exits as it does later."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except KeyboardInterrupt:
+            click.echo("Error: interrupted; nothing was finished", err=True)
+            sys.exit(Interrupted.exit_code)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parses the arguments of the group, and keeps all arguments for the messages."""
         ctx.meta[_ARGUMENTS] = tuple(args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise _without_controls(error) from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -47,7 +69,10 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; prints one message for a known error and a traceback for a bug."""
-        before = signal.signal(signal.SIGTERM, _terminate)
+        terminate = signal.signal(signal.SIGTERM, _interrupt)
+        interrupt = signal.getsignal(signal.SIGINT)
+        if interrupt is signal.default_int_handler:  # else another program decides, or `nohup`
+            signal.signal(signal.SIGINT, _interrupt)
         try:
             return super().invoke(ctx)
         except click.MissingParameter as error:
@@ -56,18 +81,33 @@ class Commands(click.Group):
             hint = "`kdcompress recipes` lists the shipped ones; a YAML file is fine too."
             raise click.MissingParameter(hint, error.ctx, error.param) from None
         except click.NoSuchOption as error:
-            raise _with_hint(error, ctx.meta[_ARGUMENTS]) from None
-        except (KdcompressError, KeyboardInterrupt, MemoryError, OSError, RuntimeError, ValueError) as error:
+            raise _without_controls(_with_hint(error, ctx.meta[_ARGUMENTS])) from None
+        except click.UsageError as error:
+            raise _without_controls(error) from None
+        except (KdcompressError, KeyboardInterrupt, *_TRANSLATED) as error:
             command, resumed = ctx.invoked_subcommand, "--resume" in ctx.meta[_ARGUMENTS]
             known = _translate_error(
                 error, resumable=command in ("distill", "compare"), saved=resumed or command == "compare"
             )
             if known is None:
                 raise
-            click.echo(f"Error: {printable(known, keep=chr(10))}", err=True)
+            click.echo(f"Error: {_message(known)}", err=True)
             sys.exit(known.exit_code)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, terminate)
+            signal.signal(signal.SIGINT, interrupt)
+
+
+def _message(error: KdcompressError) -> str:
+    """Returns an error's message for a terminal: no control characters, no endless lines."""
+    return "\n".join(shortened(line, _LONGEST_LINE) for line in printable(error, keep="\n").split("\n"))
+
+
+def _without_controls(error: click.UsageError) -> click.UsageError:
+    """Returns an error that quotes what was typed without its control characters."""
+    said = error.format_message()
+    shown = printable(said, keep="\n")
+    return error if shown == said else click.UsageError(shown, error.ctx)
 
 
 def _with_hint(error: click.NoSuchOption, arguments: tuple[str, ...]) -> click.UsageError:
@@ -98,7 +138,8 @@ def _translate_error(error: BaseException, *, resumable: bool, saved: bool = Fal
             kept = RESUMABLE
         return Interrupted(f"interrupted; {kept}")
     # torch is not imported here, so its exception is recognised by name.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if no_memory or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return WorldError("out of memory; lower data.batch_size (train.accumulate keeps the effective batch)")
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
@@ -112,12 +153,25 @@ def _translate_error(error: BaseException, *, resumable: bool, saved: bool = Fal
             return UserError(f"{place}{error.strerror}")
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return UserError("a path has a NUL character in it; choose another")
-    if "can't allocate memory" in str(error):
+    if any(words in str(error).lower() for words in _NO_MEMORY):
+        if isinstance(error, ImportError):
+            return WorldError(f"out of memory ({error}); the process needs more (see `ulimit -v`)")
         return _translate_error(MemoryError(), resumable=resumable, saved=saved)
     return None
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt, but not in the midst of an import: there it waits for the import's end.
+
+    PyTorch's import ends the process if it is interrupted, and NumPy's leaves half a module behind.
+    """
+    while frame is not None and frame.f_code is not Commands.invoke.__code__:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            again = threading.Timer(_IMPORT_CHECK_S, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 

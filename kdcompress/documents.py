@@ -19,14 +19,13 @@ from pydantic_core import ErrorDetails
 
 from kdcompress.document_schemas import VERSION_ERROR
 from kdcompress.errors import KdcompressError, UserError
-from kdcompress.plain_text import one_line
+from kdcompress.plain_text import one_line, shortened
 
 MOST_BYTES = 64 << 20
 """Of one document; the largest ones have a few figures for each of thousands of classes."""
 MOST_DEPTH = 64
 """Nested lists and objects; our own have less than ten."""
 _LARGEST = 2**63
-_SHOWN = 80
 
 Failure = type[KdcompressError]
 
@@ -183,8 +182,7 @@ def _describe(problem: ErrorDetails) -> str:
 
 def _shown(text: object) -> str:
     """Shortens text of the file, which a message quotes."""
-    shown = one_line(text)
-    return shown if len(shown) <= 2 * _SHOWN else f"{shown[:_SHOWN]}…{shown[-_SHOWN:]}"
+    return shortened(one_line(text))
 
 
 def _refuse(name: str) -> NoReturn:

@@ -59,6 +59,10 @@ class DataError(UserError):
     """The data set cannot be used as it is."""
 
 
+class UnreadableImage(DataError):
+    """An image file cannot be read; in the midst of a run, which checked it before, the data has changed."""
+
+
 class WeightsError(UserError):
     """A checkpoint cannot be loaded, or must not be."""
 

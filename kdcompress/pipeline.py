@@ -14,7 +14,7 @@ from typing import Any
 from kdcompress.atomic import write_json
 from kdcompress.document_schemas import Results
 from kdcompress.documents import read_document
-from kdcompress.errors import RESUMABLE, Interrupted
+from kdcompress.errors import RESUMABLE, Interrupted, UnreadableImage, WorldError
 from kdcompress.progress import Progress
 from kdcompress.report import documents
 from kdcompress.run.context import Run
@@ -60,9 +60,16 @@ def distill(request: Request, progress: Progress) -> dict[str, Any] | None:
                 folder.clear()
             processes.barrier()
             logs = folder / "seeds" / "*" if request.seeds else folder.path
-            run = with_pixel_cache(run)
-            progress.say(f"A line per epoch is written to {logs / 'log.jsonl'}")
-            return _run_seeds(run, request) if request.seeds else _run_to_end(run, baseline=request.baseline)
+            try:
+                run = with_pixel_cache(run)
+                progress.say(f"A line per epoch is written to {logs / 'log.jsonl'}")
+                return (
+                    _run_seeds(run, request) if request.seeds else _run_to_end(run, baseline=request.baseline)
+                )
+            except UnreadableImage as error:
+                raise WorldError(
+                    f"{error}: the data has changed since the run began; put it back and go on with --resume"
+                ) from None
     except KeyboardInterrupt:
         kept = RESUMABLE if folder.has_saved() else "nothing was saved yet, run it again"
         raise Interrupted(f"interrupted; {kept}") from None

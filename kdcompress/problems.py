@@ -76,9 +76,12 @@ def _path(item: Mapping[str, Any]) -> list[Any]:
 
 
 def _is_union_member(part: Any) -> bool:
-    # 'int', 'constrained-int', "literal['all']", 'list[float]'
+    # 'int', 'constrained-int', "literal['all']", 'list[float]', 'CacheSection'
     return isinstance(part, str) and (
-        part in {"int", "float", "str", "bool"} or part.startswith("constrained-") or "[" in part
+        part in {"int", "float", "str", "bool"}
+        or part.startswith("constrained-")
+        or "[" in part
+        or (part[:1].isupper() and part.endswith("Section"))
     )
 
 
@@ -90,7 +93,7 @@ def _sentence(dotted: str, items: list[Any], model: type[BaseModel], other_keys:
         return "required"
     expected = " or ".join(dict.fromkeys(_expected(each) for each in items))
     hint = ""
-    if item["type"] in {"model_type", "dict_type"} and isinstance(item["input"], str):
+    if len(items) == 1 and item["type"] in {"model_type", "dict_type"} and isinstance(item["input"], str):
         section = _section_at(model, _path(item))
         hint = f"; did you mean {dotted}.{next(iter(section.model_fields)) if section else 'name'}?"
     return f"expected {expected}, got {_shown(item['input'])}{hint}"

@@ -243,12 +243,12 @@ def _bars() -> RichProgress:
     )
 
     columns = (
-        TextColumn("{task.description:<30}"),
+        TextColumn("{task.description:<30}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     return Progress(*columns, console=Console(stderr=True), refresh_per_second=4)

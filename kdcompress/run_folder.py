@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kdcompress.atomic import sha256_of, translated, write_json, write_text
 from kdcompress.document_schemas import Manifest
@@ -95,9 +95,7 @@ class RunFolder:
             UserError: It cannot be created.
         """
         create_folder(self.path)
-        with translated(self.path / ".lock"):
-            lock = (self.path / ".lock").open("w")
-        with lock:
+        with _open_lock(self.path / ".lock") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -165,6 +163,20 @@ class RunFolder:
         )
 
 
+def _open_lock(path: Path) -> BinaryIO:
+    """Opens the lock file; a link that leads out of the folder is not followed, a pipe not waited for.
+
+    Raises:
+        RunFolderError: It is a link.
+        UserError: It cannot be written.
+    """
+    if path.is_symlink():
+        raise RunFolderError(f"{path}: is a link; remove it")
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with translated(path):
+        return open(os.open(path, flags, 0o666), "r+b", buffering=0)
+
+
 def check_writable(path: Path) -> None:
     """Checks that a folder can be written to or created; creates nothing.
 
@@ -176,6 +188,7 @@ def check_writable(path: Path) -> None:
         longest = os.pathconf(nearest if nearest.is_dir() else nearest.parent, "PC_NAME_MAX")
     except OSError as error:
         raise UserError(f"{path}: cannot be a folder ({error.strerror}); choose another with --out") from None
+    _check_text(path)
     if "\0" in str(path):
         raise UserError(f"{str(path)!r}: has a NUL character in it; choose another folder with --out")
     if any(len(os.fsencode(part)) > longest for part in path.parts):
@@ -186,6 +199,18 @@ def check_writable(path: Path) -> None:
         raise UserError(f"{path}: cannot be written to; choose another folder with --out")
 
 
+def _check_text(path: Path) -> None:
+    """Refuses a path that is no text: runtimes cannot open its files, and no document can name them.
+
+    Raises:
+        UserError: It is not in UTF-8.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: is not UTF-8 text; choose another folder with --out") from None
+
+
 def create_folder(path: Path) -> None:
     """Creates a folder and its parents, if they are not there.
 
@@ -193,6 +218,7 @@ def create_folder(path: Path) -> None:
         UserError: No folder can be made there.
         WorldError: The disk is full.
     """
+    _check_text(path)
     try:
         with translated(path):
             path.mkdir(parents=True, exist_ok=True)

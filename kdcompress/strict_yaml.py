@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from kdcompress.errors import RecipeError
+from kdcompress.plain_text import printable
 
 _COMMENT_COLUMN = 44
 """Column of the comments at most, so that a comment fits on a line of 80 characters."""
@@ -66,7 +67,8 @@ def to_commented_yaml(document: dict[str, Any], comments: Mapping[str, str]) -> 
         document: Sections, values and lists of either.
         comments: {dotted path of a value: its comment}.
     """
-    lines = [(text, comments.get(path, "")) for text, path in _lines(document)]
+    # What is no printable character stands in double quotes, where an escape is YAML.
+    lines = [(printable(text), comments.get(path, "")) for text, path in _lines(document)]
     width = min(_COMMENT_COLUMN, max((len(text) for text, comment in lines if comment), default=0))
     return "".join(f"{text:<{width}}  # {comment}\n" if comment else f"{text}\n" for text, comment in lines)
 
@@ -86,7 +88,7 @@ def _lines(document: dict[str, Any], indent: str = "", above: str = "") -> Itera
                 yield from more
         else:
             # One line each: lists in brackets, long text unfolded, line breaks as escapes.
-            style = '"' if isinstance(value, str) and "\n" in value else None
+            style = '"' if isinstance(value, str) and printable(value) != value else None
             text = _dump([value], default_flow_style=True, default_style=style, width=math.inf)
             yield f"{indent}{key}: {text.strip()[1:-1]}", path
 

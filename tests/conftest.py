@@ -48,6 +48,7 @@ SLOW_FILES = {
         "verify",
         "worth",
     },
+    "faults": {"data_disappears", "kills", "lost_rank"},
     "hostile": {"hostile"},
     "methods": {
         "ab",
@@ -155,12 +156,19 @@ LONGEST_FILES = [
 
 def pytest_addoption(parser):
     parser.addoption("--hostile", type=int, default=40, metavar="N", help="damaged inputs of each kind")
+    parser.addoption("--kills", type=int, metavar="N", help="kills of each case of tests/faults")
 
 
 @pytest.fixture
 def hostile_inputs(request):
     """Number of inputs of each kind in tests/hostile."""
     return request.config.getoption("--hostile")
+
+
+@pytest.fixture
+def random_kills(request):
+    """Number of kills of each case in tests/faults; None: as few as the ordinary tests have."""
+    return request.config.getoption("--kills")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -176,7 +176,10 @@ class Small:
         job = Job("student", folder, train, optim, train.epochs, fp16, hint, exits=exits)
         on_held_out = None
         if held_out:
-            on_held_out = EvaluationLoader(images(held_out, side, 1, labelled), device=device)
+            on_held_out = EvaluationLoader(
+                images(held_out, side, 1, labelled), batch_size=5, device=device, rank=processes.rank,
+                world=processes.world,
+            )  # fmt: skip
         journal = Journal(folder if processes.first else None)
         torch.manual_seed(2 + processes.rank)
         self.trainer = Trainer(

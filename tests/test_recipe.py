@@ -94,7 +94,10 @@ def test_what_the_method_needs_is_among_the_problems(tmp_path):
         ("train.epochs=010", "train.epochs: expected int or 'auto', got '010'"),
         ("train.epochs='3'", "train.epochs: expected int or 'auto', got '3'"),
         ("train.threads=100000", "train.threads: expected at most 1024, got 100000"),
-        ("train.compile=1", "train.compile: expected true or false, got 1"),
+        ("teacher.cache=foo", "teacher.cache: expected a section or one of 'off', 'auto', got 'foo'"),
+        ("teacher.cache.views=0", "teacher.cache.views: expected at least 1 or 'auto', got 0"),
+        ("teacher.cache={view: 3}", "teacher.cache.view: unknown key; did you mean 'views'?"),
+        ("train.compile=1", "train.compile: expected true or false or 'auto', got 1"),
         ("train.ema=1", "train.ema: expected less than 1, got 1"),
         (
             "train.class_weights=even",

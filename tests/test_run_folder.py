@@ -35,6 +35,27 @@ def folder(tmp_path, recipe):
     return folder
 
 
+def test_a_lock_that_is_a_link_or_a_pipe_is_neither_followed_nor_waited_for(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    link = pytest.raises(RunFolderError, match=r"\.lock: is a link; remove it")
+    with link, RunFolder(tmp_path / "run").held():
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+    (tmp_path / "run" / ".lock").unlink()
+    os.mkfifo(tmp_path / "run" / ".lock")
+    with RunFolder(tmp_path / "run").held():
+        pass
+
+
+def test_a_folder_that_is_no_text_is_refused_before_anything_is_written(tmp_path):
+    for check in (check_writable, create_folder):
+        with pytest.raises(UserError, match="is not UTF-8 text; choose another folder with --out"):
+            check(tmp_path / "a\udcff" / "b")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_new_folder_is_welcome_and_the_check_creates_nothing(tmp_path):
     RunFolder(tmp_path / "a" / "b").check(resume=False, overwrite=False)
     RunFolder(tmp_path / "a" / "b").check(resume=True, overwrite=False)

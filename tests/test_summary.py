@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,7 @@ def results(student, teacher, baseline=None, gain=None):
 
 def printed(student, teacher, folder, capsys):
     (folder / "gates.json").write_text(json.dumps(GATES))
-    print_summary({**results(student, teacher), "folder": str(folder)})
+    print_summary({**results(student, teacher), "folder": str(folder)}, folder)
     return capsys.readouterr().out
 
 
@@ -63,7 +64,7 @@ def test_seeds_are_summed_up_by_the_figure_that_stands_for_a_run(student, figure
     assert document["student"][figure] == [student[figure], other[figure]]
     assert document["student"]["mean"] == pytest.approx(student[figure] + 0.01)
     assert document["gain"] is None
-    print_summary({**document, "folder": "x"})
+    print_summary({**document, "folder": "x"}, Path("x"))
     out = capsys.readouterr().out
     assert f"student   {name} {100 * student[figure] + 1:.2f} %" in out
 
@@ -72,7 +73,7 @@ def test_a_gain_over_seeds_is_paired(capsys):
     baseline = {**LABELLED, "top1": 0.85}
     document = documents.seeds([results(LABELLED, None, baseline)] * 2)
     assert document["gain"]["points"] == pytest.approx([5.0, 5.0])
-    print_summary({**document, "folder": "x"})
+    print_summary({**document, "folder": "x"}, Path("x"))
     assert "gain      +5.00 points" in capsys.readouterr().out
 
 

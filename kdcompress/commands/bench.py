@@ -128,9 +128,9 @@ def bench(runtimes: tuple[str, ...], merge: Path | None, as_json: bool, quiet: b
     request, progress = timing.BenchRequest(runtimes=names, **options), Progress(quiet)
     document = timing.bench(request, progress) if merge is None else timing.merge(merge, request, progress)
     if document["schema"] == "kdcompress.bench-pack/1":
-        print_result(document, as_json, lambda: _print_pack(document))
+        print_result(document, as_json, _print_pack)
         return
-    print_result(document, as_json, lambda: _print_bench(document))
+    print_result(document, as_json, _print_bench)
     if document["not_met"]:
         raise RunFailed("\n  ".join(document["not_met"]))
 
@@ -170,7 +170,7 @@ def _print_bench(document: dict[str, Any]) -> None:
 
     from kdcompress.commands.bench_table import print_table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 200  # a file has room, and a figure that is broken in two cannot be read
     print_table(document, console)

@@ -91,7 +91,7 @@ def compare(as_json: bool, quiet: bool, **options: Any) -> None:
     from kdcompress.tools.grid_plan import GridRequest
 
     result = compare(GridRequest(**options), Progress(quiet))
-    print_result(result, as_json, lambda: _print(result, print_comparison))
+    print_result(result, as_json, lambda shown: _print(shown, print_comparison))
     check_shipped(result)
 
 

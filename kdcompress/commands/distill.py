@@ -80,4 +80,4 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
     summary = distill(Request(command=command, **options), Progress(quiet))
     if summary is None:  # a torchrun process other than the first
         return
-    print_result(summary, as_json, lambda: print_summary(summary))
+    print_result(summary, as_json, lambda shown: print_summary(shown, Path(summary["folder"])))

@@ -71,18 +71,18 @@ def evaluate(
         document = probing.knowledge(
             Path(source), Progress(quiet), images=images or probing.IMAGES, **options
         )
-        print_result(document, as_json, lambda: _print_knowledge(document))
+        print_result(document, as_json, _print_knowledge)
         return
     if probe is not None:
         from kdcompress.tools import probe as probing
 
         result = probing.probe(Path(source), Progress(quiet), kind=probe, **options)
-        print_result(result, as_json, lambda: _print_probe(result))
+        print_result(result, as_json, _print_probe)
         return
     from kdcompress.tools.evaluate import evaluate
 
     result = evaluate(Path(source), Progress(quiet), **options)
-    print_result(result, as_json, lambda: _print_evaluation(result))
+    print_result(result, as_json, _print_evaluation)
 
 
 def _recipe_of(source: Path) -> str:

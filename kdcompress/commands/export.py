@@ -206,7 +206,7 @@ def export(
                 derived=derived,
                 allow_code=allow_code,
             )
-    print_result(summary, as_json, lambda: _print_files(summary))
+    print_result(summary, as_json, _print_files)
 
 
 def _print_files(summary: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ def methods(name: str | None, as_json: bool, quiet: bool) -> None:
     from kdcompress.commands.method_page import describe_method, format_method
 
     document = describe_method(name)
-    print_result(document, as_json, lambda: click.echo(format_method(document)))
+    print_result(document, as_json, lambda shown: click.echo(format_method(shown)))
 
 
 @click.command(short_help="List the networks, as FAMILY/NAME.")
@@ -50,7 +50,7 @@ def datasets(as_json: bool, quiet: bool) -> None:
 
 
 def _list(kind: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    def print_lines() -> None:
+    def print_lines(_: Any) -> None:
         width = max(len(row["name"]) for row in rows)
         for row in rows:
             group = f" [{row['kind']}]" if row.get("kind", "offline") != "offline" else ""

@@ -17,6 +17,7 @@ import click
 
 from kdcompress.commands.complete import complete_method, complete_setting
 from kdcompress.cores import MAX_THREADS
+from kdcompress.plain_text import printable_tree
 
 F = TypeVar("F", bound=Callable[..., Any])
 _RESULT_STREAMS: list[TextIO] = []
@@ -145,13 +146,13 @@ def parse_counts(ctx: click.Context, option: click.Parameter, text: str) -> tupl
     return tuple(dict.fromkeys(counts))
 
 
-def print_result(document: Any, as_json: bool, print_text: Callable[[], Any]) -> None:
+def print_result(document: Any, as_json: bool, print_text: Callable[[Any], Any]) -> None:
     """Prints the result of a command on stdout, as JSON or as text.
 
     Args:
         document: The result.
         as_json: `--json` was given.
-        print_text: Prints the result as text.
+        print_text: Prints the result as text; called with the document without its control characters.
     """
     stream = result_stream()
     try:
@@ -159,7 +160,7 @@ def print_result(document: Any, as_json: bool, print_text: Callable[[], Any]) ->
             if as_json:
                 click.echo(json.dumps(document, indent=2, sort_keys=False))
             else:
-                print_text()
+                print_text(printable_tree(document))
         stream.flush()
     except BrokenPipeError:  # `kdcompress students | head` is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -9,6 +9,7 @@ import click
 
 from kdcompress.commands.complete import complete_recipe
 from kdcompress.commands.options import allow_code, common, print_result, recipe_changes
+from kdcompress.plain_text import printable
 
 
 @click.command(short_help="Rewrite the report and model card of a run, or compare runs.")
@@ -30,15 +31,15 @@ def report(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool)
         from kdcompress.tools.compare_runs import compare
 
         comparison = compare(runs, out)
-        print_result(comparison, as_json, lambda: print_comparison(comparison))
+        print_result(comparison, as_json, print_comparison)
         return
     if out is not None:
         raise click.UsageError("--out: belongs to the comparison of several runs; a run's report is in it")
     from kdcompress.tools.report import report
 
     written = report(runs[0])
-    lines = "\n".join(str(runs[0] / name) for name in written["files"])
-    print_result(written, as_json, lambda: click.echo(lines))
+    lines = "\n".join(printable(runs[0] / name) for name in written["files"])
+    print_result(written, as_json, lambda _: click.echo(lines))
 
 
 @click.command()
@@ -60,7 +61,7 @@ def show(recipe: str, as_json: bool, quiet: bool, **options: Any) -> None:
     values = resolved.recipe.model_dump(mode="json")
     document = {"schema": "kdcompress.recipe/1", **values, "sources": resolved.sources}
     text = to_commented_yaml(values, resolved.sources)
-    print_result(document, as_json, lambda: click.echo(text, nl=False))
+    print_result(document, as_json, lambda _: click.echo(text, nl=False))
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:

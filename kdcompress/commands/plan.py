@@ -43,4 +43,4 @@ def plan(as_json: bool, quiet: bool, steps: int, **options: Any) -> None:
     from kdcompress.tools.plan import plan
 
     found = plan(Request(**options), steps, Progress(quiet))
-    print_result(found, as_json, lambda: print_plan(found))
+    print_result(found, as_json, print_plan)

@@ -44,7 +44,7 @@ def strip(
     from kdcompress.tools.strip import strip
 
     document = strip(checkpoint, out, StripRequest(student, at, drop, input_size, allow_code))
-    print_result(document, as_json, lambda: print_stripped(document, document["file"]))
+    print_result(document, as_json, lambda shown: print_stripped(shown, shown["file"]))
 
 
 def print_stripped(document: dict[str, Any], file: str) -> None:

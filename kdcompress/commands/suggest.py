@@ -120,7 +120,7 @@ def suggest(
         **options,
     )
     document = suggest(request, Progress(quiet))
-    print_result(document, as_json, lambda: _print(document))
+    print_result(document, as_json, _print)
     if document["answer"] is None:
         raise RunFailed(document["no_answer"])
 
@@ -130,7 +130,7 @@ def _print(document: dict[str, Any]) -> None:
 
     from kdcompress.commands.suggest_table import print_suggestion
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 200  # a file has room, and a figure that is broken in two cannot be read
     print_suggestion(document, console)

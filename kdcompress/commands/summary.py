@@ -10,22 +10,27 @@ from rich.table import Table
 
 from kdcompress.document_schemas import Bench, Gates, Labels
 from kdcompress.documents import read_document
+from kdcompress.plain_text import printable
 from kdcompress.report.words import candidates_sentence, cautions, pretraining_sentence
 from kdcompress.tasks.figures import FIGURES, comparable
 
 
-def print_summary(summary: dict[str, Any]) -> None:
-    """Prints the results of a run, or of several seeds, to stdout."""
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """Prints the results of a run, or of several seeds, to stdout.
+
+    Args:
+        summary: The results document, without control characters.
+        folder: The run folder.
+    """
     # A path that is broken in two can be neither read nor clicked.
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     if summary["schema"].startswith("kdcompress.seeds"):
         _print_seeds(summary, console)
     else:
-        _print_run(summary, console)
+        _print_run(summary, folder, console)
 
 
-def _print_run(summary: dict[str, Any], console: Console) -> None:
-    folder = Path(summary["folder"])
+def _print_run(summary: dict[str, Any], folder: Path, console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     # One figure: more columns would not leave the file's name its room on a narrow terminal.
     compared = comparable(summary["student"])[:1]
@@ -74,15 +79,16 @@ def _print_run(summary: dict[str, Any], console: Console) -> None:
     labels = folder / "labels.json"
     names = read_document(labels, Labels) if labels.is_file() else []
     for caution in cautions(summary, names):
-        console.print(caution)
+        console.print(printable(caution))
     for entry in summary.get("variants", {}).values():
         console.print(entry["verdict"]["sentence"])
         if "qat" in entry:
             console.print(entry["qat"]["sentence"])
     gates = read_document(folder / "gates.json", Gates)["gates"]
     passed = sum(gate["passed"] for gate in gates)
+    shown = Path(printable(folder))
     console.print(
-        f"{passed} of {len(gates)} gates passed. Files and report: {folder}/ (open {folder / 'report.html'})"
+        f"{passed} of {len(gates)} gates passed. Files and report: {shown}/ (open {shown / 'report.html'})"
     )
 
 

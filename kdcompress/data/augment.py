@@ -28,7 +28,8 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from kdcompress.data.colour import Colours, adjust_colours
-from kdcompress.data.crop import SCALE, padded_crop, resized_crop
+from kdcompress.data.crop import SCALE, crop_draws, padded_crop, resized_crop
+from kdcompress.data.prefetch import moved
 from kdcompress.errors import UserError, suggest
 
 Preset = Literal["none", "crop", "crop_flip", "resized_crop_flip", "weak", "strong", "moco_v2", "simsiam"]
@@ -122,16 +123,27 @@ def skipped_colours(preset: str, channels: int) -> tuple[str, ...]:
     return tuple(name for name, strength in strengths.items() if strength)
 
 
-def augment(images: Tensor, indices: Tensor, *, seed: int, view: int, preset: str, pad: int) -> Tensor:
+def augment(
+    images: Tensor,
+    indices: Tensor,
+    *,
+    seed: int,
+    view: int,
+    preset: str,
+    pad: int,
+    crops: Tensor | None = None,
+) -> Tensor:
     """Augments the images of a batch.
 
     Args:
         images: `[B, C, H, W]` uint8, on any device.
-        indices: `[B]` int64 on the same device: positions in the training set, which key the draws.
+        indices: `[B]` int64 on the same device or on the CPU: positions in the training set, which key the
+            draws.
         seed: The run's seed.
         view: Number of the replayable view.
         preset: A resolved preset (`resolve_preset`).
         pad: Pixels added to each side before a padded crop.
+        crops: `[B, 3]` `crop_draws` of the images on their device; None: they are drawn here.
 
     Returns:
         `[B, C, H, W]` uint8.
@@ -145,7 +157,9 @@ def augment(images: Tensor, indices: Tensor, *, seed: int, view: int, preset: st
     if pipeline.resized:
         images = resized_crop(images, indices, seed=seed, view=view, scale=pipeline.scale)
     elif pipeline.pad:
-        images = padded_crop(images, indices, seed=seed, view=view, pad=pad, mirror=pipeline.mirror)
+        if crops is None:
+            crops = crop_draws(moved(indices, images.device), seed=seed, view=view, pad=pad)
+        images = padded_crop(images, crops, pad=pad, mirror=pipeline.mirror)
     if pipeline.colours is None:
         return images
-    return adjust_colours(images, indices, pipeline.colours, seed=seed, view=view)
+    return adjust_colours(images, moved(indices, images.device), pipeline.colours, seed=seed, view=view)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcompress.data.prefetch import moved
 from kdcompress.data.random_bits import integers, uniform, uniform_of_one
 
 SCALE = (0.08, 1.0)
@@ -92,31 +93,68 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     return smooth.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def padded_crop(images: Tensor, indices: Tensor, *, seed: int, view: int, pad: int, mirror: bool) -> Tensor:
+def crop_draws(ids: Tensor, *, seed: int, view: int, pad: int) -> Tensor:
+    """Draws the windows of padded crops.
+
+    Args:
+        ids: `[B]` int64, which key the draws.
+        seed: The run's seed.
+        view: Number of the replayable view.
+        pad: Pixels added to each side.
+
+    Returns:
+        `[B, 3]` int64 on the same device: top and left in the padded image, and 1 for a mirror image, else 0.
+    """
+    top = integers(seed, view, ids, _TOP, 2 * pad + 1)
+    left = integers(seed, view, ids, _LEFT, 2 * pad + 1)
+    return torch.stack([top, left, uniform(seed, view, ids, _FLIP) < 0.5], dim=1)
+
+
+class CropTable:
+    """Keeps `crop_draws` of a whole set for one view: a batch then takes its rows in a single operation."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._rows = torch.empty(0)
+
+    def rows(self, ids: Tensor, device: torch.device, *, seed: int, view: int, pad: int) -> Tensor:
+        """Returns `crop_draws` of all images, `[N, 3]` int64 on the device.
+
+        Args:
+            ids: `[N]` int64, always the same ones.
+            device: Where the images are.
+            seed: The run's seed.
+            view: Number of the replayable view.
+            pad: Pixels added to each side.
+        """
+        key = (device, seed, view, pad)
+        if key != self._key:
+            self._rows = crop_draws(moved(ids, device), seed=seed, view=view, pad=pad)
+            self._key = key
+        return self._rows
+
+
+def padded_crop(images: Tensor, draws: Tensor, *, pad: int, mirror: bool) -> Tensor:
     """Cuts a random window of the old size out of each zero-padded image.
 
     Args:
         images: `[B, C, H, W]` uint8.
-        indices: `[B]` int64, positions in the training set.
-        seed: The run's seed.
-        view: Number of the replayable view.
-        pad: Pixels added to each side.
-        mirror: Also mirror half of the images.
+        draws: `[B, 3]` int64 on the same device (`crop_draws`).
+        pad: Pixels added to each side before.
+        mirror: Also mirror the images that were drawn for it: half of them.
 
     Returns:
         `[B, C, H, W]` uint8.
     """
-    flip = uniform(seed, view, indices, _FLIP) < 0.5 if mirror else None
-    top = integers(seed, view, indices, _TOP, 2 * pad + 1)
-    left = integers(seed, view, indices, _LEFT, 2 * pad + 1)
+    top, left, flip = draws.unbind(1)
     b, c, h, w = images.shape
     # Pixels as rows of one table, so that crop and mirror are a single gather (twice as fast as unfolding).
     table = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).reshape(-1, c)
     sample = torch.arange(b, device=images.device)[:, None]
     rows = sample * (h + 2 * pad) + top[:, None] + torch.arange(h, device=images.device)
     columns = left[:, None] + torch.arange(w, device=images.device)
-    if flip is not None:
-        columns = torch.where(flip[:, None], columns.flip(1), columns)
+    if mirror:
+        columns = torch.where(flip[:, None] > 0, columns.flip(1), columns)
     places = rows[:, :, None] * (w + 2 * pad) + columns[:, None, :]
     return table.index_select(0, places.reshape(-1)).view(b, h, w, c).permute(0, 3, 1, 2)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from kdcompress.errors import DataError
+from kdcompress.errors import UnreadableImage
 
 SUFFIXES = frozenset(
     [
@@ -89,13 +89,13 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         path: Image file.
 
     Raises:
-        DataError: The file cannot be read, here or within the block; the message is `path: why`.
+        UnreadableImage: The file cannot be read, here or within the block; the message is `path: why`.
     """
     try:
         with open_regular(path) as file, Image.open(file) as image:
             yield image
     except _UNREADABLE as error:
-        raise DataError(f"{path}: {why_unreadable(error)}") from None
+        raise UnreadableImage(f"{path}: {why_unreadable(error)}") from None
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -174,10 +174,10 @@ def _flattened(image: Image.Image, mode: str) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     # Pillow's own convert("L") clips 16-bit greys at 255, which turns nearly every pixel white. 65535 = 255 ·
     # 257.
-    values = np.asarray(image)
-    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise ValueError("32-bit pixels have no known range; save the image with 8 or 16 bits")
-    grey = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), _STRIP):  # in strips: a large scan in 64 bits would take gigabytes
-        grey[top : top + _STRIP] = (values[top : top + _STRIP].astype(np.int64) + 128) // 257
+    grey = np.empty((image.height, image.width), np.uint8)
+    for top in range(0, image.height, _STRIP):  # in strips: a large scan in 64 bits would take gigabytes
+        values = np.asarray(image.crop((0, top, image.width, min(top + _STRIP, image.height))))
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise ValueError("32-bit pixels have no known range; save the image with 8 or 16 bits")
+        grey[top : top + _STRIP] = (values.astype(np.int64) + 128) // 257
     return Image.fromarray(grey)

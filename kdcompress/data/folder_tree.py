@@ -12,6 +12,8 @@ from kdcompress.errors import DataError
 
 DATA_ROOT = "data.root"
 """The recipe's key of the folder, which begins every message on it."""
+_DEEPEST = 100
+"""Folders in one another."""
 
 
 def is_image(name: str) -> bool:
@@ -74,13 +76,18 @@ class FolderTree:
         Links are followed, but not in circles. Arguments as of `folders`.
 
         Raises:
-            DataError: A folder cannot be listed, or an image cannot be looked at.
+            DataError: A folder cannot be listed, or lies deeper than anybody sorts images; or an image
+                cannot be looked at.
         """
         files: list[ImageFile] = []
         self._collect(folder, frozenset(), files)
         return sorted(files)
 
     def _collect(self, folder: str, above: frozenset[tuple[int, int]], files: list[ImageFile]) -> None:
+        if len(above) > _DEEPEST:
+            raise DataError(
+                f"{self._key}: {self.root}: has folders in folders, more than {_DEEPEST} deep; move them up"
+            )
         try:
             status = os.stat(self.root / folder)
         except OSError as error:

@@ -18,7 +18,8 @@ from kdcompress.data.file_list import ImageFile, encode_name
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.sound_files import SoundFiles
 from kdcompress.data.threads import map_in_threads
-from kdcompress.errors import DataError, KdcompressError
+from kdcompress.documents import read_bytes
+from kdcompress.errors import DataError, KdcompressError, UserError
 
 SCHEMA = "kdcompress.check/1"
 _HEAD_BYTES = 4096
@@ -129,15 +130,34 @@ def _digest(path: Path, count: int | None) -> bytes:
         raise DataError(f"{path}: {error.strerror}") from None
 
 
+def _stored_result(path: Path, kind: str) -> Any:
+    """Reads a result from the cache; None: there is none, or it is damaged and made again."""
+    try:
+        # Not `parse_json`: names of files need not be valid Unicode.
+        document = json.loads(read_bytes(path))
+    except (UserError, ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        return None
+    result = document.get("result")
+    if kind == "broken":
+        texts = [*result, *result.values()] if isinstance(result, dict) else [None]
+    else:
+        rows = result if isinstance(result, list) else [None]
+        texts = [
+            text for row in rows for text in (row if isinstance(row, list) and len(row) == 4 else [None])
+        ]
+    return result if all(isinstance(text, str) for text in texts) else None
+
+
 def _cached_result(compute: Callable[[], Any], root: Path, kind: str, files: Sequence[ImageFile]) -> Any:
     digest = hashlib.sha256(os.fsencode(root.resolve()) + b"\0" + kind.encode())
     for name, size, mtime_ns in files:
         digest.update(b"\0%s\0%d\0%d" % (encode_name(name), size, mtime_ns))
     path = cache_folder() / "checks" / f"{digest.hexdigest()}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: it is made again
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] == SCHEMA:
-            return document["result"]
+    stored = _stored_result(path, kind)
+    if stored is not None:
+        return stored
     result = compute()
     # A cache that cannot be written costs the next run this check, and nothing else.
     with suppress(OSError, KdcompressError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from kdcompress.data.file_list import ImageFile
 from kdcompress.data.folder_tree import DATA_ROOT, is_image
 from kdcompress.data.image_files import quote_names
+from kdcompress.documents import parse_json, read_bytes
 from kdcompress.errors import DataError, suggest
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -42,6 +42,8 @@ _SPLIT_VALUES = {
     "train": "train", "training": "train", "val": "val", "valid": "valid", "validation": "validation",
     "dev": "val", "test": "test", "testing": "test",
 }  # fmt: skip
+_MOST_BYTES = 1 << 31
+"""A hundred bytes for each of twenty million images."""
 _DELIMITERS = (",", ";", "\t")
 _ODD_PARTS = frozenset(["", ".", ".."])  # of a path that is not in its shortest form
 _LISTED = 5  # problems listed in one message
@@ -147,12 +149,12 @@ def read_table(path: Path, *, labels: bool) -> LabelTable:
 
 
 def _text(path: Path, where: str) -> str:
+    if not path.exists():
+        raise DataError(f"{where}: no such file")
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{where}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{where}: cannot be read: {error.strerror}") from None
+        content = read_bytes(path, _MOST_BYTES, failure=DataError)
+    except DataError as error:
+        raise DataError(f"{DATA_ROOT}: {error}") from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -200,9 +202,10 @@ def _json_records(text: str, where: str) -> tuple[list[str], _Records]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            records.append((number, f"is no JSON: {error}"))
+            record = parse_json(line, "", failure=DataError)
+        except DataError as error:
+            why = str(error).removeprefix(": is damaged: ").removeprefix("is not valid JSON (")
+            records.append((number, f"is no JSON: {why.removesuffix(', line 1)')}"))
             continue
         if not isinstance(record, dict):
             records.append(

@@ -11,12 +11,16 @@ from torch import Tensor
 from kdcompress.data.batch import Batch, Replay, View
 from kdcompress.data.joined import JoinedSource
 from kdcompress.data.orders import BatchOrder, ShuffledOrder
+from kdcompress.data.prefetch import moved, prefetched
 from kdcompress.data.source import MATERIALISE_BYTES, FolderSource, MemorySource, Source
 from kdcompress.data.workers import EVALUATION, Task, Workers, images_of
 from kdcompress.errors import UserError
 
 RESIDENT_BYTES = 1 << 31
 """An in-memory set of up to 2 GiB is copied to the accelerator whole."""
+KEPT_BYTES = 1 << 31
+"""The decoded pixels of a split that is not augmented are kept up to 2 GiB, and are copied to the accelerator
+up to `MATERIALISE_BYTES`."""
 
 
 class TrainingLoader:
@@ -98,6 +102,9 @@ class TrainingLoader:
             WorldError: A worker process died.
             DataError: An image file cannot be read any more.
         """
+        yield from prefetched(self._batches(epoch, start_step), self.device)
+
+    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         tasks = self._tasks(epoch)[start_step:]
         workers = self._workers
         results = (
@@ -135,19 +142,38 @@ class TrainingLoader:
 class EvaluationLoader:
     """All images of a split in their order, not augmented: one view with the number -1.
 
-    The images of a small split of files are decoded once: the first complete iteration keeps their pixels.
+    Image files are decoded once, if their pixels take up to `KEPT_BYTES`: the first complete iteration keeps
+    them.
 
     Args:
         source: The images.
         batch_size: The last batch may be smaller.
         device: Device of the batches.
         workers: Processes that decode image files; an in-memory set uses none.
+        rank: Number of this process among those that share the split; the first one always has a batch.
+        world: Number of these processes. Each gets whole batches, the same for any number of processes.
+
+    Attributes:
+        labels: `[N]` int64 labels of the whole split; -1 = none.
     """
 
     def __init__(
-        self, source: Source, *, batch_size: int = 256, device: torch.device | str, workers: int = 0
+        self,
+        source: Source,
+        *,
+        batch_size: int = 256,
+        device: torch.device | str,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         assert batch_size >= 1, batch_size
+        assert 0 <= rank < world, (rank, world)
+        self.labels = source.labels
+        if world > 1:
+            batches = math.ceil(len(source) / batch_size)
+            first, end = (-(-number * batches // world) * batch_size for number in (rank, rank + 1))
+            source = source.subset(torch.arange(min(first, len(source)), min(end, len(source))))
         self.device = torch.device(device)
         self.source = _near(source, self.device)
         self.batch_size = batch_size
@@ -159,16 +185,23 @@ class EvaluationLoader:
     def __iter__(self) -> Iterator[Batch]:
         parts = torch.split(torch.arange(len(self.source)), self.batch_size) if len(self.source) else ()
         tasks = [Task(part, (EVALUATION,), 0) for part in parts]
-        keep = isinstance(self.source, FolderSource) and self._nbytes() <= MATERIALISE_BYTES
-        decoded: list[Tensor] = []
+        pixels = self._room_for_pixels()
         for task, images in zip(tasks, _results((self.source,), self._workers, tasks), strict=True):
-            if keep:
-                decoded += images
+            if pixels is not None:
+                pixels[task.indices[0] : task.indices[-1] + 1] = images[0]
             yield _batch(self.source, task.indices, images, (EVALUATION,), self.device)
-        if decoded:
+        if pixels is not None:
             self.close()
             self._workers = None
-            self.source = _near(MemorySource(torch.cat(decoded), self.source.labels), self.device)
+            decoded = MemorySource(pixels, self.source.labels)
+            self.source = decoded if decoded.nbytes > MATERIALISE_BYTES else _near(decoded, self.device)
+
+    def _room_for_pixels(self) -> Tensor | None:
+        """Returns memory for the decoded pixels of image files; None: they are in memory, or are too many."""
+        if not isinstance(self.source, FolderSource) or not 0 < self._nbytes() <= KEPT_BYTES:
+            return None
+        shape = (len(self.source), self.source.channels, *self.source.image_size)
+        return torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
 
     def _nbytes(self) -> int:
         return len(self.source) * self.source.channels * math.prod(self.source.image_size)
@@ -230,7 +263,7 @@ def _batch(
     device: torch.device,
     ids: Tensor | None = None,
 ) -> Batch:
-    labels, here = source.labels[indices].to(device), indices.to(device)
+    labels, here = moved(source.labels[indices], device), moved(indices, device)
     views = (
         View(on_device(each, device), here, number, ids) for each, number in zip(images, numbers, strict=True)
     )

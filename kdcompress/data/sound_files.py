@@ -11,10 +11,12 @@ from pathlib import Path
 from kdcompress.atomic import write_bytes
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.file_list import HASH_BYTES, ImageFile, hash_of_file
-from kdcompress.errors import KdcompressError
+from kdcompress.documents import read_bytes
+from kdcompress.errors import KdcompressError, UserError
 
 _MAGIC = b"kdcompress.sound/1\n"
 _SUM_BYTES = 32
+_MOST_BYTES = 1 << 32
 
 
 class SoundFiles:
@@ -50,8 +52,8 @@ class SoundFiles:
 
     def _read(self) -> set[bytes]:
         try:
-            stored = self.path.read_bytes()
-        except OSError:
+            stored = read_bytes(self.path, _MOST_BYTES)
+        except UserError:
             return set()
         start = len(_MAGIC) + _SUM_BYTES
         content = stored[start:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from kdcompress.data.augment import augment, pipeline_of, resolve_preset
 from kdcompress.data.colour import adjust_colours
-from kdcompress.data.crop import Box, crop_box, fitted_size, resize_images, usual_pad
+from kdcompress.data.crop import Box, CropTable, crop_box, fitted_size, resize_images, usual_pad
 from kdcompress.data.decode import decode_image, open_image, quiet_pillow, upright_size
 from kdcompress.data.file_list import FileList
 from kdcompress.data.input_spec import BORDER, Fit
+from kdcompress.data.prefetch import moved
 
 CROP_SHARE = 0.875
 """Side of the central crop to the shorter side before it (224 of 256), for images from files."""
@@ -90,6 +91,7 @@ class MemorySource:
     preset: str = "none"
     pad: int | None = None
     ids: Tensor = IN_ORDER
+    _crops: CropTable = field(default_factory=CropTable, init=False, repr=False)
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8, self.images.dtype
@@ -142,16 +144,19 @@ class MemorySource:
 
     def training_images(self, indices: Tensor, view: int, seed: int) -> Tensor:
         """Returns one augmented view of each image, `[B, C, H, W]` uint8 on the pixels' device."""
-        ids, indices = self.ids[indices.cpu()], indices.to(self.images.device)
+        ids, here = self.ids[indices.cpu()], moved(indices, self.images.device)
         pad = usual_pad(min(self.image_size)) if self.pad is None else self.pad
-        images = resize_images(self.images[indices], self.image_size)
-        ids = ids.to(images.device)
-        images = augment(images, ids, seed=seed, view=view, preset=self.preset, pad=pad)
+        images = resize_images(self.images[here], self.image_size)
+        pipeline, crops = pipeline_of(self.preset), None
+        if pipeline.pad:
+            rows = self._crops.rows(self.ids, images.device, seed=seed, view=view, pad=pad)
+            crops = rows[here]
+        images = augment(images, ids, seed=seed, view=view, preset=self.preset, pad=pad, crops=crops)
         return images.expand(-1, self.channels, -1, -1)
 
     def evaluation_images(self, indices: Tensor) -> Tensor:
         """Returns the images `[B, C, H, W]` uint8 on the pixels' device, not augmented."""
-        images = resize_images(self.images[indices.to(self.images.device)], self.image_size)
+        images = resize_images(self.images[moved(indices, self.images.device)], self.image_size)
         return images.expand(-1, self.channels, -1, -1)
 
 

@@ -73,7 +73,7 @@ def make(
             for gate in graph_gates(file, base.opset)
         ]
         on = f"on {len(images)} {source}"
-        temperature = temperature_in(model, PREFIX)
+        temperature = temperature_in(model, PREFIX, str(path))
         if temperature is not None:
             outputs = [file.outputs(checked.image[None]) for checked in images]
             together = {name: np.concatenate([own[name] for own in outputs]) for name in outputs[0]}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from pydantic import TypeAdapter
 
 from kdcompress.deploy.gate import Gate, at_most
+from kdcompress.document_schemas import Positive
+from kdcompress.documents import parse_document
 
 NAME = "probabilities"
 KEY = "temperature"
@@ -81,14 +82,19 @@ def probabilities_gate(
     return at_most(name, apart, LIMIT, detail)
 
 
-def temperature_in(model: ModelProto, prefix: str) -> float | None:
+def temperature_in(model: ModelProto, prefix: str, source: str) -> float | None:
     """Reads the temperature of a graph with probabilities from its metadata; None: it has none.
 
     Args:
         model: The graph.
         prefix: Of this project's keys.
+        source: Name of the file, for messages.
+
+    Raises:
+        UserError: The entry is absent or damaged.
     """
     if not has_probabilities(model):
         return None
-    facts = {entry.key: entry.value for entry in model.metadata_props}
-    return float(json.loads(facts[f"{prefix}{KEY}"]))
+    key = f"{prefix}{KEY}"
+    text = {entry.key: entry.value for entry in model.metadata_props}.get(key, "")
+    return float(parse_document(text, f"{source}: {key} in its metadata", TypeAdapter(Positive)))

@@ -72,7 +72,7 @@ class Fp32Reference:
     def __init__(self, path: Path, batches: Callable[[], Batches]) -> None:
         self.path, self.batches = path, batches
         self.file = open_(path, torch.get_num_threads())
-        self.temperature = temperature_in(onnx.load(path, load_external_data=False), PREFIX)
+        self.temperature = temperature_in(onnx.load(path, load_external_data=False), PREFIX, str(path))
         self.outputs_NK, self.labels_N = outputs_of(self.file, batches())
         self.images = first_images(batches())
 

@@ -46,8 +46,8 @@ class Needs:
         order: Name of the batch order (`kdcompress.data.orders`).
         labels: True if there must be labels.
         unlabelled: True if the method also learns from images without a label; otherwise they are left out.
-        student: Outputs read from the student. With more than logits `train.compile` is refused; a method
-            that runs branches itself (`networks.cohort`) names what it reads there.
+        student: Outputs read from the student. A method that runs branches itself (`networks.cohort`) names
+            what it reads there.
         read_of_teacher: Outputs read from the teacher.
         cached: Outputs of the teacher that calls of their own read, so that a cache can answer them; None:
             the method reads all of `read_of_teacher` at once.
@@ -72,11 +72,6 @@ class Needs:
     top_k: bool = False
     cut: bool = False
     task: Task = CLASSIFICATION
-
-    @property
-    def student_maps(self) -> bool:
-        """True if more than logits is read from the student."""
-        return self.student != LOGITS
 
 
 @dataclass(frozen=True, slots=True)

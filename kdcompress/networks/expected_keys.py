@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdcompress.errors import NetworkError
 from kdcompress.networks.build import NetworkSpec, accepted_channels
+from kdcompress.networks.read_checkpoint import unusual_kind
 
 COUNTER = ".num_batches_tracked"
 """Checkpoints from before PyTorch 0.4.1 lack it, and nothing but a cumulative average reads it."""
@@ -116,7 +117,7 @@ class Pattern:
         """Derives the number from the sizes of the tensors that depend on it."""
         for key, slope in slopes.items():
             own = self._own[key].shape
-            if key not in tensors or tensors[key].ndim != len(own):
+            if key not in tensors or unusual_kind(tensors[key]) or tensors[key].ndim != len(own):
                 continue
             for size, base, step in zip(tensors[key].shape, own, slope, strict=True):
                 if step and (size - base) % step == 0 and start + (size - base) // step > 0:
@@ -125,6 +126,8 @@ class Pattern:
 
     def _problem(self, key: str, tensor: Tensor, classes: int | None, channels: int | None) -> str | None:
         own = self._own[key]
+        if (kind := unusual_kind(tensor)) is not None:
+            return f"{kind} for {str(own.dtype).removeprefix('torch.')}"
         more = (_FEW if classes is None else classes) - _FEW
         fewer = (self._most if channels is None else channels) - self._most
         still = (0,) * own.ndim
@@ -134,11 +137,8 @@ class Pattern:
         expected = tuple(size + more * step + fewer * other for size, step, other in along)
         if tuple(tensor.shape) != expected:
             return f"{tuple(tensor.shape)} for {expected}"
-        if tensor.layout is not torch.strided:
-            return f"{tensor.layout} for {own.layout}".replace("torch.", "")
         same_kind = tensor.is_floating_point() == own.is_floating_point() or key.endswith(COUNTER)
-        plain = same_kind and not tensor.is_quantized
-        return None if plain else f"{tensor.dtype} for {own.dtype}".replace("torch.", "")
+        return None if same_kind else f"{tensor.dtype} for {own.dtype}".replace("torch.", "")
 
 
 def elements(tensors: Iterable[tuple[str, Tensor]]) -> int:

@@ -35,6 +35,7 @@ from kdcompress.networks.checkpoint import (
     unwrapped,
 )
 from kdcompress.networks.expected_keys import COUNTER, Fit, Pattern
+from kdcompress.networks.read_checkpoint import is_finite
 
 _NEAREST = 6
 """Prefixes of a dictionary that are looked at closely where the network does not stand whole."""
@@ -108,8 +109,8 @@ def find_student(
         raise WeightsError(_nearest([chosen], tensors_at, pattern, source))
     _check_drop(chosen, pattern, drop)
     for key, tensor in chosen.state.items():
-        # As the student will hold them: float64 reaches further, and float8 cannot be asked.
-        if tensor.is_floating_point() and not torch.isfinite(tensor.to(torch.float32)).all():
+        # As the student will hold them: float64 reaches further.
+        if not is_finite(tensor):
             name = f"{chosen.place.prefix}{key}"
             raise WeightsError(
                 f"{source}: {name!r} holds values that are not finite in float32; the weights are broken"

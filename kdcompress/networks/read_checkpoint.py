@@ -49,6 +49,16 @@ TORCH_LOAD_ERRORS = (
 """Raised by `torch.load` on bytes that are no checkpoint, beside `pickle.UnpicklingError`."""
 
 
+_DTYPES = frozenset(
+    {
+        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
+        torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2,
+        torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+    }
+)  # fmt: skip
+"""Types whose values a network's parameters and buffers can take over."""
+
+
 class UnreadSetting:
     """Stands where a checkpoint holds a setting that is no tensor: nothing of it was looked at or run."""
 
@@ -103,7 +113,46 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
             f"{path}: holds no state dictionary but {contents}; "
             "save one with torch.save(network.state_dict(), FILE)"
         )
+    check_plain(found, str(path))
     return _without_prefixes(found)
+
+
+def check_plain(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuses tensors of an `unusual_kind`.
+
+    Args:
+        state: Tensors by name.
+        source: Named in the message.
+
+    Raises:
+        WeightsError: There is one.
+    """
+    for key, tensor in state.items():
+        if (kind := unusual_kind(tensor)) is not None:
+            raise WeightsError(
+                f"{source}: {key!r} is a tensor of the kind {kind}, which cannot be loaded; save it as a "
+                "dense tensor of float32"
+            )
+
+
+def unusual_kind(tensor: Tensor) -> str | None:
+    """Names the kind of a tensor whose values no network can take over; None: it is a plain one.
+
+    Plain are dense tensors of real numbers that were saved with their values: not nested, sparse, quantised
+    or complex ones, nor those of the device `meta`.
+    """
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout is not torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    if tensor.is_meta:
+        return "meta (without values)"
+    return None if tensor.dtype in _DTYPES else str(tensor.dtype).removeprefix("torch.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tells if a plain tensor has neither NaN nor infinite values as float32."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.to(torch.float32)).all())
 
 
 def _check_file(path: Path) -> None:

@@ -15,6 +15,7 @@ from kdcompress.errors import NetworkError
 from kdcompress.networks import tap_points
 from kdcompress.networks.activations import LOGITS, Activations, Want
 from kdcompress.networks.build import NetworkSpec
+from kdcompress.networks.compiled import CompiledPasses
 from kdcompress.networks.hooks import reading
 from kdcompress.networks.tap_points import Tap, Taps
 from kdcompress.networks.trace import record, run_once
@@ -55,7 +56,7 @@ class Tapped:
         mean: `[C]` float32.
         std: `[C]` float32.
         precision: Autocast type of the passes; None is float32 throughout.
-        compiled: Called in place of the network when only its output is read; None: the network itself.
+        compiled: Compiled passes (`compile`), used in place of the network's own; None: there are none.
         forward_context: Makes the context manager that is entered around every pass (used by
             quantisation-aware training).
 
@@ -89,7 +90,7 @@ class Tapped:
         self.channels = input_spec.channels
         self.task = task
         self.precision: torch.dtype | None = None
-        self.compiled: Callable[[Tensor], Any] | None = None
+        self.compiled: CompiledPasses | None = None
         self.forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
         self.use_input(input_spec)
         self._named = taps
@@ -146,9 +147,13 @@ class Tapped:
             NetworkError: "pooled" was asked for and the network has neither a linear classifier nor none.
         """
         if want == frozenset({self.task.activation}):
-            run = self.network if self.compiled is None else self.compiled
+            run = self.network if self.compiled is None else self.compiled.output
             with self.autocast(), self.forward_context():
                 return self._collect(run(self.normalise(images)), {}, want)
+        if self.compiled is not None:
+            with self.autocast(), self.forward_context():
+                read = self.compiled(self.normalise(images), tuple(self._requested_taps(want)))
+            return self._collect(*read, want)
         with (
             self.autocast(),
             self.forward_context(),
@@ -156,6 +161,14 @@ class Tapped:
         ):
             output = self.network(self.normalise(images))
         return self._collect(output, readings, want)
+
+    def compile(self, on: bool = True) -> None:
+        """Compiles the passes of calls, at the first of each kind; `functional` and dry runs are not.
+
+        Args:
+            on: False goes back to the network's own passes.
+        """
+        self.compiled = CompiledPasses(self.network) if on else None
 
     def functional(
         self,

@@ -209,8 +209,8 @@ class FrozenTeacher:
             return self._frozen(self._resized(tensor), want)
 
     def compile(self) -> None:
-        """Compiles the frozen copy for passes that want its output alone, until its precision is changed."""
-        self._frozen.compiled = torch.compile(self._frozen.network)
+        """Compiles the passes of the frozen copy, until its precision is changed."""
+        self._frozen.compile()
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Computes the frozen classifier's logits `[B, K]`, float32; gradients reach `pooled`.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from kdcompress import discovery
@@ -19,7 +18,7 @@ from kdcompress.networks.build import family_of
 from kdcompress.networks.expected_keys import COUNTER
 from kdcompress.networks.families._pretrained import Pretrained
 from kdcompress.networks.load_state import load_state
-from kdcompress.networks.read_checkpoint import PREFIXES, SUFFIXES, read_state_dict
+from kdcompress.networks.read_checkpoint import PREFIXES, SUFFIXES, is_finite, read_state_dict
 from kdcompress.recipe import RANDOM
 
 _CONFIG_SCHEMA = "kdcompress.config/"
@@ -177,7 +176,7 @@ def load_into(
         )
     state = {key: tensor for key, tensor in state.items() if key not in dropped}
     for key, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise WeightsError(f"{source}: {key!r} holds values that are not finite; the weights are broken")
     kept = {key: own[key] for key in head} if replaced else {}
     counters = {key: own[key] for key in own if key not in state and key.endswith(COUNTER)}

@@ -255,7 +255,6 @@ def _misfits(document: dict[str, Any], name: str, needs: Any, overrides: Sequenc
     """Lists where the method's needs and the rest of the recipe do not fit."""
     has_teacher = document.get("teacher") is not None
     peers = document.get("peers") or []
-    train = document.get("train")
     problems = []
     if needs.teacher and not has_teacher:
         problems.append(f"teacher: required by the method {name!r}")
@@ -273,10 +272,6 @@ def _misfits(document: dict[str, Any], name: str, needs: Any, overrides: Sequenc
             problems.append(f"peers: the method {name!r} needs at least {needs.peers}, got {len(peers)}")
         if needs.peers is None and peers:
             problems.append(f"peers: the method {name!r} has no use for them; take them out (--set peers=[])")
-    if isinstance(train, dict) and train.get("compile") is True and needs.student_maps:
-        problems.append(
-            f"train.compile: the method {name!r} reads more than logits; compile works with logits alone"
-        )
     data = document.get("data")
     extra = data.get("extra") if isinstance(data, dict) else None
     if isinstance(extra, dict) and not has_teacher and not needs.teacher:

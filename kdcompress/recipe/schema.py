@@ -121,8 +121,10 @@ class TrainSection(Section):
     """CPU threads per process. None: the available cores. Results depend on it in the last bits."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 if the device supports it natively, fp16 on older GPUs, otherwise fp32."""
-    compile: bool = False
-    """Apply torch.compile to student and teacher; only for methods that read logits alone."""
+    compile: bool | Literal["auto"] = False
+    """Apply torch.compile to student, peers and teacher, with the maps that the method reads as outputs;
+    branches and heads stay uncompiled. The first steps take a minute or more, and results differ in the last
+    bits. auto: true in trainings that are long enough to gain from it, where a compiler is installed."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay per step of an exponential moving average of the student's weights, added as a candidate to
     ship."""
@@ -148,6 +150,9 @@ class TrainSection(Section):
     method offers, such as student, ema, leader or peer1."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """Minutes between two checkpoints within an epoch."""
+    evaluate_every: int = Field(1, ge=1)
+    """Epochs between two evaluations on the held-out images; the last epoch is always evaluated. best is one
+    of the evaluated epochs."""
     tensorboard: bool = False
     """Also write the log as TensorBoard events to `tensorboard/` (needs the extra `tensorboard`)."""
 

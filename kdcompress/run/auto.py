@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from kdcompress.data.augment import resolve_preset, skipped_colours
@@ -14,6 +15,7 @@ from kdcompress.data.dataset import Data
 from kdcompress.errors import DownloadError, UserError, WorldError
 from kdcompress.methods.base import configured
 from kdcompress.networks import weights
+from kdcompress.networks.compiled import compiler_problem
 from kdcompress.networks.from_recipe import load_network, teacher_needs_training
 from kdcompress.recipe import AUTO, RANDOM, CacheSection, Recipe
 from kdcompress.run.networks import needs_of
@@ -26,6 +28,14 @@ from overfitting, and with ImageNet's 1.28 million images nothing is left of the
 CONNECT_S = 20.0
 """Limit in seconds until the server of the weights answers. A download that has begun goes on as long as
 bytes come."""
+
+
+COMPILED_PIXELS = 200_000_000
+"""Pixels of all training images of all epochs from which `train.compile: auto` compiles on a CPU. There it
+saves about a microsecond per pixel of a small student's step (resnet8x4, one thread); compiling takes one or
+two minutes."""
+COMPILED_STEPS = 20_000
+"""Optimiser steps from which it compiles on CUDA: an estimate, a few milliseconds a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +54,13 @@ class Resolution:
 
 
 def resolve_auto(
-    recipe: Recipe, data: Data, *, progress: bool, own_lr: bool = False, allow_code: bool = False
+    recipe: Recipe,
+    data: Data,
+    *,
+    progress: bool,
+    own_lr: bool = False,
+    allow_code: bool = False,
+    device: str = "cpu",
 ) -> Resolution:
     """Replaces each `auto` of a recipe by the value that suits its data.
 
@@ -54,6 +70,10 @@ def resolve_auto(
         progress: True: shows downloads.
         own_lr: True if `optim.lr` comes from `--set`; it is then not scaled to the batch size.
         allow_code: True: a `python:` network may be built.
+        device: Type of the device that the run trains on: cpu or cuda.
+
+    Raises:
+        UserError: `train.compile: true`, and there is no compiler.
     """
     recipe, own_weights_notice = _resolve_own_weights(recipe, data, allow_code)
     needs = needs_of(recipe)
@@ -62,14 +82,47 @@ def resolve_auto(
     used = real.for_method(labels=needs.labels, unlabelled=needs.unlabelled).train
     schedule = resolve_schedule(recipe, images=len(used), labelled=data.labelled, own_lr=own_lr)
     recipe, notice = _resolve_student_weights(with_schedule(recipe, schedule), data, progress)
+    recipe, compile_notice = _resolve_compile(recipe, len(used), data, device)
     presets = needs.augment or (data.augment,)
     if recipe.pseudo_labels is not None:
         pretraining, config = configured(recipe.pseudo_labels.method)
         presets = (*pretraining.needs(config).augment, *presets)
     recipe, pixel_notice = resolve_pixel_cache(recipe, data)
-    others = (own_weights_notice, notice, pixel_notice, _colour_notice(presets, data))
+    others = (own_weights_notice, notice, compile_notice, pixel_notice, _colour_notice(presets, data))
     notices = (*schedule.reasons, *(sentence for sentence in others if sentence is not None))
     return Resolution(recipe, notices, schedule.warnings)
+
+
+def _resolve_compile(recipe: Recipe, images: int, data: Data, device: str) -> tuple[Recipe, str | None]:
+    """Decides `train.compile: auto` by the length of the student's training, and checks for a compiler.
+
+    Returns:
+        The recipe with train.compile true or false, and a sentence for the user, or None.
+
+    Raises:
+        UserError: It is true, and there is no compiler.
+    """
+    train = recipe.train
+    if train.compile is False:
+        return recipe, None
+    problem = compiler_problem(device)
+    if train.compile is True:
+        if problem is not None:
+            raise UserError(f"train.compile: {problem}")
+        return recipe, None
+    steps = recipe.epochs * max(1, images // recipe.batch_size)
+    steps = min(steps, train.max_steps or steps)
+    if device == "cpu":
+        pixels = steps * recipe.batch_size * math.prod(data.image_size)
+        long, length = pixels >= COMPILED_PIXELS, f"{pixels:,} pixels are trained on"
+    else:
+        long, length = steps >= COMPILED_STEPS, f"there are {steps:,} steps"
+    on = long and problem is None
+    why = f"{length}, {'enough' if long else 'too few'} to gain from it"
+    if long and problem is not None:
+        why = f"it {problem}"
+    recipe = recipe.replace(train=train.model_copy(update={"compile": on}))
+    return recipe, f"train.compile: auto is {str(on).lower()}: {why}"
 
 
 def _colour_notice(presets: tuple[str, ...], data: Data) -> str | None:
@@ -93,6 +146,9 @@ def keep_recorded(requested: Recipe, recorded: Recipe, *, own_lr: bool = False) 
         own_lr: As for `resolve_auto`.
     """
     requested = _with_recorded_cache(_with_recorded_own_weights(requested, recorded), recorded)
+    if requested.train.compile == AUTO:
+        train = requested.train.model_copy(update={"compile": recorded.train.compile})
+        requested = requested.replace(train=train)
     requested = _with_recorded_peers(with_recorded(requested, recorded, own_lr=own_lr), recorded)
     student, before = requested.student, recorded.student
     random_weights = (RANDOM, None)

@@ -83,14 +83,20 @@ class Run:
         return max(1, cores if self.device.type == "cuda" else cores // 4)
 
     @contextmanager
-    def evaluation(self, split: Source, device: torch.device | None = None) -> Iterator[EvaluationLoader]:
+    def evaluation(
+        self, split: Source, device: torch.device | None = None, *, shared: bool = False
+    ) -> Iterator[EvaluationLoader]:
         """Opens un-augmented batches of a split; the processes that decode them end with the block.
 
         Args:
             split: A split of the data.
             device: Device of the batches; None: the run's.
+            shared: True gives each process of the run its share of the batches; False: all of them.
         """
-        loader = EvaluationLoader(split, device=device or self.device, workers=self.workers)
+        rank, world = (self.processes.rank, self.processes.world) if shared else (0, 1)
+        loader = EvaluationLoader(
+            split, device=device or self.device, workers=self.workers, rank=rank, world=world
+        )
         try:
             yield loader
         finally:

@@ -120,6 +120,7 @@ def open_run(
             progress=not progress.quiet,
             own_lr=own_lr,
             allow_code=request.allow_code,
+            device=processes.device.type,
         )
         recipe = resolution.recipe
         for notice in resolution.notices:

@@ -158,7 +158,7 @@ def _key(run: Run, plan: CachePlan, teacher: Teacher, data: Data) -> dict[str, A
         "keep": plan.codec.kind,
         "width": plan.codec.width,
         "data": data.listing_sha256,
-        "image": [data.channels, *data.image_size, data.fit],
+        "image": [data.channels, *data.image_size, data.fit, run.recipe.data.pixel_cache],
         "augment": list(presets) if len(presets) == 1 else list(_presets(run, data)),
         "seed": plan.section.seed,
         "pillow": PIL.__version__,

@@ -115,7 +115,7 @@ def run_training(run: Run, training: Training) -> Outcome:
     with contextlib.closing(loader), contextlib.ExitStack() as stack:
         held_out = None
         if training.choose and data.held_out is not None:
-            held_out = stack.enter_context(run.evaluation(data.held_out))
+            held_out = stack.enter_context(run.evaluation(data.held_out, shared=True))
         statistics = None
         if training.train.bn_statistics == "auto" and not training.train.freeze_bn:
             statistics = _statistics_images(run, stack)

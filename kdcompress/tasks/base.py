@@ -8,9 +8,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """A classifier's decisions on a split: all that its figures by labels need, without N · K numbers.
+
+    Args:
+        rows: `[N, 2]` float64: class of the largest logit, cross-entropy in nats (0 where there is no label).
+        num_classes: K.
+    """
+
+    rows: Tensor
+    num_classes: int
+
+    @property
+    def classes(self) -> Tensor:
+        """`[N]` int64."""
+        return self.rows[:, 0].long()
+
+    @property
+    def losses(self) -> Tensor:
+        """`[N]` float64."""
+        return self.rows[:, 1]
 
 
 class Scorer(ABC):
@@ -127,12 +151,23 @@ class Task(ABC):
             num_classes: K; 0 where there are no classes.
         """
 
+    def decide(self, outputs: Tensor, labels: Tensor) -> Decisions | None:
+        """Reduces a batch's outputs to the decisions that its labels judge; None: all outputs are needed.
+
+        Args:
+            outputs: `[B, ...]` on the CPU.
+            labels: `[B]` int64; -1 = none.
+        """
+        return None
+
     @abstractmethod
-    def score(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> dict[str, Any]:
+    def score(
+        self, outputs: Tensor | Decisions, labels: Tensor, teacher_outputs: Tensor | None = None
+    ) -> dict[str, Any]:
         """Computes the figures that a training is judged by on held-out images.
 
         Args:
-            outputs: `[N, ...]`.
+            outputs: `[N, ...]`, or the decisions if there are labels and `decide` reduces outputs.
             labels: `[N]` int64; -1 = none.
             teacher_outputs: The teacher's outputs of the same images; None: there is no teacher.
 
@@ -140,7 +175,9 @@ class Task(ABC):
             By name; empty where neither labels nor a teacher say anything.
         """
 
-    def parts(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> Tensor | None:
+    def parts(
+        self, outputs: Tensor | Decisions, labels: Tensor, teacher_outputs: Tensor | None = None
+    ) -> Tensor | None:
         """Computes each image's part of the selection metric of `score`, to compare networks image by image.
 
         Returns:

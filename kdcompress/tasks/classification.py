@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcompress.data.class_weights import unequal_classes
-from kdcompress.tasks.base import Deviation, Scorer, Task
+from kdcompress.tasks.base import Decisions, Deviation, Scorer, Task
 
 NEARLY_CONSTANT = 0.9
 """Share of the images that one class is given from which a network is nearly constant."""
@@ -142,7 +142,14 @@ class Classification(Task):
         """Collects classes and losses."""
         return Predictions(num_classes)
 
-    def score(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> dict[str, Any]:
+    def decide(self, outputs: Tensor, labels: Tensor) -> Decisions:
+        """Reduces logits to classes and cross-entropies."""
+        rows = torch.stack([outputs.argmax(1).double(), cross_entropies(outputs, labels)], dim=1)
+        return Decisions(rows, outputs.shape[1])
+
+    def score(
+        self, outputs: Tensor | Decisions, labels: Tensor, teacher_outputs: Tensor | None = None
+    ) -> dict[str, Any]:
         """Computes `top1` (0 to 1) and `loss` (mean cross-entropy, nats) on the labelled images.
 
         Where classes are unequal also `balanced_top1`, which then `decides`; `single_class` as in `accuracy`.
@@ -151,31 +158,37 @@ class Classification(Task):
         """
         known = labels >= 0
         if bool(known.any()):
-            full = accuracy(outputs, labels, outputs.shape[1])
+            made = outputs if isinstance(outputs, Decisions) else self.decide(outputs, labels)
+            full = accuracy(made.classes, labels, made.num_classes, losses=made.losses)
             figures = {"top1": full["top1"], "loss": full["loss"]}
             if "decides" in full:
                 figures |= {"balanced_top1": full["balanced_top1"], "decides": full["decides"]}
             return figures | ({"single_class": full["single_class"]} if "single_class" in full else {})
         if teacher_outputs is None:
             return {}
+        assert isinstance(outputs, Tensor), "without labels all logits are compared with the teacher's"
         agreement = (outputs.argmax(1) == teacher_outputs.argmax(1)).double().mean().item()
         divergence = F.kl_div(
             outputs.log_softmax(1), teacher_outputs.log_softmax(1), log_target=True, reduction="batchmean"
         )
         return {"agreement": agreement, "kl": _finite(divergence)}
 
-    def parts(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> Tensor | None:
+    def parts(
+        self, outputs: Tensor | Decisions, labels: Tensor, teacher_outputs: Tensor | None = None
+    ) -> Tensor | None:
         """Computes whether each image is right, over the number of images; see the base class.
 
         For `balanced_top1` over the number of images of its class and of classes.
         """
-        known, classes = labels >= 0, outputs.argmax(1)
+        known = labels >= 0
+        classes = outputs.classes if isinstance(outputs, Decisions) else outputs.argmax(1)
         if not bool(known.any()):
             if teacher_outputs is None:
                 return None
             return (classes == teacher_outputs.argmax(1)).double() / len(classes)
         right = ((classes == labels) & known).double()
-        counts = torch.bincount(labels[known], minlength=outputs.shape[1])
+        count = outputs.num_classes if isinstance(outputs, Decisions) else outputs.shape[1]
+        counts = torch.bincount(labels[known], minlength=count)
         if not unequal_classes(counts.tolist()):
             return right / int(known.sum())
         weights = 1 / (counts.clamp(min=1) * int((counts > 0).sum())).double()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.metrics.clustering import cluster_figures
+from kdcompress.tasks.base import Decisions
 from kdcompress.tasks.classification import Classification, Predictions, accuracy
 
 
@@ -38,11 +39,15 @@ class Clusters(Classification):
         """Collects clusters."""
         return Assignments(num_classes)
 
-    def score(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> dict[str, Any]:
+    def score(
+        self, outputs: Tensor | Decisions, labels: Tensor, teacher_outputs: Tensor | None = None
+    ) -> dict[str, Any]:
         """Returns no figures: a training is not judged by labels that it must not see."""
         return {}
 
-    def parts(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> None:
+    def parts(
+        self, outputs: Tensor | Decisions, labels: Tensor, teacher_outputs: Tensor | None = None
+    ) -> None:
         """Returns none, as `score` returns no figure."""
         return None
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcompress.metrics.neighbours import knn_top1, overlap
-from kdcompress.tasks.base import Deviation, Scorer, Task
+from kdcompress.tasks.base import Decisions, Deviation, Scorer, Task
 from kdcompress.tasks.classification import accuracy, described
 
 
@@ -101,8 +101,11 @@ class Embedding(Task):
         """Collects the features."""
         return Embeddings()
 
-    def score(self, outputs: Tensor, labels: Tensor, teacher_outputs: Tensor | None = None) -> dict[str, Any]:
+    def score(
+        self, outputs: Tensor | Decisions, labels: Tensor, teacher_outputs: Tensor | None = None
+    ) -> dict[str, Any]:
         """Computes `knn_top1`, if there are labels, and `agreement` (`overlap`), if there is a teacher."""
+        assert isinstance(outputs, Tensor)
         figures = {"knn_top1": knn_top1(outputs, labels)}
         figures["agreement"] = None if teacher_outputs is None else overlap(outputs, teacher_outputs)
         return {name: figure for name, figure in figures.items() if figure is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Average:
@@ -32,7 +32,15 @@ class Average:
                 would remember the initialisation for 1 / (1 - decay) steps.
         """
         decay = min(self._decay, (1 + step) / (10 + step))
-        for average, value in zip(self.network.parameters(), self._original.parameters(), strict=True):
-            average.lerp_(value, 1 - decay)
-        for buffer, latest in zip(self.network.buffers(), self._original.buffers(), strict=True):
-            buffer.copy_(latest)
+        averages: list[Tensor] = list(self.network.parameters())
+        values: list[Tensor] = list(self._original.parameters())
+        if averages:
+            torch._foreach_lerp_(averages, values, 1 - decay)  # one launch for all of them
+        self.copy_buffers()
+
+    @torch.no_grad()
+    def copy_buffers(self) -> None:
+        """Copies the network's buffers, such as batch-norm statistics that were averaged over processes."""
+        buffers, latest = list(self.network.buffers()), list(self._original.buffers())
+        if buffers:
+            torch._foreach_copy_(buffers, latest)

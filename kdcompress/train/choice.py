@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcompress.data.batch import Batch
+from kdcompress.data.loader import EvaluationLoader
 from kdcompress.errors import UserError, suggest
 from kdcompress.methods.base import Candidate, Method
 from kdcompress.networks.exits import WithExits
 from kdcompress.networks.load_state import load_state
 from kdcompress.networks.tapped import Tapped
-from kdcompress.tasks.classification import mean_prediction
 from kdcompress.tasks.figures import selection_metric
 from kdcompress.train import bn_statistics
 from kdcompress.train.average import Average
 from kdcompress.train.bn_statistics import StatisticsImages
-from kdcompress.train.evaluate import predict, predict_teacher
 from kdcompress.train.job import Outcome
 from kdcompress.train.processes import Processes
+from kdcompress.train.scores import ENSEMBLE, HeldOutScores
 
-BEST, LAST, ENSEMBLE, EMA = "best", "last", "ensemble", "ema"
+BEST, LAST, EMA = "best", "last", "ema"
 CLEAR = 2.0
 """Standard errors of a lead beyond which it counts. One would be exceeded by chance too often: the best so
 far is the highest of many."""
@@ -72,8 +72,8 @@ class Choice:
     Args:
         method: The method being trained.
         average: Moving average of the student, a further candidate; None: there is none.
-        held_out: Batches to choose on; None: the last epoch is chosen.
-        processes: The first of them scores, all of them agree.
+        held_out: This process's batches of the images to choose on; None: the last epoch is chosen.
+        processes: Each scores its batches, all of them agree.
         ship: Value of `train.ship`: best, last, ensemble or the name of a candidate.
         statistics: Images to re-estimate batch-norm statistics on; None: the running statistics are used.
         exits: The early exits that ship too, by stage; empty: none.
@@ -84,7 +84,7 @@ class Choice:
         self,
         method: Method,
         average: Average | None,
-        held_out: Iterable[Batch] | None,
+        held_out: EvaluationLoader | None,
         processes: Processes,
         ship: str = BEST,
         statistics: StatisticsImages | None = None,
@@ -101,9 +101,9 @@ class Choice:
         self._peaks: dict[str, dict[str, Any]] = {}
         self.best_ensemble: dict[str, Any] | None = None
         self.reached: dict[str, dict[str, Any]] = {}
-        # The teacher's outputs on the held-out images are the same after every epoch.
-        self._teacher_outputs: Tensor | None = None
-        self._scratch: dict[int, nn.Module] = {}
+        networks = method.networks
+        self._compute_scores = HeldOutScores(networks.student.task, networks.teacher, processes)
+        self._scratch: dict[tuple[int, str], nn.Module] = {}
 
     def score(self, epoch: int, *, frozen_statistics: bool = False) -> dict[str, Any] | None:
         """Scores every candidate and keeps the one that would ship.
@@ -119,9 +119,7 @@ class Choice:
         """
         if self._held_out is None:
             return None
-        found: tuple[dict[str, dict[str, Any]], dict[str, Tensor | None]] = {}, {}
-        if self._processes.first:
-            found = self._scores(self._held_out, re_estimate=not frozen_statistics)
+        found = self._scores(self._held_out, re_estimate=not frozen_statistics)
         scores, parts = self._processes.broadcast(found)
         metric = selection_metric(scores[self._default()])
         if metric is None:
@@ -235,38 +233,36 @@ class Choice:
         """
         if self._statistics is None:
             return state, None
-        result = self._compare_statistics(like, state, self._statistics) if self._processes.first else None
-        changed, facts = self._processes.broadcast(result)
-        return {**state, **changed}, facts
-
-    def _compare_statistics(
-        self, like: Tapped, state: dict[str, Tensor], images: StatisticsImages
-    ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-        """Returns the tensors that differ from the state's, and the facts."""
-        began = time.perf_counter()
-        network = self._scratch_network(like, state)
-        count = bn_statistics.reestimate(network, like, images.shipping_images, until_converged=True)
-        taken = time.perf_counter() - began
+        result = self._changed_statistics(like, state, self._statistics) if self._processes.first else None
+        changed, count, taken = self._processes.broadcast(result)
         if count == 0:
-            return {}, None
-        new = _copied(network.state_dict())
-        shipped = "re-estimated"
+            return state, None
+        new, shipped = {**state, **changed}, "re-estimated"
         scores: dict[str, dict[str, Any]] | None = None
         if self._held_out is not None:
-            scores = {}
-            for name, values in (("re-estimated", new), ("running", state)):
-                network = self._scratch_network(like, values)
-                scores[name] = self._figures(*predict(network, like, self._held_out), self._held_out)
+            values = {"re-estimated": new, "running": state}
+            networks = {key: (self._scratch_network(like, own, key), like) for key, own in values.items()}
+            scores = self._processes.broadcast(self._compute_scores(networks, self._held_out)[0])
             metric = selection_metric(scores[shipped])
             if metric is None:
                 scores = None
             elif _rank(scores["running"], metric) > _rank(scores[shipped], metric):
                 shipped = "running"
-        changed = {name: value for name, value in new.items() if not torch.equal(value, state[name])}
         # Re-estimation alone: the held-out images are scored in any case.
         seconds = round(self._statistics_seconds + taken, 3)
         facts = {"images": count, "shipped": shipped, "held_out": scores, "seconds": seconds}
-        return (changed if shipped == "re-estimated" else {}), facts
+        return (new if shipped == "re-estimated" else state), facts
+
+    def _changed_statistics(
+        self, like: Tapped, state: dict[str, Tensor], images: StatisticsImages
+    ) -> tuple[dict[str, Tensor], int, float]:
+        """Returns the re-estimated tensors that differ from the state's, the images used, and the seconds."""
+        began = time.perf_counter()
+        network = self._scratch_network(like, state)
+        count = bn_statistics.reestimate(network, like, images.shipping_images, until_converged=True)
+        new = _copied(network.state_dict())
+        changed = {name: value for name, value in new.items() if not torch.equal(value, state[name])}
+        return changed, count, time.perf_counter() - began
 
     def _with_new_statistics(
         self, exits: dict[str, dict[str, Tensor]], like: Tapped, state: dict[str, Tensor]
@@ -287,38 +283,27 @@ class Choice:
         return agreed
 
     def _scores(
-        self, held_out: Iterable[Batch], *, re_estimate: bool = True
+        self, held_out: EvaluationLoader, *, re_estimate: bool = True
     ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor | None]]:
-        """Computes the figures of all candidates, and their parts by image."""
+        """Computes the figures of all candidates, and their parts by image, in one pass over the images.
+
+        Returns:
+            Both by name in the first process; nothing in the others.
+        """
         candidates = self._candidates()
         members = self._method.members() if self._ship == ENSEMBLE else {}
-        outputs: dict[str, Tensor] = {}
-        scores = {}
-        for name, candidate in {**members, **candidates}.items():
-            module, like = self._module_of(candidate), candidate.like
-            sample = self._statistics.sample if self._statistics is not None and re_estimate else None
-            began = time.perf_counter()
-            with bn_statistics.reestimated(module, like, sample):
-                self._statistics_seconds += time.perf_counter() - began
-                outputs[name], labels_N = predict(module, like, held_out)
-            if name in candidates:
-                scores[name] = self._figures(outputs[name], labels_N, held_out)
-        if members:
-            outputs[ENSEMBLE] = mean_prediction([outputs[name] for name in members])
-            scores[ENSEMBLE] = self._figures(outputs[ENSEMBLE], labels_N, held_out)
-        task = self._method.networks.student.task
-        parts = {name: task.parts(outputs[name], labels_N, self._teacher_outputs) for name in scores}
-        return scores, parts
-
-    def _figures(self, outputs: Tensor, labels_N: Tensor, held_out: Iterable[Batch]) -> dict[str, Any]:
-        student, teacher = self._method.networks.student, self._method.networks.teacher
-        # Labels alone say how good a classifier is: the teacher is needed only without them.
-        needed = teacher is not None and (not student.task.has_classes or not bool((labels_N >= 0).any()))
-        if needed and self._teacher_outputs is None:
-            assert teacher is not None
-            self._teacher_outputs, _ = predict_teacher(teacher, held_out, student.task)
-        figures: dict[str, Any] = student.task.score(outputs, labels_N, self._teacher_outputs)
-        return figures
+        # All states are loaded before the first statistics change: a branch has its stem from the student.
+        networks = {
+            name: (self._module_of(name, candidate), candidate.like)
+            for name, candidate in {**members, **candidates}.items()
+        }
+        sample = self._statistics.sample if self._statistics is not None and re_estimate else None
+        began = time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            for module, like in networks.values():
+                stack.enter_context(bn_statistics.reestimated(module, like, sample))
+            self._statistics_seconds += time.perf_counter() - began
+            return self._compute_scores(networks, held_out, names=tuple(candidates), members=tuple(members))
 
     def _candidates(self) -> dict[str, Candidate]:
         candidates = dict(self._method.candidates())
@@ -339,17 +324,24 @@ class Choice:
         """Returns the average if there is one, else the method's first candidate, the student."""
         return EMA if self._average is not None else next(iter(self._method.candidates()))
 
-    def _module_of(self, candidate: Candidate) -> nn.Module:
+    def _module_of(self, name: str, candidate: Candidate) -> nn.Module:
         if candidate.module is not None:
             return candidate.module
-        return self._scratch_network(candidate.like, candidate.state())
+        return self._scratch_network(candidate.like, candidate.state(), name)
 
-    def _scratch_network(self, like: Tapped, state: Mapping[str, Tensor]) -> nn.Module:
-        """Loads a state into the scratch network of its plain class: a branch has no network of its own."""
-        if id(like) not in self._scratch:
-            self._scratch[id(like)] = copy.deepcopy(like.network)
-        load_state(self._scratch[id(like)], state)
-        return self._scratch[id(like)]
+    def _scratch_network(self, like: Tapped, state: Mapping[str, Tensor], name: str = "") -> nn.Module:
+        """Loads a state into a scratch network of its plain class: a branch has no network of its own.
+
+        Args:
+            like: A network of that class.
+            state: State dictionary.
+            name: Tells networks apart that are used at the same time.
+        """
+        key = (id(like), name)
+        if key not in self._scratch:
+            self._scratch[key] = copy.deepcopy(like.network)
+        load_state(self._scratch[key], state)
+        return self._scratch[key]
 
     def _state_of(self, name: str) -> dict[str, Tensor]:
         return _copied(self._candidates()[name].state())

@@ -1,8 +1,8 @@
-"""Computes the outputs of candidates and teachers on held-out images."""
+"""Computes the outputs of candidates and teachers on held-out images, all in one pass over the images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,45 @@ def predict(module: nn.Module, like: Tapped, batches: Iterable[Batch]) -> tuple[
     Returns:
         `[N, K]` float32 logits, or `[N, D]` features of a backbone, and `[N]` labels, both on the CPU.
     """
-    module.eval()
-    outputs, labels = [], []
+    labels: list[Tensor] = []
+
+    def keep(outputs: Tensor, labels_B: Tensor) -> Tensor:
+        labels.append(labels_B)
+        return outputs
+
+    outputs = predict_all({"": (module, like)}, batches, keep)
+    return outputs[""], torch.cat(labels)
+
+
+@torch.no_grad()
+def predict_all(
+    networks: Mapping[str, tuple[nn.Module, Tapped]],
+    batches: Iterable[Batch],
+    reduce: Callable[[Tensor, Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """Computes the outputs of several networks in one pass over the images, as `predict` does for one.
+
+    Args:
+        networks: Each candidate, and a network of its class, by name.
+        batches: Un-augmented images with their labels.
+        reduce: Takes outputs `[B, ...]` float32 and labels `[B]`, both on the CPU, and returns `[B, ...]`:
+            what is kept of them.
+
+    Returns:
+        `[N, ...]` by name; `[0]` if there is no batch.
+    """
+    for module, _ in networks.values():
+        module.eval()
+    rows: dict[str, list[Tensor]] = {name: [] for name in networks}
     for batch in batches:
-        with like.autocast(), like.forward_context():
-            outputs.append(module(like.normalise(batch.images)).float().cpu())
-        labels.append(batch.labels.cpu())
-    return torch.cat(outputs), torch.cat(labels)
+        outputs = {}
+        for name, (module, like) in networks.items():
+            with like.autocast(), like.forward_context():
+                outputs[name] = module(like.normalise(batch.images)).float()
+        labels = batch.labels.cpu()  # waits for the device once all networks' passes are under way
+        for name, output in outputs.items():
+            rows[name].append(reduce(output.cpu(), labels))
+    return {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in rows.items()}
 
 
 def predict_teacher(
@@ -51,4 +83,4 @@ def predict_teacher(
     for batch in batches:
         outputs.append(teacher(batch.images, frozenset({task.activation})).output(task).cpu())
         labels.append(batch.labels.cpu())
-    return torch.cat(outputs), torch.cat(labels)
+    return (torch.cat(outputs), torch.cat(labels)) if outputs else (torch.empty(0), torch.empty(0))

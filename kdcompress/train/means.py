@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from kdcompress.train.processes import Processes
+
 
 @dataclass(slots=True)
 class Means:
@@ -27,6 +29,14 @@ class Means:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
         self.logged |= logged.keys()
+
+    def share(self, processes: Processes) -> None:
+        """Replaces the sums of the terms, which each process has of its own batches, by their means."""
+        names = sorted(self.sums.keys() - self.logged)
+        if processes.world == 1 or not names:
+            return
+        means = processes.all_reduce_mean(torch.stack([self.sums[name] for name in names]))
+        self.sums.update(zip(names, means.unbind(), strict=True))
 
     def values(self) -> tuple[dict[str, float], dict[str, float]]:
         """Returns the means of the terms and of the other figures."""

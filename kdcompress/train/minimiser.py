@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from kdcompress.methods.base import Method, ParameterSet
 from kdcompress.networks.tapped import wide
 from kdcompress.recipe import OptimSection
 from kdcompress.train import optimisers
+from kdcompress.train.finite import LateCheck, reads_late
 from kdcompress.train.job import Job
 from kdcompress.train.processes import Processes
 
@@ -25,13 +27,15 @@ FP16_SKIPS = 25
 scale of 2^16 has then fallen to 2^-9."""
 
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-_BUFFERS_STAY: dict[str, Any] = {
+_DDP: dict[str, Any] = {
     # Buffers are synchronised at the end of an epoch, not at every step. The argument was renamed in torch
     # 2.13, which warns of the old name.
     "forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False,
     # Nor at the beginning of a phase: the trainer has done that, and after a resume within an epoch each
     # process has batch-norm statistics of its own.
     "init_sync": False,
+    # Gradients are parts of the buffers that travel, not copies of them.
+    "gradient_as_bucket_view": True,
 }
 
 
@@ -52,9 +56,11 @@ class Minimiser:
         earlier: Minimiser of the phase before, to continue its optimisers; None: start with fresh ones.
 
     Attributes:
-        terms: Terms of the present batch: means over the processes, without gradients.
+        terms: Terms of the present batch, without gradients: means over the processes, or with `late` this
+            process's own.
         logged: Figures of the present batch that are not minimised.
-        skipped: True if the present step was skipped because it overflowed in fp16.
+        late: True if values are checked by `check`, some steps later, so that no step waits for the device.
+            With fp16 the loss scale is read at every step in any case.
     """
 
     def __init__(
@@ -70,16 +76,21 @@ class Minimiser:
         self._wrapped: DistributedDataParallel | None = None
         if processes.world > 1 and needs_no_more_than_ddp(method):
             ids = [processes.device.index] if processes.device.type == "cuda" else None
-            self._wrapped = DistributedDataParallel(_Trainable(method), ids, **_BUFFERS_STAY)
+            self._wrapped = DistributedDataParallel(_Trainable(method), ids, **_DDP)
         self.optimisers = {
             name: optimisers.build(self._optim(name), parameters) for name, parameters in sets.items()
         }
         if earlier is not None:
             self.optimisers |= {n: o for n, o in earlier.optimisers.items() if n in self.optimisers}
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=job.fp16)
+        self._check = LateCheck(processes.device) if reads_late(processes.device) and not job.fp16 else None
+        self.late = self._check is not None
+        if self._check is not None:
+            for optimiser in self.optimisers.values():
+                # The fused forms change nothing while this is 1.
+                optimiser.found_inf = self._check.found  # type: ignore[attr-defined]
         self.terms: dict[str, Tensor] = {}
         self.logged: dict[str, Tensor] = {}
-        self.skipped = False
         self._skips_in_a_row = 0
         self._first_in_step = self._last_in_step = True
         self._batches = 1
@@ -95,7 +106,7 @@ class Minimiser:
         """
         self._step, self._batches = step, batches
         self._first_in_step, self._last_in_step = place == 0, place + 1 == batches
-        self.terms, self.logged, self.skipped = {}, {}, False
+        self.terms, self.logged = {}, {}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Computes the method's losses; their gradients will be averaged over the processes."""
@@ -112,23 +123,30 @@ class Minimiser:
 
     def log(self, figures: Mapping[str, float | Tensor]) -> None:
         """Adds scalars to the log that are not minimised; in a run of several processes, the first one's."""
+        device = self.processes.device
         for name, value in figures.items():
-            self.logged[name] = torch.as_tensor(value).detach().to(self.processes.device, torch.float32)
+            self.logged[name] = (
+                value.detach().to(device, torch.float32)
+                if isinstance(value, Tensor)
+                else torch.full((), value, device=device)  # a copy from the CPU would wait for the device
+            )
 
     def __call__(self, terms: Mapping[str, Tensor], *sets: str) -> None:
         """Checks the terms, accumulates their gradients, and with a step's last batch updates the sets.
 
         Raises:
-            NonFiniteLoss: In all processes, if a term is not finite in any of them; nothing was updated.
+            NonFiniteLoss: In all processes, if a term is not finite in any of them; nothing was updated. With
+                `late` it is `check` that raises it.
         """
-        means, finite = self._means(terms)
+        stacked = torch.stack([wide(value) for value in terms.values()])
+        means, finite = self._checked(terms, stacked.detach())
         if finite:
             self.terms.update(means)
         names = sets or tuple(self.sets)
         if self._first_in_step:
             for name in names:
                 self.optimisers[name].zero_grad(set_to_none=True)
-        total = torch.stack([wide(value) for value in terms.values()]).sum() / self._batches
+        total = stacked.sum() / self._batches
         # A loss of some sets must not leave gradients behind in the others.
         only = None if len(names) == len(self.sets) else [p for n in names for p in self.sets[n].parameters]
         torch.autograd.backward(self.scaler.scale(total), inputs=only)
@@ -142,6 +160,17 @@ class Minimiser:
         for name in names:
             self.scaler.step(self.optimisers[name])
         self._update_scale(means, finite)
+
+    def check(self) -> None:
+        """Reads the late checks of the steps so far; all processes must call it at the same step.
+
+        Raises:
+            NonFiniteLoss: In all processes, if a value was not finite in any of them. This process updated
+                nothing with its own value, and nothing is to be saved.
+        """
+        problem = None if self._check is None else self._check.read(self.processes)
+        if problem is not None:
+            raise self._not_finite(problem.what, problem.figures, problem.step)
 
     def set_rate(
         self, step: int, total_steps: int, steps_per_epoch: int, *, schedule: str = "recipe"
@@ -187,14 +216,15 @@ class Minimiser:
         changes = {key: value for key, value in own.items() if value is not None}
         return optim.model_copy(update=changes) if changes else optim
 
-    def _means(self, terms: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    def _checked(self, terms: Mapping[str, Tensor], stacked: Tensor) -> tuple[dict[str, Tensor], bool]:
         """Averages the terms over the processes: a NaN of one process is a NaN for all, so that all stop.
 
         With fp16 a term that is not finite is left to the loss scaler, which skips the step.
         """
-        stacked = self.processes.all_reduce_mean(
-            torch.stack([wide(value.detach()) for value in terms.values()])
-        )
+        if self._check is not None:
+            self._check.add(self._step, "the loss", tuple(terms), stacked)
+            return dict(zip(terms, stacked.unbind(), strict=True)), True
+        stacked = self.processes.all_reduce_mean(stacked)
         means = dict(zip(terms, stacked.unbind(), strict=True))
         finite = bool(stacked.isfinite().all())
         if not finite and not self.job.fp16:
@@ -206,8 +236,8 @@ class Minimiser:
         self.scaler.update()
         if not self.job.fp16:
             return
-        self.skipped = self.scaler.get_scale() < before
-        self._skips_in_a_row = self._skips_in_a_row + 1 if self.skipped else 0
+        skipped = self.scaler.get_scale() < before
+        self._skips_in_a_row = self._skips_in_a_row + 1 if skipped else 0
         if self._skips_in_a_row >= FP16_SKIPS:
             figures = "gradients overflow" if finite else _not_finite_terms(means)
             raise self._not_finite(f"after {FP16_SKIPS} skipped steps the loss", figures)
@@ -215,13 +245,16 @@ class Minimiser:
     def _clip(self, name: str, limit: float) -> None:
         self.scaler.unscale_(self.optimisers[name])
         norm = nn.utils.clip_grad_norm_(self.sets[name].parameters, limit)
+        if self._check is not None:
+            self._check.add(self._step, "the gradient", (f"norm of {name}",), norm.detach()[None])
         # With fp16 the scaler skips such a step and lowers its scale.
-        if not self.job.fp16 and not bool(norm.isfinite()):
+        elif not self.job.fp16 and not bool(norm.isfinite()):
             raise self._not_finite("the gradient", f"norm of {name} = {norm.item()}")
 
-    def _not_finite(self, what: str, figures: str) -> NonFiniteLoss:
+    def _not_finite(self, what: str, figures: str, step: int | None = None) -> NonFiniteLoss:
+        step = self._step if step is None else step
         return NonFiniteLoss(
-            f"{self.job.label}, step {self._step + 1}: {what} is not finite ({figures}); the optimiser has "
+            f"{self.job.label}, step {step + 1}: {what} is not finite ({figures}); the optimiser has "
             "not moved. Lower optim.lr, set train.clip_norm, or set train.precision: fp32"
         )
 
@@ -232,8 +265,8 @@ def needs_no_more_than_ddp(method: Method) -> bool:
 
 
 def _not_finite_terms(means: Mapping[str, Tensor]) -> str:
-    figures: Iterable[tuple[str, float]] = ((name, value.item()) for name, value in means.items())
-    return ", ".join(f"{name} = {value}" for name, value in figures if not torch.tensor(value).isfinite())
+    figures = {name: value.item() for name, value in means.items()}
+    return ", ".join(f"{name} = {value}" for name, value in figures.items() if not math.isfinite(value))
 
 
 class _Trainable(nn.Module):

@@ -8,7 +8,7 @@ each epoch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from kdcompress.errors import UserError, WorldError
 
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
-"""Time that the others wait for the first process, which alone evaluates, exports and measures. A process
+"""Time that the others wait for the first process, which alone exports and measures. A process
 that died is noticed at once, by its connection."""
 START_TIMEOUT = timedelta(minutes=5)
 """Time until all processes must have started."""
@@ -44,7 +44,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """True in the process that writes, evaluates and reports."""
+        """True in the process that writes and reports."""
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
@@ -64,14 +64,43 @@ class Processes:
                 dist.all_gather_object(values, value)
         return values
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Collects the rows of all processes in the first one.
+
+        Args:
+            rows: `[B, ...]` on the CPU; B may differ, and a process without rows gives any empty tensor.
+
+        Returns:
+            The first process: all rows, by rank. The others: their own.
+        """
+        if self.world == 1:
+            return rows
+        own = self.gather((rows.shape, rows.dtype) if len(rows) else None)
+        known = [entry for entry in own if entry is not None]
+        if not known:
+            return rows
+        counts = [0 if entry is None else entry[0][0] for entry in own]
+        shape, dtype = known[0]
+        padded = torch.zeros(max(counts), *shape[1:], dtype=dtype)
+        if len(rows):
+            padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts] if self.first else None
+        with _translate_collective_errors():
+            dist.gather(padded, parts, dst=0)
+        return rows if parts is None else torch.cat([p[:n] for p, n in zip(parts, counts, strict=True)])
+
     def all_reduce_max(self, value: float) -> float:
         """Returns the largest value of all processes."""
+        return self.all_reduce_maxima([value])[0]
+
+    def all_reduce_maxima(self, values: Sequence[float]) -> list[float]:
+        """Returns the largest of each of several values over all processes, in one message."""
         if self.world == 1:
-            return value
-        seen = torch.tensor([value])  # on the CPU, so that no device has to be waited for
+            return list(values)
+        seen = torch.tensor(values)  # on the CPU, so that no device has to be waited for
         with _translate_collective_errors():
             dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-        return float(seen.item())
+        return list(map(float, seen.tolist()))
 
     def all_reduce_mean(self, values: Tensor) -> Tensor:
         """Returns the elementwise mean over all processes; a NaN anywhere is a NaN everywhere."""
@@ -99,10 +128,17 @@ class Processes:
         for (device, dtype), group in by_type.items():
             present = torch.tensor([p.grad is not None for p in group], dtype=dtype)
             parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1) for p in group]
-            flat = torch.cat([*parts, present.to(device, non_blocking=True)])
             with _translate_collective_errors():
-                dist.all_reduce(flat)
-            used = flat[-len(group) :].tolist()
+                if device.type == "cpu":
+                    flat = torch.cat([*parts, present])
+                    dist.all_reduce(flat)
+                    used = flat[-len(group) :].tolist()
+                else:  # a message of its own between the CPUs, so that no device has to be waited for
+                    flat = torch.cat(parts)
+                    dist.all_reduce(flat)
+                    present = present.float()
+                    dist.all_reduce(present)
+                    used = present.tolist()
             flat /= self.world
             start = 0
             for parameter, count in zip(group, used, strict=True):

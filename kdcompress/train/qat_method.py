@@ -53,6 +53,7 @@ class QuantizationAwareTraining(Method):
         super().__init__(config, method.networks, method.data)
         self.method, self.rounding = method, rounding
         self._processes = processes
+        self._steps: int | None = None  # `age`, known without a wait for the device; None: to be read
         # Steps since the levels were taken; in the checkpoint, so that a resume takes them at the same steps.
         self.register_buffer("age", rounding.zeros.new_zeros(()))
 
@@ -75,7 +76,9 @@ class QuantizationAwareTraining(Method):
 
     def step(self, batch: Batch, minimise: Minimise) -> None:
         """Runs a step of the method, with levels no older than `STEPS_BETWEEN_MEASURES` steps."""
-        if self.age >= STEPS_BETWEEN_MEASURES:
+        if self._steps is None:
+            self._steps = int(self.age)
+        if self._steps >= STEPS_BETWEEN_MEASURES:
             self._measure()
             self._processes.broadcast_buffers([self.rounding])
         self.method.step(batch, minimise)
@@ -83,6 +86,7 @@ class QuantizationAwareTraining(Method):
     def on_phase_start(self, name: str, resumed: bool) -> None:
         """Prepares the phase; the method continues the phase that it ended with."""
         super().on_phase_start(name, resumed)
+        self._steps = None
         self.method.on_phase_start(name, resumed=True)
 
     def on_epoch_start(self, epoch: int, epochs: int) -> None:
@@ -101,6 +105,7 @@ class QuantizationAwareTraining(Method):
         """Updates the method's state and the age of the levels."""
         self.method.after_step(batch)
         self.age += 1
+        self._steps = None if self._steps is None else self._steps + 1
 
     def candidates(self) -> dict[str, Candidate]:
         """Names the student alone: it is the one that is rounded."""
@@ -111,3 +116,4 @@ class QuantizationAwareTraining(Method):
         student.train_mode(False)
         self.rounding.measure(student.network)
         self.age.zero_()
+        self._steps = 0

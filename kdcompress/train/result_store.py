@@ -116,6 +116,8 @@ def recipe_parts(recipe: Recipe) -> list[dict[str, Any]]:
     train = recipe.train.model_dump(
         mode="json", exclude={"epochs", "ema", "ship", "compile", "checkpoint_minutes", "tensorboard"}
     )
+    if train["evaluate_every"] == 1:
+        del train["evaluate_every"]  # the default, from before there was the key
     return [data, train, recipe.optim.model_dump(mode="json")]
 
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcompress.data.batch import Batch
-from kdcompress.data.loader import TrainingLoader
+from kdcompress.data.loader import EvaluationLoader, TrainingLoader
 from kdcompress.errors import Interrupted, UserError
 from kdcompress.methods.base import Method, Phase
 from kdcompress.networks.load_state import load_state
@@ -26,6 +24,7 @@ from kdcompress.train import checkpoint
 from kdcompress.train.average import Average
 from kdcompress.train.bn_statistics import StatisticsImages
 from kdcompress.train.choice import Choice
+from kdcompress.train.finite import STEPS_BETWEEN_READS
 from kdcompress.train.interrupt import StopRequest, deferred_stop
 from kdcompress.train.job import Job, Outcome
 from kdcompress.train.journal import Journal, describe_epoch
@@ -36,8 +35,11 @@ from kdcompress.train.processes import Processes, batch_norm_statistics
 STEPS_BETWEEN_SAMPLES = 50
 """Optimiser steps between two lines of `steps.jsonl`."""
 SINGLE_CLASS_EPOCHS = 3
-"""Consecutive epochs with a single predicted class before a warning."""
+"""Consecutive scored epochs with a single predicted class before a warning."""
 
+STEPS_BETWEEN_ASKS, SECONDS_BETWEEN_ASKS = 20, 1.0
+"""Steps after which several processes ask each other for an action again: fewer if they take longer than this
+time, at least one."""
 SAVE, SAVE_AND_STOP = 1.0, 2.0
 """Actions that the processes agree on after a step; the largest one of all counts."""
 
@@ -61,7 +63,7 @@ class Trainer:
     Args:
         method: Placed on its device.
         loader: The training batches.
-        held_out: Batches to choose the best epoch on; None: the last epoch is the choice.
+        held_out: This process's batches to choose the best epoch on; None: the last epoch is the choice.
         job: Settings of the training.
         processes: This process among all.
         journal: Receives the log lines.
@@ -73,7 +75,7 @@ class Trainer:
         self,
         method: Method,
         loader: TrainingLoader,
-        held_out: Iterable[Batch] | None,
+        held_out: EvaluationLoader | None,
         job: Job,
         processes: Processes,
         journal: Journal,
@@ -104,10 +106,12 @@ class Trainer:
         self.phases = method.phases()
         self._own_statistics: list[Tensor] | None = None
         self._single_class_epochs = 0
-        if job.train.compile:
-            student.compiled = torch.compile(student.network)
-            if method.networks.teacher is not None:
-                method.networks.teacher.compile()
+        self._next_ask = 0
+        compiles = job.train.compile is True
+        for network in (student, *method.networks.peers):
+            network.compile(compiles)
+        if compiles and method.networks.teacher is not None:
+            method.networks.teacher.compile()
 
     def run(self) -> Outcome:
         """Trains to the end, from the checkpoint if there is one.
@@ -168,6 +172,7 @@ class Trainer:
         while self.at.step < end:
             rate = self._run_steps(phase, end, minimise, stop, bar)
             if self.at.batch < self.loader.steps and not self._done():
+                minimise.check()
                 break  # the phase ends within the epoch, which the next phase closes
             self._close_epoch(phase, rate, minimise, bar)
             if self.processes.all_reduce_max(float(stop.requested)):
@@ -207,15 +212,17 @@ class Trainer:
                     average.update(at.step)
             at.step, at.phase_step, at.batch = at.step + 1, at.phase_step + 1, number + 1
             now = time.perf_counter()
-            at.seconds, at.epoch_seconds, last = at.seconds + now - last, at.epoch_seconds + now - last, now
+            taken, last = now - last, now
+            at.seconds, at.epoch_seconds = at.seconds + taken, at.epoch_seconds + taken
             bar.advance(1, f"epoch {at.epoch + 1}/{job.epochs}  {self._images_per_s():,.0f} images/s")
+            if at.step % STEPS_BETWEEN_READS == 0:
+                minimise.check()
             if at.step % STEPS_BETWEEN_SAMPLES == 0:
                 self._log_step(minimise, rate)
             if at.batch == batches or self._done():
                 break  # the end of an epoch saves in any case
-            # Every process must save and stop at the same step, so they ask each other.
             due = now - saved > 60 * job.train.checkpoint_minutes
-            action = self.processes.all_reduce_max(SAVE_AND_STOP if stop.requested else SAVE * due)
+            action = self._agreed_action(SAVE_AND_STOP if stop.requested else SAVE * due, taken)
             if action:
                 self._save(minimise)
                 saved = now
@@ -225,14 +232,38 @@ class Trainer:
                 break
         return rate
 
+    def _agreed_action(self, action: float, seconds: float) -> float:
+        """Returns the action of all processes after this step: they must save and stop at the same step.
+
+        Args:
+            action: This process's own; 0: none.
+            seconds: Time of the last step, by which the next step to ask at is agreed.
+        """
+        if self.processes.world == 1:
+            return action
+        if self.at.step < self._next_ask:
+            return 0.0
+        action, seconds = self.processes.all_reduce_maxima([action, seconds])
+        steps = int(SECONDS_BETWEEN_ASKS / max(seconds, 1e-9))
+        self._next_ask = self.at.step + min(max(steps, 1), STEPS_BETWEEN_ASKS)
+        return action
+
     def _close_epoch(self, phase: Phase, rate: float, minimise: Minimiser, bar: Bar) -> None:
         at, label = self.at, self.job.label
         began = time.perf_counter()
+        minimise.check()
         self.method.on_epoch_end()
         self.processes.average_statistics(self._modules().values())
+        for average in (self.average, self.average_exits):
+            if average is not None:
+                average.copy_buffers()
         self.processes.broadcast_buffers(self._modules().values())
-        figures = self.choice.score(at.epoch + 1, frozen_statistics=phase.freeze_bn)
-        self._warn_of_single_class(figures)
+        figures = None
+        if (at.epoch + 1) % self.job.train.evaluate_every == 0 or self._done():
+            figures = self.choice.score(at.epoch + 1, frozen_statistics=phase.freeze_bn)
+            self._warn_of_single_class(figures)
+        if minimise.late:
+            self.means.share(self.processes)
         losses, logged = self.means.values()
         line = {
             "phase": label if len(self.phases) == 1 else f"{label}/{phase.name}",
@@ -257,8 +288,9 @@ class Trainer:
         if number is None or self._single_class_epochs != SINGLE_CLASS_EPOCHS or not self.processes.first:
             return
         name = self.job.class_names[number] if self.job.class_names else f"class {number}"
+        epochs = SINGLE_CLASS_EPOCHS * self.job.train.evaluate_every
         self.progress.warn(
-            f"{self.job.label}: for {SINGLE_CLASS_EPOCHS} epochs it has given nearly all held-out images the "
+            f"{self.job.label}: for {epochs} epochs it has given nearly all held-out images the "
             f"class {name!r}, so it tells no classes apart yet. If that lasts: more train.epochs, a lower "
             "optim.lr, or train.class_weights: balanced"
         )
@@ -277,8 +309,11 @@ class Trainer:
                     layer.eval()
 
     def _log_step(self, minimise: Minimiser, rate: float) -> None:
-        losses = {name: value.item() for name, value in minimise.terms.items()}
-        logged = {name: value.item() for name, value in minimise.logged.items()}
+        means = Means()
+        means.add(minimise.terms, minimise.logged)
+        if minimise.late:
+            means.share(self.processes)
+        losses, logged = means.values()
         line = {"phase": self.job.label, "step": self.at.step, "lr": rate, "losses": losses}
         self.journal.step({**line, **({"logged": logged} if logged else {})})
 
@@ -301,6 +336,9 @@ class Trainer:
         return modules
 
     def _save(self, minimise: Minimiser) -> None:
+        minimise.check()
+        if minimise.late:
+            self.means.share(self.processes)
         self.processes.broadcast_buffers(self._modules().values())
         # Within an epoch each process has its own batch-norm statistics; a resume continues with them.
         several = self.processes.world > 1

@@ -6,6 +6,7 @@ from torchvision.transforms.v2 import functional
 
 from kdcompress.data.augment import augment, pipeline_of, resolve_preset
 from kdcompress.data.crop import crop_box, resize_images, usual_pad
+from kdcompress.data.source import MemorySource
 from kdcompress.errors import UserError
 
 
@@ -67,6 +68,19 @@ def test_a_crop_is_a_window_of_the_zero_padded_image():
         assert len(places) == 1
         found.add(places[0])
     assert len(found) == (2 * pad + 1) ** 2
+
+
+@pytest.mark.parametrize("preset", ["crop", "crop_flip", "strong"])
+def test_draws_of_a_whole_set_are_those_of_its_batches(preset):
+    generator = torch.Generator().manual_seed(0)
+    stock = torch.randint(0, 256, (20, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    ids = torch.randperm(50, generator=generator)[:20]
+    preset = resolve_preset(preset, "crop_flip")
+    source = MemorySource(stock, torch.zeros(20), preset=preset, pad=2, ids=ids)
+    for view in (3, 4, 3):
+        for batch in torch.tensor([19, 2, 7]), torch.tensor([0]):
+            expected = augment(stock[batch], ids[batch], seed=5, view=view, preset=preset, pad=2)
+            assert torch.equal(source.training_images(batch, view, 5), expected)
 
 
 def test_half_of_the_images_are_mirrored():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -336,3 +337,18 @@ def test_labels_none_takes_every_image_below_the_folder_or_below_its_splits(two_
     (tmp_path / "splits" / "test").mkdir()
     with pytest.raises(DataError, match="test: no images"):
         opened(tmp_path / "splits", labels="none")
+
+
+def test_folders_that_go_down_without_end_are_refused_in_one_message(two_classes):
+    before = os.getcwd()
+    try:
+        os.chdir(two_classes / "cat")
+        for _ in range(1500):
+            os.mkdir("d")
+            os.chdir("d")
+        os.chdir(before)
+        with pytest.raises(DataError, match="has folders in folders, more than 100 deep; move them up"):
+            opened(two_classes)
+    finally:
+        os.chdir(before)
+        subprocess.run(["rm", "-rf", two_classes / "cat"], check=True)  # pytest cannot remove it

@@ -233,8 +233,10 @@ def test_a_wrong_table_is_one_message_that_says_what_to_change(folder, lines, me
         ("{", "line 1: is no JSON: "),
         ('{"path": ["0.png"], "label": "cat"}', "line 1: no image file"),
         ('{"path": "0.png", "label": null}', "line 1: no label"),
-        ('{"path": "0.png", "label": "\\ud800"}', "line 1: is no valid Unicode"),
+        ('{"path": "0.png", "label": "\\ud800"}', "line 1: is no JSON: half a character"),
         ("[" * 100_000, "line 1: is no JSON"),
+        ('{"path": "0.png", "label": NaN}', "line 1: is no JSON: NaN is no number of JSON"),
+        (f'{{"path": "0.png", "label": {"9" * 5000}}}', "line 1: is no JSON: the number 9999"),
     ],
 )
 def test_a_wrong_json_line_is_named(folder, line, message):
@@ -264,6 +266,13 @@ def test_another_encoding_is_said_with_the_line(folder):
 def test_a_name_that_no_file_can_have_is_a_missing_file(folder):
     lines = ["path,label", *(f"{file},{label}" for file, label in rows()), f"{'x' * 300}.png,cat"]
     assert "(line 26: File name too long)" in opened(table(folder, lines)).warnings[0]
+
+
+def test_a_pipe_or_a_device_is_no_table_and_is_not_waited_for(folder):
+    os.mkfifo(folder / "pipe.csv")
+    (folder / "device.csv").symlink_to("/dev/zero")
+    for name in ("pipe.csv", "device.csv"):
+        assert f"{name}: cannot be read: it is no regular file" in refused(folder / name)
 
 
 def test_no_such_table_and_another_file_are_told_apart(folder):

@@ -39,6 +39,21 @@ def test_a_pipe_or_device_in_an_image_folder_is_named_and_not_opened(folder):
         pass
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"schema": "kdcompress.check/1", "result": 7}', "9" * 5000, '{"a": NaN}', "\xff"],
+)
+def test_a_damaged_result_in_the_cache_is_made_again(folder, content):
+    files = [image_file(folder, "a/good.png"), image_file(folder, "a/pipe.png")]
+    first = broken_images(folder, files, None)
+    for stored in list((folder / "cache" / "checks").iterdir()):
+        stored.write_text(content, encoding="latin-1")
+        assert broken_images(folder, files, None) == first
+        stored.unlink()
+        os.mkfifo(stored)
+        assert broken_images(folder, files, None) == first
+
+
 def test_an_interrupt_does_not_wait_for_a_thread_that_hangs(tmp_path):
     code = """
         import sys, time

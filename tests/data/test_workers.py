@@ -141,12 +141,26 @@ def test_a_small_split_of_files_is_decoded_once(photos, workers):
 
 
 def test_a_large_split_of_files_is_decoded_again(photos, monkeypatch):
-    monkeypatch.setattr("kdcompress.data.loader.MATERIALISE_BYTES", 100)
+    monkeypatch.setattr("kdcompress.data.loader.KEPT_BYTES", 100)
     evaluation = EvaluationLoader(photos, batch_size=8, device="cpu")
     list(evaluation)
     (photos.root / photos.files[3]).unlink()
     with pytest.raises(DataError, match="No such file"):
         list(evaluation)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_processes_that_share_a_split_get_whole_batches_of_it_and_all_labels(photos, world):
+    whole = [batch.images for batch in EvaluationLoader(photos, batch_size=5, device="cpu")]
+    shares = [
+        EvaluationLoader(photos, batch_size=5, device="cpu", rank=rank, world=world) for rank in range(world)
+    ]
+    assert all(torch.equal(share.labels, photos.labels) for share in shares)
+    for _ in range(2):  # decoded, and from the kept pixels
+        got = [[batch.images for batch in share] for share in shares]
+        assert got[0]
+        together = [images for each in got for images in each]
+        assert all(torch.equal(a, b) for a, b in zip(together, whole, strict=True))
 
 
 SCRIPT = """

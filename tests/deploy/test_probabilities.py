@@ -18,11 +18,13 @@ from kdcompress.deploy.probabilities import (
     NAME,
     has_probabilities,
     probabilities_gate,
+    temperature_in,
     with_probabilities,
     without_probabilities,
 )
 from kdcompress.deploy.ship import Subject, ship
 from kdcompress.deploy.variants import Fp32Reference, to_fp16
+from kdcompress.errors import UserError
 
 TEMPERATURE = 1.75
 
@@ -62,6 +64,18 @@ def test_taking_the_output_off_again_gives_the_graph_of_before(student):
     assert has_probabilities(both)
     assert not has_probabilities(plain)
     assert without_probabilities(both).SerializeToString() == plain.SerializeToString()
+
+
+@pytest.mark.parametrize("text", ["", "[[", "NaN", "-1", '"2"', "[" * 100_000])
+def test_a_damaged_temperature_is_one_message_that_names_the_file(student, text):
+    both = with_probabilities(graph(student, SPEC, metadata={}), TEMPERATURE)
+    assert temperature_in(graph(student, SPEC, metadata={}), "kdcompress.", "a.onnx") is None
+    entry = both.metadata_props.add()
+    entry.key, entry.value = "kdcompress.temperature", text
+    with pytest.raises(UserError, match=r"a\.onnx: kdcompress\.temperature in its metadata: is damaged"):
+        temperature_in(both, "kdcompress.", "a.onnx")
+    entry.value = "1.5"
+    assert temperature_in(both, "kdcompress.", "a.onnx") == 1.5
 
 
 def test_the_gate_fails_for_another_temperature_and_for_a_file_without_the_output(student):

@@ -1,10 +1,15 @@
 """Steps of every method on fake tensors of the device `cuda`, which need no GPU and hold no values.
 
 A tensor left on the CPU and a read of a value (`.item()`, `if tensor`), which on a GPU waits for it, raise.
-Backward passes cannot run without a GPU: `losses` and `after_step` are what is checked.
+Backward passes cannot run without a GPU: gradients are put in their place, and all else of a step is checked:
+the batch, `losses`, the finite check, clipping, the optimiser, `after_step` and the moving average.
+A method with a `step` of its own that differentiates within it is checked without its `step`.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +19,18 @@ from torch.cuda.amp import common
 
 from kdcompress import discovery
 from kdcompress.data.batch import Batch, View
+from kdcompress.data.loader import TrainingLoader
+from kdcompress.data.source import MemorySource
+from kdcompress.data.workers import Task
 from kdcompress.methods.base import find_method
 from kdcompress.methods.memory import SampleMemory
 from kdcompress.methods.selfkd.none import Plain
+from kdcompress.recipe import OptimSection, TrainSection
+from kdcompress.train import minimiser, optimisers
+from kdcompress.train.average import Average
+from kdcompress.train.job import Job
+from kdcompress.train.minimiser import Minimiser
+from kdcompress.train.processes import Processes
 
 SIDE = 16
 BATCH = 8
@@ -124,8 +138,11 @@ def run_steps(small):
     """Runs two steps of each phase; what an epoch's start reads is read before, on real tensors."""
     method, views = small.method, type(small.method).needs(small.method.config).views
     phases = method.phases()
+    OPTIMISERS.clear()
+    FAKES.clear()
     method.on_epoch_start(0, 2)
     tapped = [small.student, *small.peers, *([small.frozen._frozen] if small.frozen else [])]
+    average, sets = Average(small.student.network, 0.9), method.parameter_sets()
     mode = FakeTensorMode(allow_non_fake_inputs=False)
     with mode:
         for network in tapped:
@@ -133,17 +150,94 @@ def run_steps(small):
             network.mean, network.std = fake_tensor(network.mean), fake_tensor(network.std)
             network._place(torch.device("cuda"))
         fake(method)
+        fake(average.network)
         assert small.student.device.type == "cuda"
         with small.student.autocast():
             product = torch.empty(2, 2, device="cuda") @ torch.empty(2, 2, device="cuda")
         assert product.dtype == (small.student.precision or torch.float32)
         for phase in phases:
             method.on_phase_start(phase.name, resumed=False)
-            for _ in range(2):
+            minimise = minimiser_of(method, {name: sets[name] for name in phase.sets})
+            for number in range(2):
                 batch = fake_batch(views)
                 terms = method.losses(batch)
                 assert {term.device.type for term in terms.values()} == {"cuda"}
+                minimise.begin(number, 0, 1)
+                if type(method).__name__ in DIFFERENTIATE:
+                    minimise(terms)
+                else:
+                    method.step(batch, minimise)
                 method.after_step(batch)
+        average.update(0)
+
+
+def minimiser_of(method, sets):
+    """Makes a Minimiser of the fake forms of parameters, with clipping; gradients come from `no_backward`."""
+    sets = {
+        name: replace(each, parameters=tuple(FAKES[id(p)][1] for p in each.parameters))
+        for name, each in sets.items()
+    }
+    train, optim = TrainSection(epochs=1, clip_norm=1.0), OptimSection(lr=0.1)
+    job = Job("student", Path(), train, optim, 1, False, "")
+    processes = Processes(0, 1, torch.device("cuda", 0))
+    return Minimiser(method, sets, job, processes)
+
+
+@pytest.fixture(autouse=True)
+def no_backward(monkeypatch):
+    """Gives every parameter a gradient where a backward pass would."""
+
+    def backward(tensor, inputs=None):
+        assert tensor.device.type == "cuda"
+        for weak in list(OPTIMISERS):
+            for group in weak.param_groups:
+                for parameter in group["params"]:
+                    if inputs is None or any(parameter is each for each in inputs):
+                        parameter.grad = torch.empty_like(parameter)
+
+    def fused_sgd(parameters, gradients, buffers, *, found_inf, **settings):
+        # torch has no fake form of its kernel. What surrounds it is torch's own.
+        assert found_inf is not None
+        for tensor in (*parameters, *gradients, *buffers, found_inf):
+            assert tensor.device.type == "cuda"
+
+    build_optimiser = optimisers.build
+    monkeypatch.setattr(torch, "_fused_sgd_", fused_sgd)
+    monkeypatch.setattr(torch.autograd, "backward", backward)
+    monkeypatch.setattr(
+        optimisers, "build", lambda *a: OPTIMISERS.append(build_optimiser(*a)) or OPTIMISERS[-1]
+    )
+
+
+OPTIMISERS = []
+FAKES = {}
+DIFFERENTIATE = ("LMCL",)
+
+
+def test_a_read_of_the_loss_in_the_step_is_caught(tmp_path, monkeypatch):
+    monkeypatch.setattr(minimiser, "reads_late", lambda device: False)
+    with pytest.raises(DataDependentOutputException):
+        run_steps(build(tmp_path, "none"))
+
+
+@pytest.mark.parametrize("preset", ["none", "crop", "crop_flip"])
+def test_batches_of_a_set_on_the_device_read_no_value(monkeypatch, preset):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    source = MemorySource(torch.zeros(16, 3, SIDE, SIDE, dtype=torch.uint8), torch.zeros(16), preset=preset)
+    loader = TrainingLoader(source, batch_size=BATCH, seed=0, augment=preset, device="cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        device = torch.device("cuda", 0)
+        near = replace(source, images=fake_tensor(source.images))
+        loader.device, loader.source, loader._views = device, near, (near,)
+        tasks = [Task(torch.empty(BATCH, dtype=torch.int64), (0,), 0) for _ in range(2)]
+        batches = list(loader._batches(tasks, (0,)))
+    assert len(batches) == 2
+    for batch in batches:
+        tensors = (batch.images, batch.labels, batch.indices, batch.views[0].indices)
+        assert {tensor.device.type for tensor in tensors} == {"cuda"}
+    # What comes from the CPU comes through pinned memory: labels and positions.
+    assert len(pinned) >= 4
 
 
 def fake(module):
@@ -154,6 +248,7 @@ def fake(module):
             if parameter is not None:
                 made = torch.nn.Parameter(fake_tensor(parameter), requires_grad=parameter.requires_grad)
                 owner._parameters[key] = made
+                FAKES[id(parameter)] = (parameter, made)  # held, so that no other gets its id
         for key, buffer in owner._buffers.items():
             if buffer is not None:
                 owner._buffers[key] = fake_tensor(buffer, device)

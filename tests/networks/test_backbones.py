@@ -187,14 +187,6 @@ def test_asking_a_backbone_for_logits_is_a_bug_and_for_its_classifier_an_error()
         tapped(classifier="fc")
 
 
-def test_what_is_compiled_stands_in_where_the_output_alone_is_read():
-    read = tapped()
-    images = images_for(read)
-    read.compiled = lambda x: torch.full((len(x), 64), 7.0)
-    assert bool((read(images, POOLED).pooled == 7).all())
-    assert not bool((read(images, BACKBONE).pooled == 7).any())
-
-
 def test_gradients_and_other_tensors_reach_a_backbone():
     read = tapped()
     images = images_for(read)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,18 @@ def test_missing_files_folders_and_other_kinds_of_file_are_said(tmp_path):
     (tmp_path / "weights.h5").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"unknown kind of file; expected .safetensors, .pt or .pth"):
         read_state_dict(tmp_path / "weights.h5")
+
+
+UNUSUAL = {
+    "sparse_coo": lambda tensor: tensor.to_sparse(),
+    "meta (without values)": lambda tensor: tensor.to("meta"),
+    "complex64": lambda tensor: tensor.to(torch.complex64),
+    "uint16": lambda tensor: tensor.to(torch.uint16),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_a_tensor_that_no_network_can_take_over_is_named(tmp_path, kind):
+    torch.save({**STATE, "fc.weight": UNUSUAL[kind](STATE["fc.weight"])}, tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match=r"'fc.weight' is a tensor of the kind " + re.escape(kind)):
+        read_state_dict(tmp_path / "weights.pt")

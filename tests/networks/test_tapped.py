@@ -12,7 +12,6 @@ from torch import nn
 
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.errors import NetworkError
-from kdcompress.networks.activations import LOGITS
 from kdcompress.networks.build import NetworkSpec
 from kdcompress.networks.hooks import reading
 from kdcompress.networks.tap_points import Tap
@@ -390,14 +389,6 @@ def test_a_network_without_a_linear_classifier_still_gives_logits_and_stages():
     assert list(read.shapes().stages) == ["stage1"]
     with pytest.raises(NetworkError, match=r"do not come from a linear layer.*taps: \{classifier"):
         read(torch.rand(2, 3, 16, 16), ALL)
-
-
-def test_a_compiled_stand_in_serves_logits_alone():
-    network = tapped("cifar/resnet8x4")
-    network.compiled = nn.Sequential(nn.Flatten(), nn.LazyLinear(9))
-    images = images_for(network)
-    assert network(images).logits.shape == (3, 9)
-    assert network(images, LOGITS | {"pooled"}).logits.shape == (3, 5)
 
 
 class Moody(nn.Module):

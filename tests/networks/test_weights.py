@@ -43,6 +43,20 @@ def test_loading_is_strict_and_complete():
     assert all((value == 2).all() for value in network.state_dict().values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64])
+def test_weights_of_any_float_type_are_loaded(dtype):
+    state = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in tiny().state_dict().items()
+    }
+    network = tiny()
+    load_into(network, state, source="w.pt", allow_other_head=False)
+    assert torch.equal(network.fc.weight, state["fc.weight"].float())
+    state["fc.weight"][0, 0] = torch.nan
+    with pytest.raises(WeightsError, match=r"'fc.weight' holds values that are not finite"):
+        load_into(network, state, source="w.pt", allow_other_head=False)
+
+
 def test_another_class_count_keeps_the_networks_own_classifier_when_that_is_welcome():
     network, other = tiny(3), tiny(7)
     own_head = network.fc.weight.clone()

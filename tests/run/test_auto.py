@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from published_weights import MODEL, NAME, publisher
 
+from kdcompress.errors import UserError
 from kdcompress.recipe import load_recipe
 from kdcompress.run import auto
 from kdcompress.run.auto import keep_recorded, resolve_auto
@@ -17,7 +18,8 @@ from kdcompress.run_folder import same_recipe
 def folder_of(images, channels=3, augment="crop_flip"):
     """A stand-in for opened data of so many labelled images."""
     data = SimpleNamespace(
-        channels=channels, train=range(images), labelled=images, extra=None, augment=augment
+        channels=channels, train=range(images), labelled=images, extra=None, augment=augment,
+        image_size=(8, 8),
     )  # fmt: skip
     data.for_method = lambda **_: data
     return data
@@ -33,6 +35,39 @@ def resolve(requested, data=SMALL):
 
 def recipe(*overrides, model=MODEL):
     return load_recipe("quickstart", [f"student.model={model}", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "images", "compiled"),
+    [
+        ("cpu", ["train.epochs=40"], 1_437, False),  # 8 x 8 pixels
+        ("cpu", ["train.epochs=100"], 60_000, True),
+        ("cpu", ["train.epochs=100", "train.max_steps=50"], 60_000, False),
+        ("cuda", ["train.epochs=100"], 60_000, True),
+        ("cuda", ["train.epochs=10"], 60_000, False),
+    ],
+)
+def test_compile_is_decided_by_recipe_data_and_device_alone(monkeypatch, device, overrides, images, compiled):
+    monkeypatch.setattr(auto, "compiler_problem", lambda device: None)
+    data = folder_of(images)
+    requested = recipe("student.weights=random", "train.compile=auto", *overrides)
+    resolution = resolve_auto(requested, data, progress=False, device=device)
+    assert resolution.recipe.train.compile is compiled
+    assert f"train.compile: auto is {str(compiled).lower()}: " in " ".join(resolution.notices)
+    kept = keep_recorded(requested, resolution.recipe)
+    assert kept.train.compile is compiled
+
+
+def test_without_a_compiler_auto_says_why_and_true_what_to_install(monkeypatch):
+    monkeypatch.setenv("CXX", "/no/compiler")
+    monkeypatch.setattr(auto, "compiler_problem", lambda device: f"needs a compiler for {device}")
+    requested = recipe("student.weights=random", "train.compile=auto", "train.epochs=100")
+    resolution = resolve_auto(requested, folder_of(60_000), progress=False)
+    assert resolution.recipe.train.compile is False
+    assert "train.compile: auto is false: it needs a compiler for cpu" in resolution.notices
+    with pytest.raises(UserError, match=r"train\.compile: needs a compiler for cpu"):
+        resolve_auto(recipe("train.compile=true"), SMALL, progress=False)
+    assert resolve_auto(recipe("student.weights=random"), SMALL, progress=False).recipe.train.compile is False
 
 
 def student(resolved):

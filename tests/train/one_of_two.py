@@ -7,6 +7,10 @@ from small_training import Small, Watcher
 from two_processes import join_and_run
 
 from kdcompress.errors import KdcompressError
+from kdcompress.tasks import CLASSIFICATION
+from kdcompress.train import minimiser, trainer
+from kdcompress.train.finite import reads_late
+from kdcompress.train.scores import HeldOutScores
 
 FROZEN = {
     # Batch norm is held still, since each process normalises its own rows.
@@ -52,6 +56,7 @@ def frozen(name):
 
 def main(folder, processes):
     seen = {}
+    trainer.STEPS_BETWEEN_ASKS = 3
 
     def small(where, **arguments):
         return Small(folder / where, processes=processes, **arguments)
@@ -66,6 +71,15 @@ def main(folder, processes):
     outcome = made.run()
     seen["as_it_is"], seen["outcome"] = made.tensors(), outcome
 
+    made = small("averaged", method="dml", train={"ema": 0.5, "epochs": 3})
+    seen["averaged"] = made.run()
+    seen["averaged_last"] = made.trainer.choice.state_dict()["last"]
+    scores = HeldOutScores(CLASSIFICATION, None, processes)
+    networks = {"student": (made.student.network, made.student)}
+    seen["scores"] = scores(networks, made.trainer.choice._held_out)
+    seen["student"] = made.student.network.state_dict()
+    seen["rows"] = processes.gather_rows(torch.arange(2.0)[: processes.rank])
+
     made = small("not_finite")
     losses = made.method.losses
     if processes.rank == 1:
@@ -74,6 +88,20 @@ def main(folder, processes):
         }
     seen["not_finite"] = message(made.run)
     seen["not_finite_step"] = made.trainer.at.step
+
+    # As on a GPU, where a read would wait.
+    minimiser.reads_late = lambda device: True
+    made = small("late", method="dml")
+    made.run()
+    seen["late"] = made.tensors()
+    made = small("late_not_finite")
+    before = made.method.losses
+    if processes.rank == 1:
+        made.method.losses = lambda batch: {
+            name: term / (0 if made.trainer.at.step == 2 else 1) for name, term in before(batch).items()
+        }
+    seen["late_not_finite"] = message(made.run)
+    minimiser.reads_late = reads_late
 
     # Dropout draws in each process: every generator has to come back.
     unbroken = small("unbroken", **DROPS_OUT)

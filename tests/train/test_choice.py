@@ -6,12 +6,15 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_training import Small, Watcher, assert_same
 
+from kdcompress.data.loader import EvaluationLoader
 from kdcompress.errors import Interrupted
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
+from kdcompress.tasks.base import Decisions
 from kdcompress.tasks.figures import selection_metric
-from kdcompress.train import choice as choosing
+from kdcompress.train import scores as scoring
 
 
 def lines(folder):
@@ -22,8 +25,8 @@ def lines(folder):
 def asked(monkeypatch):
     """Lists the tasks for which the teacher's outputs on the held-out images were computed."""
     calls = []
-    ask = choosing.predict_teacher
-    monkeypatch.setattr(choosing, "predict_teacher", lambda *a: calls.append(a[2]) or ask(*a))
+    ask = scoring.predict_teacher
+    monkeypatch.setattr(scoring, "predict_teacher", lambda *a: calls.append(a[2]) or ask(*a))
     return calls
 
 
@@ -41,6 +44,37 @@ def test_without_labels_a_classifier_is_chosen_by_its_teachers_classes_asked_onc
     assert all(t.keys() == {"agreement", "kl", "candidates"} for t in told)
     shipped = told[outcome.epoch - 1]["candidates"][outcome.candidate]
     assert {key: outcome.best[key] for key in ("agreement", "kl")} == shipped
+
+
+def test_all_candidates_are_scored_in_one_pass_over_the_images(tmp_path, monkeypatch):
+    small = Small(tmp_path, "dml", train={"ema": 0.5, "epochs": 3})
+    passes, batches = [], EvaluationLoader.__iter__
+    monkeypatch.setattr(EvaluationLoader, "__iter__", lambda loader: passes.append(loader) or batches(loader))
+    small.run()
+    assert lines(tmp_path)[-1]["held_out"]["candidates"].keys() == {"student", "peer1", "ema"}
+    assert passes == [small.trainer.choice._held_out] * 3
+
+
+def test_epochs_between_two_evaluations_have_no_figures_and_the_last_one_always_has(tmp_path):
+    every = Small(tmp_path / "every", train={"epochs": 5}).run()
+    outcome = Small(tmp_path / "some", train={"epochs": 5, "evaluate_every": 2}).run()
+    figures = [line["held_out"] for line in lines(tmp_path / "some")]
+    assert [figure is None for figure in figures] == [True, False, True, False, False]
+    assert figures[-1] == outcome.last == every.last
+    assert outcome.epoch in (2, 4, 5)
+    assert [line["held_out"] for line in lines(tmp_path / "every")][1::2] == figures[1::2]
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2] * 10, [0] * 20 + [2] * 6 + [-1] * 4])
+def test_classes_and_losses_give_the_figures_of_all_logits(labels):
+    outputs, labels = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)), torch.tensor(labels)
+    parts = [CLASSIFICATION.decide(*part) for part in zip(outputs.split(7), labels.split(7), strict=True)]
+    decisions = Decisions(torch.cat([part.rows for part in parts]), 3)
+    assert CLASSIFICATION.score(decisions, labels) == CLASSIFICATION.score(outputs, labels)
+    assert torch.equal(CLASSIFICATION.parts(decisions, labels), CLASSIFICATION.parts(outputs, labels))
+    assert CLASSIFICATION.score(outputs, labels)["loss"] == pytest.approx(
+        float(F.cross_entropy(outputs.double(), labels, ignore_index=-1)), abs=1e-12
+    )
 
 
 def scripted(tmp_path, *epochs, **train):

@@ -8,11 +8,13 @@ import pytest
 import safetensors.torch
 import torch
 from one_of_two import FROZEN, frozen
-from small_training import Small, assert_same
+from small_training import ALONE, Small, assert_same
 from two_processes import TESTS, run_two
 
 from kdcompress.errors import UserError
+from kdcompress.tasks import CLASSIFICATION
 from kdcompress.train.processes import join
+from kdcompress.train.scores import HeldOutScores
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,25 @@ def test_with_batch_norm_as_it_is_every_process_ends_with_the_same_weights_and_b
     assert first["outcome"].best == second["outcome"].best
 
 
+def test_the_processes_score_what_one_scores_and_an_average_has_the_same_statistics_in_all(two, tmp_path):
+    _, (first, second) = two
+    assert_same(first["averaged"].state, second["averaged"].state)
+    assert first["averaged"].candidates.keys() == {"student", "peer1", "ema"}
+    alone = Small(tmp_path, "dml")
+    alone.student.network.load_state_dict(first["student"])
+    scores = HeldOutScores(CLASSIFICATION, None, ALONE)
+    networks = {"student": (alone.student.network, alone.student)}
+    expected, parts = scores(networks, alone.trainer.choice._held_out)
+    assert first["scores"][0] == expected
+    assert_same(first["scores"][1], parts)
+    assert second["scores"] == ({}, {})
+
+
+def test_a_process_without_rows_has_none_collected(two):
+    _, (first, _) = two
+    assert torch.equal(first["rows"], torch.tensor([0.0]))
+
+
 def test_the_processes_share_out_the_sample_order_of_one(two, tmp_path):
     _, (first, second) = two
     alone = Small(tmp_path, "dml")
@@ -58,6 +79,21 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_of_them_at_that_step
             "NonFiniteLoss: student, step 3: the loss is not finite (ce = inf)"
         )
         assert each["not_finite_step"] == 2
+
+
+def test_checks_that_are_read_late_change_no_bit_and_no_log_line_and_stop_all_processes(two):
+    folder, seen = two
+    for each in seen:
+        assert_same(each["late"], each["as_it_is"])
+        assert each["late_not_finite"].startswith(
+            "NonFiniteLoss: student, step 3: the loss is not finite (ce = inf)"
+        )
+    assert not (folder / "late_not_finite" / "student.pt").exists()
+    logs = [(folder / run / "log.jsonl").read_text().splitlines() for run in ("as_it_is", "late")]
+    for immediate, late in zip(*logs, strict=True):
+        expected, got = json.loads(immediate), json.loads(late)
+        assert got["held_out"] == expected["held_out"]
+        assert got["losses"] == pytest.approx(expected["losses"], rel=1e-5)
 
 
 def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step_and_a_resume_repeats_the_bits(two):

@@ -32,6 +32,11 @@ def test_what_has_no_part_in_the_teacher_finds_the_same_teacher(override):
     assert key(override) == key()
 
 
+def test_keys_from_before_an_option_are_those_of_its_default():
+    _, train, _ = result_store.recipe_parts(load_recipe("quickstart"))
+    assert "evaluate_every" not in train
+
+
 def test_weights_count_by_their_content_and_not_by_how_they_are_named():
     named = key("teacher.weights=V1", f"teacher.sha256={'a' * 64}", weights="a" * 64)
     assert named == key("teacher.weights=file.pt", weights="a" * 64)
@@ -44,7 +49,7 @@ def test_weights_count_by_their_content_and_not_by_how_they_are_named():
         "data.batch_size=32", "data.held_out=0", "data.augment=none", "optim.lr=0.2",
         "optim.schedule=constant",
         "train.threads=2", "train.label_smoothing=0.1", "train.max_steps=3", "train.accumulate=2",
-        "train.freeze_bn=true", "train.clip_norm=1",
+        "train.freeze_bn=true", "train.clip_norm=1", "train.evaluate_every=2",
     ],
 )  # fmt: skip
 def test_what_the_teacher_depends_on_asks_for_another_one(override):

@@ -76,6 +76,45 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_moves_when_it_is_cl
     assert_same(before, {n: p.detach() for n, p in small.student.network.named_parameters()})
 
 
+@pytest.mark.parametrize("optim", [{}, {"name": "adamw", "lr": 1e-3}], ids=["sgd", "adamw"])
+def test_checks_that_are_read_late_change_no_bit(tmp_path, monkeypatch, optim):
+    settings = {"optim": optim, "train": {"clip_norm": 1.0, "ema": 0.9}}
+    at_once = Small(tmp_path / "at_once", "kd", **settings)
+    at_once.run()
+    monkeypatch.setattr(minimiser, "reads_late", lambda device: True)
+    late = Small(tmp_path / "late", "kd", **settings)
+    late.run()
+    assert_same(at_once.tensors(), late.tensors())
+    for expected, got in zip(lines(tmp_path / "at_once"), lines(tmp_path / "late"), strict=True):
+        assert (got["losses"], got["held_out"]) == (expected["losses"], expected["held_out"])
+
+
+@pytest.mark.parametrize("optim", [{}, {"name": "adamw", "lr": 1e-3}], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_read_late_a_value_that_is_not_finite_moves_nothing_and_saves_nothing(
+    tmp_path, monkeypatch, where, optim
+):
+    monkeypatch.setattr(minimiser, "reads_late", lambda device: True)
+    optim = {"schedule": "constant", **optim}
+    small = Small(tmp_path, train={"clip_norm": 1.0, "max_steps": 9}, optim=optim, count=80)
+    terms, seen = small.method.losses, {}
+
+    def losses_with_a_mishap(batch):
+        ce = terms(batch)["ce"]
+        if small.trainer.at.step == 2:
+            seen.update({n: p.detach().clone() for n, p in small.student.network.named_parameters()})
+            ce = ce * float("inf") if where == "loss" else ce + (ce * 0).sqrt()
+        return {"ce": ce}
+
+    small.method.losses = losses_with_a_mishap
+    what = "the loss is not finite" if where == "loss" else "the gradient is not finite"
+    with pytest.raises(NonFiniteLoss, match=f"student, step 3: {what}"):
+        small.run()
+    assert small.trainer.at.step == 9  # read at the end of the epoch
+    assert_same(seen, {n: p.detach() for n, p in small.student.network.named_parameters()})
+    assert not small.trainer.path.exists()
+
+
 def test_clipping_bounds_the_gradient_of_a_set_as_a_whole(tmp_path):
     small = Small(tmp_path, train={"clip_norm": 0.01, "max_steps": 1})
     small.run()

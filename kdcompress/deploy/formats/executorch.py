@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import nn
 
 from kdcompress.atomic import write_bytes
@@ -24,6 +25,7 @@ from kdcompress.deploy.gate import Gate, equal
 from kdcompress.deploy.machine_paths import folders_in, is_path
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.deploy.normalised import Deployed
+from kdcompress.documents import parse_document
 from kdcompress.errors import NetworkError, UserError
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING, Task
 
@@ -175,7 +177,8 @@ class ExecuTorchModel:
         self.input_shape: tuple[int | str | None, ...] = ("batch", *map(int, sizes[1:]))
         facts: dict[str, str] = {}
         if _OWN in self._program.method_names:
-            facts = json.loads(self._program.load_method(_OWN).execute([])[0])
+            text = str(self._program.load_method(_OWN).execute([])[0])
+            facts = parse_document(text, f"{path}: its facts", TypeAdapter(dict[str, str]))
         self.task = EMBEDDING if facts.pop(_BACKBONE, "false") == "true" else CLASSIFICATION
         self.metadata = {onnx.PREFIX + key: value for key, value in facts.items()}
 

@@ -189,9 +189,13 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; it warns on stderr otherwise
+        options.log_severity_level = 4  # what it would write on stderr, the message of its exception says
         if not path.is_file():
             raise UserError(f"{path}: no such file")
+        try:
+            str(path).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: onnxruntime opens no path that is not UTF-8 text; rename it") from None
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
         except ORT_ERRORS as error:

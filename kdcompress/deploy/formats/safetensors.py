@@ -17,6 +17,7 @@ from kdcompress.deploy.config import NAME, DeployedConfig, read_config
 from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.strip import plain_student
 from kdcompress.errors import UserError, WeightsError
+from kdcompress.networks.read_checkpoint import check_plain
 from kdcompress.tasks import CLASSIFICATION, Task, task_of
 
 SUFFIX = ".safetensors"
@@ -105,12 +106,16 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
         UserError: There is no such file.
         WeightsError: It is no safetensors file, or damaged.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: cannot be read: it is no regular file")
     try:
-        return safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
         raise WeightsError(f"{path}: is not a whole safetensors file ({error})") from None
+    check_plain(tensors, str(path))
+    return tensors
 
 
 class SafetensorsModel:

@@ -12,6 +12,7 @@ from torch import Tensor
 from kdcompress.data.batch import TurnedViews, View
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.joined import IDS_PER_SET
+from kdcompress.data.prefetch import moved
 from kdcompress.errors import KdcompressError, UserError
 from kdcompress.networks.activations import LOGITS, Activations, Want
 from kdcompress.networks.output_cache.codec import Codec
@@ -144,7 +145,7 @@ class CachedTeacher:
             computed = self.codec.encode(self.teacher(images, self.codec.reads)).cpu().numpy()
             rows = np.where(present[:, None], rows, computed)
             self._keep(views, rows, present)
-        return self.codec.decode(self._placed(torch.from_numpy(rows)), want)
+        return self.codec.decode(moved(torch.from_numpy(rows), self.device), want)
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Returns the teacher's logits `[B, K]` of pooled features `[B, D]`; gradients reach `pooled`."""
@@ -165,7 +166,7 @@ class CachedTeacher:
     def cached(self, view: int, ids: Tensor, want: Want) -> Activations:
         """Returns the outputs in the files; what is not there is zero or the classifier's bias."""
         rows, _ = self._find(view_name(view), ids)
-        return self.codec.decode(self._placed(torch.from_numpy(rows)), want)
+        return self.codec.decode(moved(torch.from_numpy(rows), self.device), want)
 
     def close(self) -> None:
         """Closes the files; a later call opens them again."""
@@ -206,11 +207,6 @@ class CachedTeacher:
                 f"teacher.cache.mode: read, but of a batch of {count} the outputs for {missing} are not in "
                 f"{self.files.folder}; run it once with teacher.cache.mode: fill, on the same images"
             )
-
-    def _placed(self, rows: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            return rows.pin_memory().to(self.device, non_blocking=True)
-        return rows.to(self.device)
 
 
 def view_name(view: int, turn: int = 0) -> str:
