@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kdcompress.commands.complete import complete_recipe, complete_students
-from kdcompress.commands.options import allow_code, common, overrides, print_result
+from kdcompress.commands.options import allow_code, common, data, device, overrides, print_result
 
 
 def _list(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def _list(ctx: click.Context, option: click.Parameter, text: str | None) -> tupl
     metavar="N",
     help="Runs of each method and student; five find a difference of a point.",
 )
-@click.option("--data", metavar="DIR", help="Folder of the data; overrides data.root of the recipe.")
+@data
 @click.option(
     "--out",
     metavar="DIR",
@@ -70,13 +70,7 @@ def _list(ctx: click.Context, option: click.Parameter, text: str | None) -> tupl
     metavar="local|ssh://USER@HOST[:PORT]",
     help="The device to time the students on.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device of the training.",
-)
+@device
 @allow_code
 @common
 def compare(as_json: bool, quiet: bool, **options: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from kdcompress.commands.complete import complete_recipe
-from kdcompress.commands.options import allow_code, common, print_result, recipe_changes
+from kdcompress.commands.options import allow_code, common, data, device, print_result, recipe_changes
 from kdcompress.cores import MAX_THREADS
 
 
@@ -22,7 +22,7 @@ from kdcompress.cores import MAX_THREADS
     shell_complete=complete_recipe,
     help="A shipped recipe or a YAML file.",
 )
-@click.option("--data", metavar="DIR", help="Folder of the data, or a table of labels; overrides data.root.")
+@data
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path), help="Run folder. [default: runs/RECIPE]"
 )
@@ -37,13 +37,7 @@ from kdcompress.cores import MAX_THREADS
     metavar="N",
     help="Also write student.int8.onnx after N epochs of quantisation-aware training.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device of the training.",
-)
+@device
 @click.option(
     "--threads",
     type=click.IntRange(1, MAX_THREADS),

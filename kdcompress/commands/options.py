@@ -42,6 +42,16 @@ _preset = click.option(
     metavar="NAME",
     help="Published settings of the method: cifar100, imagenet. [default: the method's defaults]",
 )
+data = click.option(
+    "--data", metavar="DIR", help="Folder of the data, or a table of labels; overrides data.root."
+)
+device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device of the training.",
+)
 allow_code = click.option(
     "--allow-code", is_flag=True, help="Allow networks given as python:package.module:function."
 )

@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from kdcompress.commands.complete import complete_recipe
-from kdcompress.commands.options import allow_code, common, print_result, recipe_changes
+from kdcompress.commands.options import allow_code, common, data, device, print_result, recipe_changes
 
 
 @click.command(short_help="Measure a few steps of a recipe and forecast its time, memory and cache.")
 @click.argument("recipe", metavar="RECIPE", shell_complete=complete_recipe)
-@click.option("--data", metavar="DIR", help="Folder of the data; overrides data.root of the recipe.")
+@data
 @recipe_changes
 @click.option(
     "--steps",
@@ -22,13 +22,7 @@ from kdcompress.commands.options import allow_code, common, print_result, recipe
     metavar="N",
     help="Steps to measure.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device of the training.",
-)
+@device
 @allow_code
 @common
 def plan(as_json: bool, quiet: bool, steps: int, **options: Any) -> None:
