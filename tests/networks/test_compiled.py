@@ -142,7 +142,10 @@ def test_every_method_learns_compiled_what_it_learns_uncompiled(tmp_path, name):
     results = []
     for on in (False, True):
         train = {"epochs": 2, "freeze_bn": True, "compile": on}
-        small = Small(tmp_path / str(on), name, config=config, train=train, float64=True, labelled=labelled)
+        small = Small(
+            tmp_path / str(on), name, config=config, train=train, optim={"lr": 1e-3}, float64=True,
+            labelled=labelled,
+        )  # fmt: skip
         small.run()
         assert (small.student.compiled is not None) == on
         results.append(small.tensors())

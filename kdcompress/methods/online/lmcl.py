@@ -290,7 +290,7 @@ class LMCL(ExitMethod):
 
         c = self.config
         stepped = Stepped([*self.networks.trained(), self.exits, self.heads])
-        with _full_precision(self.architectures()), _explain_missing_derivatives(self.architectures()):
+        with _twice_differentiable(self.architectures()), _explain_missing_derivatives(self.architectures()):
             return hypergradient(
                 [stepped.objective(contrast)] * c.meta_times + [stepped.objective(cross_entropy)],
                 stepped.objective(cross_entropy),
@@ -329,17 +329,20 @@ class LMCL(ExitMethod):
 
 
 @contextmanager
-def _full_precision(networks: Sequence[Tapped]) -> Iterator[None]:
-    """Lets networks, exits and heads compute in float32 within its block."""
-    before = [network.precision for network in networks]
+def _twice_differentiable(networks: Sequence[Tapped]) -> Iterator[None]:
+    """Lets networks, exits and heads compute in float32 within its block, and uncompiled.
+
+    Compiled passes have no second derivative.
+    """
+    before = [(network.precision, network.compiled) for network in networks]
     try:
         for network in networks:
-            network.precision = None
+            network.precision = network.compiled = None
         with torch.autocast(networks[0].device.type, enabled=False):
             yield
     finally:
-        for network, precision in zip(networks, before, strict=True):
-            network.precision = precision
+        for network, (precision, compiled) in zip(networks, before, strict=True):
+            network.precision, network.compiled = precision, compiled
 
 
 @contextmanager
