@@ -231,7 +231,8 @@ def test_batches_of_a_set_on_the_device_read_no_value(monkeypatch, preset):
         near = replace(source, images=fake_tensor(source.images))
         loader.device, loader.source, loader._views = device, near, (near,)
         tasks = [Task(torch.empty(BATCH, dtype=torch.int64), (0,), 0) for _ in range(2)]
-        batches = list(loader._batches(tasks, (0,)))
+        loader._kept_tasks = {0: tasks}
+        batches = list(loader._batches(0, 0))
     assert len(batches) == 2
     for batch in batches:
         tensors = (batch.images, batch.labels, batch.indices, batch.views[0].indices)
