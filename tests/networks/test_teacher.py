@@ -73,7 +73,7 @@ def test_a_changed_frozen_copy_is_told_too():
 class Remembered:
     """A teacher that is no network: it has one answer for every image."""
 
-    model, num_classes, backbone, size, precision = "answers.onnx", 5, False, None, None
+    model, tapped, num_classes, size, precision = "answers.onnx", None, 5, None, None
 
     def __call__(self, images, want=LOGITS):
         rows = images.images if isinstance(images, View) else images
