@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ import torch
 from kdcompress.cores import granted_cores
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts what it puts into the background with Ctrl-C ignored, and every child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).parent
 NUMBERS = itertools.count()
