@@ -110,4 +110,4 @@ def test_quiet_silences_all_but_warnings(monkeypatch, capsys, terminal):
 
 @pytest.mark.parametrize(("seconds", "text"), [(7.4, "7 s"), (240, "4 min"), (12_000, "3 h 20 min")])
 def test_a_time_is_read_at_a_glance(seconds, text):
-    assert progress_module._duration(seconds) == text
+    assert progress_module.duration_text(seconds) == text
