@@ -11,7 +11,7 @@ import pytest
 
 from kdcompress.run import delivery
 
-LONG = kills.CASES.keys() - {"kd", "ab", "dml"}
+LONG = kills.CASES.keys() - {"kd"}
 """Their ways through a run are those of others, or take longest."""
 CHAIN = 4
 """Kills of one run; more of them begin another."""
