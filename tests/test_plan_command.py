@@ -67,6 +67,11 @@ def test_a_method_without_a_teacher_has_a_forecast_too():
     assert "A step: teacher 0 %" in done.stdout
 
 
+def test_epochs_of_a_single_step_are_measured_too():
+    done = planned("--set", "data.batch_size=1000", "--steps", "1", "--json", "-q")
+    assert json.loads(done.stdout)["steps_per_epoch"] == 1  # of the teacher there are three in all
+
+
 def test_the_heads_on_a_teacher_are_part_of_the_time():
     document = json.loads(planned("--method", "sskd", "--steps", "2", "--json", "-q").stdout)
     assert document["seconds"]["preparations"] > 0

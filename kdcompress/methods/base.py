@@ -49,8 +49,8 @@ class Needs:
         student: Outputs read from the student. A method that runs branches itself (`networks.cohort`) names
             what it reads there.
         read_of_teacher: Outputs read from the teacher.
-        cached: Outputs of the teacher that calls of their own read, so that a cache can answer them; None:
-            the method reads all of `read_of_teacher` at once.
+        cached: Outputs that the method reads from the teacher in a separate call, which a cache can then
+            answer; None: it reads all of `read_of_teacher` in one call.
         top_k: True if only the teacher's largest probabilities count: soft labels at a temperature of at most
             1.5, so that a cache may keep those alone.
         cut: True if the student must be a network that can be split at its stages, since heads or branches

@@ -18,6 +18,7 @@ from kdcompress.networks import weights
 from kdcompress.networks.compiled import compiler_problem
 from kdcompress.networks.from_recipe import load_network, teacher_needs_training
 from kdcompress.recipe import AUTO, RANDOM, CacheSection, Recipe
+from kdcompress.run.cache_plan import cacheable
 from kdcompress.run.networks import needs_of
 from kdcompress.run.pixel_cache import resolve_pixel_cache
 from kdcompress.run.schedule import resolve_schedule, with_recorded, with_schedule
@@ -179,8 +180,8 @@ def _with_recorded_cache(requested: Recipe, recorded: Recipe) -> Recipe:
         own = {"views": before.cache.views, "keep": before.cache.keep}
         open_values = {key: value for key, value in own.items() if getattr(cache, key) == AUTO}
         cache = cache.model_copy(update=open_values)
-    elif isinstance(cache, CacheSection) and before.cache == "off":
-        cache = "off"  # the method reads what no cache can give
+    elif isinstance(cache, CacheSection) and before.cache == "off" and not cacheable(needs_of(requested)):
+        cache = "off"  # as the run decided; for any other method it is another recipe
     return requested.replace(teacher=section.model_copy(update={"cache": cache}))
 
 

@@ -86,7 +86,7 @@ def plan_cache(
     if given == "off":
         return None, None
     section = CacheSection() if given == "auto" else given
-    wanted, method = _cached(needs), recipe.method["name"]
+    wanted, method = cacheable(needs), recipe.method["name"]
     if not wanted:
         return None, (
             f"{KEY}: off, since {method} reads maps of the teacher's stages, which are too large to keep; "
@@ -133,7 +133,7 @@ def size_text(size: float) -> str:
     return f"{size / 1e3:.0f} kB"
 
 
-def _cached(needs: Needs) -> Want:
+def cacheable(needs: Needs) -> Want:
     """Returns the outputs of the teacher that a cache can give to a method; empty: none."""
     if needs.cached is not None:
         return needs.cached

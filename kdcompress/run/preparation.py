@@ -37,7 +37,7 @@ def prepare(run: Run, method: Method, teacher: Teacher | None) -> None:
                 run,
                 _stem(preparation),
                 _key(run, preparation, teacher, earlier),
-                functools.partial(_training, run, preparation, teacher),
+                functools.partial(preparation_training, run, preparation, teacher),
                 {
                     "model": teacher.model,
                     "for": run.recipe.method["name"],
@@ -56,7 +56,8 @@ def build_preparation(run: Run, preparation: Preparation, teacher: Teacher) -> M
     return preparation.method(preparation.config, networks, data).to(run.device)
 
 
-def _training(run: Run, preparation: Preparation, teacher: Teacher) -> Training:
+def preparation_training(run: Run, preparation: Preparation, teacher: Teacher) -> Training:
+    """Describes the training of the heads that a preparation attaches to the teacher."""
     recipe = run.recipe
     train = recipe.train.model_copy(
         update={"ema": None, "compile": False, "ship": "last", "bn_statistics": "off"}

@@ -30,7 +30,7 @@ from kdcompress.networks.output_cache.cached_teacher import CachedTeacher
 from kdcompress.networks.output_cache.rows import RowFiles
 from kdcompress.networks.teacher import Teacher
 from kdcompress.progress import duration_text
-from kdcompress.recipe import CacheSection
+from kdcompress.recipe import CacheSection, write_notice
 from kdcompress.run.cache_plan import KEY, CachePlan, check_space, plan_cache, size_text
 from kdcompress.run.context import Run
 from kdcompress.run.networks import needs_of
@@ -63,7 +63,7 @@ def with_cache_settings(run: Run, teacher: Teacher | None) -> Run:
     if plan is not None:
         check_space(plan)
     if sentence is not None and run.processes.first:
-        run.progress.say(f"Note: {sentence}")
+        write_notice(sentence)
     cache = "off" if plan is None else plan.section
     recipe = run.recipe.replace(teacher=section.model_copy(update={"cache": cache}))
     return dataclasses.replace(run, recipe=recipe)
@@ -109,12 +109,12 @@ def cached_outputs(run: Run, teacher: Teacher | None) -> Iterator[Teacher | None
         warn=run.progress.warn if run.processes.first else lambda sentence: None,
     )
     with contextlib.closing(cached):
-        usable = run.processes.broadcast(_opened(run, plan, cached, data, key) if run.processes.first else 0)
-        if not usable:
+        usable = _opened(run, plan, cached, data, key) if run.processes.first else None
+        if not run.processes.broadcast(usable):
             yield teacher
             return
         yield cached
-        if plan.section.mode == "fill":
+        if cached.computed:
             _complete(run, plan, cached, data)
         counts = run.processes.gather((cached.computed, cached.read))
         if run.processes.first:
@@ -182,8 +182,8 @@ def _pixel_fingerprint(run: Run, plan: CachePlan, data: Data) -> str:
     return digest.hexdigest()
 
 
-def _opened(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data, key: dict[str, Any]) -> int:
-    """Makes the folder, checks what is in it, and says what is to come; 0: the cache must not be used."""
+def _opened(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data, key: dict[str, Any]) -> bool:
+    """Makes the folder, checks what is in it, and says what is to come; False: it must not be used."""
     folder = cached.files.folder
     try:
         if plan.section.mode == "fill":
@@ -196,16 +196,16 @@ def _opened(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data, key: d
             f"{KEY}: {folder} cannot be written to ({reason}); the teacher computes at every step. Set "
             f"{KEY}.folder"
         )
-        return 0
+        return False
     present, worst = _check(run, plan, cached, data)
     if worst > TOLERANCE:
         run.progress.warn(
             f"{KEY}: {folder}: its outputs differ from those of the teacher by up to {worst:.3g} in "
             f"probability, so it is not used, and the teacher computes at every step. Delete that folder"
         )
-        return 0
+        return False
     _announce(run, plan, cached, present, rate)
-    return 1
+    return True
 
 
 def _announce(run: Run, plan: CachePlan, cached: CachedTeacher, present: float, rate: float | None) -> None:

@@ -81,22 +81,10 @@ def run_training(run: Run, training: Training) -> Outcome:
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a resume continues within this training.
     """
-    recipe, method, seed = run.recipe, training.method, training.seed
+    method, seed = training.method, training.seed
     data = for_method(run, type(method), method.config).data
     needs = method.needs(method.config)
-    loader = TrainingLoader(
-        data.train,
-        batch_size=recipe.batch_size,
-        views=needs.views,
-        order=_order(run, needs, data, seed),
-        seed=seed,
-        augment=needs.augment or data.augment,
-        device=run.device,
-        rank=run.processes.rank,
-        world=run.processes.world,
-        workers=run.workers,
-        replay=training.replay,
-    )
+    loader = training_loader(run, needs, data, seed, training.replay)
     job = Job(
         label=training.label,
         folder=run.folder.checkpoints,
@@ -120,6 +108,33 @@ def run_training(run: Run, training: Training) -> Outcome:
         if training.train.bn_statistics == "auto" and not training.train.freeze_bn:
             statistics = _statistics_images(run, stack)
         return Trainer(method, loader, held_out, job, run.processes, journal, run.progress, statistics).run()
+
+
+def training_loader(
+    run: Run, needs: Needs, data: Data, seed: int, replay: Replay | None = None
+) -> TrainingLoader:
+    """Opens the training batches of a method.
+
+    Args:
+        run: The run.
+        needs: Of the method.
+        data: With the training images that the method uses.
+        seed: Seed of order and augmentation.
+        replay: Views that repeat; None: every epoch has new ones.
+    """
+    return TrainingLoader(
+        data.train,
+        batch_size=run.recipe.batch_size,
+        views=needs.views,
+        order=_order(run, needs, data, seed),
+        seed=seed,
+        augment=needs.augment or data.augment,
+        device=run.device,
+        rank=run.processes.rank,
+        world=run.processes.world,
+        workers=run.workers,
+        replay=replay,
+    )
 
 
 def _statistics_images(run: Run, stack: contextlib.ExitStack) -> StatisticsImages:

@@ -32,7 +32,7 @@ from kdcompress.run.context import Run
 from kdcompress.run.extra_images import without_extra
 from kdcompress.run.networks import load_networks, needs_of, tapped
 from kdcompress.run.opening import Request, open_run, resolved_recipe
-from kdcompress.run.preparation import build_preparation
+from kdcompress.run.preparation import preparation_training
 from kdcompress.run.pseudo_labels import with_placeholder_labels
 from kdcompress.run.teacher import own_size, teacher_is_stored, teacher_training
 from kdcompress.run.training import (
@@ -42,6 +42,7 @@ from kdcompress.run.training import (
     run_training,
     steps_per_epoch,
     student_training,
+    training_loader,
 )
 from kdcompress.run_folder import RunFolder
 from kdcompress.train.processes import join, leave
@@ -117,16 +118,16 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
         measured = _measure(run, student_training(run, method), steps)
         peak = _peak_bytes(run.device)
         data = for_method(run, *configured(recipe.method)).data
-        seconds_of_data = _data_seconds(run, method, data)
-        batch = next(_loader(run, method, data, workers=0).epoch(0)).images
-        student_seconds = _seconds(run.device, _student_step(method, batch))
+        needs = method.needs(method.config)
+        images, seconds_of_data = _data_seconds(training_loader(run, needs, data, recipe.seed))
+        student_seconds = _seconds(run.device, _student_step(method, images))
     accumulate = recipe.train.accumulate
     per_epoch = -(-steps_per_epoch(run) // accumulate)
     total_steps = recipe.epochs * per_epoch
     if recipe.train.max_steps is not None:
         total_steps = min(total_steps, recipe.train.max_steps)
     epochs = -(-total_steps // per_epoch)
-    views = method.needs(method.config).views
+    views = needs.views
     # Of a step, in which a method may call the teacher several times.
     teacher_seconds = 0.0 if timed is None else timed.seconds / (WARM_UP + steps)
     share_of_teacher = min(1.0, teacher_seconds / measured.step)
@@ -200,11 +201,15 @@ def _teacher_seconds(run: Run, networks: dict[str, LoadedNetwork], steps: int) -
     with run.progress.announce("Measuring the teacher's training"):
         training = teacher_training(real, section, start)
         measured = _measure(real, training, max(3, steps // 2))
-    per_epoch = len(for_method(real, type(training.method), training.method.config).data.train)
-    per_epoch = -(-max(1, per_epoch // run.recipe.batch_size) // run.recipe.train.accumulate)
-    total = training.epochs * per_epoch
-    if run.recipe.train.max_steps is not None:
-        total = min(total, run.recipe.train.max_steps)
+    return _whole(real, training, measured)
+
+
+def _whole(run: Run, training: Training, measured: Measured) -> float:
+    """Returns the seconds of a whole training of which a few steps were measured."""
+    method, recipe = training.method, run.recipe
+    images = len(for_method(run, type(method), method.config).data.train)
+    per_epoch = -(-max(1, images // recipe.batch_size) // recipe.train.accumulate)
+    total = min(training.epochs * per_epoch, recipe.train.max_steps or sys.maxsize)
     return measured.seconds(total, -(-total // per_epoch))
 
 
@@ -214,15 +219,9 @@ def _preparation_seconds(run: Run, method: Method, teacher: Teacher | None, step
     for preparation in method.preparations(method.config):
         assert teacher is not None
         real = without_extra(run)
-        built = build_preparation(real, preparation, teacher)
-        train = run.recipe.train.model_copy(update={"ema": None, "ship": "last", "bn_statistics": "off"})
-        optim = run.recipe.optim.model_copy(update={"warmup": 0.0})
-        training = Training(preparation.name, built, 0, preparation.epochs, train, optim, choose=False)
         with run.progress.announce(f"Measuring the training of the teacher's {preparation.name}"):
-            measured = _measure(real, training, max(3, steps // 2))
-        images = len(for_method(real, preparation.method, preparation.config).data.train)
-        per_epoch = max(1, images // run.recipe.batch_size)
-        seconds += measured.seconds(preparation.epochs * per_epoch, preparation.epochs)
+            training = preparation_training(real, preparation, teacher)
+            seconds += _whole(real, training, _measure(real, training, max(3, steps // 2)))
     return seconds
 
 
@@ -236,33 +235,16 @@ def _delivery_seconds(
     return batches * passes + DELIVERY_SECONDS * (1.5 if teacher is not None else 1.0)
 
 
-def _loader(run: Run, method: Method, data: Data, workers: int | None = None) -> TrainingLoader:
-    needs = method.needs(method.config)
-    return TrainingLoader(
-        data.train,
-        batch_size=run.recipe.batch_size,
-        views=needs.views,
-        seed=run.recipe.seed,
-        augment=needs.augment or data.augment,
-        device=run.device,
-        rank=run.processes.rank,
-        world=run.processes.world,
-        workers=run.workers if workers is None else workers,
-    )
-
-
-def _data_seconds(run: Run, method: Method, data: Data) -> float:
-    """Measures the seconds of a batch when nothing else computes."""
-    loader = _loader(run, method, data)
+def _data_seconds(loader: TrainingLoader) -> tuple[Tensor, float]:
+    """Returns the images of a batch, and the seconds of a batch when nothing else computes."""
     with contextlib.closing(loader):
-        batches = loader.epoch(0)
-        next(batches)
+        first = next(loader.epoch(0)).images
         began, count = time.perf_counter(), 0
-        for _ in batches:
+        for _ in loader.epoch(1):
             count += 1
             if count == 2 * STEPS or time.perf_counter() - began > 20:
                 break
-        return (time.perf_counter() - began) / max(1, count)
+        return first, (time.perf_counter() - began) / count
 
 
 def _student_step(method: Method, images: Tensor) -> Callable[[], None]:
@@ -374,10 +356,9 @@ class _TimedTeacher:
 class _Stopwatch(Progress):
     """A Progress that nobody sees and that takes the time of every step."""
 
-    steps: list[float] = field(default_factory=list)
+    steps: list[tuple[float, bool]] = field(default_factory=list)
     epoch_ends: list[float] = field(default_factory=list)
     reported: float = 0.0
-    ended: float = 0.0
 
     def __post_init__(self) -> None:
         super().__init__(quiet=True)
@@ -389,27 +370,27 @@ class _Stopwatch(Progress):
     def bar(self, description: str, total: int | None, done: int = 0) -> Iterator[Bar]:
         """Takes the times of the units of a training."""
         yield _TimedBar(self)
-        self.ended = time.perf_counter()
 
     def result(self) -> Measured:
         """Returns the means."""
-        steps = self.steps[WARM_UP - 1 :]
-        assert steps, "at least one step is measured"
+        taken = self.steps[WARM_UP:] or self.steps[-1:]  # a training may have fewer steps
+        # With the first step of an epoch its checkpoint is written; epochs of one step have no others.
+        steps = [seconds for seconds, opens in taken if not opens] or [seconds for seconds, _ in taken]
         mean_end = sum(self.epoch_ends) / max(1, len(self.epoch_ends))
         return Measured(sum(steps) / len(steps), mean_end, time.perf_counter() - self.reported)
 
 
 class _TimedBar:
     def __init__(self, watch: _Stopwatch) -> None:
-        self._watch, self._last, self._fresh = watch, time.perf_counter(), True
+        self._watch, self._last, self._opens = watch, time.perf_counter(), True
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         now = time.perf_counter()
-        if not self._fresh:
-            self._watch.steps.append(now - self._last)
-        self._last, self._fresh = now, False
+        self._watch.steps.append((now - self._last, self._opens))
+        self._last, self._opens = now, False
 
     def report(self, text: str) -> None:
         now = time.perf_counter()
         self._watch.epoch_ends.append(now - self._last)
-        self._watch.reported, self._fresh = now, True
+        self._watch.reported = self._last = now
+        self._opens = True

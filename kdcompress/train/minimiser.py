@@ -139,7 +139,7 @@ class Minimiser:
                 `late` it is `check` that raises it.
         """
         stacked = torch.stack([wide(value) for value in terms.values()])
-        means, finite = self._checked(terms, stacked.detach())
+        means, finite = self._means(terms, stacked.detach())
         if finite:
             self.terms.update(means)
         names = sets or tuple(self.sets)
@@ -216,7 +216,7 @@ class Minimiser:
         changes = {key: value for key, value in own.items() if value is not None}
         return optim.model_copy(update=changes) if changes else optim
 
-    def _checked(self, terms: Mapping[str, Tensor], stacked: Tensor) -> tuple[dict[str, Tensor], bool]:
+    def _means(self, terms: Mapping[str, Tensor], stacked: Tensor) -> tuple[dict[str, Tensor], bool]:
         """Averages the terms over the processes: a NaN of one process is a NaN for all, so that all stop.
 
         With fp16 a term that is not finite is left to the loss scaler, which skips the step.

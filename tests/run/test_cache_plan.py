@@ -12,6 +12,7 @@ from kdcompress.errors import UserError
 from kdcompress.methods.base import Needs
 from kdcompress.networks.activations import LOGITS, POOLED, Activations
 from kdcompress.recipe import load_recipe
+from kdcompress.run.auto import keep_recorded
 from kdcompress.run.cache_plan import check_space, plan_cache, size_text
 
 BOTH = LOGITS | POOLED
@@ -112,3 +113,16 @@ def test_a_disk_that_is_too_small_is_refused_before_the_training(monkeypatch, tm
 
 def test_sizes_are_written_in_a_readable_unit():
     assert [size_text(size) for size in (4e3, 12.34e6, 4.25e9)] == ["4 kB", "12.3 MB", "4.2 GB"]
+
+
+def test_a_resume_takes_what_was_decided_and_leaves_another_wish_to_the_check():
+    def asked(cache, method="kd"):
+        return load_recipe("quickstart", (f"teacher.cache={cache}",), method=method)
+
+    decided = asked("{views: 8, keep: pooled}")
+    assert keep_recorded(asked("auto"), decided).teacher.cache == decided.teacher.cache
+    assert keep_recorded(asked("{limit_gb: 20}"), decided).teacher.cache == decided.teacher.cache
+    assert keep_recorded(asked("{views: 4}"), decided).teacher.cache.views == 4
+    # A method that no cache serves has none; with another one, a run without is a run of another recipe.
+    assert keep_recorded(asked("{views: 8}", "at"), asked("'off'", "at")).teacher.cache == "off"
+    assert keep_recorded(asked("{views: 8}"), asked("'off'")).teacher.cache != "off"
