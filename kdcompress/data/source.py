@@ -162,7 +162,7 @@ class MemorySource:
 
 @dataclass(frozen=True, eq=False)
 class FolderSource:
-    """Image files, decoded when they are asked for.
+    """Image files, or images in tar shards, decoded when they are asked for.
 
     Args:
         root: The folder that the file names are relative to.
@@ -253,7 +253,7 @@ class FolderSource:
 
     def _open(self, index: int) -> AbstractContextManager[Image.Image]:
         """Opens a picture to be cut; its pixels need not be decoded yet."""
-        return open_image(self.root / self.files[index])
+        return open_image(self.file_list.place(self.root, index))
 
     def _batch(self, squares: Iterable[Image.Image], count: int) -> Tensor:
         """Copies images into a batch `[B, C, H, W]` uint8 in the memory layout `[B, H, W, C]`."""
