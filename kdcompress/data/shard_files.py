@@ -50,9 +50,12 @@ def shards_at(root: str | None) -> tuple[Path, list[Shard]] | None:
         return _in_folder(path)
     if path.is_file():
         return (path.parent, [_named(path.name)]) if path.suffix.lower() == SUFFIX else None
-    if _PATTERN_CHARACTERS.intersection(path.name) and path.suffix.lower() == SUFFIX:
-        return path.parent, _fitting(path)
-    return None
+    return (path.parent, _fitting(path)) if is_pattern(path) else None
+
+
+def is_pattern(path: Path) -> bool:
+    """Tells a pattern of shards' names, such as `train-{0000..0099}.tar`, from a path."""
+    return bool(_PATTERN_CHARACTERS.intersection(path.name)) and path.suffix.lower() == SUFFIX
 
 
 def _in_folder(root: Path) -> tuple[Path, list[Shard]] | None:
