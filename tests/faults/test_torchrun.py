@@ -90,7 +90,7 @@ def test_two_nodes_train_what_one_trains_and_only_the_first_one_writes(undisturb
     nodes = [
         started(
             [
-                "--nnodes=2", f"--node-rank={number}", "--nproc-per-node=2", "--max-restarts=1",
+                "--nnodes=2", "--nproc-per-node=2", "--max-restarts=1",
                 "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test",
             ],
             program, tmp_path / f"node{number}", tmp_path / f"cache{number}",
