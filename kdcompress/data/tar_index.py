@@ -131,9 +131,9 @@ def _scanned(path: Path, status: os.stat_result) -> ShardIndex:
             end = 0
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]
-                if member.size < 0 or tar.offset <= end:  # type: ignore[attr-defined]
+                if member.size < 0 or tar.offset <= end:
                     raise tarfile.ReadError(f"a member of {member.size} bytes")
-                end = tar.offset  # type: ignore[attr-defined]
+                end = tar.offset
                 last = repr(member.name)
                 if member.isdir():
                     continue
