@@ -52,8 +52,8 @@ def work(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("KDCOMPRESS_CACHE", str(work / f"cache-{place}"))
             invoke(
-                "distill", "--recipe", work / "recipe.yaml", "--data", work / place, "--out", work / f"run-{place}",
-                "--set", f"data.workers={workers}",
+                "distill", "--recipe", work / "recipe.yaml", "--data", work / place,
+                "--out", work / f"run-{place}", "--set", f"data.workers={workers}",
             )  # fmt: skip
     return work
 
