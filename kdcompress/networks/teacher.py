@@ -220,6 +220,12 @@ class FrozenTeacher:
         """
         return self._frozen.classify(pooled)
 
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The frozen layer that gives the logits of pooled features; None: there is no such layer."""
+        frozen = self._frozen
+        return frozen.classifier if frozen.task.has_classes and frozen.taps.classifier is not None else None
+
     def shapes(self, image_size: tuple[int, int] | None = None) -> Activations:
         """Returns the readings of a batch of two as tensors without data.
 

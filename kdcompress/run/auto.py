@@ -22,6 +22,7 @@ from kdcompress.run.cache_plan import cacheable
 from kdcompress.run.networks import needs_of
 from kdcompress.run.pixel_cache import resolve_pixel_cache
 from kdcompress.run.schedule import resolve_schedule, with_recorded, with_schedule
+from kdcompress.run.teacher_record import reads_alone
 
 SMALL_FOLDER = 100_000
 """Training images from which a student starts from random weights: published weights save a small folder
@@ -74,7 +75,7 @@ def resolve_auto(
         device: Type of the device that the run trains on: cpu or cuda.
 
     Raises:
-        UserError: `train.compile: true`, and there is no compiler.
+        UserError: `train.compile: true`, and there is no compiler; or a value cannot be found out.
     """
     recipe, own_weights_notice = _resolve_own_weights(recipe, data, allow_code)
     needs = needs_of(recipe)
@@ -194,6 +195,11 @@ def _resolve_own_weights(recipe: Recipe, data: Data, allow_code: bool) -> tuple[
     section = recipe.teacher
     if section is None or section.pretrained != AUTO or not section.may_load_own_weights:
         return recipe, None
+    if reads_alone(recipe):
+        raise UserError(
+            f"teacher.pretrained: auto builds {section.model} to find out, and teacher.cache.mode: read does "
+            "without it; set true or false, as in the recipe.yaml of the run that filled the cache"
+        )
     start = load_network(
         section, num_classes=len(data.class_names), channels=data.channels, image_size=data.image_size,
         seed=section.seed, purpose="teacher", allow_code=allow_code,

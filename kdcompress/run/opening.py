@@ -17,7 +17,7 @@ from kdcompress.errors import RecipeError, UserError, join_problems
 from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
-from kdcompress.networks.teacher import FrozenTeacher
+from kdcompress.networks.teacher import FrozenTeacher, Teacher
 from kdcompress.networks.trainable import check_trainable
 from kdcompress.progress import Progress
 from kdcompress.recipe import (
@@ -48,6 +48,7 @@ from kdcompress.run.pseudo_labels import (
 )
 from kdcompress.run.qat import check_int8_training
 from kdcompress.run.teacher_cache import with_cache_settings
+from kdcompress.run.teacher_record import read_record, reads_alone, stands_in, why_built
 from kdcompress.run.training import build_method, steps_per_epoch
 from kdcompress.run_folder import RunFolder, same_recipe
 from kdcompress.train.choice import check_ship
@@ -306,8 +307,15 @@ def _check_buildable(run: Run, policy: Policy) -> Run:
     return with_cache_settings(whole, teacher)
 
 
-def _check_teacher(run: Run, section: TeacherSection, start: LoadedNetwork) -> FrozenTeacher:
-    """Builds the teacher, and checks that it can be trained if it has to be."""
+def _check_teacher(run: Run, section: TeacherSection, start: LoadedNetwork) -> Teacher:
+    """Builds the teacher, or takes what the cache knows; checks that it can be trained if it has to be."""
+    if stands_in(run):
+        return read_record(run).teacher(run)
+    if reads_alone(run.recipe) and run.processes.first:
+        why = why_built(run.recipe, run.data)
+        write_notice(
+            f"teacher.cache.mode: read: the teacher is built before the training all the same, since {why}"
+        )
     network = tapped(run, section, start)
     if teacher_needs_training(section, start):
         check_trainable(network)

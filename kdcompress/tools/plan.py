@@ -110,7 +110,8 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
     if run.recipe.pseudo_labels is not None:
         run = dataclasses.replace(run, data=with_placeholder_labels(run.recipe, run.data))
     recipe = run.recipe
-    networks = load_networks(run)
+    # Also where a run would not build the teacher before its end: its passes are measured.
+    networks = load_networks(run, build_teacher=True)
     teacher = _teacher(run, networks)
     timed = None if teacher is None else _TimedTeacher(teacher)
     method = build_method(run, networks, timed)
