@@ -79,6 +79,10 @@ class DataSection(Section):
     pixels. jpeg: JPEG files of quality 90, a tenth of the bytes. auto: raw up to 4 GiB, jpeg up to 64 GiB,
     else off; off below 3 epochs. Random crops are then cut out of the scaled pictures, so the student's bits
     differ."""
+    decoder: Literal["pillow", "auto", "simplejpeg"] = "pillow"
+    """What training pictures from files are decoded and resized by. simplejpeg: JPEG files by simplejpeg (pip
+    install 'kdcompress[fast]'), and all are resized by torch; faster, with pixels that differ a little, so
+    the student's bits differ. auto: simplejpeg if it is installed. Pictures for evaluation are Pillow's."""
     augment: Literal[
         "auto", "none", "crop", "crop_flip", "resized_crop_flip", "weak", "strong", "moco_v2", "simsiam"
     ] = "auto"

@@ -19,6 +19,7 @@ from kdcompress.networks.compiled import compiler_problem
 from kdcompress.networks.from_recipe import load_network, teacher_needs_training
 from kdcompress.recipe import AUTO, RANDOM, CacheSection, Recipe
 from kdcompress.run.cache_plan import cacheable
+from kdcompress.run.decoder import resolve_decoder
 from kdcompress.run.networks import needs_of
 from kdcompress.run.pixel_cache import resolve_pixel_cache
 from kdcompress.run.schedule import resolve_schedule, with_recorded, with_schedule
@@ -90,7 +91,15 @@ def resolve_auto(
         pretraining, config = configured(recipe.pseudo_labels.method)
         presets = (*pretraining.needs(config).augment, *presets)
     recipe, pixel_notice = resolve_pixel_cache(recipe, data)
-    others = (own_weights_notice, notice, compile_notice, pixel_notice, _colour_notice(presets, data))
+    recipe, decoder_notice = resolve_decoder(recipe, data)
+    others = (
+        own_weights_notice,
+        notice,
+        compile_notice,
+        pixel_notice,
+        decoder_notice,
+        _colour_notice(presets, data),
+    )
     notices = (*schedule.reasons, *(sentence for sentence in others if sentence is not None))
     return Resolution(recipe, notices, schedule.warnings)
 

@@ -31,6 +31,7 @@ from kdcompress.recipe import (
 from kdcompress.report.record import read_log
 from kdcompress.run.auto import keep_recorded, resolve_auto
 from kdcompress.run.context import Run
+from kdcompress.run.decoder import with_decoder
 from kdcompress.run.evaluation import check_calibrate
 from kdcompress.run.extra_images import (
     check_extra_images,
@@ -134,6 +135,7 @@ def open_run(
             f"data.batch_size: {recipe.batch_size} is no multiple of the {processes.world} processes; "
             f"set a multiple of {processes.world}"
         )
+    data = with_decoder(data, recipe.data.decoder)
     run = Run(recipe, folder, data, processes, progress, request.allow_code, request.command)
     with processes.first_process_first():
         run = _check_buildable(run, request.license_policy)

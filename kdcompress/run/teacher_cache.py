@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.atomic import write_json
+from kdcompress.data import fast_views
 from kdcompress.data.batch import Replay, View
 from kdcompress.data.dataset import Data
 from kdcompress.data.loader import on_device
@@ -159,12 +160,18 @@ def _key(run: Run, plan: CachePlan, teacher: Teacher, data: Data) -> dict[str, A
         "keep": plan.codec.kind,
         "width": plan.codec.width,
         "data": data.listing_sha256,
-        "image": [data.channels, *data.image_size, data.fit, run.recipe.data.pixel_cache],
+        "image": [data.channels, *data.image_size, data.fit, run.recipe.data.pixel_cache, *_decoder(run)],
         "augment": list(presets) if len(presets) == 1 else list(_presets(run, data)),
         "seed": plan.section.seed,
         "pillow": PIL.__version__,
         "pixels": _pixel_fingerprint(run, plan, data),
     }
+
+
+def _decoder(run: Run) -> list[str | None]:
+    """Returns what decodes training pictures; nothing for Pillow, whose version is in the key anyway."""
+    decoder = run.recipe.data.decoder
+    return [] if decoder == "pillow" else [decoder, fast_views.version()]
 
 
 def _pixel_fingerprint(run: Run, plan: CachePlan, data: Data) -> str:

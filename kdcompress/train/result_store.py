@@ -112,6 +112,8 @@ def recipe_parts(recipe: Recipe) -> list[dict[str, Any]]:
     """Returns the parts of the recipe that trainings before the student's depend on."""
     # Only the student's batches mix pools.
     data = recipe.data.model_dump(mode="json", exclude={"root", "workers", "labelled_share", "extra"})
+    if data["decoder"] == "pillow":
+        del data["decoder"]  # the default, from before there was the key
     # How the student is chosen and logged has no part in the teacher.
     train = recipe.train.model_dump(
         mode="json", exclude={"epochs", "ema", "ship", "compile", "checkpoint_minutes", "tensorboard"}
