@@ -71,8 +71,8 @@ class Teacher(Protocol):
     def to(self, device: torch.device | str) -> Self:
         """Moves it to a device."""
 
-    def compile(self) -> None:
-        """Compiles its passes where that is possible."""
+    def compile(self, *, graphs: bool = False) -> None:
+        """Compiles its passes where that is possible; with `graphs` they replay CUDA graphs."""
 
     def __call__(self, images: View | TurnedViews | Tensor, want: Want = LOGITS) -> Activations:
         """Returns float32 readings without gradients.
@@ -208,9 +208,9 @@ class FrozenTeacher:
         with torch.no_grad():
             return self._frozen(self._resized(tensor), want)
 
-    def compile(self) -> None:
-        """Compiles the passes of the frozen copy, until its precision is changed."""
-        self._frozen.compile()
+    def compile(self, *, graphs: bool = False) -> None:
+        """Compiles the passes of the frozen copy, until its precision is changed (`Tapped.compile`)."""
+        self._frozen.compile(graphs=graphs)
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Computes the frozen classifier's logits `[B, K]`, float32; gradients reach `pooled`.

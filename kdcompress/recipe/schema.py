@@ -129,6 +129,9 @@ class TrainSection(Section):
     """Apply torch.compile to student, peers and teacher, with the maps that the method reads as outputs;
     branches and heads stay uncompiled. The first steps take a minute or more, and results differ in the last
     bits. auto: true in trainings that are long enough to gain from it, where a compiler is installed."""
+    cuda_graphs: bool = False
+    """Let the GPU replay the compiled passes of a batch as CUDA graphs: fewer launches, for small networks.
+    Needs train.compile, one process and no accumulation; takes more memory."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay per step of an exponential moving average of the student's weights, added as a candidate to
     ship."""

@@ -17,7 +17,7 @@ from kdcompress.methods.base import configured
 from kdcompress.networks import weights
 from kdcompress.networks.compiled import compiler_problem
 from kdcompress.networks.from_recipe import load_network, teacher_needs_training
-from kdcompress.recipe import AUTO, RANDOM, CacheSection, Recipe
+from kdcompress.recipe import AUTO, RANDOM, CacheSection, Recipe, TrainSection
 from kdcompress.run.cache_plan import cacheable
 from kdcompress.run.decoder import resolve_decoder
 from kdcompress.run.networks import needs_of
@@ -134,6 +134,35 @@ def _resolve_compile(recipe: Recipe, images: int, data: Data, device: str) -> tu
         why = f"it {problem}"
     recipe = recipe.replace(train=train.model_copy(update={"compile": on}))
     return recipe, f"train.compile: auto is {str(on).lower()}: {why}"
+
+
+def check_cuda_graphs(train: TrainSection, *, device: str, processes: int) -> None:
+    """Refuses CUDA graphs where there is nothing to replay, or where a replay would overwrite what is needed.
+
+    Args:
+        train: Resolved.
+        device: Type of the device that the run trains on: cpu or cuda.
+        processes: Number of processes of the run.
+
+    Raises:
+        UserError: With the reason.
+    """
+    if not train.cuda_graphs:
+        return
+    why = None
+    if device != "cuda":
+        why = "they run on a CUDA device, and this run trains on the CPU"
+    elif train.compile is not True:
+        why = "they are made of compiled passes; add --set train.compile=true"
+    elif train.accumulate > 1:
+        why = (
+            f"train.accumulate is {train.accumulate}, and a batch's graph overwrites the gradients of the "
+            "one before; set it to 1, with a larger data.batch_size"
+        )
+    elif processes > 1:
+        why = f"the run has {processes} processes, whose averaging of gradients was not tried with them"
+    if why is not None:
+        raise UserError(f"train.cuda_graphs: {why}; or leave it out")
 
 
 def _colour_notice(presets: tuple[str, ...], data: Data) -> str | None:

@@ -27,7 +27,10 @@ def resolve_decoder(recipe: Recipe, data: Data) -> tuple[Recipe, str | None]:
     Raises:
         UserError: simplejpeg is requested, and it is not installed or there are no picture files.
     """
-    setting, version = recipe.data.decoder, fast_views.version()
+    setting = recipe.data.decoder
+    if setting == "pillow":
+        return recipe, None
+    version = fast_views.version()
     in_files = any(isinstance(source, FolderSource) for source in _sources(data).values())
     if setting == "simplejpeg":
         if not in_files:

@@ -29,7 +29,7 @@ from kdcompress.recipe import (
     write_notice,
 )
 from kdcompress.report.record import read_log
-from kdcompress.run.auto import keep_recorded, resolve_auto
+from kdcompress.run.auto import check_cuda_graphs, keep_recorded, resolve_auto
 from kdcompress.run.context import Run
 from kdcompress.run.decoder import with_decoder
 from kdcompress.run.evaluation import check_calibrate
@@ -130,6 +130,7 @@ def open_run(
         for warning in resolution.warnings:
             progress.warn(warning)
     recipe = processes.broadcast(recipe)
+    check_cuda_graphs(recipe.train, device=processes.device.type, processes=processes.world)
     if recipe.batch_size % processes.world:
         raise UserError(
             f"data.batch_size: {recipe.batch_size} is no multiple of the {processes.world} processes; "

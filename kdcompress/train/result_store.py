@@ -116,7 +116,8 @@ def recipe_parts(recipe: Recipe) -> list[dict[str, Any]]:
         del data["decoder"]  # the default, from before there was the key
     # How the student is chosen and logged has no part in the teacher.
     train = recipe.train.model_dump(
-        mode="json", exclude={"epochs", "ema", "ship", "compile", "checkpoint_minutes", "tensorboard"}
+        mode="json",
+        exclude={"epochs", "ema", "ship", "compile", "cuda_graphs", "checkpoint_minutes", "tensorboard"},
     )
     if train["evaluate_every"] == 1:
         del train["evaluate_every"]  # the default, from before there was the key

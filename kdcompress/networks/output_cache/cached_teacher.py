@@ -81,9 +81,9 @@ class CachedTeacher(WithFacts):
         self.teacher.to(device)
         return self
 
-    def compile(self) -> None:
+    def compile(self, *, graphs: bool = False) -> None:
         """Compiles the teacher's passes where that is possible."""
-        self.teacher.compile()
+        self.teacher.compile(graphs=graphs)
 
     def __call__(self, images: View | TurnedViews | Tensor, want: Want = LOGITS) -> Activations:
         """Returns float32 outputs without gradients, from the files where they are.

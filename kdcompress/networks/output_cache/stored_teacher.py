@@ -59,7 +59,7 @@ class StoredTeacher(WithFacts):
         self._classifier = {name: tensor.to(device) for name, tensor in self._classifier.items()}
         return self
 
-    def compile(self) -> None:
+    def compile(self, *, graphs: bool = False) -> None:
         """Does nothing: there are no passes to compile."""
 
     def __call__(self, images: View | TurnedViews | Tensor, want: Want = LOGITS) -> Activations:
