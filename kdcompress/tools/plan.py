@@ -136,7 +136,7 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
     cache = _cache(run, teacher, data)
     step = measured.step
     if cache is not None and cache["on"]:
-        computed = min(1.0, cache["views"] / max(1, epochs * views))
+        computed = min(1.0, cache["views"] / max(1, epochs * views)) if cache["computed_share"] else 0.0
         step = computed * measured.step + (1 - computed) * cached_step
     seconds = {
         "teacher": _teacher_seconds(run, networks, steps),
