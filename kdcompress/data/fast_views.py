@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import io
 import re
 from dataclasses import dataclass
 from typing import Protocol
@@ -110,22 +111,17 @@ class StoredPicture:
     raw: bool
 
     def pixels(self, least: int) -> Pixels:
-        """Decodes it, perhaps smaller.
-
-        Raises:
-            ValueError: simplejpeg refuses what Pillow has written and a checksum has found whole.
-        """
+        """Decodes it, perhaps smaller."""
         width, height = self.size
         if self.raw:
             return np.frombuffer(self.content, np.uint8).reshape(height, width, self.channels)
         scale = next(scale for scale in _SCALES if scale <= max(1, min(width // least, height // least)))
         small = (-(-width // scale), -(-height // scale))
         decoded = decoded_jpeg(self.content, small, self.channels)
-        if decoded is None:
-            raise ValueError(
-                "simplejpeg cannot decode a picture of the pixel cache; set data.decoder: pillow"
-            )
-        return decoded
+        if decoded is not None:
+            return decoded
+        with Image.open(io.BytesIO(self.content), formats=("JPEG",)) as image:
+            return OpenPicture(image, self.channels).pixels(least)
 
 
 def decoded_jpeg(content: bytes, size: tuple[int, int], channels: int) -> Pixels | None:

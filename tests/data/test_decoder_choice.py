@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import json
 import random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from kdcompress.cli import main
 from kdcompress.data import fast_views
 from kdcompress.data.dataset import open_data
 from kdcompress.data.decode import decode_image, open_image, pixels_upright
@@ -237,3 +241,32 @@ def test_a_resumed_run_keeps_what_it_began_with():
         keep_recorded(load_recipe("quickstart", ("data.decoder=auto",)), begun).data.decoder == "simplejpeg"
     )
     assert keep_recorded(load_recipe("quickstart"), begun).data.decoder == "pillow"
+
+
+@installed
+def test_a_run_records_its_choice_and_resumes_with_it(folder, tmp_path, monkeypatch):
+    """Also its teacher cache is another one than that of Pillow's views."""
+    settings = (
+        "student.model=cifar/resnet8", "teacher.model=cifar/resnet8", "teacher.weights=random",
+        "student.weights=random", "teacher.min_top1=0", "teacher.epochs=1", "train.epochs=2",
+        "teacher.cache.views=1", "data.image_size=32", "data.batch_size=8", "data.held_out=0.2",
+        "data.workers=0", "bench.rounds=1", "export.formats=[onnx]",
+    )  # fmt: skip
+    command = ["distill", "--recipe", "resnet34-to-resnet18", "--data", str(folder), "--quiet"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    for name, decoder in (("fast", "auto"), ("slow", "pillow")):
+        asked = [*command, "--set", f"data.decoder={decoder}", "--out", str(tmp_path / name)]
+        done = CliRunner().invoke(main, asked)
+        assert done.exit_code == 0, (done.stderr, done.exception)
+    recipe = yaml.safe_load((tmp_path / "fast" / "recipe.yaml").read_text())
+    assert recipe["data"]["decoder"] == "simplejpeg"
+    keys = [json.loads(key.read_text()) for key in tmp_path.glob("cache/teacher-outputs/*/key.json")]
+    assert sorted(key["image"][5:] for key in keys) == [[], ["simplejpeg", fast_views.version()]]
+    assert len({key["pixels"] for key in keys}) == 2
+    monkeypatch.setattr(fast_views, "version", lambda: None)
+    scored = CliRunner().invoke(main, ["evaluate", str(tmp_path / "fast"), "--quiet", "--json"])
+    assert scored.exit_code == 0, (scored.stderr, scored.exception)  # its pictures are Pillow's
+    again = [*command, "--set", "data.decoder=auto", "--out", str(tmp_path / "fast"), "--resume"]
+    refused = CliRunner().invoke(main, again)
+    assert refused.exit_code == 2
+    assert "needs the package simplejpeg" in refused.stderr
