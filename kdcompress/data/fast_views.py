@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from kdcompress.data.border import FloatBox, part_on_border
@@ -82,9 +83,8 @@ class OpenPicture:
         """
         image = self.image
         image.draft(None, (least, least))
-        if image.format == "JPEG" and image.mode == ("RGB" if self.channels == 3 else "L"):
-            file = image.fp
-            assert file is not None
+        file = image.fp if isinstance(image, ImageFile) and image.format == "JPEG" else None
+        if file is not None and image.mode == ("RGB" if self.channels == 3 else "L"):
             file.seek(0)
             decoded = decoded_jpeg(file.read(), image.size, self.channels)
             if decoded is not None:

@@ -239,9 +239,8 @@ class FolderSource:
             images, pad = self._squares(indices), usual_pad(self.side)
             return augment(images, ids, seed=seed, view=view, preset=self.preset, pad=pad)
         with quiet_pillow():
-            part = self._padded_part if self.fit == "pad" else self._random_part
-            if self.decoder != "pillow":
-                part = self._fast_part
+            slow = self._padded_part if self.fit == "pad" else self._random_part
+            part = slow if self.decoder == "pillow" else self._fast_part
             parts = (part(index, view, seed, pipeline.scale) for index in indices.tolist())
             images = self._batch(parts, len(indices))
         if pipeline.colours is None:

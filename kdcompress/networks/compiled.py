@@ -71,7 +71,7 @@ def graphed_batch(on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    torch.compiler.cudagraph_mark_step_begin()
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     _in_batch = True
     try:
         yield

@@ -55,10 +55,10 @@ def resolve_decoder(recipe: Recipe, data: Data) -> tuple[Recipe, str | None]:
 
 def with_decoder(data: Data, decoder: str) -> Data:
     """Returns the data with training views decoded as the resolved recipe says."""
-    if decoder == "pillow":
+    if decoder != "simplejpeg":
         return data
     changed: dict[str, Any] = {
-        name: dataclasses.replace(source, decoder=decoder)
+        name: dataclasses.replace(source, decoder="simplejpeg")
         for name, source in _sources(data).items()
         if isinstance(source, FolderSource)
     }
