@@ -1,17 +1,16 @@
 """Peak memory of a run that reads the teacher's outputs from the cache, beside plain training of the student.
 
-    python benchmarks/read_memory.py [--steps 4] [--batch 32] [--work DIR]
+    python benchmarks/read_memory.py [--steps 2] [--batch 64] [--side 64] [--work DIR]
 
-resnet34 → resnet18 (random weights, float32) on 64 JPEGs of 224 pixels, one thread, a few steps. Each way is
-a process of its own: `cache: off` has the teacher at every step; `mode: read` finds its outputs, which
-another process has filled; `plain` has no teacher. Given is the process's peak of resident memory when the
-student's training has ended, and at the end of the whole run, with its export, proof and timing.
+resnet34 → resnet18 (random weights, float32) on small JPEGs, one thread, a few steps. Each way is a process
+of its own: `cache: off` has the teacher at every step; `mode: read` finds its outputs, which another process
+has filled; `plain` has no teacher. Given is the process's peak of resident memory when the student is
+trained.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import subprocess
@@ -23,24 +22,16 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 RUN = """
-import json, resource, sys
+import os, resource, sys
 from kdcompress import pipeline
 from kdcompress.cli import main
-peaks = []
-def peak():
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def training(*arguments, train=pipeline.run_training):
-    outcome = train(*arguments)
-    peak()
-    return outcome
+    train(*arguments)
+    with open(os.environ["PEAK"], "w") as file:
+        file.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    os._exit(0)
 pipeline.run_training = training
-try:
-    main(sys.argv[1:])
-except SystemExit as stop:
-    if stop.code:
-        raise
-peak()
-print(json.dumps(peaks))
+main(sys.argv[1:])
 """
 WAYS = {
     "cache: off": ("teacher.cache=off",),
@@ -50,51 +41,51 @@ WAYS = {
 }
 
 
-def pictures(folder, count):
+def pictures(folder, count, side):
     """Writes JPEGs of two classes, cut out of scikit-learn's two photographs."""
-    draw = random.Random(0)
+    draw, photographs = random.Random(0), load_sample_images().images
     for number in range(count):
-        pixels = load_sample_images().images[number % 2]
-        left, top = (draw.randrange(pixels.shape[1 - axis] - 224) for axis in (0, 1))
+        pixels = photographs[number % 2]
+        left, top = (draw.randrange(pixels.shape[1 - axis] - side) for axis in (0, 1))
         path = folder / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels[top : top + 224, left : left + 224]).save(path, quality=90)
+        Image.fromarray(pixels[top : top + side, left : left + side]).save(path, quality=90)
 
 
-def peaks(work, name, options):
-    """Returns the two peaks of a run in MB."""
+def peak(work, name, options):
+    """Returns the peak of a run in MB."""
     settings = (
         "teacher.weights=random", "teacher.epochs=1", "teacher.min_top1=0", "student.weights=random",
         "train.epochs=4", f"train.max_steps={options.steps}", "train.threads=1", "train.precision=fp32",
-        f"data.batch_size={options.batch}", "data.held_out=8", "data.workers=0", "bench.rounds=1",
-        "export.formats=[onnx]",
+        f"data.batch_size={options.batch}", f"data.image_size={options.side}", "data.held_out=8",
+        "data.workers=0",
     )  # fmt: skip
     if name == "plain":
         settings = tuple(setting for setting in settings if not setting.startswith("teacher."))
-    command = [sys.executable, "-c", RUN, "distill", "--recipe", "resnet34-to-resnet18", "--quiet", "--json"]
+    command = [sys.executable, "-c", RUN, "distill", "--recipe", "resnet34-to-resnet18", "--quiet"]
     command += ["--data", str(work / "pictures"), "--out", str(work / name.replace(": ", "-"))]
     command += [word for setting in (*settings, *WAYS[name]) for word in ("--set", setting)]
-    environment = {**os.environ, "KDCOMPRESS_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    own = {"KDCOMPRESS_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1", "PEAK": str(work / "peak")}
+    subprocess.run(command, env={**os.environ, **own}, check=True)
+    return float((work / "peak").read_text())
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--work", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kdcompress-memory-", dir=options.work) as work:
-        pictures(Path(work) / "pictures", 64)
-        peaks(Path(work), "filling", options)  # trains the teacher, and fills the cache
-        found = {name: peaks(Path(work), name, options) for name in ("plain", "mode: read", "cache: off")}
-    print("| run | peak until the student is trained, MB | ratio to plain | of the whole run, MB | ratio |")
-    print("|---|---|---|---|---|")
-    for name, (trained, whole) in found.items():
-        ratios = (value / plain for value, plain in zip((trained, whole), found["plain"], strict=True))
-        cells = (f"{value:.0f} | {ratio:.2f}" for value, ratio in zip((trained, whole), ratios, strict=True))
-        print(f"| {name} | {' | '.join(cells)} |")
+        # A step, the images that are held out and those that are tested on.
+        pictures(Path(work) / "pictures", 3 * options.batch, options.side)
+        peak(Path(work), "filling", options)  # trains the teacher, and fills the cache
+        found = {name: peak(Path(work), name, options) for name in ("plain", "mode: read", "cache: off")}
+    print("| run | peak until the student is trained, MB | ratio to plain |")
+    print("|---|---|---|")
+    for name, value in found.items():
+        print(f"| {name} | {value:.0f} | {value / found['plain']:.2f} |")
 
 
 if __name__ == "__main__":
