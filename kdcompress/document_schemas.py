@@ -643,6 +643,34 @@ class TeacherNote(Document):
     sha256: Sha256
 
 
+class StartNote(Document):
+    """Facts about the network that a stored teacher starts from."""
+
+    num_classes: Count
+    channels: Count
+    head_replaced: bool
+    own_weights: bool
+    sha256: Sha256 | None
+    license: Text | None
+
+
+class TeacherRecordNote(TeacherNote):
+    """Note beside the classifier of a teacher whose outputs are kept."""
+
+    model: Text
+    task: Text
+    num_classes: Count
+    features: Count | None
+    size: Annotated[list[Count], Len(2, 2)] | None
+    input: InputObject
+    fingerprint: Text
+    normalisation: list[list[Number]]
+    classifier: Text
+    trained: bool
+    start: StartNote
+    held_out: Figures
+
+
 class QatFacts(Document):
     """`checkpoints/quantised.json`: facts about the training for int8."""
 
