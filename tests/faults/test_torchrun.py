@@ -16,6 +16,9 @@ SETTINGS = (
     "method.name=none", "teacher=null", "train.epochs=3", "data.batch_size=512",
     "bench.rounds=1", "export.formats=[safetensors]",
 )  # fmt: skip
+ROOT = HERE.parent.parent
+SETTING = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Each start has its own store: a shared one keeps the addresses of the processes that died."""
 DYING_STEP = 3
 """Within the second epoch; each has two steps."""
 
@@ -29,7 +32,7 @@ def started(options, program, cwd, cache):
     cwd.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *options, *map(str, program)],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": str(HERE.parent.parent), "KDCOMPRESS_CACHE": str(cache)},
+        cwd=cwd, env={**os.environ, **SETTING, "PYTHONPATH": str(ROOT), "KDCOMPRESS_CACHE": str(cache)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
