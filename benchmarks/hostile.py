@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 KINDS = (
     "recipes", "runs", "benchmarks", "far_ends", "graphs", "checkpoints", "images", "goldens", "tables",
+    "cache_parts",
 )  # fmt: skip
 CASES = ("kd", "crd", "ab", "hsakd", "dml", "lmcl", "mixskd", "snapshot", "sssd", "int8", "seeds")
 INPUTS = re.compile(r"^\.?(\w+): (\d+) inputs, exit codes (\{.*\})$", re.MULTILINE)

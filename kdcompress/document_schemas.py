@@ -641,6 +641,15 @@ class TeacherNote(Document):
     schema_: str = Field(alias="schema")
     key: Text
     sha256: Sha256
+    facts_sha256: Sha256 | None = None
+
+
+class CheckResult(Document):
+    """Cached result of a check of image files: files with reasons, or pairs of equal files."""
+
+    schema_: str = Field(alias="schema")
+    sha256: Sha256
+    result: dict[Text, Text] | list[Annotated[list[Text], Len(4, 4)]]
 
 
 class QatFacts(Document):

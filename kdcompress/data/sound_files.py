@@ -16,7 +16,8 @@ from kdcompress.errors import KdcompressError, UserError
 
 _MAGIC = b"kdcompress.sound/1\n"
 _SUM_BYTES = 32
-_MOST_BYTES = 1 << 32
+_MOST_BYTES = 1 << 28
+"""Sixteen million files; a longer list counts as damaged, and is made anew."""
 
 
 class SoundFiles:
@@ -52,7 +53,7 @@ class SoundFiles:
 
     def _read(self) -> set[bytes]:
         try:
-            stored = read_bytes(self.path, _MOST_BYTES)
+            stored = read_bytes(self.path, _MOST_BYTES, links=False)
         except UserError:
             return set()
         start = len(_MAGIC) + _SUM_BYTES

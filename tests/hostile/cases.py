@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from hostile import damage, far_end
+from hostile.cache_parts import cache_parts
 from kdcompress.bench import compare, ssh_connection
 from kdcompress.bench.compare import read_document
 from kdcompress.bench.device import main as packed
@@ -296,4 +297,5 @@ KINDS = {
     "images": images,
     "goldens": goldens,
     "tables": tables,
+    "cache_parts": cache_parts,
 }
