@@ -64,7 +64,7 @@ def open_in_folder(path: Path, flags: int = os.O_RDONLY, *, folder: bool = True)
 
     Args:
         path: The file.
-        flags: Of `os.open`; with `O_CREAT` it is created with the mode 644.
+        flags: Of `os.open`; with `O_CREAT` it is created.
         folder: False: the folder that it lies in may be a link.
 
     Raises:
@@ -74,7 +74,7 @@ def open_in_folder(path: Path, flags: int = os.O_RDONLY, *, folder: bool = True)
     parent = os.open(path.parent, os.O_RDONLY | inner)
     try:
         descriptor = os.open(
-            path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644, dir_fd=parent
+            path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=parent
         )
     finally:
         os.close(parent)

@@ -23,6 +23,7 @@ from kdcompress.run.extra_images import select_extra_images, without_extra
 from kdcompress.run.networks import load_networks
 from kdcompress.run.opening import Request, open_run, resolved_recipe
 from kdcompress.run.pixel_cache import with_pixel_cache
+from kdcompress.run.predictions import check_predictions
 from kdcompress.run.preparation import prepare
 from kdcompress.run.pseudo_labels import (
     load_pretrained_weights,
@@ -129,6 +130,8 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         if baseline:
             # First, so that a teacher with nothing to teach is known before the longer training.
             _run_to_end(_baseline_of(student_run), baseline=False)
+            if first:
+                check_predictions(folder / "baseline" / "checkpoints")
             if first and teaching is not None:
                 compare_with_baseline(student_run, teaching)
         replay = replay_of(student_run, answering)

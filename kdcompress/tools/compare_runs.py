@@ -14,7 +14,7 @@ from kdcompress.errors import UserError
 from kdcompress.report import verdict
 from kdcompress.report.comparison import Compared, document, figure_of, write_comparison
 from kdcompress.report.record import Record, read_run
-from kdcompress.run.delivery import PREDICTIONS
+from kdcompress.run.predictions import NAME as PREDICTIONS
 
 NAME = "comparison.html"
 

@@ -126,7 +126,8 @@ class Trainer:
         if loaded is not None:
             if loaded.warning is not None and self.processes.first:
                 self.progress.warn(loaded.warning)
-            self._restore(loaded.state)
+            with checkpoint.fitting(self.path):
+                self._restore(loaded.state)
         # Started from one seed, but another machine may round a random number differently.
         self.processes.broadcast_buffers(self._modules().values(), parameters=True)
         if self._own_statistics is not None:
@@ -167,7 +168,8 @@ class Trainer:
         keeps = phase.keep_optimiser and number > 0
         minimise = Minimiser(self.method, trained_sets, self.job, self.processes, earlier if keeps else None)
         if state is not None:
-            minimise.load_state_dict(state["optimisers"])
+            with checkpoint.fitting(self.path):
+                minimise.load_state_dict(state["optimisers"])
         end = min(end, self.total_steps)
         while self.at.step < end:
             rate = self._run_steps(phase, end, minimise, stop, bar)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,27 @@ def saved_twice(folder):
     path = saved(folder)
     checkpoint.save(path, {**STATE, "position": {"step": 9}})
     return path
+
+
+def test_a_checkpoint_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path):
+    path = saved(tmp_path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("student/data/9", bytes(100 << 20))
+    with pytest.raises(RunFolderError, match=r"the checkpoint is damaged \(it would take 105 MB unpacked\)"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("modules"), RuntimeError("size\nmismatch"), ValueError("x" * 999)]
+)
+def test_a_checkpoint_of_another_training_is_one_sentence(error):
+    with (
+        pytest.raises(RunFolderError, match=r"checkpoint is not of this training .*--overwrite") as caught,
+        checkpoint.fitting(Path("student.pt")),
+    ):
+        raise error
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path):
