@@ -1,7 +1,7 @@
 """Reads the JSON documents that this project wrote, or somebody else in its name.
 
 A document comes from anywhere: a damaged disk, a colleague, another machine. It is read from a regular
-file, bounded in size and depth, and checked against its schema (`document_schemas`); whoever uses it
+file, bounded in size and depth, and checked against its schema (`kdcompress.schemas`); whoever uses it
 afterwards finds every key it reads with a value of the right kind. Keys of a newer version stay in it.
 """
 
@@ -18,9 +18,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from kdcompress.containment import open_in_folder
-from kdcompress.document_schemas import VERSION_ERROR
 from kdcompress.errors import KdcompressError, UserError
 from kdcompress.plain_text import one_line, shortened
+from kdcompress.schemas.document import VERSION_ERROR
 
 MOST_BYTES = 64 << 20
 """Of one document; the largest ones have a few figures for each of thousands of classes."""
@@ -43,7 +43,7 @@ def read_document(
 
     Args:
         path: A regular file.
-        schema: A model of `document_schemas`, or an adapter of another type.
+        schema: A model of `kdcompress.schemas`, or an adapter of another type.
         advice: What to do about a damaged file, put at the end of the message.
         failure: Class of the error.
         links: See `read_bytes`.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress.atomic import write_json
-from kdcompress.document_schemas import Results
 from kdcompress.documents import read_document
 from kdcompress.errors import RESUMABLE, Interrupted, UnreadableImage, WorldError
 from kdcompress.progress import Progress
@@ -36,6 +35,7 @@ from kdcompress.run.teacher import compare_with_baseline, load_teacher
 from kdcompress.run.teacher_cache import cached_outputs, replay_of
 from kdcompress.run.training import build_method, run_training, steps_per_epoch, student_training
 from kdcompress.run_folder import RunFolder
+from kdcompress.schemas.results import Results
 from kdcompress.tasks import CLUSTERS
 from kdcompress.train.processes import join, leave
 

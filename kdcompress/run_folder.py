@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kdcompress.atomic import sha256_of, translated, write_json, write_text
-from kdcompress.document_schemas import Manifest
 from kdcompress.documents import read_document
 from kdcompress.errors import KdcompressError, RunFolderError, UserError
 from kdcompress.recipe import Recipe, load_recipe
+from kdcompress.schemas.run import Manifest
 
 MANIFEST_SCHEMA = "kdcompress.manifest/1"
 _FILES = ("recipe.yaml", "manifest.json", "results.json", "log.jsonl", "steps.jsonl", "seeds.json")

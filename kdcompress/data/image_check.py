@@ -18,9 +18,9 @@ from kdcompress.data.file_list import ImageFile, encode_name
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.sound_files import SoundFiles
 from kdcompress.data.threads import map_in_threads
-from kdcompress.document_schemas import CheckResult
 from kdcompress.documents import read_document
 from kdcompress.errors import DataError, KdcompressError, UserError
+from kdcompress.schemas.cache import CheckResult
 
 SCHEMA = "kdcompress.check/2"
 _HEAD_BYTES = 4096

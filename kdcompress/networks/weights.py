@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from kdcompress import discovery
 from kdcompress.atomic import sha256_of
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.document_schemas import Manifest, WeightsConfig
 from kdcompress.documents import read_document
 from kdcompress.errors import UserError, WeightsError
 from kdcompress.networks.build import family_of
@@ -20,6 +19,8 @@ from kdcompress.networks.families._pretrained import Pretrained
 from kdcompress.networks.load_state import load_state
 from kdcompress.networks.read_checkpoint import PREFIXES, SUFFIXES, is_finite, read_state_dict
 from kdcompress.recipe import RANDOM
+from kdcompress.schemas.config import WeightsConfig
+from kdcompress.schemas.run import Manifest
 
 _CONFIG_SCHEMA = "kdcompress.config/"
 _CONFIG_VERSION = 1

@@ -8,16 +8,6 @@ from typing import Any
 
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.split_name import TEST
-from kdcompress.document_schemas import (
-    Bench,
-    Config,
-    Details,
-    Gates,
-    LogLine,
-    Manifest,
-    RecordedRecipe,
-    Results,
-)
 from kdcompress.documents import (
     check_document,
     check_tree,
@@ -28,6 +18,12 @@ from kdcompress.documents import (
 )
 from kdcompress.errors import UserError
 from kdcompress.recipe import write_notice
+from kdcompress.schemas.bench import Bench
+from kdcompress.schemas.config import Config
+from kdcompress.schemas.details import Details
+from kdcompress.schemas.recipe import RecordedRecipe
+from kdcompress.schemas.results import Results
+from kdcompress.schemas.run import Gates, LogLine, Manifest
 from kdcompress.strict_yaml import read_yaml
 from kdcompress.tasks import Task, task_of
 

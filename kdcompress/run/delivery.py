@@ -20,7 +20,6 @@ from kdcompress.deploy.ensemble import EnsembleFile
 from kdcompress.deploy.exits import ExitsFile, with_timings, write_cut
 from kdcompress.deploy.files import formats
 from kdcompress.deploy.ship import Shipped, Subject
-from kdcompress.document_schemas import Results
 from kdcompress.documents import read_document
 from kdcompress.export.compressed import CompressedFiles, artefacts, verdict_entries
 from kdcompress.export.derived import DerivedRequest
@@ -46,6 +45,7 @@ from kdcompress.run.teacher import (
     read_test_split,
     unchanged_gate,
 )
+from kdcompress.schemas.results import Results
 from kdcompress.tasks import Task
 from kdcompress.tasks.classification import Predictions
 from kdcompress.tasks.figures import selection_metric

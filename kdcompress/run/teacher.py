@@ -18,7 +18,6 @@ from kdcompress.atomic import sha256_of
 from kdcompress.deploy.accuracy import scored, spread
 from kdcompress.deploy.gate import Gate, relative
 from kdcompress.deploy.macs import count_macs, count_parameters
-from kdcompress.document_schemas import Results
 from kdcompress.documents import read_document
 from kdcompress.errors import WeakTeacher
 from kdcompress.methods.base import find_method
@@ -33,6 +32,7 @@ from kdcompress.report.cause import HARDLY_BETTER
 from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.networks import info, tapped
 from kdcompress.run.training import Training, for_method, stored_training
+from kdcompress.schemas.results import Results
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 from kdcompress.tasks.figures import selection_metric
 from kdcompress.train import result_store

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from kdcompress.atomic import write_bytes, write_json
 from kdcompress.containment import open_in_folder
 from kdcompress.data.cache import cache_folder
-from kdcompress.document_schemas import TeacherNote
 from kdcompress.documents import read_document
 from kdcompress.errors import KdcompressError, RunFolderError, UserError
 from kdcompress.networks.load_state import load_state
 from kdcompress.recipe import Recipe, write_notice
+from kdcompress.schemas.cache import TeacherNote
 from kdcompress.train.processes import Processes
 
 SCHEMA = "kdcompress.teacher/2"
