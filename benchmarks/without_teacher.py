@@ -1,11 +1,15 @@
-"""Online and self methods on Fashion-MNIST with 3,000 labels: the network that ships against plain training.
+"""Online and self methods without a teacher: the network that ships against the same network trained plainly.
 
-    python benchmarks/without_teacher.py [--work DIR] [--seeds 3] [--only NAME ...]
+    python benchmarks/without_teacher.py [--work DIR] [--seeds 3] [--jobs 2] [--only NAME ...]
+    python benchmarks/without_teacher.py --setting resnet20 --seeds 2 --only dml one okddip mcl lmcl
 
-3,000 labelled images and 300 held-out ones in every arm, to choose what ships. Every network sees 29,760
-images, in batches of 64; a method with two views of every image takes half as many steps. ResNet-8, defaults
-of each method, one thread. The gain is paired by seed with plain training; its interval is Student's t over
-the seeds. Runs that are done are not repeated, and one that was under way is resumed.
+Setting resnet8 (the default): Fashion-MNIST with 3,000 labelled images, of which 300 are held out in every
+arm to choose what ships. Every network sees 29,760 images in batches of 64. Setting resnet20: 5,000 labelled
+images, of which 500 are held out, 90,000 images seen (20 epochs).
+
+A method with two views of every image takes half as many steps. Defaults of each method, one thread a run.
+The gain is paired by seed with plain training; its interval is Student's t over the seeds. Runs that are done
+are not repeated, and one that was under way is resumed.
 """
 
 from __future__ import annotations
@@ -13,6 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from scipy import stats
@@ -21,11 +28,29 @@ from kdcompress.methods.base import find_method
 
 from runs import distill
 
-IMAGES, BATCH, LABELLED = 29_760, 64, 2_700
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all arms of a table have in common."""
+
+    student: str
+    labels: int
+    """Labelled images, the held-out ones included."""
+    held_out: int
+    seen: int
+    """Images that every network sees in the whole run."""
+
+
+SETTINGS = {
+    "resnet8": Setting("cifar/resnet8", labels=3_000, held_out=300, seen=29_760),
+    "resnet20": Setting("cifar/resnet20", labels=5_000, held_out=500, seen=90_000),
+}
 RECIPE = """
 seed: {seed}
-data: {{dataset: fashion-mnist, batch_size: {batch}, held_out: 300, labels: 3000}}
-student: {{model: cifar/resnet8}}
+data: {{dataset: fashion-mnist, batch_size: {batch}, held_out: {held_out}, labels: {labels}}}
+student: {{model: {student}}}
 method: {method}
 peers: {peers}
 train: {{epochs: {epochs}, max_steps: {steps}, threads: 1{smoothing}}}
@@ -53,17 +78,17 @@ TWICE = ("ddgsd", "dlb", "mixskd")
 """The network sees every image of a batch twice, or a mixed one beside it."""
 
 
-def run(work, name, seed):
+def run(work, setting, name, seed):
     """Trains one arm; returns the exported student's top-1 and, of a cohort, the ensemble's."""
     plain = name in ("none", SMOOTHED)
     method = find_method("none" if plain else name)
     config = method.Config()
-    peers = ["cifar/resnet8"] * (method.needs(config).peers or 0)
-    steps = IMAGES // BATCH // (2 if name in TWICE else 1)
+    peers = [setting.student] * (method.needs(config).peers or 0)
+    steps = setting.seen // BATCH // (2 if name in TWICE else 1)
     recipe = RECIPE.format(
-        seed=seed, batch=BATCH, method=json.dumps({"name": "none" if plain else name}),
-        peers=json.dumps(peers),
-        epochs=-(-steps // (LABELLED // BATCH)), steps=steps,
+        seed=seed, batch=BATCH, held_out=setting.held_out, labels=setting.labels, student=setting.student,
+        method=json.dumps({"name": "none" if plain else name}), peers=json.dumps(peers),
+        epochs=-(-steps // ((setting.labels - setting.held_out) // BATCH)), steps=steps,
         smoothing=", label_smoothing: 0.1" if name == SMOOTHED else "",
     )  # fmt: skip
     options = ["--set", "train.ship=ensemble"] if name in ONLINE and name != "okddip" else []
@@ -89,18 +114,22 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("runs/without_teacher"))
+    parser.add_argument("--setting", choices=SETTINGS, default="resnet8")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=[*ONLINE, *SELF])
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--only", nargs="+", choices=[*ONLINE, *SELF], default=[*ONLINE, *SELF])
     options = parser.parse_args()
-    work = options.work.absolute()
+    work = options.work.absolute() / options.setting
     (work / "runs").mkdir(parents=True, exist_ok=True)
     names = ["none", SMOOTHED, *options.only]
     reached = {name: [] for name in names}
     # All methods before the next seed, so that a benchmark cut short is a table of fewer seeds.
-    for seed in range(options.seeds):
-        for name in names:
-            reached[name].append(run(work, name, seed))
-            print(f"{name} {seed}: {reached[name][-1][0]:.2f} %", flush=True)
+    arms = [(name, seed) for seed in range(options.seeds) for name in names]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        tops = pool.map(lambda arm: run(work, SETTINGS[options.setting], *arm), arms)
+        for (name, seed), found in zip(arms, tops, strict=True):
+            reached[name].append(found)
+            print(f"{name} {seed}: {found[0]:.2f} %", file=sys.stderr, flush=True)
     print("| method | top-1 %, mean ± sd | gain (95 % interval) | ensemble |")
     print("|---|---|---|---|")
     for name in names:

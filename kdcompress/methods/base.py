@@ -334,6 +334,20 @@ class Method(nn.Module):
         """
         return {}
 
+    def statistics_images(self, images: Tensor) -> Tensor:
+        """Returns the images on which the student's batch-norm statistics are re-estimated.
+
+        A method that turns or mixes images gives the student both kinds in one batch, so its weights are used
+        to the statistics of both: those of the plain images alone cost three to six points.
+
+        Args:
+            images: `[B, C, H, W]` of a batch, in [0, 1]; the call is made in one process only.
+
+        Returns:
+            What a training step shows the student of them, `[R, C, H, W]`; by default the images themselves.
+        """
+        return images
+
     def early_exits(self) -> dict[str, nn.Module]:
         """Names the heads that `export.exits` exports, by the student's stage; empty: there are none.
 

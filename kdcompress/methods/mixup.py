@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from kdcompress.data.random_bits import uniform
@@ -49,6 +51,21 @@ class Mixup(nn.Module):
         self.batches += 1
         order_A = _draws(first, rows * world_size(), 2).argsort(stable=True)
         return beta(self._alpha, first), order_A
+
+    def spread(self, images: Tensor) -> Tensor:
+        """Interpolates each image of a batch with the next one, with shares spread as Beta(a, a) is.
+
+        The same images give the same result, and nothing is drawn.
+
+        Args:
+            images: `[B, ...]`.
+
+        Returns:
+            `[B, ...]`.
+        """
+        middles = (np.arange(len(images)) + 0.5) / len(images)
+        shares = images.new_tensor(stats.beta.ppf(middles, self._alpha, self._alpha))
+        return torch.lerp(images.roll(1, 0), images, shares.view(-1, *[1] * (images.dim() - 1)))
 
 
 def beta(alpha: float, first: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 3 ("Preci
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,7 @@ def reestimate(
     like: Tapped,
     batches: Iterable[Batch],
     *,
+    shown: Callable[[Tensor], Tensor] | None = None,
     until_converged: bool = False,
     within: nn.Module | None = None,
 ) -> int:
@@ -79,6 +80,7 @@ def reestimate(
         module: The network; left in eval mode.
         like: A network of its class; its normalisation and precision are used.
         batches: Un-augmented training images.
+        shown: Gives what the network sees of a batch's images (`Method.statistics_images`); None: these.
         until_converged: True stops as soon as the last half of the images changed less than `CONVERGED`.
         within: Part of the network whose statistics are replaced, the others are used as they are; None: all.
 
@@ -89,6 +91,7 @@ def reestimate(
     module.eval()
     if not norms:
         return 0
+    shown = shown or _as_they_are
     momenta = [norm.momentum for norm in norms]
     steps = [norm.num_batches_tracked.clone() for norm in norms if norm.num_batches_tracked is not None]
     images, checked, earlier = 0, 0, _statistics(norms)
@@ -102,7 +105,7 @@ def reestimate(
             for norm in norms:
                 norm.momentum = len(batch) / images  # the first batch replaces what was there
             with like.autocast():
-                module(like.normalise(batch.images))
+                module(like.normalise(shown(batch.images)))
             if until_converged and images >= 2 * checked:
                 present = _statistics(norms)
                 if checked and images >= MOST and _change(earlier, present) < CONVERGED:
@@ -120,13 +123,19 @@ def reestimate(
 
 
 @contextlib.contextmanager
-def reestimated(module: nn.Module, like: Tapped, batches: Iterable[Batch] | None) -> Iterator[None]:
+def reestimated(
+    module: nn.Module,
+    like: Tapped,
+    batches: Iterable[Batch] | None,
+    shown: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[None]:
     """Re-estimates the statistics for the length of a block; afterwards they are what they were before.
 
     Args:
         module: The network; left in eval mode.
         like: A network of its class; its normalisation and precision are used.
         batches: Un-augmented training images; None: the statistics stay.
+        shown: As for `reestimate`.
     """
     if batches is None:
         yield
@@ -134,7 +143,7 @@ def reestimated(module: nn.Module, like: Tapped, batches: Iterable[Batch] | None
     norms = tracked_norms(module)
     before = _statistics(norms)
     try:
-        reestimate(module, like, batches)
+        reestimate(module, like, batches, shown=shown)
         yield
     finally:
         for norm, (mean, variance) in zip(norms, before, strict=True):
@@ -142,6 +151,10 @@ def reestimated(module: nn.Module, like: Tapped, batches: Iterable[Batch] | None
             assert norm.running_var is not None
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
+
+
+def _as_they_are(images: Tensor) -> Tensor:
+    return images
 
 
 def _statistics(norms: list[BatchNorm]) -> list[tuple[Tensor, Tensor]]:

@@ -259,7 +259,13 @@ class Choice:
         """Returns the re-estimated tensors that differ from the state's, the images used, and the seconds."""
         began = time.perf_counter()
         network = self._scratch_network(like, state)
-        count = bn_statistics.reestimate(network, like, images.shipping_images, until_converged=True)
+        count = bn_statistics.reestimate(
+            network,
+            like,
+            images.shipping_images,
+            shown=self._method.statistics_images,
+            until_converged=True,
+        )
         new = _copied(network.state_dict())
         changed = {name: value for name, value in new.items() if not torch.equal(value, state[name])}
         return changed, count, time.perf_counter() - began
@@ -276,8 +282,14 @@ class Choice:
                 load_state(module, exits[stage])
             pairs = [(like.taps.stages[stage], module) for stage, module in layers.items()]
             whole = WithExits(self._scratch_network(like, state), pairs)
-            images = self._statistics.shipping_images
-            bn_statistics.reestimate(whole, like, images, until_converged=True, within=whole.exits)
+            bn_statistics.reestimate(
+                whole,
+                like,
+                self._statistics.shipping_images,
+                shown=self._method.statistics_images,
+                until_converged=True,
+                within=whole.exits,
+            )
             new = {stage: _copied(module.state_dict()) for stage, module in layers.items()}
         agreed: dict[str, dict[str, Tensor]] = self._processes.broadcast(new)
         return agreed
@@ -301,7 +313,8 @@ class Choice:
         began = time.perf_counter()
         with contextlib.ExitStack() as stack:
             for module, like in networks.values():
-                stack.enter_context(bn_statistics.reestimated(module, like, sample))
+                shown = self._method.statistics_images
+                stack.enter_context(bn_statistics.reestimated(module, like, sample, shown))
             self._statistics_seconds += time.perf_counter() - began
             return self._compute_scores(networks, held_out, names=tuple(candidates), members=tuple(members))
 

@@ -124,6 +124,10 @@ class HSAKD(SoftLabelMethod):
         """Takes over the weights of the teacher's auxiliary classifiers."""
         self.teacher_heads.load_state_dict(state, strict=True)
 
+    def statistics_images(self, images: Tensor) -> Tensor:
+        """Returns the images in all four turns, as a step shows them."""
+        return losses.four_rotations(images)
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce, kd, and one for each stage of the student that has a counterpart."""
         assert self.networks.teacher is not None

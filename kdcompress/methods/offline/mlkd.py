@@ -108,6 +108,10 @@ class MLKD(SoftLabelMethod):
             task=CLASSIFICATION if classifier else EMBEDDING,
         )
 
+    def statistics_images(self, images: Tensor) -> Tensor:
+        """Returns the images in all four turns, as a step shows them."""
+        return losses.four_rotations(images)
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms align, corr, sup, ce and kd; a term without weight is left out."""
         assert self.networks.teacher is not None

@@ -127,6 +127,10 @@ class SSKD(SoftLabelMethod):
         """Takes over the teacher's projection head."""
         self.head_teacher.load_state_dict(state, strict=True)
 
+    def statistics_images(self, images: Tensor) -> Tensor:
+        """Returns the images in all four turns, as a step shows them."""
+        return losses.four_rotations(images)
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ss, tf, ce and kd; a term without weight is left out."""
         assert self.networks.teacher is not None

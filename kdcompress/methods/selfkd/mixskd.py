@@ -128,6 +128,10 @@ class MixSKD(Method):
         """Requires the student's stage maps, and a student that can be split."""
         return Needs(student=frozenset({"logits", "stages"}), cut=True)
 
+    def statistics_images(self, images: Tensor) -> Tensor:
+        """Returns the images and as many interpolated ones, as a step shows them."""
+        return cat([images, self.mixup.spread(images)])
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce, ce_branches, ce_mixed, mutual, self_teacher, maps and discriminator."""
         student = self.networks.student
