@@ -16,13 +16,14 @@ from kdcompress.documents import read_document
 from kdcompress.errors import RESUMABLE, Interrupted, UnreadableImage, WorldError
 from kdcompress.progress import Progress
 from kdcompress.report import documents
+from kdcompress.report.predictions import NAME as PREDICTIONS
+from kdcompress.report.predictions import compared_predictions
 from kdcompress.run.context import Run
 from kdcompress.run.delivery import deliver, report
 from kdcompress.run.extra_images import select_extra_images, without_extra
 from kdcompress.run.networks import load_networks
 from kdcompress.run.opening import Request, open_run, resolved_recipe
 from kdcompress.run.pixel_cache import with_pixel_cache
-from kdcompress.run.predictions import check_predictions
 from kdcompress.run.preparation import prepare
 from kdcompress.run.pseudo_labels import (
     load_pretrained_weights,
@@ -130,8 +131,9 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         if baseline:
             # First, so that a teacher with nothing to teach is known before the longer training.
             _run_to_end(_baseline_of(student_run), baseline=False)
-            if first:
-                check_predictions(folder / "baseline" / "checkpoints")
+            plain = folder / "baseline" / "checkpoints"
+            if first and (plain / PREDICTIONS).exists():
+                compared_predictions(plain)  # damage must not be known after the longer training alone
             if first and teaching is not None:
                 compare_with_baseline(student_run, teaching)
         replay = replay_of(student_run, answering)

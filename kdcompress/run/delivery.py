@@ -33,10 +33,10 @@ from kdcompress.report.cause import find_cause
 from kdcompress.report.evaluation import NAME as DETAILS
 from kdcompress.report.evaluation import SplitOutputs, temperature_of
 from kdcompress.report.pages import write_pages
+from kdcompress.report.predictions import compared_predictions, write_predictions
 from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.evaluation import evaluate_student, held_out_outputs, with_evaluation
 from kdcompress.run.joint_files import ensemble_file, exits_file
-from kdcompress.run.predictions import right_predictions, write_predictions
 from kdcompress.run.teacher import (
     TeacherTestOutputs,
     TestedTeacher,
@@ -247,12 +247,11 @@ def report(
         baseline = read_document(folder / "baseline" / "results.json", Results)["student"]
         # There is no top-1 for a backbone or without labels.
         if shipped.student["top1"] is not None:
-            (right, labels), (baseline_right, _) = (
-                right_predictions(path) for path in (folder.checkpoints, folder / "baseline" / "checkpoints")
-            )
+            own = compared_predictions(folder.checkpoints)
+            plain = compared_predictions(folder / "baseline" / "checkpoints", like=own)
             train, figure = run.recipe.train, selection_metric(shipped.student)
-            balanced = figure == "balanced_top1"
-            gain = verdict.gain(right, baseline_right, labels if balanced else None)
+            labels = own.labelled().labels if figure == "balanced_top1" else None
+            gain = verdict.gain(own.right(), plain.right(), labels)
             assert figure is not None, "there is a top-1"
             likely = find_cause(
                 gain, shipped.student, teacher, baseline, figure=figure, steps=outcome.steps,

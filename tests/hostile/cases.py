@@ -65,7 +65,7 @@ def recipes(rng, folder):
 
 DOCUMENTS = [
     "results.json", "manifest.json", "gates.json", "bench.json", "config.json", "labels.json", "log.jsonl",
-    "recipe.yaml",
+    "recipe.yaml", "checkpoints/test_predictions.safetensors",
 ]  # fmt: skip
 
 
@@ -78,6 +78,8 @@ def _damage_run(rng, run):
     if name == "recipe.yaml":
         tree = damage.of_tree(rng, yaml.safe_load(content))
         changed = yaml.safe_dump(tree).encode() if rng.random() < 0.7 else damage.of_bytes(rng, content)
+    elif name.endswith(".safetensors"):
+        changed = damage.of_bytes(rng, content)
     else:
         changed = damage.of_lines(rng, content) if name == "log.jsonl" else damage.of_json(rng, content)
     (run / name).write_bytes(changed)
