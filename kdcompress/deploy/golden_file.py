@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcompress.atomic import write_bytes
+from kdcompress.data.npz import check_declared_sizes
 from kdcompress.deploy.accuracy import Batches, spread
 from kdcompress.documents import read_bytes
 from kdcompress.errors import UserError
@@ -155,7 +156,10 @@ def read_golden(path: Path) -> Golden:
         raise UserError(f"{path}: is damaged, or no file of golden images")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            _check_sizes(archive)
+            entries = archive.infolist()
+            if len(entries) > _MOST_ARRAYS or sum(entry.file_size for entry in entries) > _MOST_BYTES:
+                raise ValueError("its arrays are too many or too large")
+            check_declared_sizes(archive, most_values=_MOST_VALUES)
         with np.load(io.BytesIO(content), allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
     except Exception as error:  # numpy's reader raises whatever the bytes lead it to
@@ -179,27 +183,6 @@ def read_golden(path: Path) -> Golden:
         raise UserError(f"{path}: lacks the array {error}") from None
     except ValueError as error:
         raise UserError(f"{path}: is damaged, or no file of golden images ({error})") from None
-
-
-def _check_sizes(archive: zipfile.ZipFile) -> None:
-    """Checks, before anything is unpacked, that each array is as large as its header says, and none is huge.
-
-    Raises:
-        ValueError: One is not; numpy would reserve memory for all that a header declares.
-    """
-    entries = archive.infolist()
-    if len(entries) > _MOST_ARRAYS or sum(entry.file_size for entry in entries) > _MOST_BYTES:
-        raise ValueError("its arrays are too many or too large")
-    for entry in entries:
-        with archive.open(entry) as member:
-            version = np.lib.format.read_magic(member)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]  # fmt: skip
-            shape, _, kind = read_header(member)
-            values = math.prod(shape)
-            if values > _MOST_VALUES or member.tell() + values * kind.itemsize != entry.file_size:
-                raise ValueError(f"{entry.filename}: declares {list(shape)[:8]}, which it does not hold")
 
 
 def _as_floats(images: NDArray[Any]) -> NDArray[np.float32]:
