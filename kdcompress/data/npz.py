@@ -21,7 +21,7 @@ def check_declared_sizes(
 
     Args:
         archive: The file.
-        arrays: Names of the arrays to check; None: all.
+        arrays: Names of the arrays to check, as far as they are arrays; None: all.
         most_values: Values of an array at most; None: as many as the file holds.
 
     Raises:
@@ -31,6 +31,8 @@ def check_declared_sizes(
         if arrays is not None and entry.filename.removesuffix(".npy") not in arrays:
             continue
         with archive.open(entry) as member:
+            if arrays is not None and not member.peek(6).startswith(np.lib.format.MAGIC_PREFIX):
+                continue  # no array: numpy reads it as bytes, which the caller names
             version = np.lib.format.read_magic(member)
             if version not in _HEADERS:
                 raise ValueError(f"{entry.filename}: is of an unknown version of numpy's format, {version}")
