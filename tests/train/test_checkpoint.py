@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_training import Small
 
 from kdcompress import atomic
 from kdcompress.errors import RunFolderError, WorldError
@@ -162,3 +163,28 @@ def test_a_file_system_without_hard_links_gets_a_copy(tmp_path, monkeypatch):
     path = saved_twice(tmp_path)
     path.write_bytes(b"short")
     assert checkpoint.load(path).state["position"] == STATE["position"]
+
+
+@pytest.mark.parametrize(
+    ("other", "changed"),
+    [
+        ({"student": "torchvision/mobilenet_v3_small"}, None),
+        ({}, {"position": {"step": 3}}),
+        ({}, {"choice": 7}),
+        ({}, {"random_states": [{}]}),
+        ({}, {"optimisers": []}),
+        ({}, {"log_sizes": {"log.jsonl": "many"}}),
+    ],
+    ids=["network", "position", "choice", "random", "optimisers", "sizes"],
+)
+def test_a_checkpoint_of_something_else_in_its_place_is_one_sentence(tmp_path, other, changed):
+    Small(tmp_path / "other", train={"max_steps": 3}, **other).run()
+    path = tmp_path / "own" / "student.pt"
+    path.parent.mkdir()
+    state = torch.load(tmp_path / "other" / "student.pt", weights_only=True)
+    torch.save({**state, **(changed or {})}, path)
+    (path.parent / "log.jsonl").write_text("{}\n")
+    with pytest.raises(
+        RunFolderError, match=r"student\.pt: the checkpoint is not of this training .*--overwrite"
+    ):
+        Small(tmp_path / "own").run()
