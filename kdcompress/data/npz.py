@@ -31,6 +31,7 @@ def check_declared_sizes(
         if arrays is not None and entry.filename.removesuffix(".npy") not in arrays:
             continue
         with archive.open(entry) as member:
+            assert isinstance(member, zipfile.ZipExtFile)
             if arrays is not None and not member.peek(6).startswith(np.lib.format.MAGIC_PREFIX):
                 continue  # no array: numpy reads it as bytes, which the caller names
             version = np.lib.format.read_magic(member)
