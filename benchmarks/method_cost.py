@@ -252,7 +252,8 @@ def main():
     with Asked(options.control, options.threads, IMAGES // BATCH) as control:
         for name in names:
             rows += measure(name, control, options)
-            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+            said = f"ratio {statistics.median(rows[-1][2]):.2f}, {rows[-1][3]:.0f} MB"  # for whoever stops it
+            print(f"{name}: {time.monotonic() - began:.0f} s, {said}", file=sys.stderr, flush=True)
         base_mb = control.base_mb
     reference_mb = next(mb for name, _, _, mb in rows if name == options.control)
     said = (

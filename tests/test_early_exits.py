@@ -41,6 +41,7 @@ def digest(file):
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+@pytest.mark.exhaustive
 def test_the_students_files_are_the_same_without_exits(finished, tmp_path):
     folder, _ = finished
     run(tmp_path / "plain")

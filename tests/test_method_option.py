@@ -205,7 +205,9 @@ def test_student_and_added_peers_start_from_different_weights():
     assert not first.equal(second)
 
 
-@pytest.mark.parametrize("method", ["dml", "byot", "none"])
+@pytest.mark.parametrize(
+    "method", ["dml", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("byot", "none"))]
+)
 def test_distill_runs_a_method_without_a_teacher_on_a_pair_recipe(tmp_path, method):
     done = kdcompress(
         "distill", "--recipe", "quickstart", "--method", method, "--set", "train.max_steps=2",

@@ -124,6 +124,7 @@ def interrupted(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.exhaustive
 def test_random_weights_and_plain_training_on_the_clusters_are_other_students(done, tmp_path, monkeypatch):
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(done.folder / "cache"))
     options = ("--set", "pseudo_labels.student=random", "--method", "none")
@@ -134,6 +135,7 @@ def test_random_weights_and_plain_training_on_the_clusters_are_other_students(do
     assert weights(tmp_path / "run") != weights(done.run)
 
 
+@pytest.mark.exhaustive
 def test_features_that_are_not_whitened_give_other_clusters(done, tmp_path, monkeypatch):
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(done.folder / "cache"))
     assert distill(tmp_path, "--set", "pseudo_labels.whiten=false").exit_code == 0

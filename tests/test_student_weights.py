@@ -152,7 +152,7 @@ def test_a_resumed_run_keeps_the_weights_that_its_peers_were_given(work, monkeyp
     assert keep_recorded(requested, begun) == begun
 
 
-@pytest.mark.parametrize("first_is_offline", [True, False])
+@pytest.mark.parametrize("first_is_offline", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_two_processes_start_from_the_first_ones_choice(tmp_path, first_is_offline):
     write_folder(tmp_path)
     (tmp_path / "offline").write_text("0" if first_is_offline else "1")

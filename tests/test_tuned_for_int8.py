@@ -97,9 +97,8 @@ def untuned(pair, tmp_path_factory):
     return initialisers(run / INT8)
 
 
-@pytest.mark.parametrize(
-    ("qat", "kept"), [(0.5, True), pytest.param(0.4, False, marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("qat", "kept"), [(0.5, True), (0.4, False)])
 def test_of_equals_the_tuned_one_ships_and_an_export_elsewhere_takes_the_same(
     pair, untuned, tmp_path, monkeypatch, qat, kept
 ):

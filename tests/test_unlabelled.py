@@ -119,6 +119,7 @@ def test_what_needs_labels_is_refused_before_anything_is_written(work, method, m
     assert not (work / "run").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_few_labels_among_many_images_test_the_teacher(work):
     """Nothing is held out, and an even sample of the training images would mostly miss those with a label."""
     for number in range(40):

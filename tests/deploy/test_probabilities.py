@@ -41,14 +41,19 @@ def student():
 
 
 @pytest.fixture(scope="module")
+def plain(student):
+    """The student's graph without probabilities; nothing in it is to be changed."""
+    return graph(student, SPEC, metadata={})
+
+
+@pytest.fixture(scope="module")
 def shipped(student, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
     subject = Subject(student, MODEL, SPEC, CLASSES, batches, {}, temperature=TEMPERATURE, probabilities=True)
     return folder, ship(subject, folder, formats=["onnx", "openvino", "safetensors"])
 
 
-def test_the_logits_are_the_same_bits_and_the_probabilities_their_softmax(student):
-    plain = graph(student, SPEC, metadata={})
+def test_the_logits_are_the_same_bits_and_the_probabilities_their_softmax(plain):
     both = with_probabilities(plain, TEMPERATURE)
     onnx.checker.check_model(both, full_check=True)
     got = outputs(both)
@@ -58,8 +63,7 @@ def test_the_logits_are_the_same_bits_and_the_probabilities_their_softmax(studen
     np.testing.assert_allclose(got[NAME], expected, atol=1e-6)
 
 
-def test_taking_the_output_off_again_gives_the_graph_of_before(student):
-    plain = graph(student, SPEC, metadata={})
+def test_taking_the_output_off_again_gives_the_graph_of_before(plain):
     both = with_probabilities(plain, TEMPERATURE)
     assert has_probabilities(both)
     assert not has_probabilities(plain)
@@ -67,9 +71,9 @@ def test_taking_the_output_off_again_gives_the_graph_of_before(student):
 
 
 @pytest.mark.parametrize("text", ["", "[[", "NaN", "-1", '"2"', "[" * 100_000])
-def test_a_damaged_temperature_is_one_message_that_names_the_file(student, text):
-    both = with_probabilities(graph(student, SPEC, metadata={}), TEMPERATURE)
-    assert temperature_in(graph(student, SPEC, metadata={}), "kdcompress.", "a.onnx") is None
+def test_a_damaged_temperature_is_one_message_that_names_the_file(plain, text):
+    both = with_probabilities(plain, TEMPERATURE)
+    assert temperature_in(plain, "kdcompress.", "a.onnx") is None
     entry = both.metadata_props.add()
     entry.key, entry.value = "kdcompress.temperature", text
     with pytest.raises(UserError, match=r"a\.onnx: kdcompress\.temperature in its metadata: is damaged"):
@@ -78,8 +82,8 @@ def test_a_damaged_temperature_is_one_message_that_names_the_file(student, text)
     assert temperature_in(both, "kdcompress.", "a.onnx") == 1.5
 
 
-def test_the_gate_fails_for_another_temperature_and_for_a_file_without_the_output(student):
-    got = outputs(with_probabilities(graph(student, SPEC, metadata={}), TEMPERATURE))
+def test_the_gate_fails_for_another_temperature_and_for_a_file_without_the_output(plain):
+    got = outputs(with_probabilities(plain, TEMPERATURE))
     assert probabilities_gate(got, TEMPERATURE).passed
     assert not probabilities_gate(got, 1.0).passed
     assert not probabilities_gate({"logits": got["logits"]}, TEMPERATURE).passed

@@ -29,7 +29,7 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_the_other_process_of_one_that_is_lost_says_so_and_keeps_the_checkpoint(rank, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

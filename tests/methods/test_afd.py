@@ -118,6 +118,7 @@ def test_discriminators_learn_to_tell_maps_apart_when_the_networks_do_not_move(t
     assert small.method.losses(batch)["discriminator_student"].item() < 0.5 * before
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "accumulate"), [("frozen", 1), ("accumulated", 2)])
 def test_two_processes_train_what_one_trains(two, name, accumulate, tmp_path):
     first, second = (seen[name] for seen in two)

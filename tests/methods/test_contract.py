@@ -256,7 +256,11 @@ def test_a_run_stopped_and_resumed_in_each_epoch_equals_an_unbroken_one_bit_for_
 
 @pytest.mark.parametrize(
     ("name", "config"),
-    [(name, config) for name in discovery.names("method") for config in EXTREMES.get(name, [])],
+    [
+        pytest.param(name, config, marks=pytest.mark.exhaustive if number else [])
+        for name in discovery.names("method")
+        for number, config in enumerate(EXTREMES.get(name, []))
+    ],
 )
 def test_so_it_does_with_settings_beside_the_defaults(name, config, tmp_path):
     assert_resumes(tmp_path, (7,), name, config=config)  # where the second epoch has begun

@@ -71,7 +71,11 @@ SETTINGS = {
     "sskd": [{"tf_ratio": 0.5}],
 }
 DEFAULTS = {"seed": {"queue": 64}}
-CASES = [(name, config) for name in discovery.names("method") for config in ({}, *SETTINGS.get(name, []))]
+CASES = [
+    pytest.param(name, config, marks=pytest.mark.exhaustive if config else [])
+    for name in discovery.names("method")
+    for config in ({}, *SETTINGS.get(name, []))
+]
 
 
 @pytest.fixture(autouse=True)

@@ -115,6 +115,7 @@ def test_the_fusion_module_has_an_optimiser_with_its_own_weight_decay_and_the_re
     assert {id(p) for p in seen["fusion"]["params"]} == {id(p) for p in small.method.fusion.parameters()}
 
 
+@pytest.mark.exhaustive
 def test_a_norm_over_two_processes_is_that_of_one_with_all_rows(two):
     torch.manual_seed(0)
     plain, maps = nn.BatchNorm2d(3).double(), MAPS.clone().requires_grad_()
@@ -132,6 +133,7 @@ def test_a_norm_over_two_processes_is_that_of_one_with_all_rows(two):
         torch.testing.assert_close(seen["running_var"], plain.running_var, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["ffl", "mfef"])
 @pytest.mark.parametrize("live", [False, True], ids=["frozen", "live"])
 def test_two_processes_equal_one_with_the_fusions_norm_frozen_or_live(two, name, live, tmp_path):

@@ -202,6 +202,7 @@ def test_a_run_resumed_within_an_epoch_goes_on_with_the_weights_of_its_start(tmp
     assert lines[0]["losses"] == lines[1]["losses"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", FORMS)
 def test_two_processes_train_what_one_trains(two, name, tmp_path):
     first, second = (seen[name] for seen in two)

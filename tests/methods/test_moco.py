@@ -261,6 +261,7 @@ def test_the_students_batch_norms_see_the_same_groups(tmp_path):
 # ---- two processes
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", FROZEN)
 def test_two_processes_train_what_one_trains(two, name, tmp_path):
     first, second = (seen[name] for seen in two)

@@ -26,6 +26,7 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_run_stopped_by_sigterm_exits_130_and_its_resume_gives_the_same_file(tmp_path):
     unbroken, stopped = tmp_path / "unbroken", tmp_path / "stopped"

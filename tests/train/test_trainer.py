@@ -565,6 +565,7 @@ def test_a_set_smaller_than_a_batch_is_one_batch(tmp_path):
     assert small.trainer.at.step == 2
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_compiled_student_learns_what_it_would_learn_uncompiled(tmp_path):
     # batch norm frozen: the compiler orders sums otherwise, and batch norm of 8 small images magnifies it
