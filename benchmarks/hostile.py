@@ -25,8 +25,9 @@ KINDS = (
     "cache_parts",
 )  # fmt: skip
 CASES = ("kd", "crd", "ab", "hsakd", "dml", "lmcl", "mixskd", "snapshot", "sssd", "int8", "seeds")
-INPUTS = re.compile(r"^\.?(\w+): (\d+) inputs, exit codes (\{.*\})$", re.MULTILINE)
-KILLS = re.compile(r"^\.?(\w+): (\d+) kills, (\d+) runs, (\d+) files of the same bits$", re.MULTILINE)
+# pytest writes the name of the test's file before what the test writes.
+INPUTS = re.compile(r"(\w+): (\d+) inputs, exit codes (\{.*?\})")
+KILLS = re.compile(r"(\w+): (\d+) kills, (\d+) runs, (\d+) files of the same bits")
 
 
 def main() -> int:
