@@ -9,8 +9,9 @@ Prints one Markdown table. Each row is a method on a pair of networks, with the 
   launches of a GPU. Counted as on CUDA, where the checks for finite values are read late.
 - waits: times that the host waited for the device in a step (`torch.cuda.set_sync_debug_mode`); CUDA only.
 - data, teacher, student: milliseconds of a step for the batch, for the teacher's forward pass, for the rest.
-- without teacher, compiled: the rate of whole steps over that of the default step. The first is the most that
-  a cache of the teacher's outputs can bring. Rounds are interleaved, and the median of the rounds counts.
+- without teacher, compiled, CUDA graphs: the rate of whole steps over that of the default step. The first is
+  the most that a cache of the teacher's outputs can bring. Rounds are interleaved, and the median of the
+  rounds counts.
 
 `--operations` prints the count alone, also of another checkout:
 PYTHONPATH=CHECKOUT python benchmarks/gpu.py --operations
@@ -35,6 +36,7 @@ from kdcompress.data.loader import TrainingLoader
 from kdcompress.data.source import MemorySource
 from kdcompress.methods.base import find_method
 from kdcompress.networks.build import build
+from kdcompress.networks.compiled import graphed_batch
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import FrozenTeacher
@@ -90,7 +92,7 @@ class Recorded:
 class Steps:
     """The product's training step, on random images."""
 
-    def __init__(self, case, device, *, recorded=False, compiled=False):
+    def __init__(self, case, device, *, recorded=False, compiled=False, graphs=False):
         self.case, self.device = case, device
         student, teacher = self._tapped(case.student), FrozenTeacher(self._tapped(case.teacher))
         teacher.to(device)
@@ -109,9 +111,10 @@ class Steps:
         self.method.on_phase_start(self.method.phases()[0].name, resumed=False)
         self.method.on_epoch_start(0, 1)
         student.train_mode(True)
+        self.graphs = graphs
         if compiled:
-            student.compile()
-            teacher.compile()
+            student.compile(graphs=graphs)
+            teacher.compile(graphs=graphs)
         self.teacher, self.want = teacher, cls.needs(cls.Config()).read_of_teacher
         source = MemorySource(images, labels, preset="crop_flip")
         self.loader = TrainingLoader(
@@ -147,7 +150,8 @@ class Steps:
         """Runs a whole step."""
         batch = self.data()
         self.minimise.begin(self.count, 0, 1)
-        self.method.step(batch, self.minimise)
+        with graphed_batch(self.graphs):
+            self.method.step(batch, self.minimise)
         self.method.after_step(batch)
         self.average.update(self.count)
         self.count += 1
@@ -219,6 +223,8 @@ def measure(case, device, seconds, compiles, rounds=5):
     ways["without teacher"] = Steps(case, device, recorded=True)
     if compiles:
         ways["compiled"] = Steps(case, device, compiled=True)
+        if device.type == "cuda":
+            ways["CUDA graphs"] = Steps(case, device, compiled=True, graphs=True)
     for work in ways.values():
         for _ in range(3):
             work()
@@ -235,17 +241,19 @@ def measure(case, device, seconds, compiles, rounds=5):
         *(f"{ms[name]:.2f}" for name in ("data", "teacher")),
         f"{ms['without teacher'] - ms['data']:.2f}", f"{case.batch / ms['whole'] * 1e3:,.0f}", f"{ratio:.2f}",
     ]  # fmt: skip
-    gain = "–"
-    if compiles:
-        gain = (
-            f"{statistics.median(a / b for a, b in zip(times['whole'], times['compiled'], strict=True)):.2f}"
-        )
-    return [*cells, gain]
+    return [*cells, *(_gain(times, name) for name in ("compiled", "CUDA graphs"))]
+
+
+def _gain(times, name):
+    """Returns the median of the rounds' ratios to a whole default step."""
+    if name not in times:
+        return "–"
+    return f"{statistics.median(a / b for a, b in zip(times['whole'], times[name], strict=True)):.2f}"
 
 
 HEADS = (
     "step", "operations", "waits", "data, ms", "teacher, ms", "student, ms", "images/s", "without teacher",
-    "compiled",
+    "compiled", "CUDA graphs",
 )  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 """Decoding rate per core and time of a second start, written to input.md.
 
     python benchmarks/input.py [--rounds 15] [--files 200000] [--work DIR]
+    python benchmarks/input.py --files 0        the rates alone, printed
 
 Rates: views of 224 x 224 out of JPEGs of 500 x 400 pixels and quality 96, cut out of scikit-learn's two
 sample photographs. Each round decodes the same 32 files in every way, in another order; a ratio is the median
 over the rounds of the two times of one round. Counted are CPU seconds of one thread, with the batch in the
 layout that networks read. "e33f4e2" are the steps of that commit: a copy of the decoded picture,
-channel-height-width images that are stacked, and a change of the layout.
+channel-height-width images that are stacked, and a change of the layout. Rows with "simplejpeg" are of
+`data.decoder: simplejpeg`, where it is installed.
 
 Start: `open_data` in a new process, for a folder and for a table of labels that list the same files, with an
 empty cache and again. The files are of 64 x 64 pixels: with larger ones a first start takes longer, and a
@@ -16,6 +18,7 @@ second one does not. It writes 1 GB into DIR, or into a temporary folder.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -32,6 +35,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from kdcompress.data import fast_views
 from kdcompress.data.crop import crop_box
 from kdcompress.data.decode import decode_image, open_image, upright_size
 from kdcompress.data.pixel_cache import PictureFormat, PixelCache
@@ -94,11 +98,14 @@ def decoding(work, rounds):
     source = FolderSource(root, sorted(os.listdir(root)), torch.zeros(COUNT, dtype=torch.int64), SIDE)
     everything = torch.arange(COUNT)
     ways = {"e33f4e2": lambda view: earlier_views(source, view)}
-    for name, each in (
-        ("now", source),
-        ("pixel_cache: jpeg", cached(source, "jpeg")),
-        ("pixel_cache: raw", cached(source, "raw")),
-    ):
+    sources = {"now": source}
+    sources |= {f"pixel_cache: {kind}": cached(source, kind) for kind in ("jpeg", "raw")}
+    if fast_views.version() is not None:
+        sources |= {
+            f"{name}, simplejpeg".replace("now, ", ""): dataclasses.replace(each, decoder="simplejpeg")
+            for name, each in sources.items()
+        }
+    for name, each in sources.items():
         ways[name] = lambda view, each=each: each.training_images(everything, view, 0)
     assert torch.equal(ways["e33f4e2"](0), ways["now"](0)), "the same bits"
     times = {name: [] for name in ways}
@@ -138,19 +145,21 @@ def starting(work, count):
     return results
 
 
-def document(rates, starts, count):
-    """Returns the text of input.md."""
+def table_of_rates(rates):
+    """Returns the lines of the first table."""
     lines = [
-        "# The input",
-        "",
-        "    python benchmarks/input.py",
-        "",
         f"One thread, CPU time, JPEGs of 500 x 400 pixels and quality 96, views of {SIDE} x {SIDE}:",
         "",
         "| training images | ms per image | images/s per core | rate to e33f4e2 |",
         "|---|---|---|---|",
     ]
     lines += [f"| {name} | {ms:.2f} | {1e3 / ms:,.0f} | {ratio:.2f} |" for name, (ms, ratio) in rates.items()]
+    return lines
+
+
+def document(rates, starts, count):
+    """Returns the text of input.md."""
+    lines = ["# The input", "", "    python benchmarks/input.py", "", *table_of_rates(rates)]
     lines += ["", f"Opening a set of {count:,} listed files, of 64 x 64 pixels:", ""]
     lines += [
         "| listing | first start, s (CPU s) | second start, s (CPU s) | wall ratio | CPU ratio |",
@@ -173,6 +182,9 @@ def main():
     os.environ["KDCOMPRESS_CACHE"] = str(work / "cache")
     try:
         rates = decoding(work, options.rounds)
+        if not options.files:
+            print("\n".join(table_of_rates(rates)))
+            return
         text = document(rates, starting(work, options.files), options.files)
     finally:
         shutil.rmtree(work)

@@ -32,8 +32,8 @@ from kdcompress.run.pseudo_labels import (
     with_clusters,
 )  # fmt: skip
 from kdcompress.run.qat import train_for_int8
-from kdcompress.run.teacher import compare_with_baseline, load_teacher
-from kdcompress.run.teacher_cache import cached_outputs, replay_of
+from kdcompress.run.teacher import compare_with_baseline, load_teacher, with_network
+from kdcompress.run.teacher_cache import cached_outputs, check_afterwards, replay_of
 from kdcompress.run.training import build_method, run_training, steps_per_epoch, student_training
 from kdcompress.run_folder import RunFolder
 from kdcompress.schemas.results import Results
@@ -138,6 +138,8 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
                 compare_with_baseline(student_run, teaching)
         replay = replay_of(student_run, answering)
         outcome = run_training(student_run, student_training(student_run, method, replay))
+        teaching = with_network(real_run, teaching)
+        check_afterwards(student_run, answering)
     if student_run.recipe.export.int8 is not None and student_run.recipe.export.int8.qat_epochs:
         train_for_int8(student_run, method, outcome)
     if not first:

@@ -108,6 +108,8 @@ def own(tmp_path, runs):
     shutil.copytree(runs.cache / "teachers", tmp_path / "cache" / "teachers")
     place = Path("cache", "teacher-outputs", runs.key)
     shutil.copytree(runs.folder / place, tmp_path / place)
+    records = Path("cache", "teacher-outputs", "teachers")
+    shutil.copytree(runs.folder / records, tmp_path / records)
     return Runs(tmp_path)
 
 

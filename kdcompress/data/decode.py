@@ -100,7 +100,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Returns (width, height) in pixels of the upright image."""
-    return (image.height, image.width) if _orientation(image) >= 5 else image.size
+    return (image.height, image.width) if orientation(image) >= 5 else image.size
 
 
 def decode_image(image: Image.Image, channels: int) -> Image.Image:
@@ -117,7 +117,7 @@ def decode_image(image: Image.Image, channels: int) -> Image.Image:
         An image of that mode, which stays readable when the file is closed: perhaps `image` itself.
     """
     image.load()
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(orientation(image))
     flat = _flattened(image, "RGB" if channels == 3 else "L")
     return flat if turn is None else flat.transpose(turn)
 
@@ -150,7 +150,27 @@ def pixels(image: Image.Image) -> NDArray[np.uint8]:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _orientation(image: Image.Image) -> int:
+def pixels_upright(pixels_HWC: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """Sets stored pixels upright.
+
+    Args:
+        pixels_HWC: As they are stored.
+        turn: EXIF orientation.
+
+    Returns:
+        A view of them.
+    """
+    if turn >= 5:  # stored by columns
+        pixels_HWC = pixels_HWC.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        pixels_HWC = pixels_HWC[::-1]
+    if turn in (2, 3, 6, 7):
+        pixels_HWC = pixels_HWC[:, ::-1]
+    return pixels_HWC
+
+
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 (upright as it is stored) to 8."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except _UNREADABLE:

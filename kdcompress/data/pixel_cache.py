@@ -27,6 +27,7 @@ from torch import Tensor
 
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.decode import decode_image, open_image, quiet_pillow, upright_size, why_unreadable
+from kdcompress.data.fast_views import StoredPicture
 from kdcompress.data.file_list import ImageFile, image_file
 from kdcompress.data.input_spec import Fit
 from kdcompress.data.pixel_store import SEGMENT, Picture, PixelStore, fill_segments
@@ -131,6 +132,11 @@ class PictureFormat:
         except UnreadableImage:
             return False
 
+    def fast(self, picture: Picture) -> StoredPicture:
+        """Returns a stored picture for `FolderSource`'s fast way."""
+        size = (picture.width, picture.height)
+        return StoredPicture(picture.content, size, self.channels, self.kind == "raw")
+
     def _measured(self, size: tuple[int, int]) -> int:
         return max(size) if self.fit == "pad" else min(size)
 
@@ -178,15 +184,23 @@ class PixelCachedSource(FolderSource):
 
     @contextmanager
     def _open(self, index: int) -> Iterator[Image.Image]:
+        assert self.form is not None
+        with self.form.opened(self._stored(index)) as image:
+            yield image
+
+    @contextmanager
+    def _picture(self, index: int) -> Iterator[StoredPicture]:
+        assert self.form is not None
+        yield self.form.fast(self._stored(index))
+
+    def _stored(self, index: int) -> Picture:
         assert self.store is not None
         assert self.form is not None
 
         def file() -> ImageFile:
             return self.file_list.file(self.root, index)
 
-        picture = self.store.read(index, file, self.form.fits) or self.form.picture(self.root, file())
-        with self.form.opened(picture) as image:
-            yield image
+        return self.store.read(index, file, self.form.fits) or self.form.picture(self.root, file())
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from kdcompress.data import fast_views
 from kdcompress.data.augment import augment, pipeline_of, resolve_preset
+from kdcompress.data.border import FloatBox, cut_on_border, on_border
 from kdcompress.data.colour import adjust_colours
-from kdcompress.data.crop import Box, CropTable, crop_box, fitted_size, resize_images, usual_pad
+from kdcompress.data.crop import CropTable, crop_box, fitted_size, resize_images, usual_pad
 from kdcompress.data.decode import decode_image, open_image, quiet_pillow, upright_size
 from kdcompress.data.file_list import FileList
-from kdcompress.data.input_spec import BORDER, Fit
+from kdcompress.data.input_spec import Fit
 from kdcompress.data.prefetch import moved
 
+Decoder = Literal["pillow", "simplejpeg"]
 CROP_SHARE = 0.875
 """Side of the central crop to the shorter side before it (224 of 256), for images from files."""
 MATERIALISE_BYTES = 1 << 28
@@ -174,6 +178,8 @@ class FolderSource:
         crop_share: Side of the central crop to the shorter side before it; 1 keeps all of a square image.
         ids: `[N]` int64, each image's position in its whole data set (`Source.ids`); empty: 0 to N - 1.
         fit: How a picture becomes a square (`InputSpec.fit`); without "crop" no `crop_share` is read.
+        decoder: What random parts of pictures for training are decoded and resized by: "pillow", or
+            "simplejpeg" with torch (`fast_views`). Pictures for evaluation are Pillow's.
     """
 
     root: Path
@@ -185,6 +191,7 @@ class FolderSource:
     crop_share: float = CROP_SHARE
     ids: Tensor = IN_ORDER
     fit: Fit = "crop"
+    decoder: Decoder = "pillow"
 
     def __post_init__(self) -> None:
         assert len(self.files) == len(self.labels), (len(self.files), len(self.labels))
@@ -232,7 +239,8 @@ class FolderSource:
             images, pad = self._squares(indices), usual_pad(self.side)
             return augment(images, ids, seed=seed, view=view, preset=self.preset, pad=pad)
         with quiet_pillow():
-            part = self._padded_part if self.fit == "pad" else self._random_part
+            slow = self._padded_part if self.fit == "pad" else self._random_part
+            part = slow if self.decoder == "pillow" else self._fast_part
             parts = (part(index, view, seed, pipeline.scale) for index in indices.tolist())
             images = self._batch(parts, len(indices))
         if pipeline.colours is None:
@@ -255,7 +263,13 @@ class FolderSource:
         """Opens a picture to be cut; its pixels need not be decoded yet."""
         return open_image(self.root / self.files[index])
 
-    def _batch(self, squares: Iterable[Image.Image], count: int) -> Tensor:
+    @contextmanager
+    def _picture(self, index: int) -> Iterator[fast_views.Picture]:
+        """Opens a picture for the fast way."""
+        with self._open(index) as stored:
+            yield fast_views.OpenPicture(stored, self.channels)
+
+    def _batch(self, squares: Iterable[Image.Image | NDArray[np.uint8]], count: int) -> Tensor:
         """Copies images into a batch `[B, C, H, W]` uint8 in the memory layout `[B, H, W, C]`."""
         batch = np.empty((count, self.side, self.side, self.channels), np.uint8)
         for place, image in zip(batch, squares, strict=True):
@@ -266,10 +280,7 @@ class FolderSource:
         with self._open(index) as stored:
             width, height = upright_size(stored)
             box, flip = self._box(seed, view, index, (width, height), scale)
-            # A JPEG may be decoded smaller as long as the box keeps the pixels that are asked for. The same
-            # bound for both sides, because it is for the image as stored, which may lie on its side.
-            across, down = box[2] - box[0], box[3] - box[1]
-            least = math.ceil(self.side * max(width / across, height / down))
+            least = self._least(box, (width, height))
             stored.draft(None, (least, least))
             image = decode_image(stored, self.channels)
         x, y = image.width / width, image.height / height
@@ -279,18 +290,39 @@ class FolderSource:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
 
+    def _fast_part(self, index: int, view: int, seed: int, scale: tuple[float, float]) -> NDArray[np.uint8]:
+        """Cuts the part that `_random_part` or `_padded_part` cuts, `[H, W, C]`, from whole pixels."""
+        with self._picture(index) as stored:
+            size, padded = stored.size, self.fit == "pad"
+            box, flip = self._box(seed, view, index, size, scale)
+            picture = stored.pixels(self._least(box, (max(size), max(size)) if padded else size))
+        part = fast_views.part_with_border if padded else fast_views.part
+        image = part(picture, size, box, self.side)
+        return image[:, ::-1] if flip else image
+
+    def _least(self, box: FloatBox, size: tuple[int, int]) -> int:
+        """Returns the pixels that both sides of a picture must keep so that a part of it has enough.
+
+        A JPEG may be decoded smaller. It is the same bound for both sides, because it is for the image as
+        stored, which may lie on its side.
+        """
+        across, down = box[2] - box[0], box[3] - box[1]
+        return math.ceil(self.side * max(size[0] / across, size[1] / down))
+
     def _box(
         self, seed: int, view: int, index: int, size: tuple[int, int], scale: tuple[float, float]
-    ) -> tuple[tuple[float, float, float, float], bool]:
+    ) -> tuple[FloatBox, bool]:
         """Draws the part of a picture to keep, (left, top, right, bottom) in pixels, and if it is mirrored.
 
         Of a picture that is squeezed, the part is drawn after the squeeze: then it is as distorted as the
-        pictures of the evaluation.
+        pictures of the evaluation. On a border it is a part of the padded square.
         """
         if self.fit == "crop":
             return crop_box(seed, view, int(self.ids[index]), *size, scale)
         longer = max(size)
         box, flip = crop_box(seed, view, int(self.ids[index]), longer, longer, scale)
+        if self.fit == "pad":
+            return box, flip
         x, y = size[0] / longer, size[1] / longer
         return (box[0] * x, box[1] * y, box[2] * x, box[3] * y), flip
 
@@ -298,11 +330,11 @@ class FolderSource:
         """Cuts a random part out of the picture on its border, moved so that its centre is on the picture."""
         with self._open(index) as stored:
             longer = max(upright_size(stored))
-            box, flip = crop_box(seed, view, int(self.ids[index]), longer, longer, scale)
+            box, flip = self._box(seed, view, index, (longer, longer), scale)
             least = math.ceil(self.side * longer / min(box[2] - box[0], box[3] - box[1]))
             stored.draft(None, (least, least))
             image = decode_image(stored, self.channels)
-        image = _part_on_border(image, box, longer, self.side)
+        image = cut_on_border(image, box, longer, self.side)
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
@@ -314,7 +346,7 @@ class FolderSource:
             return image.resize((self.side, self.side), Image.Resampling.BILINEAR)
         if self.fit == "pad":
             image = image.resize(fitted_size(image.size, self.side), Image.Resampling.BILINEAR)
-            return _on_border(image, self.side)
+            return on_border(image, self.side)
         return self._central_part(image)
 
     def _central_part(self, image: Image.Image) -> Image.Image:
@@ -331,38 +363,3 @@ def _numbered(ids: Tensor, count: int) -> Tensor:
         return torch.arange(count)
     assert len(ids) == count, (len(ids), count)
     return ids.to("cpu", torch.int64)
-
-
-def _on_border(image: Image.Image, side: int) -> Image.Image:
-    """Puts an image in the middle of a grey square."""
-    square = Image.new(image.mode, (side, side), BORDER if image.mode == "L" else (BORDER,) * 3)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
-
-
-def _part_on_border(image: Image.Image, box: Box, longer: int, side: int) -> Image.Image:
-    """Cuts a part out of a picture on its border, and resizes it to a square.
-
-    Args:
-        image: The picture, perhaps decoded smaller than it is.
-        box: The part, in pixels of the padded square of the picture as it is.
-        longer: Pixels of that square's side.
-        side: Pixels of the result.
-    """
-    scale = max(image.size) / longer
-    left, top, right, bottom = (edge * scale for edge in box)
-    spans = []
-    for start, end, length in ((left, right, image.width), (top, bottom, image.height)):
-        start, end = (edge - (max(image.size) - length) / 2 for edge in (start, end))  # in the picture
-        centre = (start + end) / 2
-        move = min(max(centre, 0), length) - centre
-        start, end = start + move, end + move
-        first, last = max(start, 0.0), min(end, float(length))
-        places = [round((edge - start) * side / (end - start)) for edge in (first, last)]
-        spans.append((first, last, min(places[0], side - 1), max(places[1], min(places[0], side - 1) + 1)))
-    (x, x_end, column, last_column), (y, y_end, row, last_row) = spans
-    size = (last_column - column, last_row - row)
-    part = image.resize(size, Image.Resampling.BILINEAR, box=(x, y, x_end, y_end))
-    square = Image.new(image.mode, (side, side), BORDER if image.mode == "L" else (BORDER,) * 3)
-    square.paste(part, (column, row))
-    return square

@@ -1,11 +1,19 @@
-"""Compiled passes of a network: its output alone, or with the tensors of taps as further outputs."""
+"""Compiled passes of a network: its output alone, or with the tensors of taps as further outputs.
+
+With CUDA graphs the GPU replays all kernels of a pass at one launch. A graph has its tensors at fixed places,
+which the graphs of the next batch reuse. So there are three rules. Graphs run only in `graphed_batch`, which
+tells torch where a batch begins; all passes of one batch, forward and backward, have places of their own.
+What a pass returns is copied, so that a method may keep it as long as it likes. And the gradients of a batch
+must be used before the next one begins, which rules out their accumulation over batches.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +57,28 @@ def compiler_problem(device_type: str) -> str | None:
     return None
 
 
+_in_batch = False
+
+
+@contextlib.contextmanager
+def graphed_batch(on: bool) -> Iterator[None]:
+    """Lets compiled passes replay CUDA graphs within its block, which is the work on one batch.
+
+    Args:
+        on: False: they do not, and nothing happens.
+    """
+    global _in_batch
+    if not on:
+        yield
+        return
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+    _in_batch = True
+    try:
+        yield
+    finally:
+        _in_batch = False
+
+
 class CompiledPasses:
     """Compiles a network's pass for each set of taps, at its first use.
 
@@ -57,13 +87,24 @@ class CompiledPasses:
 
     Args:
         network: Compiled with its present and later weights; it may be moved and trained on.
+        graphs: True replays CUDA graphs, in `graphed_batch` alone (`usable`).
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, graphs: bool = False) -> None:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
-        self._network = network
-        self.output: Callable[[Tensor], Any] = torch.compile(network, backend=BACKEND)
+        self._network, self._graphs = network, graphs
+        self._output: Callable[[Tensor], Any] = _compiled(network, graphs)
         self._passes: dict[tuple[Tap, ...], _TappedPass] = {}
+
+    @property
+    def usable(self) -> bool:
+        """False outside of a batch for passes with graphs: the network's own are to be used there."""
+        return _in_batch or not self._graphs
+
+    def output(self, images: Tensor) -> Any:
+        """Runs one pass in the network's present mode and returns its output alone."""
+        output = self._output(images)
+        return _copied(output) if self._graphs else output
 
     def __call__(self, images: Tensor, taps: Sequence[Tap]) -> tuple[Any, dict[Tap, Tensor]]:
         """Runs one pass in the network's present mode.
@@ -77,12 +118,15 @@ class CompiledPasses:
         """
         key = tuple(taps)
         if key not in self._passes:
-            self._passes[key] = _TappedPass(self._network, key)
-        return self._passes[key](images)
+            self._passes[key] = _TappedPass(self._network, key, self._graphs)
+        output, readings = self._passes[key](images)
+        if not self._graphs:
+            return output, readings
+        return _copied(output), {tap: _copied(tensor) for tap, tensor in readings.items()}
 
 
 class _TappedPass:
-    def __init__(self, network: nn.Module, taps: tuple[Tap, ...]) -> None:
+    def __init__(self, network: nn.Module, taps: tuple[Tap, ...], graphs: bool) -> None:
         self._taps = taps
         self._pairs: list[tuple[nn.Module, nn.Module]] = []
         twin = _twin(network, self._pairs, {})
@@ -109,7 +153,7 @@ class _TappedPass:
                 tensors.clear()  # or the last step's maps would be kept until the next one
             return output, found
 
-        self._run: Callable[[Tensor], tuple[Any, list[Tensor | None]]] = torch.compile(run, backend=BACKEND)
+        self._run: Callable[[Tensor], tuple[Any, list[Tensor | None]]] = _compiled(run, graphs)
 
     def __call__(self, images: Tensor) -> tuple[Any, dict[Tap, Tensor]]:
         for module, twin in self._pairs:
@@ -118,6 +162,18 @@ class _TappedPass:
         output, found = self._run(images)
         pairs = zip(self._taps, found, strict=True)
         return output, {tap: tensor for tap, tensor in pairs if tensor is not None}
+
+
+def _compiled(function: Callable[..., Any], graphs: bool) -> Callable[..., Any]:
+    # Only inductor knows modes.
+    mode = "reduce-overhead" if graphs and BACKEND == "inductor" else None
+    compiled: Callable[..., Any] = torch.compile(function, backend=BACKEND, mode=mode)
+    return compiled
+
+
+def _copied(value: Any) -> Any:
+    """Copies a tensor out of a graph's memory; gradients go through."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _twin(

@@ -146,13 +146,14 @@ class Tapped:
         Raises:
             NetworkError: "pooled" was asked for and the network has neither a linear classifier nor none.
         """
+        compiled = None if self.compiled is None or not self.compiled.usable else self.compiled
         if want == frozenset({self.task.activation}):
-            run = self.network if self.compiled is None else self.compiled.output
+            run = self.network if compiled is None else compiled.output
             with self.autocast(), self.forward_context():
                 return self._collect(run(self.normalise(images)), {}, want)
-        if self.compiled is not None:
+        if compiled is not None:
             with self.autocast(), self.forward_context():
-                read = self.compiled(self.normalise(images), tuple(self._requested_taps(want)))
+                read = compiled(self.normalise(images), tuple(self._requested_taps(want)))
             return self._collect(*read, want)
         with (
             self.autocast(),
@@ -162,13 +163,14 @@ class Tapped:
             output = self.network(self.normalise(images))
         return self._collect(output, readings, want)
 
-    def compile(self, on: bool = True) -> None:
+    def compile(self, on: bool = True, *, graphs: bool = False) -> None:
         """Compiles the passes of calls, at the first of each kind; `functional` and dry runs are not.
 
         Args:
             on: False goes back to the network's own passes.
+            graphs: True replays CUDA graphs within `compiled.graphed_batch`, and is uncompiled elsewhere.
         """
-        self.compiled = CompiledPasses(self.network) if on else None
+        self.compiled = CompiledPasses(self.network, graphs=graphs) if on else None
 
     def functional(
         self,

@@ -71,8 +71,8 @@ class Teacher(Protocol):
     def to(self, device: torch.device | str) -> Self:
         """Moves it to a device."""
 
-    def compile(self) -> None:
-        """Compiles its passes where that is possible."""
+    def compile(self, *, graphs: bool = False) -> None:
+        """Compiles its passes where that is possible; with `graphs` they replay CUDA graphs."""
 
     def __call__(self, images: View | TurnedViews | Tensor, want: Want = LOGITS) -> Activations:
         """Returns float32 readings without gradients.
@@ -208,9 +208,9 @@ class FrozenTeacher:
         with torch.no_grad():
             return self._frozen(self._resized(tensor), want)
 
-    def compile(self) -> None:
-        """Compiles the passes of the frozen copy, until its precision is changed."""
-        self._frozen.compile()
+    def compile(self, *, graphs: bool = False) -> None:
+        """Compiles the passes of the frozen copy, until its precision is changed (`Tapped.compile`)."""
+        self._frozen.compile(graphs=graphs)
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Computes the frozen classifier's logits `[B, K]`, float32; gradients reach `pooled`.
@@ -219,6 +219,12 @@ class FrozenTeacher:
             pooled: `[B, D]`, as wide as the teacher's own pooled features.
         """
         return self._frozen.classify(pooled)
+
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The frozen layer that gives the logits of pooled features; None: there is no such layer."""
+        frozen = self._frozen
+        return frozen.classifier if frozen.task.has_classes and frozen.taps.classifier is not None else None
 
     def shapes(self, image_size: tuple[int, int] | None = None) -> Activations:
         """Returns the readings of a batch of two as tensors without data.

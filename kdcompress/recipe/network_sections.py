@@ -93,7 +93,8 @@ class CacheSection(Section):
     limit_gb: float = Field(20.0, gt=0)
     """Largest size in GB (10⁹ bytes)."""
     mode: Literal["fill", "read"] = "fill"
-    """fill: compute and keep what is missing. read: a missing output ends the run."""
+    """fill: compute and keep what is missing. read: a missing output ends the run, and the teacher is not
+    built before the student is trained."""
 
 
 class TeacherSection(NetworkSection):

@@ -79,6 +79,10 @@ class DataSection(Section):
     pixels. jpeg: JPEG files of quality 90, a tenth of the bytes. auto: raw up to 4 GiB, jpeg up to 64 GiB,
     else off; off below 3 epochs. Random crops are then cut out of the scaled pictures, so the student's bits
     differ."""
+    decoder: Literal["pillow", "auto", "simplejpeg"] = "pillow"
+    """What training pictures from files are decoded and resized by. simplejpeg: JPEG files by simplejpeg (pip
+    install 'kdcompress[fast]'), and all are resized by torch; faster, with pixels that differ a little, so
+    the student's bits differ. auto: simplejpeg if it is installed. Pictures for evaluation are Pillow's."""
     augment: Literal[
         "auto", "none", "crop", "crop_flip", "resized_crop_flip", "weak", "strong", "moco_v2", "simsiam"
     ] = "auto"
@@ -125,6 +129,9 @@ class TrainSection(Section):
     """Apply torch.compile to student, peers and teacher, with the maps that the method reads as outputs;
     branches and heads stay uncompiled. The first steps take a minute or more, and results differ in the last
     bits. auto: true in trainings that are long enough to gain from it, where a compiler is installed."""
+    cuda_graphs: bool = False
+    """Let the GPU replay the compiled passes of a batch as CUDA graphs: fewer launches, for small networks.
+    Needs train.compile, one process and no accumulation; takes more memory."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay per step of an exponential moving average of the student's weights, added as a candidate to
     ship."""

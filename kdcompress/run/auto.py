@@ -17,11 +17,13 @@ from kdcompress.methods.base import configured
 from kdcompress.networks import weights
 from kdcompress.networks.compiled import compiler_problem
 from kdcompress.networks.from_recipe import load_network, teacher_needs_training
-from kdcompress.recipe import AUTO, RANDOM, CacheSection, Recipe
+from kdcompress.recipe import AUTO, RANDOM, CacheSection, Recipe, TrainSection
 from kdcompress.run.cache_plan import cacheable
+from kdcompress.run.decoder import resolve_decoder
 from kdcompress.run.networks import needs_of
 from kdcompress.run.pixel_cache import resolve_pixel_cache
 from kdcompress.run.schedule import resolve_schedule, with_recorded, with_schedule
+from kdcompress.run.teacher_record import reads_alone
 
 SMALL_FOLDER = 100_000
 """Training images from which a student starts from random weights: published weights save a small folder
@@ -74,7 +76,7 @@ def resolve_auto(
         device: Type of the device that the run trains on: cpu or cuda.
 
     Raises:
-        UserError: `train.compile: true`, and there is no compiler.
+        UserError: `train.compile: true`, and there is no compiler; or a value cannot be found out.
     """
     recipe, own_weights_notice = _resolve_own_weights(recipe, data, allow_code)
     needs = needs_of(recipe)
@@ -89,7 +91,15 @@ def resolve_auto(
         pretraining, config = configured(recipe.pseudo_labels.method)
         presets = (*pretraining.needs(config).augment, *presets)
     recipe, pixel_notice = resolve_pixel_cache(recipe, data)
-    others = (own_weights_notice, notice, compile_notice, pixel_notice, _colour_notice(presets, data))
+    recipe, decoder_notice = resolve_decoder(recipe, data)
+    others = (
+        own_weights_notice,
+        notice,
+        compile_notice,
+        pixel_notice,
+        decoder_notice,
+        _colour_notice(presets, data),
+    )
     notices = (*schedule.reasons, *(sentence for sentence in others if sentence is not None))
     return Resolution(recipe, notices, schedule.warnings)
 
@@ -124,6 +134,35 @@ def _resolve_compile(recipe: Recipe, images: int, data: Data, device: str) -> tu
         why = f"it {problem}"
     recipe = recipe.replace(train=train.model_copy(update={"compile": on}))
     return recipe, f"train.compile: auto is {str(on).lower()}: {why}"
+
+
+def check_cuda_graphs(train: TrainSection, *, device: str, processes: int) -> None:
+    """Refuses CUDA graphs where there is nothing to replay, or where a replay would overwrite what is needed.
+
+    Args:
+        train: Resolved.
+        device: Type of the device that the run trains on: cpu or cuda.
+        processes: Number of processes of the run.
+
+    Raises:
+        UserError: With the reason.
+    """
+    if not train.cuda_graphs:
+        return
+    why = None
+    if device != "cuda":
+        why = "they run on a CUDA device, and this run trains on the CPU"
+    elif train.compile is not True:
+        why = "they are made of compiled passes; add --set train.compile=true"
+    elif train.accumulate > 1:
+        why = (
+            f"train.accumulate is {train.accumulate}, and a batch's graph overwrites the gradients of the "
+            "one before; set it to 1, with a larger data.batch_size"
+        )
+    elif processes > 1:
+        why = f"the run has {processes} processes, whose averaging of gradients was not tried with them"
+    if why is not None:
+        raise UserError(f"train.cuda_graphs: {why}; or leave it out")
 
 
 def _colour_notice(presets: tuple[str, ...], data: Data) -> str | None:
@@ -194,6 +233,11 @@ def _resolve_own_weights(recipe: Recipe, data: Data, allow_code: bool) -> tuple[
     section = recipe.teacher
     if section is None or section.pretrained != AUTO or not section.may_load_own_weights:
         return recipe, None
+    if reads_alone(recipe):
+        raise UserError(
+            f"teacher.pretrained: auto builds {section.model} to find out, and teacher.cache.mode: read does "
+            "without it; set true or false, as in the recipe.yaml of the run that filled the cache"
+        )
     start = load_network(
         section, num_classes=len(data.class_names), channels=data.channels, image_size=data.image_size,
         seed=section.seed, purpose="teacher", allow_code=allow_code,

@@ -60,7 +60,12 @@ class CachePlan:
 
     @property
     def share_computed(self) -> float:
-        """Share of the training's teacher outputs that are computed if nothing is in the cache yet."""
+        """Share of the training's teacher outputs that are computed if nothing is in the cache yet.
+
+        0 with `mode: read`, where all must be there.
+        """
+        if self.section.mode == "read":
+            return 0.0
         return min(1.0, self.replay.views / self.passes)
 
 

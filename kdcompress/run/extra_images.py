@@ -23,7 +23,7 @@ from kdcompress.networks.teacher import Teacher
 from kdcompress.progress import Bar
 from kdcompress.recipe import ExtraSection, Recipe
 from kdcompress.run.context import Run
-from kdcompress.run.teacher import weak_top1_limit
+from kdcompress.run.teacher_gate import weak_top1_limit
 from kdcompress.train import result_store
 
 STEM = "extra_images"

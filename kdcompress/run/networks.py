@@ -24,38 +24,28 @@ from kdcompress.networks.from_recipe import (
 from kdcompress.networks.tapped import Tapped
 from kdcompress.recipe import InputSection, NetworkSection, Recipe, TeacherSection
 from kdcompress.run.context import Run
+from kdcompress.run.teacher_record import read_record, stands_in
 from kdcompress.train import precision
 
 
-def load_networks(run: Run) -> dict[str, LoadedNetwork]:
-    """Builds every network of the recipe with its initial weights: student, teacher, peer1, ..."""
+def load_networks(run: Run, *, build_teacher: bool = False) -> dict[str, LoadedNetwork]:
+    """Builds every network of the recipe with its initial weights: student, teacher, peer1, ...
+
+    Args:
+        run: The run.
+        build_teacher: True builds the teacher also where the cache's record of it stands in
+            (`teacher.cache.mode: read`); its entry has no network otherwise.
+    """
     recipe, data = run.recipe, run.data
-    needs = needs_of(recipe)
     sections: dict[str, NetworkSection] = {"student": recipe.student}
     sections.update({f"peer{i + 1}": peer for i, peer in enumerate(recipe.peers)})
     if recipe.teacher is not None:
         sections["teacher"] = recipe.teacher
-    headless: dict[str, Headless] = {
-        name: "never" if needs.task.has_classes else "always" for name in sections
+    absent = not build_teacher and stands_in(run)
+    loaded = {
+        name: read_record(run).start(run) if name == "teacher" and absent else _load(run, name, section)
+        for name, section in sections.items()
     }
-    if recipe.teacher is not None:
-        headless["teacher"] = headless_teacher(
-            recipe.teacher, logits_read="logits" in needs.read_of_teacher, task=needs.task
-        )
-    loaded = {}
-    for name, section in sections.items():
-        loaded[name] = load_network(
-            section,
-            num_classes=len(data.class_names),
-            channels=data.channels,
-            image_size=data.image_size,
-            seed=recipe.teacher.seed if recipe.teacher and name == "teacher" else recipe.seed,
-            purpose=name,
-            allow_code=run.allow_code,
-            keep_classes=recipe.teacher is not None and name == "teacher" and recipe.teacher.train == "never",
-            headless=headless[name],
-            progress=not run.progress.quiet and run.processes.first,
-        )
     check_peers_differ(loaded)
     if recipe.teacher is not None:
         trained = teacher_needs_training(recipe.teacher, loaded["teacher"])
@@ -70,6 +60,33 @@ def load_networks(run: Run) -> dict[str, LoadedNetwork]:
                 f"the images as they are, {data.image_size[0]} pixels; set data.image_size"
             )
     return loaded
+
+
+def load_teacher_network(run: Run) -> LoadedNetwork:
+    """Builds the teacher of a recipe that has one, with its initial weights."""
+    assert run.recipe.teacher is not None
+    return _load(run, "teacher", run.recipe.teacher)
+
+
+def _load(run: Run, name: str, section: NetworkSection) -> LoadedNetwork:
+    """Builds a network with its initial weights: student, teacher, peer1, ..."""
+    recipe, data, needs = run.recipe, run.data, needs_of(run.recipe)
+    headless: Headless = "never" if needs.task.has_classes else "always"
+    if isinstance(section, TeacherSection):
+        logits_read = "logits" in needs.read_of_teacher
+        headless = headless_teacher(section, logits_read=logits_read, task=needs.task)
+    return load_network(
+        section,
+        num_classes=len(data.class_names),
+        channels=data.channels,
+        image_size=data.image_size,
+        seed=section.seed if isinstance(section, TeacherSection) else recipe.seed,
+        purpose=name,
+        allow_code=run.allow_code,
+        keep_classes=isinstance(section, TeacherSection) and section.train == "never",
+        headless=headless,
+        progress=not run.progress.quiet and run.processes.first,
+    )
 
 
 def check_peers_differ(networks: Mapping[str, LoadedNetwork]) -> None:

@@ -17,7 +17,7 @@ from kdcompress.errors import RecipeError, UserError, join_problems
 from kdcompress.export.image_file import KEY
 from kdcompress.networks.build import accepted_channels
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
-from kdcompress.networks.teacher import FrozenTeacher
+from kdcompress.networks.teacher import FrozenTeacher, Teacher
 from kdcompress.networks.trainable import check_trainable
 from kdcompress.progress import Progress
 from kdcompress.recipe import (
@@ -29,8 +29,9 @@ from kdcompress.recipe import (
     write_notice,
 )
 from kdcompress.report.record import read_log
-from kdcompress.run.auto import keep_recorded, resolve_auto
+from kdcompress.run.auto import check_cuda_graphs, keep_recorded, resolve_auto
 from kdcompress.run.context import Run
+from kdcompress.run.decoder import with_decoder
 from kdcompress.run.evaluation import check_calibrate
 from kdcompress.run.extra_images import (
     check_extra_images,
@@ -48,6 +49,7 @@ from kdcompress.run.pseudo_labels import (
 )
 from kdcompress.run.qat import check_int8_training
 from kdcompress.run.teacher_cache import with_cache_settings
+from kdcompress.run.teacher_record import read_record, reads_alone, stands_in, why_built
 from kdcompress.run.training import build_method, steps_per_epoch
 from kdcompress.run_folder import RunFolder, same_recipe
 from kdcompress.train.choice import check_ship
@@ -128,11 +130,13 @@ def open_run(
         for warning in resolution.warnings:
             progress.warn(warning)
     recipe = processes.broadcast(recipe)
+    check_cuda_graphs(recipe.train, device=processes.device.type, processes=processes.world)
     if recipe.batch_size % processes.world:
         raise UserError(
             f"data.batch_size: {recipe.batch_size} is no multiple of the {processes.world} processes; "
             f"set a multiple of {processes.world}"
         )
+    data = with_decoder(data, recipe.data.decoder)
     run = Run(recipe, folder, data, processes, progress, request.allow_code, request.command)
     with processes.first_process_first():
         run = _check_buildable(run, request.license_policy)
@@ -306,8 +310,15 @@ def _check_buildable(run: Run, policy: Policy) -> Run:
     return with_cache_settings(whole, teacher)
 
 
-def _check_teacher(run: Run, section: TeacherSection, start: LoadedNetwork) -> FrozenTeacher:
-    """Builds the teacher, and checks that it can be trained if it has to be."""
+def _check_teacher(run: Run, section: TeacherSection, start: LoadedNetwork) -> Teacher:
+    """Builds the teacher, or takes what the cache knows; checks that it can be trained if it has to be."""
+    if stands_in(run):
+        return read_record(run).teacher(run)
+    if reads_alone(run.recipe) and run.processes.first:
+        why = why_built(run.recipe, run.data)
+        write_notice(
+            f"teacher.cache.mode: read: the teacher is built before the training all the same, since {why}"
+        )
     network = tapped(run, section, start)
     if teacher_needs_training(section, start):
         check_trainable(network)

@@ -162,6 +162,8 @@ def with_recorded(recipe: Recipe, recorded: Recipe, *, own_lr: bool = False) -> 
         optim = optim if own_lr else optim.model_copy(update={"lr": recorded.optim.lr})
     if data.pixel_cache == "auto":
         data = data.model_copy(update={"pixel_cache": recorded.data.pixel_cache})
+    if data.decoder == "auto":
+        data = data.model_copy(update={"decoder": recorded.data.decoder})
     if train.epochs == "auto":
         train = train.model_copy(update={"epochs": recorded.train.epochs})
     if teacher is not None and recorded.teacher is not None and teacher.epochs == "auto":

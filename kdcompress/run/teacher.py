@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +13,26 @@ from torch import Tensor
 
 from kdcompress import discovery
 from kdcompress.atomic import sha256_of
+from kdcompress.data.source import Source
 from kdcompress.deploy.accuracy import scored, spread
 from kdcompress.deploy.gate import Gate, relative
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.documents import read_document
-from kdcompress.errors import WeakTeacher
+from kdcompress.errors import RunFailed, WeakTeacher
 from kdcompress.methods.base import find_method
 from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.output_cache.stored_teacher import StoredTeacher
 from kdcompress.networks.own_weights import fingerprint
 from kdcompress.networks.teacher import FrozenTeacher, Teacher, teacher_network
 from kdcompress.recipe import TeacherSection
 from kdcompress.report import documents
 from kdcompress.report.cause import HARDLY_BETTER
 from kdcompress.run.context import Run, TestSplit
-from kdcompress.run.networks import info, tapped
+from kdcompress.run.networks import info, load_teacher_network, tapped
+from kdcompress.run.teacher_gate import chance_level, percent_text, teacher_gate, weak_top1_limit
+from kdcompress.run.teacher_record import read_record, stands_in, write_record
 from kdcompress.run.training import Training, for_method, stored_training
 from kdcompress.schemas.results import Results
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
@@ -40,10 +42,6 @@ from kdcompress.train.evaluate import predict_teacher
 
 CLASSIFIER_FIRST = 0.2
 """Share of a fine-tuning in which only the new classifier is trained: its random start spoils features."""
-ONE_SIDED = 1.645
-"""The normal quantile of a one-sided 95 % interval."""
-VARIATION = 1e-4
-"""Least variation of a teacher's outputs between images, checked where no labels say how good it is."""
 TRAINING_SAMPLE = 2_000
 """Training images that the teacher is tested on if nothing is held out: at least as many (all, if there are
 fewer), fewer than twice as many."""
@@ -69,11 +67,52 @@ class TestedTeacher:
 
 
 def load_teacher(run: Run, networks: dict[str, LoadedNetwork]) -> TestedTeacher | None:
-    """Trains or loads the teacher, tests it on held-out data, and freezes it; None: the recipe has none."""
+    """Trains or loads the teacher, tests it on held-out data, and freezes it; None: the recipe has none.
+
+    With `teacher.cache.mode: read` nothing is built: facts, classifier and figures come from the cache.
+    """
     section = run.recipe.teacher
     if section is None:
         return None
+    if stands_in(run):
+        record = read_record(run)
+        gate = _judged(run, section, record.held_out, *_tested_images(run))
+        return TestedTeacher(record.teacher(run), networks["teacher"], record.trained, record.held_out, gate)
     start = networks["teacher"]
+    teacher, trained = _built(run, section, start)
+    where, images = _tested_images(run)
+    held_out = _tested(run, section, teacher, where, images)
+    gate = _judged(run, section, held_out, where, images)
+    write_record(run, teacher, start, held_out, trained=trained)
+    return TestedTeacher(teacher, start, trained, held_out, gate)
+
+
+def with_network(run: Run, teaching: TestedTeacher | None) -> TestedTeacher | None:
+    """Builds the teacher that a training with `teacher.cache.mode: read` did without.
+
+    Args:
+        run: The run; all its processes call it.
+        teaching: From `load_teacher`.
+
+    Raises:
+        RunFailed: It is another one than the cache was filled by.
+    """
+    section = run.recipe.teacher
+    if teaching is None or section is None or not isinstance(teaching.teacher, StoredTeacher):
+        return teaching
+    start = load_teacher_network(run)
+    teacher, trained = _built(run, section, start)
+    if teacher.fingerprint != teaching.teacher.fingerprint:
+        raise RunFailed(
+            f"teacher {section.model}: its weights are not those that filled the cache, so the student "
+            "learned from another teacher; put them back, or run it again with teacher.cache.mode: fill"
+        )
+    teaching.teacher.take(teacher)
+    return dataclasses.replace(teaching, teacher=teacher, start=start, trained=trained)
+
+
+def _built(run: Run, section: TeacherSection, start: LoadedNetwork) -> tuple[FrozenTeacher, bool]:
+    """Trains or loads the teacher and freezes it; True: this run, or an earlier one, trained it."""
     trained = teacher_needs_training(section, start)
     if trained:
         _train_or_load_teacher(run, start)
@@ -84,8 +123,7 @@ def load_teacher(run: Run, networks: dict[str, LoadedNetwork]) -> TestedTeacher 
             f"teacher {section.model}: none of its {teacher.foldable} batch norms was folded, since its "
             "outputs would change; it teaches as before, only slower"
         )
-    held_out, gate = _test_teacher(run, teacher)
-    return TestedTeacher(teacher, start, trained, held_out, gate)
+    return teacher, trained
 
 
 def compare_with_baseline(run: Run, teaching: TestedTeacher) -> None:
@@ -102,9 +140,9 @@ def compare_with_baseline(run: Run, teaching: TestedTeacher) -> None:
     lead = teaching.held_out[metric] - plain[metric]
     if lead <= HARDLY_BETTER:
         run.progress.warn(
-            f"teacher {teaching.teacher.model}: {_percent(teaching.held_out[metric])} on the held-out "
-            f"images; the student without it reaches {_percent(plain[metric])}, so there is hardly anything "
-            "to learn. More teacher.epochs, other teacher.weights or a larger teacher.model may help"
+            f"teacher {teaching.teacher.model}: {percent_text(teaching.held_out[metric])} on the held-out "
+            f"images; the student without it reaches {percent_text(plain[metric])}, so there is hardly "
+            "anything to learn. More teacher.epochs, other teacher.weights or a larger teacher.model may help"
         )
 
 
@@ -165,30 +203,43 @@ def teacher_training(run: Run, section: TeacherSection, start: LoadedNetwork) ->
     return Training("teacher", method, section.seed, epochs, train, optim)
 
 
-def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
-    section, data = run.recipe.teacher, run.data
-    assert section is not None
-    where, images = "held-out", data.held_out
-    if images is None:
-        # The labelled images if there are any: a sample of all might hold none of a few.
-        known = data.for_method(labels=True, unlabelled=data.labelled == 0).train
-        every = max(1, len(known) // TRAINING_SAMPLE)
-        where, images = "training", known.subset(torch.arange(0, len(known), every))
+def _tested_images(run: Run) -> tuple[str, Source]:
+    """Returns the name of the images that a teacher is tested on, and the images."""
+    data = run.data
+    if data.held_out is not None:
+        return "held-out", data.held_out
+    # The labelled images if there are any: a sample of all might hold none of a few.
+    known = data.for_method(labels=True, unlabelled=data.labelled == 0).train
+    every = max(1, len(known) // TRAINING_SAMPLE)
+    return "training", known.subset(torch.arange(0, len(known), every))
+
+
+def _tested(
+    run: Run, section: TeacherSection, teacher: Teacher, where: str, images: Source
+) -> dict[str, Any]:
+    """Computes the teacher's figures on images; the same in all processes."""
     figures = None
     if run.processes.first:
         what = f"Testing the teacher {section.model} on {len(images):,} {where} images"
         with run.progress.announce(what), run.evaluation(images) as batches:
             outputs, labels = predict_teacher(teacher, batches)
         figures = {**teacher.task.score(outputs, labels), "variation": _variation(outputs)}
-    figures = run.processes.broadcast(figures)
-    count = len(images)
-    on = f"on {count:,} {where} images, before training"
+    return {**run.processes.broadcast(figures), "n": len(images), "split": where}
+
+
+def _judged(run: Run, section: TeacherSection, figures: dict[str, Any], where: str, images: Source) -> Gate:
+    """Returns the gate that the figures have passed, and warns of a weak teacher.
+
+    Raises:
+        WeakTeacher: They have not.
+    """
+    on = f"on {len(images):,} {where} images, before training"
     counts = torch.bincount(images.labels[images.labels >= 0]).tolist()
-    gate = _gate(section, figures, on, counts)
+    gate = teacher_gate(section, figures, on, counts)
     if not gate.passed:
         raise WeakTeacher(
-            f"teacher {section.model}: {gate.detail}: {_percent(gate.figure)}, at least "
-            f"{_percent(gate.limit)} is expected. Check its weights, its class order and its input "
+            f"teacher {section.model}: {gate.detail}: {percent_text(gate.figure)}, at least "
+            f"{percent_text(gate.limit)} is expected. Check its weights, its class order and its input "
             "(teacher.input), give it more teacher.epochs, or waive this with teacher.min_top1: 0"
         )
     metric = selection_metric(figures)
@@ -196,65 +247,11 @@ def _test_teacher(run: Run, teacher: Teacher) -> tuple[dict[str, Any], Gate]:
         usual = weak_top1_limit(chance_level(metric, counts))
         if figures[metric] < usual:
             run.progress.warn(
-                f"teacher {section.model}: {gate.detail}: {_percent(gate.figure)}. That is above chance, "
-                f"but weak: below {_percent(usual)} a student has little to learn from it. More "
+                f"teacher {section.model}: {gate.detail}: {percent_text(gate.figure)}. That is above chance, "
+                f"but weak: below {percent_text(usual)} a student has little to learn from it. More "
                 "teacher.epochs, or a teacher with pretrained weights, may help"
             )
-    return {**figures, "n": count, "split": where}, gate
-
-
-def chance_level(figure: str, counts: Sequence[int]) -> float:
-    """Returns the figure of a teacher that gives every image the same class (0 to 1).
-
-    Args:
-        figure: balanced_top1 or another share of correct images.
-        counts: Number of labelled images by class.
-    """
-    present = [count for count in counts if count]
-    return 1 / len(present) if figure == "balanced_top1" else max(present) / sum(present)
-
-
-def least_top1(figure: str, counts: Sequence[int]) -> float:
-    """Returns the held-out figure that a teacher must reach unless the recipe says otherwise (0 to 1).
-
-    The upper end of the one-sided 95 % interval that a teacher at chance level has on so few images: 0.137
-    for ten classes of 18 images, 0.0015 for a thousand of 10, 0.73 for 100 images of which 65 are of a class.
-
-    Args:
-        figure: balanced_top1 or another share of correct images.
-        counts: Number of labelled images by class.
-    """
-    chance = chance_level(figure, counts)
-    present = [count for count in counts if count]
-    if figure == "balanced_top1":
-        variance = chance * (1 - chance) * sum(1 / count for count in present) / len(present) ** 2
-    else:
-        variance = chance * (1 - chance) / sum(present)
-    return min(chance + ONE_SIDED * math.sqrt(variance), (1 + chance) / 2)
-
-
-def weak_top1_limit(chance: float) -> float:
-    """Returns the figure below which a teacher is called weak: three times chance, at most halfway to 1."""
-    return min(3 * chance, (1 + chance) / 2)
-
-
-def _gate(section: TeacherSection, figures: dict[str, Any], on: str, counts: Sequence[int]) -> Gate:
-    """Compares the held-out figures with the least accepted: a top-1, or without labels outputs that vary."""
-    metric = selection_metric(figures)
-    waived = ", waived by teacher.min_top1: 0" if section.min_top1 == 0 else ""
-    if metric is None:
-        least = 0.0 if section.min_top1 == 0 else VARIATION
-        detail = f"spread of {section.model}'s outputs between images over their mean size {on}{waived}"
-        varies = figures["variation"]
-        return Gate("teacher_outputs_vary", varies >= least, varies, least, detail)
-    least = least_top1(metric, counts) if section.min_top1 is None else section.min_top1
-    what = {"top1": "top-1", "balanced_top1": "balanced top-1"}.get(metric, "top-1 by nearest neighbours")
-    detail = f"{what} of {section.model} {on}{waived}"
-    return Gate(f"teacher_{metric}", figures[metric] >= least, figures[metric], least, detail)
-
-
-def _percent(figure: Any) -> str:
-    return f"{100 * figure:.3g} %"
+    return gate
 
 
 def _variation(outputs: Tensor) -> float:

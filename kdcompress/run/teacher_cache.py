@@ -20,16 +20,19 @@ import torch
 from torch import Tensor
 
 from kdcompress.atomic import write_json
+from kdcompress.data import fast_views
 from kdcompress.data.batch import Replay, View
 from kdcompress.data.dataset import Data
 from kdcompress.data.loader import on_device
 from kdcompress.data.random_bits import permutation
 from kdcompress.data.source import Source
-from kdcompress.errors import KdcompressError
+from kdcompress.errors import KdcompressError, RunFailed
 from kdcompress.methods.base import configured
 from kdcompress.networks.activations import Activations
 from kdcompress.networks.output_cache.cached_teacher import CachedTeacher
+from kdcompress.networks.output_cache.facts import TeacherFacts
 from kdcompress.networks.output_cache.rows import NoRows, RowFiles
+from kdcompress.networks.output_cache.stored_teacher import StoredTeacher
 from kdcompress.networks.teacher import Teacher
 from kdcompress.progress import duration_text
 from kdcompress.recipe import CacheSection, write_notice
@@ -147,7 +150,6 @@ def _set_names(run: Run) -> tuple[str, ...]:
 
 def _key(run: Run, plan: CachePlan, teacher: Teacher, data: Data) -> dict[str, Any]:
     """Returns everything that a kept output depends on, as JSON."""
-    taps = None if teacher.tapped is None else repr(teacher.tapped.taps.classifier)
     presets = dict.fromkeys(_presets(run, data))
     return {
         "rules": RULES,
@@ -157,16 +159,22 @@ def _key(run: Run, plan: CachePlan, teacher: Teacher, data: Data) -> dict[str, A
         "normalisation": teacher.normalisation,
         "precision": str(teacher.precision),
         "device": teacher.device.type,
-        "classifier": taps,
+        "classifier": TeacherFacts.of(teacher).classifier,
         "keep": plan.codec.kind,
         "width": plan.codec.width,
         "data": data.listing_sha256,
-        "image": [data.channels, *data.image_size, data.fit, run.recipe.data.pixel_cache],
+        "image": [data.channels, *data.image_size, data.fit, run.recipe.data.pixel_cache, *_decoder(run)],
         "augment": list(presets) if len(presets) == 1 else list(_presets(run, data)),
         "seed": plan.section.seed,
         "pillow": PIL.__version__,
         "pixels": _pixel_fingerprint(run, plan, data),
     }
+
+
+def _decoder(run: Run) -> list[str | None]:
+    """Returns what decodes training pictures; nothing for Pillow, whose version is in the key anyway."""
+    decoder = run.recipe.data.decoder
+    return [] if decoder == "pillow" else [decoder, fast_views.version()]
 
 
 def _pixel_fingerprint(run: Run, plan: CachePlan, data: Data) -> str:
@@ -202,7 +210,8 @@ def _opened(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data, key: d
             f"{KEY}.folder"
         )
         return False
-    present, worst = _check(run, plan, cached, data)
+    compute = not isinstance(cached.teacher, StoredTeacher)
+    present, worst = _check(run, plan, cached, data, compute=compute)
     if worst > TOLERANCE:
         run.progress.warn(
             f"{KEY}: {folder}: its outputs differ from those of the teacher by up to {worst:.3g} in "
@@ -223,6 +232,10 @@ def _announce(run: Run, plan: CachePlan, cached: CachedTeacher, present: float, 
         sentences.append(f"about {100 * present:.0f} % are there already")
     if rate is not None:
         sentences.append(f"that disk writes {size_text(rate)}/s")
+    if isinstance(cached.teacher, StoredTeacher):
+        sentences.append("the teacher itself is built when the student is trained, for the report")
+        run.progress.say("; ".join(sentences))
+        return
     computed = plan.share_computed * (1 - present)
     seconds = _pass_seconds(run, cached) * plan.passes * plan.images / run.processes.world
     sentences.append(
@@ -232,8 +245,34 @@ def _announce(run: Run, plan: CachePlan, cached: CachedTeacher, present: float, 
     run.progress.say("; ".join(sentences))
 
 
-def _check(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data) -> tuple[float, float]:
-    """Computes a sample of the rows again.
+def check_afterwards(run: Run, teacher: Teacher | None) -> None:
+    """Computes a sample of the rows again that a run without the teacher itself learned from.
+
+    Args:
+        run: The run; its student is trained and its teacher built. All processes call it.
+        teacher: The one that taught.
+
+    Raises:
+        RunFailed: They differ.
+    """
+    if not isinstance(teacher, CachedTeacher) or not isinstance(teacher.teacher, StoredTeacher):
+        return
+    plan, _ = _plan(run, teacher)
+    assert plan is not None, "resolved before anything was written"
+    worst = _check(run, plan, teacher, _data(run), compute=True)[1] if run.processes.first else None
+    worst = run.processes.broadcast(worst)
+    if worst > TOLERANCE:
+        raise RunFailed(
+            f"{KEY}: {teacher.files.folder}: its outputs differ from those of the teacher by up to "
+            f"{worst:.3g} in probability, so the student learned from something else. Delete that folder, "
+            f"and run it again with {KEY}.mode: fill"
+        )
+
+
+def _check(
+    run: Run, plan: CachePlan, cached: CachedTeacher, data: Data, *, compute: bool
+) -> tuple[float, float]:
+    """Computes a sample of the rows again; with `compute` false it only looks if they are there.
 
     Returns:
         Share of the sampled rows that are there, and the largest difference of a probability (of an
@@ -249,7 +288,7 @@ def _check(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data) -> tupl
             continue
         here = indices[cached.has(number, train.ids[indices])]
         there += len(here)
-        if len(here) == 0:
+        if len(here) == 0 or not compute:
             continue
         source = train.with_augment(presets[number % len(presets)])
         views = source.training_images(here, number, plan.section.seed)

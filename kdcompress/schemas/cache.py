@@ -7,7 +7,9 @@ from typing import Annotated
 from annotated_types import Len
 from pydantic import Field
 
-from kdcompress.schemas.document import Document, Sha256, Text
+from kdcompress.schemas.config import InputObject
+from kdcompress.schemas.document import Count, Document, Number, Sha256, Text
+from kdcompress.schemas.figures import Figures
 
 
 class TeacherNote(Document):
@@ -25,3 +27,31 @@ class CheckResult(Document):
     schema_: str = Field(alias="schema")
     sha256: Sha256
     result: dict[Text, Text] | list[Annotated[list[Text], Len(4, 4)]]
+
+
+class StartNote(Document):
+    """Facts about the network that a stored teacher starts from."""
+
+    num_classes: Count
+    channels: Count
+    head_replaced: bool
+    own_weights: bool
+    sha256: Sha256 | None
+    license: Text | None
+
+
+class TeacherRecordNote(TeacherNote):
+    """Note beside the classifier of a teacher whose outputs are kept."""
+
+    model: Text
+    task: Text
+    num_classes: Count
+    features: Count | None
+    size: Annotated[list[Count], Len(2, 2)] | None
+    input: InputObject
+    fingerprint: Text
+    normalisation: list[list[Number]]
+    classifier: Text
+    trained: bool
+    start: StartNote
+    held_out: Figures

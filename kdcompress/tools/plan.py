@@ -110,7 +110,8 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
     if run.recipe.pseudo_labels is not None:
         run = dataclasses.replace(run, data=with_placeholder_labels(run.recipe, run.data))
     recipe = run.recipe
-    networks = load_networks(run)
+    # Also where a run would not build the teacher before its end: its passes are measured.
+    networks = load_networks(run, build_teacher=True)
     teacher = _teacher(run, networks)
     timed = None if teacher is None else _TimedTeacher(teacher)
     method = build_method(run, networks, timed)
@@ -135,7 +136,7 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
     cache = _cache(run, teacher, data)
     step = measured.step
     if cache is not None and cache["on"]:
-        computed = min(1.0, cache["views"] / max(1, epochs * views))
+        computed = min(1.0, cache["views"] / max(1, epochs * views)) if cache["computed_share"] else 0.0
         step = computed * measured.step + (1 - computed) * cached_step
     seconds = {
         "teacher": _teacher_seconds(run, networks, steps),

@@ -330,7 +330,9 @@ def _teacher(run: Run) -> Read:
     assert section is not None
     # The other networks' weights have no part in it and may be gone.
     bare = {"student": run.recipe.student.model_copy(update={"weights": None}), "peers": []}
-    found = load_networks(dataclasses.replace(run, recipe=run.recipe.model_copy(update=bare)))["teacher"]
+    found = load_networks(
+        dataclasses.replace(run, recipe=run.recipe.model_copy(update=bare)), build_teacher=True
+    )["teacher"]
     size = None
     if teacher_needs_training(section, found):
         kept = run.folder.checkpoints / f"{result_store.TEACHER}.safetensors"

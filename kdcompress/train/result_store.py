@@ -77,7 +77,7 @@ def result(
     stored = find(folder, key, stem) if processes.first else None
     if processes.broadcast(stored is not None):
         if stored is not None:
-            _write(folder, stem, stored)
+            write_stored(folder, stem, stored)
         return _shared_by(processes, stored)
     if processes.first:
         _warn_of_cache(key)
@@ -118,9 +118,12 @@ def recipe_parts(recipe: Recipe) -> list[dict[str, Any]]:
     """Returns the parts of the recipe that trainings before the student's depend on."""
     # Only the student's batches mix pools.
     data = recipe.data.model_dump(mode="json", exclude={"root", "workers", "labelled_share", "extra"})
+    if data["decoder"] == "pillow":
+        del data["decoder"]  # the default, from before there was the key
     # How the student is chosen and logged has no part in the teacher.
     train = recipe.train.model_dump(
-        mode="json", exclude={"epochs", "ema", "ship", "compile", "checkpoint_minutes", "tensorboard"}
+        mode="json",
+        exclude={"epochs", "ema", "ship", "compile", "cuda_graphs", "checkpoint_minutes", "tensorboard"},
     )
     if train["evaluate_every"] == 1:
         del train["evaluate_every"]  # the default, from before there was the key
@@ -130,7 +133,7 @@ def recipe_parts(recipe: Recipe) -> list[dict[str, Any]]:
 def find(folder: Path, key: str, stem: str = TEACHER) -> StoredResult | None:
     """Reads a result from the run folder or the user cache; None: there is no whole one of this key."""
     for place in (folder, _in_cache(key)):
-        stored = _read(place, key, stem)
+        stored = read_stored(place, key, stem)
         if stored is not None:
             return stored
     return None
@@ -140,12 +143,12 @@ def keep(
     folder: Path, key: str, state: dict[str, Tensor], note: dict[str, Any], stem: str = TEACHER
 ) -> StoredResult:
     """Writes a result to the run folder and to the user cache."""
-    content = _content(state)
+    content = content_of(state)
     stored = StoredResult(state, note, key, hashlib.sha256(content).hexdigest())
-    _write(folder, stem, stored)
+    write_stored(folder, stem, stored)
     # A cache that cannot be written costs the next run this training, and nothing else.
     with suppress(OSError, KdcompressError):
-        _write(_in_cache(key), stem, stored)
+        write_stored(_in_cache(key), stem, stored)
     return stored
 
 
@@ -190,11 +193,12 @@ def _in_cache(key: str) -> Path:
     return cache_folder() / "teachers" / key
 
 
-def _content(state: dict[str, Tensor]) -> bytes:
+def content_of(state: dict[str, Tensor]) -> bytes:
+    """Returns the content of the file that holds tensors."""
     return safetensors.torch.save({k: v.contiguous() for k, v in state.items()}, {"format": "pt"})
 
 
-def _write(folder: Path, stem: str, stored: StoredResult) -> None:
+def write_stored(folder: Path, stem: str, stored: StoredResult) -> None:
     """Writes the tensors, then the note beside them, which holds their hash and its own.
 
     Raises:
@@ -204,13 +208,13 @@ def _write(folder: Path, stem: str, stored: StoredResult) -> None:
     if folder.is_symlink():
         raise UserError(f"{folder}: is a link, so nothing is written there; remove it")
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / f"{stem}.safetensors", _content(stored.state))
+    write_bytes(folder / f"{stem}.safetensors", content_of(stored.state))
     hashes = {"sha256": stored.sha256, "facts_sha256": _hash_of_facts(stored.note)}
     write_json(folder / f"{stem}.json", {"schema": SCHEMA, "key": stored.key, **hashes, **stored.note})
 
 
-def _read(folder: Path, key: str, stem: str) -> StoredResult | None:
-    """Reads a result; one that is damaged, cut short, of another key or behind a link counts as none."""
+def read_stored(folder: Path, key: str, stem: str) -> StoredResult | None:
+    """Reads a result of a folder; None: there is none of this key that is whole and behind no link."""
     file = folder / f"{stem}.safetensors"
     facts = _read_note(folder / f"{stem}.json", key)
     content = None if facts is None else _read_tensors(file)

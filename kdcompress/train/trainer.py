@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kdcompress.data.loader import EvaluationLoader, TrainingLoader
 from kdcompress.errors import Interrupted, UserError
 from kdcompress.methods.base import Method, Phase
+from kdcompress.networks.compiled import graphed_batch
 from kdcompress.networks.load_state import load_state
 from kdcompress.progress import Bar, Progress
 from kdcompress.train import checkpoint
@@ -107,11 +108,11 @@ class Trainer:
         self._own_statistics: list[Tensor] | None = None
         self._single_class_epochs = 0
         self._next_ask = 0
-        compiles = job.train.compile is True
+        compiles, graphs = job.train.compile is True, job.train.cuda_graphs
         for network in (student, *method.networks.peers):
-            network.compile(compiles)
+            network.compile(compiles, graphs=graphs)
         if compiles and method.networks.teacher is not None:
-            method.networks.teacher.compile()
+            method.networks.teacher.compile(graphs=graphs)
 
     def run(self) -> Outcome:
         """Trains to the end, from the checkpoint if there is one.
@@ -206,7 +207,8 @@ class Trainer:
                     at.phase_step, phase_steps, self.steps_per_epoch, schedule=phase.schedule
                 )
             minimise.begin(at.step, index_in_step, batches_in_step)
-            self.method.step(batch, minimise)
+            with graphed_batch(job.train.cuda_graphs):
+                self.method.step(batch, minimise)
             self.means.add(minimise.terms, minimise.logged)
             if index_in_step + 1 < batches_in_step:
                 continue

@@ -13,7 +13,9 @@ from kdcompress.methods.base import find_method
 from kdcompress.networks.activations import LOGITS, POOLED
 from kdcompress.networks.output_cache.cached_teacher import CachedTeacher
 from kdcompress.networks.output_cache.codec import PooledCodec
+from kdcompress.networks.output_cache.facts import TeacherFacts
 from kdcompress.networks.output_cache.rows import RowFiles
+from kdcompress.networks.output_cache.stored_teacher import StoredTeacher, stored_classifier
 
 CONFIGS = {"crd": {"negatives": 16}, "seed": {"queue": 16}}
 
@@ -44,6 +46,14 @@ def losses(folder, name, config, cache):
     return small.method.losses(next(loader.epoch(0))), teacher
 
 
+def stands_for(teacher):
+    """Returns what is in memory of a teacher with `mode: read`."""
+    return StoredTeacher(
+        TeacherFacts.of(teacher), features=teacher.shapes().pooled.shape[1],
+        classifier=stored_classifier(teacher), precision=teacher.precision, device=teacher.device,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "config"), list(served()), ids=lambda value: value if isinstance(value, str) else ""
 )
@@ -57,9 +67,12 @@ def test_losses_are_those_of_the_teacher_itself(tmp_path, name, config):
     found, second = losses(tmp_path / "found", name, config, cached)
     assert first.computed > 0
     assert (second.computed, second.read) == (0, first.computed + first.read)
-    assert live.keys() == missed.keys() == found.keys()
+    alone, stored = losses(tmp_path / "alone", name, config, lambda teacher: cached(stands_for(teacher)))
+    assert isinstance(stored.teacher, StoredTeacher)
+    assert live.keys() == missed.keys() == found.keys() == alone.keys()
     for term, value in missed.items():
         assert torch.equal(value, found[term]), term
+        assert torch.equal(value, alone[term]), term
         assert torch.allclose(value, live[term], rtol=0.01, atol=0.01), term
 
 

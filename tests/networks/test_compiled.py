@@ -6,15 +6,19 @@ import copy
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from small_training import Small, backbone, tapped
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from kdcompress import discovery
-from kdcompress.errors import NetworkError
+from kdcompress.errors import NetworkError, NonFiniteLoss
 from kdcompress.methods.base import find_method
 from kdcompress.networks import compiled
-from kdcompress.networks.compiled import compiler_problem
+from kdcompress.networks.activations import LOGITS
+from kdcompress.networks.compiled import compiler_problem, graphed_batch
 from kdcompress.networks.tapped import ALL, Tapped
+from kdcompress.train.processes import Processes
 
 
 @pytest.fixture(autouse=True)
@@ -153,3 +157,95 @@ def test_every_method_learns_compiled_what_it_learns_uncompiled(tmp_path, name):
     assert list(got) == list(expected)
     for key, tensor in expected.items():
         torch.testing.assert_close(got[key], tensor, rtol=1e-8, atol=1e-8, msg=key)
+
+
+class Graphs:
+    """Stands for inductor's CUDA graphs on a CPU: what a graph has made is spoilt when the next batch begins.
+
+    That holds for outputs, for what was kept for the backward pass, and for gradients of parameters.
+    """
+
+    def __init__(self, monkeypatch):
+        self.made, self.batches, self.runs = [], 0, 0
+        backend = aot_autograd(fw_compiler=self._compiler, bw_compiler=self._compiler)
+        monkeypatch.setattr(compiled, "BACKEND", backend)
+        monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", self._begin)
+
+    def _compiler(self, graph, inputs):
+        def run(*arguments):
+            self.runs += 1
+            results = [r.clone() if isinstance(r, torch.Tensor) else r for r in graph(*arguments)]
+            # An alias: a second reference to the tensor itself would keep it from becoming a gradient.
+            self.made += [r.detach() for r in results if isinstance(r, torch.Tensor)]
+            return results
+
+        return make_boxed_func(run)
+
+    def _begin(self):
+        self.batches += 1
+        for tensor in self.made:
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+        self.made.clear()
+
+
+GRAPHED = ["kd", "dlb", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("crd", "dml", "at", "pcl"))]
+
+
+def learned(folder, name, **train):
+    small = Small(folder, name, train={"compile": True, "epochs": 2, **train}, count=24)
+    small.run()
+    return small
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAPHED)
+def test_what_a_graph_overwrites_is_not_read_any_more(tmp_path, monkeypatch, name):
+    expected = learned(tmp_path / "plain", name).tensors()
+    torch._dynamo.reset()
+    graphs = Graphs(monkeypatch)
+    small = learned(tmp_path / "graphs", name, cuda_graphs=True)
+    assert graphs.batches == small.trainer.at.step == 6
+    assert graphs.runs >= 2 * graphs.batches
+    for key, tensor in small.tensors().items():
+        torch.testing.assert_close(tensor, expected[key], rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.slow
+def test_accumulated_gradients_would_be_overwritten_so_they_are_refused(tmp_path, monkeypatch):
+    Graphs(monkeypatch)
+    with pytest.raises(NonFiniteLoss):
+        learned(tmp_path, "none", cuda_graphs=True, accumulate=2)
+
+
+def test_outside_of_a_batch_no_graph_is_replayed(monkeypatch):
+    graphs, read = Graphs(monkeypatch), tapped("cifar/resnet8", 8)
+    read.train_mode(False)
+    read.compile(graphs=True)
+    images = torch.rand(2, 3, 8, 8)
+    for want in (LOGITS, ALL):
+        before = graphs.runs
+        outside = read(images, want).logits
+        assert graphs.runs == before
+        with graphed_batch(True):
+            inside = read(images, want).logits
+        assert graphs.runs > before
+        with graphed_batch(True):
+            read(images, want)
+        torch.testing.assert_close(inside, outside, rtol=1e-5, atol=1e-5)  # a copy: it is not spoilt
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["kd", "crd", "dlb", "dml", "at"])
+def test_cuda_graphs_learn_what_the_same_passes_learn_without(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(compiled, "BACKEND", "inductor")
+    alone = Processes(0, 1, torch.device("cuda"))
+    trained = {}
+    for graphs in (False, True):
+        torch._dynamo.reset()
+        train = {"compile": True, "cuda_graphs": graphs, "epochs": 2}
+        small = Small(tmp_path / str(graphs), name, train=train, processes=alone)
+        small.run()
+        trained[graphs] = small.tensors()
+    for key, tensor in trained[True].items():
+        torch.testing.assert_close(tensor, trained[False][key], rtol=1e-3, atol=1e-4, msg=key)

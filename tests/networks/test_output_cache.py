@@ -13,7 +13,9 @@ from kdcompress.errors import UserError, WorldError
 from kdcompress.networks.activations import LOGITS, POOLED, Activations
 from kdcompress.networks.output_cache.cached_teacher import CachedTeacher
 from kdcompress.networks.output_cache.codec import LogitsCodec, PooledCodec, TopKCodec
+from kdcompress.networks.output_cache.facts import TeacherFacts
 from kdcompress.networks.output_cache.rows import RowFiles
+from kdcompress.networks.output_cache.stored_teacher import StoredTeacher, stored_classifier
 from kdcompress.networks.teacher import FrozenTeacher
 
 BOTH = LOGITS | POOLED
@@ -238,3 +240,29 @@ def test_a_full_disk_costs_a_warning(teacher, tmp_path, monkeypatch):
     assert len(told) == 1
     assert "disk is full" in told[0]
     assert torch.equal(one(view([1, 2]), BOTH).logits, first.logits)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_stored_classifier_gives_the_bits_of_the_teacher(precision):
+    torch.manual_seed(3)
+    network = tapped("cifar/resnet8", 8)
+    network.precision = precision
+    teacher = FrozenTeacher(network)
+    stored = StoredTeacher(
+        TeacherFacts.of(teacher), features=64, classifier=stored_classifier(teacher), precision=precision,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    pooled = torch.rand(5, 64, requires_grad=True)
+    assert torch.equal(stored.classify(pooled), teacher.classify(pooled))
+    stored.classify(pooled).sum().backward()
+    assert pooled.grad.abs().sum() > 0
+    assert [shape.shape for shape in (stored.shapes().logits, stored.shapes().pooled)] == [
+        shape.shape for shape in (teacher.shapes().logits, teacher.shapes().pooled)
+    ]
+    assert (stored.model, stored.fingerprint, stored.task) == (
+        teacher.model, teacher.fingerprint, teacher.task,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"are not kept; run it with teacher\.cache\.mode: fill"):
+        stored(torch.rand(2, 1, 8, 8))
+    stored.take(teacher)
+    assert torch.equal(stored(torch.ones(2, 1, 8, 8)).logits, teacher(torch.ones(2, 1, 8, 8)).logits)

@@ -11,7 +11,7 @@ from published_weights import MODEL, NAME, publisher
 from kdcompress.errors import UserError
 from kdcompress.recipe import load_recipe
 from kdcompress.run import auto
-from kdcompress.run.auto import keep_recorded, resolve_auto
+from kdcompress.run.auto import check_cuda_graphs, keep_recorded, resolve_auto
 from kdcompress.run_folder import same_recipe
 
 
@@ -206,3 +206,31 @@ def test_colour_operations_that_grey_images_do_not_go_through_are_said_once(meth
 
 def test_an_augmentation_without_colours_says_nothing_of_grey_images():
     assert resolve(load_recipe("quickstart"), folder_of(2_624, channels=1))[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "processes", "why"),
+    [
+        ((), "cpu", 1, "they run on a CUDA device, and this run trains on the CPU"),
+        (("train.compile=false",), "cuda", 1, r"add --set train\.compile=true"),
+        (
+            ("train.accumulate=2",),
+            "cuda",
+            1,
+            r"accumulate is 2, and a batch's graph overwrites the gradients",
+        ),
+        ((), "cuda", 2, "the run has 2 processes"),
+    ],
+    ids=["cpu", "uncompiled", "accumulated", "processes"],
+)
+def test_cuda_graphs_are_refused_where_they_cannot_be_sound(overrides, device, processes, why):
+    train = recipe("train.compile=true", "train.cuda_graphs=true", *overrides).train
+    with pytest.raises(UserError, match=rf"train\.cuda_graphs: .*{why}.*; or leave it out"):
+        check_cuda_graphs(train, device=device, processes=processes)
+    check_cuda_graphs(train.model_copy(update={"cuda_graphs": False}), device=device, processes=processes)
+
+
+def test_cuda_graphs_are_taken_where_they_can_be():
+    check_cuda_graphs(
+        recipe("train.compile=true", "train.cuda_graphs=true").train, device="cuda", processes=1
+    )

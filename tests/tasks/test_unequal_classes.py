@@ -7,7 +7,7 @@ import torch
 
 from kdcompress.data.class_weights import scaled_class_weights, unequal_classes
 from kdcompress.report.verdict import gain
-from kdcompress.run.teacher import chance_level, least_top1, weak_top1_limit
+from kdcompress.run.teacher_gate import chance_level, least_top1, weak_top1_limit
 from kdcompress.tasks import CLASSIFICATION
 from kdcompress.tasks.classification import accuracy, single_class
 from kdcompress.tasks.figures import comparable, selection_metric

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import sys
 import traceback
@@ -61,6 +62,27 @@ def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, 
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{spec}: expected an nn.Module, got a {type(network).__name__}")
     return network
+
+
+def source_file(name: str) -> Path | None:
+    """Returns the file of a builder's module, without running any code; None: not found.
+
+    Args:
+        name: `package.module:function`.
+    """
+    first, *others = name.partition(":")[0].split(".")
+    with _current_folder_on_path():
+        found = importlib.util.find_spec(first)
+    if found is None:
+        return None
+    if not others:
+        return Path(found.origin) if found.origin is not None else None
+    for folder in found.submodule_search_locations or ():
+        path = Path(folder, *others)
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
 
 
 def segments(name: str, network: nn.Module) -> Chain:

@@ -10,19 +10,18 @@ import torch
 from torch import Tensor
 
 from kdcompress.data.batch import TurnedViews, View
-from kdcompress.data.input_spec import InputSpec
 from kdcompress.data.joined import IDS_PER_SET
 from kdcompress.data.prefetch import moved
 from kdcompress.errors import KdcompressError, UserError
 from kdcompress.networks.activations import LOGITS, Activations, Want
 from kdcompress.networks.output_cache.codec import Codec
+from kdcompress.networks.output_cache.facts import TeacherFacts, WithFacts
 from kdcompress.networks.output_cache.rows import RowFiles
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import Teacher
-from kdcompress.tasks import Task
 
 
-class CachedTeacher:
+class CachedTeacher(WithFacts):
     """Reads the outputs of replayed views from files, and computes and keeps those that are not there.
 
     Outputs that were just computed go through the same 16 bits as those that are read, so that a training
@@ -52,50 +51,16 @@ class CachedTeacher:
         fill: bool = True,
         warn: Callable[[str], object] = lambda sentence: None,
     ) -> None:
+        super().__init__(TeacherFacts.of(teacher))
         self.teacher, self.codec, self.files = teacher, codec, files
         self.computed = self.read = 0
         self._sets, self._fill, self._warn = tuple(sets), fill, warn
         self._writes = fill
 
     @property
-    def model(self) -> str:
-        """`FAMILY/NAME`."""
-        return self.teacher.model
-
-    @property
     def tapped(self) -> Tapped | None:
         """The teacher's network."""
         return self.teacher.tapped
-
-    @property
-    def num_classes(self) -> int:
-        """K; 0 for a backbone."""
-        return self.teacher.num_classes
-
-    @property
-    def task(self) -> Task:
-        """Classification, or embedding for a teacher without a classifier."""
-        return self.teacher.task
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(H, W) in pixels that images are resized to; None: unchanged."""
-        return self.teacher.size
-
-    @property
-    def input_spec(self) -> InputSpec:
-        """The way from an image to its input."""
-        return self.teacher.input_spec
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of everything that the teacher's outputs depend on, but size and normalisation."""
-        return self.teacher.fingerprint
-
-    @property
-    def normalisation(self) -> list[list[float]]:
-        """Mean and std per channel as float32 numbers."""
-        return self.teacher.normalisation
 
     @property
     def device(self) -> torch.device:
@@ -116,9 +81,9 @@ class CachedTeacher:
         self.teacher.to(device)
         return self
 
-    def compile(self) -> None:
+    def compile(self, *, graphs: bool = False) -> None:
         """Compiles the teacher's passes where that is possible."""
-        self.teacher.compile()
+        self.teacher.compile(graphs=graphs)
 
     def __call__(self, images: View | TurnedViews | Tensor, want: Want = LOGITS) -> Activations:
         """Returns float32 outputs without gradients, from the files where they are.
