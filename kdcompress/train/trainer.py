@@ -123,11 +123,14 @@ class Trainer:
             WorldError: Another process ended, or the disk is full.
         """
         loaded = checkpoint.load(self.path)
-        state = None if loaded is None else loaded.state
+        state: dict[str, Any] | None = None
+        resumed_phase: int | None = None
         if loaded is not None:
             if loaded.warning is not None and self.processes.first:
                 self.progress.warn(loaded.warning)
-            self._restore(loaded.state)
+            with checkpoint.fitting(self.path):
+                state, resumed_phase = loaded.state, loaded.state["position"]["phase"]
+                self._restore(state)
         # Started from one seed, but another machine may round a random number differently.
         self.processes.broadcast_buffers(self._modules().values(), parameters=True)
         if self._own_statistics is not None:
@@ -142,7 +145,7 @@ class Trainer:
                     self.at.phase, self.at.phase_step = number, 0
                 if self._done():
                     continue
-                phase_state = state if state is not None and state["position"]["phase"] == number else None
+                phase_state = state if resumed_phase == number else None
                 minimise = self._run_phase(number, ends[number], phase_state, minimise, stop, bar)
         return dataclasses.replace(self.choice.outcome(self.at.epoch, self.at.seconds), steps=self.at.step)
 
@@ -168,7 +171,8 @@ class Trainer:
         keeps = phase.keep_optimiser and number > 0
         minimise = Minimiser(self.method, trained_sets, self.job, self.processes, earlier if keeps else None)
         if state is not None:
-            minimise.load_state_dict(state["optimisers"])
+            with checkpoint.fitting(self.path):
+                minimise.load_state_dict(state["optimisers"])
         end = min(end, self.total_steps)
         while self.at.step < end:
             rate = self._run_steps(phase, end, minimise, stop, bar)
