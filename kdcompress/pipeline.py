@@ -101,14 +101,10 @@ def _run_seeds(run: Run, request: Request) -> dict[str, Any] | None:
 def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
     """Runs to the end, starting with the first step that is not yet done."""
     folder, first = run.folder, run.processes.first
-    if run.processes.broadcast(folder.finished() is not None if first else None):
-        has_baseline = (folder / "baseline" / "manifest.json").exists()
-        if has_baseline or not baseline:
-            return (
-                {**read_document(folder / "results.json", Results), "folder": str(folder.path)}
-                if first
-                else None
-            )
+    if run.processes.broadcast(first and _is_finished(folder, baseline=baseline)):
+        if not first:
+            return None
+        return {**read_document(folder / "results.json", Results), "folder": str(folder.path)}
     if first:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.begin(run.recipe)
@@ -149,6 +145,12 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         delivery = deliver(student_run, networks["student"], method, outcome, teaching, test, task)
         before = None if pretraining is None else pretraining_figures(student_run, pretraining)
         return report(student_run, networks["student"], outcome, delivery, teaching, test, before)
+
+
+def _is_finished(folder: RunFolder, *, baseline: bool) -> bool:
+    """Tells if nothing is left to do; raises as `RunFolder.finished`."""
+    has_baseline = (folder / "baseline" / "manifest.json").exists()
+    return folder.finished() is not None and (has_baseline or not baseline)
 
 
 def _baseline_of(run: Run) -> Run:

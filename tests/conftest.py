@@ -53,7 +53,7 @@ SLOW_FILES = {
         "verify",
         "worth",
     },
-    "faults": {"data_disappears", "kills", "lost_rank"},
+    "faults": {"data_disappears", "kills", "lost_rank", "torchrun"},
     "hostile": {"cache_parts", "hostile"},
     "methods": {
         "ab",
@@ -125,6 +125,7 @@ SLOW_FILES = {
         "preparation",
         "plan_command",
         "pseudo_labels",
+        "shard_training",
         "ship_option",
         "smaller_files",
         "student_weights",

@@ -43,7 +43,9 @@ _preset = click.option(
     help="Published settings of the method: cifar100, imagenet. [default: the method's defaults]",
 )
 data = click.option(
-    "--data", metavar="DIR", help="Folder of the data, or a table of labels; overrides data.root."
+    "--data",
+    metavar="DIR",
+    help="Folder of the data, a table of labels, or tar shards; overrides data.root.",
 )
 device = click.option(
     "--device",

@@ -28,6 +28,7 @@ from kdcompress.data.loader import EvaluationLoader
 from kdcompress.data.orders import Order
 from kdcompress.data.pools import EXTRA, LABELLED, REAL, UNLABELLED, Pool
 from kdcompress.data.raw import OnProgress, Raw
+from kdcompress.data.shard_files import shards_at
 from kdcompress.data.source import FolderSource, MemorySource, Source
 from kdcompress.data.splits import cut_splits, hide_labels
 from kdcompress.data.statistics import normalisation
@@ -313,13 +314,16 @@ def open_data(
 
 
 def data_set_name(section: DataSection) -> str:
-    """Returns the data set that a section names; an image folder that is a table of labels is an imagetable.
+    """Returns the data set that a section names; an imagefolder may be an imagetable or imageshards.
 
     Raises:
-        DataError: The folder has several tables.
+        DataError: The folder has several tables, or shards for a part of its splits.
     """
-    is_table = section.dataset == "imagefolder" and table_at(section.root) is not None
-    return "imagetable" if is_table else section.dataset
+    if section.dataset != "imagefolder":
+        return section.dataset
+    if table_at(section.root) is not None:
+        return "imagetable"
+    return "imageshards" if shards_at(section.root) is not None else "imagefolder"
 
 
 def _fitted(

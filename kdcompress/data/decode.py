@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from kdcompress.data.shard_member import ShardMember
 from kdcompress.errors import UnreadableImage
 
 SUFFIXES = frozenset(
@@ -68,12 +69,14 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """Opens a file for reading, without waiting for a pipe or a device.
+def open_regular(path: Path | ShardMember) -> BufferedReader:
+    """Opens a file or a member of a shard for reading, without waiting for a pipe or a device.
 
     Raises:
         OSError: It cannot be opened, or is not a regular file.
     """
+    if isinstance(path, ShardMember):
+        return path.open()
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -82,11 +85,11 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path | ShardMember) -> Iterator[Image.Image]:
     """Opens an image file: its header is read, its pixels are not yet.
 
     Args:
-        path: Image file.
+        path: Image file, or one in a shard.
 
     Raises:
         UnreadableImage: The file cannot be read, here or within the block; the message is `path: why`.
@@ -122,7 +125,7 @@ def decode_image(image: Image.Image, channels: int) -> Image.Image:
     return flat if turn is None else flat.transpose(turn)
 
 
-def problem_of(path: Path) -> str | None:
+def problem_of(path: Path | ShardMember) -> str | None:
     """Gives the reason why the file cannot be decoded to its end, or None if it can."""
     try:
         with open_regular(path) as file, Image.open(file) as image:

@@ -12,6 +12,7 @@ from typing import NamedTuple, Self, overload
 import torch
 from torch import Tensor
 
+from kdcompress.data.shard_member import SUFFIX, ShardMember
 from kdcompress.errors import DataError
 
 HASH_BYTES = 16
@@ -22,17 +23,19 @@ _UNKNOWN = -1  # size of a file that nobody has looked at
 
 
 class ImageFile(NamedTuple):
-    """A file as the folder lists it.
+    """A file as the folder lists it, or an image in a tar shard.
 
     Args:
-        name: Relative to the data set's root.
+        name: Relative to the data set's root; of an image in a shard `SHARD/MEMBER`.
         size: Bytes.
-        mtime_ns: Time of the last write, in ns since the epoch.
+        mtime_ns: Time of the last write, in ns since the epoch; of an image in a shard the shard's.
+        offset: Its first byte in its shard; -1: it is a file of its own.
     """
 
     name: str
     size: int
     mtime_ns: int
+    offset: int = -1
 
 
 def image_file(root: Path, name: str) -> ImageFile:
@@ -48,6 +51,36 @@ def image_file(root: Path, name: str) -> ImageFile:
     return ImageFile(name, status.st_size, status.st_mtime_ns)
 
 
+def place_of(root: Path, file: ImageFile) -> Path | ShardMember:
+    """Returns where a file's bytes are read from.
+
+    Args:
+        root: Folder that its name is relative to.
+        file: As it was listed.
+    """
+    if file.offset < 0:
+        return root / file.name
+    shard, member = _shard_and_member(file.name)
+    return ShardMember(root / shard, member, file.offset, file.size, file.mtime_ns)
+
+
+def is_unchanged(root: Path, file: ImageFile) -> bool:
+    """Tells if a file, or the shard it is in, has the size and time that it was listed with.
+
+    Raises:
+        DataError: It cannot be looked at.
+    """
+    if file.offset < 0:
+        return image_file(root, file.name) == file
+    return image_file(root, _shard_and_member(file.name)[0]).mtime_ns == file.mtime_ns
+
+
+def _shard_and_member(name: str) -> tuple[str, str]:
+    # No folder between the root and a shard has a name like a shard's, so the first one is it.
+    end = name.lower().index(f"{SUFFIX}/") + len(SUFFIX)
+    return name[:end], name[end + 1 :]
+
+
 def encode_name(name: str) -> bytes:
     """Encodes a file's name as `os.fsencode` does, in half the time: a start does it for every file."""
     return name.encode(*_ENCODING)
@@ -60,15 +93,15 @@ def hash_of_file(file: ImageFile) -> bytes:
 
 
 class FileList(Sequence[str]):
-    """Names of files, by position. A million of them take one block of bytes and four columns of numbers.
+    """Names of files, by position. A million of them take one block of bytes and five columns of numbers.
 
     All are tensors: worker processes receive them in shared memory, so that there is one copy for all, and a
     subset takes the block of the whole.
 
     Args:
         block: `[bytes]` uint8, all names one after the other.
-        columns: `[N, 4]` int64: start and length of each name in the block, the file's size in bytes (-1: not
-            known) and its time of the last write in ns.
+        columns: `[N, 5]` int64: start and length of each name in the block, the file's size in bytes (-1: not
+            known), its time of the last write in ns, and its offset in a shard (-1: it is in none).
     """
 
     def __init__(self, block: Tensor, columns: Tensor) -> None:
@@ -91,6 +124,7 @@ class FileList(Sequence[str]):
                 lengths,
                 torch.tensor([file.size for file in files], dtype=torch.int64),
                 torch.tensor([file.mtime_ns for file in files], dtype=torch.int64),
+                torch.tensor([file.offset for file in files], dtype=torch.int64),
             ],
             1,
         )
@@ -125,6 +159,11 @@ class FileList(Sequence[str]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def place(self, root: Path, index: int) -> Path | ShardMember:
+        """Returns where a file's bytes are read from, without looking at it; see `image_files`."""
+        size, mtime_ns, offset = self._columns[index, 2:].tolist()
+        return place_of(root, ImageFile(self[index], size, mtime_ns, offset))
+
     def file(self, root: Path, index: int) -> ImageFile:
         """Returns one file with its size and time; arguments as of `image_files`."""
         return self.subset(torch.tensor([index])).image_files(root)[0]
@@ -143,6 +182,6 @@ class FileList(Sequence[str]):
             DataError: A file cannot be looked at.
         """
         return [
-            image_file(root, name) if size == _UNKNOWN else ImageFile(name, size, mtime_ns)
-            for name, (size, mtime_ns) in zip(self, self._columns[:, 2:].tolist(), strict=True)
+            image_file(root, name) if size == _UNKNOWN else ImageFile(name, size, mtime_ns, offset)
+            for name, (size, mtime_ns, offset) in zip(self, self._columns[:, 2:].tolist(), strict=True)
         ]

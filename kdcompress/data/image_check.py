@@ -14,8 +14,9 @@ from typing import Any
 from kdcompress.atomic import write_json
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.decode import open_regular, problem_of, quiet_pillow
-from kdcompress.data.file_list import ImageFile, encode_name
+from kdcompress.data.file_list import ImageFile, encode_name, place_of
 from kdcompress.data.raw import OnProgress
+from kdcompress.data.shard_member import ShardMember
 from kdcompress.data.sound_files import SoundFiles
 from kdcompress.data.threads import map_in_threads
 from kdcompress.documents import read_document
@@ -55,7 +56,7 @@ def broken_images(root: Path, files: Sequence[ImageFile], progress: OnProgress |
 
             with quiet_pillow():
                 reasons = map_in_threads(
-                    lambda file: problem_of(root / file.name), part, "check images", tell
+                    lambda file: problem_of(place_of(root, file)), part, "check images", tell
                 )
             problems |= {file.name: why for file, why in zip(part, reasons, strict=True) if why is not None}
             known.add(file for file in part if file.name not in problems)
@@ -83,9 +84,9 @@ def shared_images(root: Path, splits: Mapping[str, Sequence[ImageFile]]) -> list
         members = [(split, file) for split, files in splits.items() for file in files]
         groups = _across_splits(_grouped(members, lambda member: member[1].size))
         groups = _across_splits(
-            _regrouped(groups, lambda member: _digest(root / member[1].name, _HEAD_BYTES))
+            _regrouped(groups, lambda member: _digest(place_of(root, member[1]), _HEAD_BYTES))
         )
-        groups = _across_splits(_regrouped(groups, lambda member: _digest(root / member[1].name, None)))
+        groups = _across_splits(_regrouped(groups, lambda member: _digest(place_of(root, member[1]), None)))
         result = []
         for group in groups:
             (first_split, first), *others = group  # in the order of `splits`
@@ -94,11 +95,7 @@ def shared_images(root: Path, splits: Mapping[str, Sequence[ImageFile]]) -> list
             ]
         return result
 
-    everything = [
-        ImageFile(f"{split}\0{file.name}", file.size, file.mtime_ns)
-        for split in splits
-        for file in splits[split]
-    ]
+    everything = [file._replace(name=f"{split}\0{file.name}") for split in splits for file in splits[split]]
     return [(a, b, c, d) for a, b, c, d in _cached_result(compare, root, "shared", everything)]
 
 
@@ -121,7 +118,7 @@ def _across_splits(groups: Iterable[list[_Member]]) -> list[list[_Member]]:
     return [group for group in groups if len({split for split, _ in group}) > 1]
 
 
-def _digest(path: Path, count: int | None) -> bytes:
+def _digest(path: Path | ShardMember, count: int | None) -> bytes:
     try:
         with open_regular(path) as file:
             if count is not None:
@@ -133,7 +130,7 @@ def _digest(path: Path, count: int | None) -> bytes:
 
 def _cached_result(compute: Callable[[], Any], root: Path, kind: str, files: Sequence[ImageFile]) -> Any:
     digest = hashlib.sha256(os.fsencode(root.resolve()) + b"\0" + kind.encode())
-    for name, size, mtime_ns in files:
+    for name, size, mtime_ns, _ in files:
         digest.update(b"\0%s\0%d\0%d" % (encode_name(name), size, mtime_ns))
     path = cache_folder() / "checks" / f"{digest.hexdigest()}.json"
     stored = _stored_result(path)

@@ -18,7 +18,7 @@ _NAMED = 5  # files or folders named in a message
 def listing_sha256(files: Iterable[ImageFile]) -> str:
     """Computes a hash of the files' names and sizes, in any order."""
     digest = hashlib.sha256()
-    for name, size in sorted([(encode_name(name), size) for name, size, _ in files]):
+    for name, size in sorted([(encode_name(name), size) for name, size, *_ in files]):
         digest.update(b"%s\0%d\0" % (name.replace(_SEPARATOR, b"/"), size))
     return digest.hexdigest()
 

@@ -54,6 +54,7 @@ class ListedImages:
         missing: Listed name -> why there is no such file; they count as broken.
         test_name: Name of the test split in texts.
         labels_listed: True: a file's class is in a list, not in its path, so the hash of the data has it too.
+        numbered_classes: True: class names are whole numbers, and are ordered as such.
     """
 
     root: Path
@@ -62,6 +63,11 @@ class ListedImages:
     missing: Mapping[str, str] = field(default_factory=dict)
     test_name: str = "test"
     labels_listed: bool = False
+    numbered_classes: bool = False
+
+    def class_names(self) -> tuple[str, ...]:
+        """Returns the classes of the training images in the order of the labels."""
+        return tuple(sorted(self.splits["train"].classes, key=int if self.numbered_classes else None))
 
 
 def split_roles(named: Sequence[str], place: str) -> dict[str, str]:
@@ -110,7 +116,7 @@ def labelled_images(
     if len(train.classes) < 2:
         only = f"only one class ({next(iter(train.classes))!r})" if train.classes else "no images"
         raise DataError(f"{train.place}: {only}; {expected}")
-    names = tuple(sorted(train.classes))
+    names = listed.class_names()
     for split in splits.values():
         if unknown := sorted(set(split.classes) - set(names)):
             raise DataError(f"{split.place}: {quote_names(unknown)} not among the classes of {_bare(train)}")

@@ -28,7 +28,7 @@ from torch import Tensor
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.decode import decode_image, open_image, quiet_pillow, upright_size, why_unreadable
 from kdcompress.data.fast_views import StoredPicture
-from kdcompress.data.file_list import ImageFile, image_file
+from kdcompress.data.file_list import ImageFile, is_unchanged, place_of
 from kdcompress.data.input_spec import Fit
 from kdcompress.data.pixel_store import SEGMENT, Picture, PixelStore, fill_segments
 from kdcompress.data.raw import OnProgress
@@ -86,13 +86,13 @@ class PictureFormat:
         Raises:
             DataError: It cannot be read, or was changed since it was listed.
         """
-        path = root / file.name
+        path = place_of(root, file)
         with open_image(path) as stored:
             # A JPEG much larger than needed is decoded at a half, a quarter or an eighth.
             shrink = min(1.0, 2 * self.side / self._measured(upright_size(stored)))
             stored.draft(None, (math.ceil(stored.width * shrink), math.ceil(stored.height * shrink)))
             image = decode_image(stored, self.channels)
-        if image_file(root, file.name) != file:
+        if not is_unchanged(root, file):
             raise DataError(f"{path}: was changed after the run had listed it; run again")
         length = self._measured(image.size)
         if length > self.side:

@@ -166,7 +166,7 @@ class MemorySource:
 
 @dataclass(frozen=True, eq=False)
 class FolderSource:
-    """Image files, decoded when they are asked for.
+    """Image files, or images in tar shards, decoded when they are asked for.
 
     Args:
         root: The folder that the file names are relative to.
@@ -261,7 +261,7 @@ class FolderSource:
 
     def _open(self, index: int) -> AbstractContextManager[Image.Image]:
         """Opens a picture to be cut; its pixels need not be decoded yet."""
-        return open_image(self.root / self.files[index])
+        return open_image(self.file_list.place(self.root, index))
 
     @contextmanager
     def _picture(self, index: int) -> Iterator[fast_views.Picture]:

@@ -91,8 +91,8 @@ def _decoded(source: FolderSource) -> list[ReferenceImage]:
     made = source.evaluation_images(torch.arange(len(source)))
     checked = []
     with quiet_pillow():
-        for file, expected in zip(source.files, made, strict=True):
-            with open_image(source.root / file) as stored:
+        for index, expected in enumerate(made):
+            with open_image(source.file_list.place(source.root, index)) as stored:
                 image = decode_image(stored, source.channels)
             array = np.array(image)
             checked.append(ReferenceImage(array.reshape(*array.shape[:2], source.channels), expected))

@@ -45,8 +45,9 @@ class DataSection(Section):
     dataset: str = "imagefolder"
     """One of `kdcompress datasets`."""
     root: str | None = None
-    """Folder of the data, or a table of labels (.csv, .tsv, .jsonl) in the folder of its images; `--data`
-    overrides it. None: the default locations of the data set (bundled, cache, system)."""
+    """Folder of the data, a table of labels (.csv, .tsv, .jsonl) in the folder of its images, or tar shards
+    (a folder, a .tar file or a pattern of names); `--data` overrides it. None: the default locations of the
+    data set (bundled, cache, system)."""
     image_size: int | None = Field(None, ge=8, le=4096)
     """Side of the training images in pixels. None: the default of the data set (224 for an image folder)."""
     resize: Literal["crop", "whole", "pad"] = "crop"

@@ -79,7 +79,7 @@ class Run:
         """
         if self.recipe.data.workers is not None:
             return self.recipe.data.workers
-        cores = granted_cores() // self.processes.world
+        cores = granted_cores() // self.processes.local_world
         return max(1, cores if self.device.type == "cuda" else cores // 4)
 
     @contextmanager

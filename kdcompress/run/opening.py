@@ -196,7 +196,7 @@ def _complete_recipe(
     if threads is None and recorded is not None:
         threads = recorded.train.threads  # bits depend on it, so a resume keeps it
     if threads is None:
-        threads = max(1, granted_cores() // processes.world)
+        threads = max(1, granted_cores() // processes.local_world)
     recipe = recipe.replace(data=data, train=recipe.train.model_copy(update={"threads": threads}))
     if recorded is not None:
         recipe = keep_recorded(recipe, recorded, own_lr=own_lr)

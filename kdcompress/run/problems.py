@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdcompress.data.dataset import open_data
+from kdcompress.data.shard_files import is_pattern
 from kdcompress.errors import DataError, KdcompressError, UserError
 from kdcompress.recipe import Recipe
 from kdcompress.run_folder import RunFolder
@@ -29,7 +30,7 @@ def folder_problems(out: Path | None, data: str | None, resume: bool, overwrite:
             RunFolder(out).check(resume, overwrite)
         except UserError as error:
             problems.append(error)
-    if data is not None and not Path(data).expanduser().exists():
+    if data is not None and not Path(data).expanduser().exists() and not is_pattern(Path(data)):
         problems.append(DataError(f"data.root: {data}: no such folder"))
     return problems
 

@@ -25,6 +25,7 @@ from kdcompress.train import result_store
 from kdcompress.train.bn_statistics import SHIPPED_MOST, StatisticsImages, sample_size
 from kdcompress.train.job import Job, Outcome
 from kdcompress.train.journal import Journal
+from kdcompress.train.processes import Processes
 from kdcompress.train.result_store import StoredResult
 from kdcompress.train.trainer import Trainer
 
@@ -92,7 +93,7 @@ def run_training(run: Run, training: Training) -> Outcome:
         optim=training.optim,
         epochs=training.epochs,
         fp16=run.precision == "fp16",
-        resume_hint=_resume_hint(run.command, run.processes.world),
+        resume_hint=_resume_hint(run.command, run.processes),
         class_names=tuple(run.data.class_names),
         exits=training.exits,
     )
@@ -208,7 +209,11 @@ def _order(run: Run, needs: Needs, data: Data, seed: int) -> BatchOrder:
     return batch_order(order, data.train.labels, batch_size=size, seed=seed, pools=data.pools)
 
 
-def _resume_hint(command: str, processes: int) -> str:
+def _resume_hint(command: str, processes: Processes) -> str:
     if "--resume" not in command:
         command = f"{command.replace(' --overwrite', '')} --resume"
-    return f"torchrun --nproc_per_node {processes} -m {command}" if processes > 1 else command
+    world, local = processes.world, processes.local_world
+    if world > local:
+        options = f"--nnodes {world // local} --nproc_per_node {local} --rdzv_endpoint …"
+        return f"torchrun {options} -m {command} (on each machine)"
+    return f"torchrun --nproc_per_node {world} -m {command}" if world > 1 else command

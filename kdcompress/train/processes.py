@@ -36,11 +36,16 @@ class Processes:
         rank: 0 writes the files.
         world: Number of processes.
         device: This process computes on it.
+        local_world: Number of those processes that run on this machine; 0: all of them.
     """
 
     rank: int
     world: int
     device: torch.device
+    local_world: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "local_world", self.local_world or self.world)
 
     @property
     def first(self) -> bool:
@@ -242,7 +247,8 @@ def join(device: str) -> Processes:
     if world > 1 and not dist.is_initialized():
         _connect("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     place = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
-    return Processes(int(os.environ.get("RANK", "0")), world, place)
+    local_world = min(world, int(os.environ.get("LOCAL_WORLD_SIZE", "0")))
+    return Processes(int(os.environ.get("RANK", "0")), world, place, local_world)
 
 
 def _connect(backend: str) -> None:

@@ -122,7 +122,8 @@ class Trainer:
             NonFiniteLoss: A term is not finite; nothing was updated with it.
             WorldError: Another process ended, or the disk is full.
         """
-        loaded = checkpoint.load(self.path)
+        # The others may be on machines that do not see the run folder.
+        loaded = self.processes.broadcast(checkpoint.load(self.path) if self.processes.first else None)
         state: dict[str, Any] | None = None
         resumed_phase: int | None = None
         if loaded is not None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -333,6 +334,60 @@ def tables(rng, folder):
     open_data(DataSection(dataset="imagefolder", root=str(root / f"labels{kind}"), image_size=16))
 
 
+def _tar(rng, names, contents):
+    """A tar file with damaged headers whose sums are right, or None where one cannot be written."""
+    file = io.BytesIO()
+    with tarfile.open(
+        fileobj=file, mode="w", format=rng.choice([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+    ) as tar:
+        for name, content in zip(names, contents, strict=True):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            if rng.random() < 0.015:
+                member.type = rng.choice(
+                    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, b"S", b"x", b"g", b"L", b"?"]
+                )
+                member.linkname = "/etc/passwd"
+            if rng.random() < 0.015:
+                member.size = rng.choice([0, 1, 511, 10**6, 8**11, 2**62, -1, -1024])
+            if rng.random() < 0.015:
+                member.pax_headers = {
+                    rng.choice(["size", "path", "GNU.sparse.map", "GNU.sparse.size"]): rng.choice(
+                        ["-1", "9" * 400, "nan", "a", "1,2,3", "../x.png"]
+                    )
+                }
+            tar.fileobj.write(member.tobuf(tar.format, "utf-8", "surrogateescape"))
+            tar.fileobj.write(content + bytes(-len(content) % 512))
+    return file.getvalue() + bytes(1024)
+
+
+def shards(rng, folder):
+    """A folder of tar shards."""
+    root = folder / "shards"
+    root.mkdir()
+    for split in ("train", "test"):
+        names, contents = [], []
+        keyed = rng.random() < 0.5
+        for number in range(8):
+            pixels = np.frombuffer(rng.randbytes(16 * 16 * 3), np.uint8).reshape(16, 16, 3)
+            picture = io.BytesIO()
+            Image.fromarray(pixels).save(picture, "PNG")
+            stem = str(number) if keyed else f"{rng.choice(['cat', 'dog'])}/{number}"
+            nasty = rng.random() < 0.015
+            names.append(rng.choice(damage.NASTY_TEXT) + ".png" if nasty else stem + ".png")
+            contents.append(picture.getvalue())
+            if keyed:
+                names.append(stem + ".cls")
+                contents.append(
+                    rng.choice(damage.NASTY_TEXT).encode() if rng.random() < 0.02 else b"01"[number % 2 :][:1]
+                )
+        content = _tar(rng, names, contents)
+        (root / f"{split}.tar").write_bytes(damage.of_bytes(rng, content) if rng.random() < 0.4 else content)
+    for _ in range(2):  # the second time from the index in the cache
+        data = open_data(DataSection(root=str(root), image_size=16, max_broken=rng.choice([0, 0.5])))
+        data.train.evaluation_images(torch.arange(len(data.train)))
+
+
 KINDS = {
     "recipes": recipes,
     "runs": runs,
@@ -342,6 +397,7 @@ KINDS = {
     "checkpoints": checkpoints,
     "images": images,
     "goldens": goldens,
+    "shards": shards,
     "tables": tables,
     "cache_parts": cache_parts,
 }

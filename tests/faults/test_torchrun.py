@@ -1,0 +1,107 @@
+"""torchrun restarts a run whose process died, and a run on two nodes is that of as many processes on one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SETTINGS = (
+    "method.name=none", "teacher=null", "train.epochs=3", "data.batch_size=512",
+    "bench.rounds=1", "export.formats=[safetensors]",
+)  # fmt: skip
+DYING_STEP = 3
+"""Within the second epoch; each has two steps."""
+
+
+def words(out):
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    return ["distill", "--recipe", "quickstart", "--threads", "1", "-q", "--out", str(out), *settings]
+
+
+def started(options, program, cwd, cache):
+    cwd.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *options, *map(str, program)],
+        cwd=cwd, env={**os.environ, "PYTHONPATH": str(HERE.parent.parent), "KDCOMPRESS_CACHE": str(cache)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def ended(*processes):
+    """Waits for the ends of all processes, which must be successes; returns their outputs."""
+    try:
+        outputs = [process.communicate(timeout=900)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.terminate()
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
+    return outputs
+
+
+def student(folder):
+    return (folder / "student.safetensors").read_bytes()
+
+
+def steps(folder):
+    return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.exhaustive)])
+def undisturbed(request, tmp_path_factory):
+    """A run of so many processes on one node that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    options = ["--standalone", f"--nproc-per-node={request.param}"]
+    ended(
+        started([*options, "-m"], ["kdcompress", *words(folder / "run")], folder / "work", folder / "cache")
+    )
+    return request.param, folder / "run"
+
+
+def test_a_run_that_lost_a_process_is_restarted_and_ends_in_the_bits_of_an_undisturbed_one(
+    undisturbed, tmp_path
+):
+    count, expected = undisturbed
+    mark, run = tmp_path / "died", tmp_path / "run"
+    options = ["--standalone", f"--nproc-per-node={count}", "--max-restarts=1"]
+    program = [HERE / "dying_rank.py", count - 1, DYING_STEP, mark, *words(run), "--resume"]
+    (output,) = ended(started(options, program, tmp_path / "work", tmp_path / "cache"))
+    assert mark.exists(), output
+    assert student(run) == student(expected)
+    assert steps(run) == steps(expected) == [2, 4, 6]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("undisturbed", [4], indirect=True)
+def test_two_nodes_train_what_one_trains_and_only_the_first_one_writes(undisturbed, tmp_path):
+    # Each node has its own working folder and cache; the second one does not see the run folder. A process of
+    # it dies within an epoch, so both are restarted from the first one's checkpoint.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mark = tmp_path / "died"
+    program = [HERE / "dying_rank.py", 3, DYING_STEP, mark, *words("run"), "--resume"]
+    nodes = [
+        started(
+            [
+                "--nnodes=2", "--nproc-per-node=2", "--max-restarts=1",
+                "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test",
+            ],
+            program, tmp_path / f"node{number}", tmp_path / f"cache{number}",
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    outputs = ended(*nodes)
+    assert mark.exists(), outputs
+    written = [number for number in range(2) if (tmp_path / f"node{number}" / "run").exists()]
+    assert len(written) == 1
+    folder = tmp_path / f"node{written[0]}" / "run"
+    assert list((tmp_path / f"node{1 - written[0]}").iterdir()) == []
+    assert student(folder) == student(undisturbed[1])
+    assert steps(folder) == [2, 4, 6]
