@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
+# Importing `typing` takes milliseconds, in which Ctrl-C would end in a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from kdcompress.deploy.load import load
 
 # Left alone, onnxruntime reports its use to its maker and writes below the home folder when it is imported.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -11,7 +12,9 @@ def main() -> None:
         from kdcompress.cli import main as run
     except KeyboardInterrupt:
         sys.stderr.write("Error: interrupted; nothing was finished\n")
-        sys.exit(130)
+        sys.stderr.flush()
+        # Not `sys.exit`: Python may then send itself the signal, and a second Ctrl-C finds it at its end.
+        os._exit(130)
     run()
 
 

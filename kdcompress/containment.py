@@ -1,7 +1,8 @@
-"""The rule for files that a model refers to: only regular files inside the model's own folder count."""
+"""The rule for files that a model, a cache or a run refers to: only regular files in its own folder count."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path, PurePosixPath
@@ -53,3 +54,31 @@ def contained_file(model: Path, location: str) -> Path:
             "copy the file itself there (cp -L)"
         )
     return Path(path)
+
+
+def open_in_folder(path: Path, flags: int = os.O_RDONLY, *, folder: bool = True) -> int:
+    """Opens a regular file, following no link and waiting for no pipe; returns the descriptor.
+
+    For files that the program itself put into a cache or a run folder: it never makes links there, so one of
+    them leads to a file that is somebody else's.
+
+    Args:
+        path: The file.
+        flags: Of `os.open`; with `O_CREAT` it is created.
+        folder: False: the folder that it lies in may be a link.
+
+    Raises:
+        OSError: It cannot be opened, is no regular file, or is reached through a link.
+    """
+    inner = os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if folder else 0)
+    parent = os.open(path.parent, os.O_RDONLY | inner)
+    try:
+        descriptor = os.open(
+            path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=parent
+        )
+    finally:
+        os.close(parent)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor

@@ -1,7 +1,7 @@
 """Reads the JSON documents that this project wrote, or somebody else in its name.
 
 A document comes from anywhere: a damaged disk, a colleague, another machine. It is read from a regular
-file, bounded in size and depth, and checked against its schema (`document_schemas`); whoever uses it
+file, bounded in size and depth, and checked against its schema (`kdcompress.schemas`); whoever uses it
 afterwards finds every key it reads with a value of the right kind. Keys of a newer version stay in it.
 """
 
@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from kdcompress.document_schemas import VERSION_ERROR
+from kdcompress.containment import open_in_folder
 from kdcompress.errors import KdcompressError, UserError
 from kdcompress.plain_text import one_line, shortened
+from kdcompress.schemas.document import VERSION_ERROR
 
 MOST_BYTES = 64 << 20
 """Of one document; the largest ones have a few figures for each of thousands of classes."""
@@ -31,15 +32,21 @@ Failure = type[KdcompressError]
 
 
 def read_document(
-    path: Path, schema: type[BaseModel] | TypeAdapter[Any], *, advice: str = "", failure: Failure = UserError
+    path: Path,
+    schema: type[BaseModel] | TypeAdapter[Any],
+    *,
+    advice: str = "",
+    failure: Failure = UserError,
+    links: bool = True,
 ) -> Any:
     """Reads a JSON file and checks it against a schema.
 
     Args:
         path: A regular file.
-        schema: A model of `document_schemas`, or an adapter of another type.
+        schema: A model of `kdcompress.schemas`, or an adapter of another type.
         advice: What to do about a damaged file, put at the end of the message.
         failure: Class of the error.
+        links: See `read_bytes`.
 
     Returns:
         The document as it stands in the file, unknown keys included.
@@ -47,7 +54,7 @@ def read_document(
     Raises:
         KdcompressError: `failure`; it cannot be read, is too large, or does not keep its schema.
     """
-    text = read_text(path, failure=failure)
+    text = read_text(path, failure=failure, links=links)
     return parse_document(text, str(path), schema, advice=advice, failure=failure)
 
 
@@ -124,31 +131,36 @@ def check_tree(document: Any, where: str, *, advice: str = "", failure: Failure 
         _fail(where, "half a character (a lone surrogate) is in it", advice, failure)
 
 
-def read_text(path: Path, most: int = MOST_BYTES, *, failure: Failure = UserError) -> str:
+def read_text(path: Path, most: int = MOST_BYTES, *, failure: Failure = UserError, links: bool = True) -> str:
     """Reads a text file; raises as `read_document`.
 
     Args:
         path: A regular file in UTF-8.
         most: Bytes at most.
         failure: Class of the error.
+        links: See `read_bytes`.
     """
-    content = read_bytes(path, most, failure=failure)
+    content = read_bytes(path, most, failure=failure, links=links)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise failure(f"{path}: is damaged: byte {error.start} is no UTF-8 text") from None
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES, *, failure: Failure = UserError) -> bytes:
+def read_bytes(
+    path: Path, most: int = MOST_BYTES, *, failure: Failure = UserError, links: bool = True
+) -> bytes:
     """Reads a regular file, without waiting for what is none; raises as `read_document`.
 
     Args:
         path: The file.
         most: Bytes at most.
         failure: Class of the error.
+        links: False: a link is not followed; for files that this program wrote.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags) if links else open_in_folder(path, folder=False)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):

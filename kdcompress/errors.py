@@ -12,6 +12,7 @@ KdcompressError
 │   ├── GateFailed           a ship gate
 │   ├── WeakTeacher          the teacher's accuracy is near chance
 │   ├── NonFiniteLoss        a loss term is not finite
+│   ├── NonFiniteWeights     a checkpoint's weights are not finite
 │   └── NonFiniteOutputs     a file's outputs are not finite
 ├── TargetUnreachable (4)    the device to measure on
 ├── WorldError (5)           download, disk, memory, a lost worker
@@ -95,6 +96,10 @@ class WeakTeacher(RunFailed):
 
 class NonFiniteLoss(RunFailed):
     """A loss term became NaN or infinite; no parameter was updated with it."""
+
+
+class NonFiniteWeights(RunFailed):
+    """Weights of a checkpoint are NaN or infinite; a network with them can neither ship nor teach."""
 
 
 class NonFiniteOutputs(RunFailed):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress.atomic import write_json
-from kdcompress.document_schemas import Results
 from kdcompress.documents import read_document
 from kdcompress.errors import RESUMABLE, Interrupted, UnreadableImage, WorldError
 from kdcompress.progress import Progress
 from kdcompress.report import documents
+from kdcompress.report.predictions import NAME as PREDICTIONS
+from kdcompress.report.predictions import compared_predictions
 from kdcompress.run.context import Run
 from kdcompress.run.delivery import deliver, report
 from kdcompress.run.extra_images import select_extra_images, without_extra
@@ -35,6 +36,7 @@ from kdcompress.run.teacher import compare_with_baseline, load_teacher, with_net
 from kdcompress.run.teacher_cache import cached_outputs, check_afterwards, replay_of
 from kdcompress.run.training import build_method, run_training, steps_per_epoch, student_training
 from kdcompress.run_folder import RunFolder
+from kdcompress.schemas.results import Results
 from kdcompress.tasks import CLUSTERS
 from kdcompress.train.processes import join, leave
 
@@ -125,6 +127,9 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         if baseline:
             # First, so that a teacher with nothing to teach is known before the longer training.
             _run_to_end(_baseline_of(student_run), baseline=False)
+            plain = folder / "baseline" / "checkpoints"
+            if first and (plain / PREDICTIONS).exists():
+                compared_predictions(plain)  # damage must not be known after the longer training alone
             if first and teaching is not None:
                 compare_with_baseline(student_run, teaching)
         replay = replay_of(student_run, answering)

@@ -6,18 +6,23 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from kdcompress.atomic import sha256_of, translated, write_json, write_text
-from kdcompress.document_schemas import Manifest
 from kdcompress.documents import read_document
 from kdcompress.errors import KdcompressError, RunFolderError, UserError
 from kdcompress.recipe import Recipe, load_recipe
+from kdcompress.schemas.run import Manifest
 
 MANIFEST_SCHEMA = "kdcompress.manifest/1"
+_FILES = ("recipe.yaml", "manifest.json", "results.json", "log.jsonl", "steps.jsonl", "seeds.json")
+"""Files of a run that a resume reads or appends to, beside those in `checkpoints/`."""
+_FOLDERS = ("checkpoints", "tensorboard", "baseline", "seeds", "failed")
+"""Folders of a run that a resume writes into."""
 
 
 class RunFolder:
@@ -57,6 +62,8 @@ class RunFolder:
             raise RunFolderError(
                 f"{path}: holds files that are no run of kdcompress; choose another folder with --out"
             )
+        if entries and resume:
+            self._check_contained()
         if entries and not (resume or overwrite):
             raise RunFolderError(
                 f"{path}: holds a run already; go on with --resume, or replace it with --overwrite"
@@ -66,6 +73,18 @@ class RunFolder:
             raise RunFolderError(f"{path}: holds the runs of several seeds; go on with --resume --seeds N")
         if entries and resume and (path / "log.jsonl").exists() and seeds:
             raise RunFolderError(f"{path}: holds a single run; choose another folder for --seeds with --out")
+
+    def _check_contained(self) -> None:
+        """Checks that what a resume reads, appends to or writes into is in the run folder itself.
+
+        Raises:
+            RunFolderError: A link is among it, or something that is no regular file or no folder.
+        """
+        for run in (self.path, self.path / "baseline", *sorted(self.path.glob("seeds/*"))):
+            for name in _FOLDERS:
+                _check_kind(run / name, stat.S_IFDIR, "folder")
+            for path in (*(run / name for name in _FILES), *sorted(run.glob("checkpoints/*"))):
+                _check_kind(path, stat.S_IFREG, "regular file")
 
     def has_saved(self) -> bool:
         """Tells if a resume would find something: a checkpoint, or a finished training."""
@@ -161,6 +180,16 @@ class RunFolder:
         return any(
             (self.path / name).exists() for name in ("recipe.yaml", "checkpoints", "seeds", "seeds.json")
         )
+
+
+def _check_kind(path: Path, kind: int, name: str) -> None:
+    """Checks that a path of a run, if it exists, is no link and of a kind (`stat.S_IFREG`, `S_IFDIR`)."""
+    if not os.path.lexists(path):
+        return
+    found = stat.S_IFMT(os.lstat(path).st_mode)
+    if found != kind:
+        what = "is a link" if found == stat.S_IFLNK else f"is no {name}"
+        raise RunFolderError(f"{path}: {what}; put the {name} itself there, or start again with --overwrite")
 
 
 def _open_lock(path: Path) -> BinaryIO:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from kdcompress.containment import contained_file
+from kdcompress.containment import contained_file, open_in_folder
 from kdcompress.errors import UserError
 
 
@@ -69,3 +69,31 @@ def test_what_is_no_regular_file_is_refused(folder):
 def test_a_file_that_is_not_there_is_refused_in_words_of_its_own(folder):
     with pytest.raises(UserError, match=r"keeps tensors in 'lost\.bin', and there is no such file"):
         contained_file(folder / "model.onnx", "lost.bin")
+
+
+@pytest.mark.parametrize("kind", ["link", "folder_link", "pipe", "folder", "device"])
+def test_a_file_of_a_cache_is_opened_through_no_link_and_is_no_pipe(tmp_path, kind):
+    folder, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "part").write_bytes(b"own")
+    with open(open_in_folder(folder / "part"), "rb") as file:
+        assert file.read() == b"own"
+    os.rename(folder / "part", elsewhere / "part")
+    if kind == "link":
+        (folder / "part").symlink_to(elsewhere / "part")
+    elif kind == "folder_link":
+        folder.rmdir()
+        folder.symlink_to(elsewhere)
+        os.close(open_in_folder(folder / "part", folder=False))
+    elif kind == "pipe":
+        os.mkfifo(folder / "part")
+    elif kind == "folder":
+        (folder / "part").mkdir()
+    else:
+        (folder / "part").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match=r"."):
+        open_in_folder(folder / "part")
+    with pytest.raises(OSError, match=r"."):
+        open_in_folder(folder / "part", os.O_RDWR | os.O_CREAT)
+    assert (elsewhere / "part").read_bytes() == b"own"

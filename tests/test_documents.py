@@ -11,10 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompress.cli import main
-from kdcompress.document_schemas import FigureName, Grid, Labels, Manifest, Results
 from kdcompress.documents import MOST_DEPTH, parse_document, parse_json, read_document
 from kdcompress.errors import UserError
 from kdcompress.report.record import read_log
+from kdcompress.schemas.config import Labels
+from kdcompress.schemas.figures import FigureName
+from kdcompress.schemas.grid import Grid
+from kdcompress.schemas.results import Results
+from kdcompress.schemas.run import Manifest
 from kdcompress.tasks.figures import FIGURES
 
 FINISHED = Path(__file__).parent / "fixtures" / "e33f4e2" / "finished"

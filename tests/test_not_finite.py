@@ -45,9 +45,26 @@ def test_export_of_a_checkpoint_ships_nothing(broken, tmp_path):
     checkpoint = shutil.move(broken, tmp_path / "checkpoint.safetensors")
     options = ("--student", "cifar/resnet8", "--recipe", "quickstart", "--mean", 0.3, "--std", 0.4)
     done = kdcompress("export", checkpoint, *options, "--out", tmp_path / "out", "-q")
-    if "not finite in float32" in done.stderr:  # NaN weights are refused before anything is computed
-        assert done.exit_code == 2
-        return
     assert done.exit_code == 3, done.output
+    if "not finite in float32" in done.stderr:  # NaN weights are refused before anything is computed
+        assert not (tmp_path / "out").exists()
+        return
     assert "outputs_finite: 180 (limit 0): of 1,800 outputs" in done.stderr
     assert not (tmp_path / "out" / "student.onnx").exists()
+
+
+@pytest.mark.parametrize("broken", [float("nan")], indirect=True)
+def test_weights_that_are_not_finite_end_every_command_that_loads_them_alike(broken, tmp_path):
+    checkpoint, out = shutil.move(broken, tmp_path / "checkpoint.safetensors"), tmp_path / "out.safetensors"
+    taught = ("--recipe", "quickstart", "--set", "teacher.model=cifar/resnet8")
+    commands = [
+        ("strip", checkpoint, "--student", "cifar/resnet8", "--out", out),
+        ("distill", *taught, "--set", f"teacher.weights={checkpoint}", "--out", out, "-q"),
+        ("distill", "--recipe", "quickstart", "--set", f"student.weights={checkpoint}", "--out", out, "-q"),
+    ]
+    for words in commands:
+        done = kdcompress(*words)
+        assert done.exit_code == 3, done.output
+        assert "'fc.weight' holds values that are not finite" in done.stderr
+        assert done.stderr.count("Error: ") == 1
+        assert not out.exists()

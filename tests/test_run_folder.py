@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -252,6 +253,67 @@ def test_a_damaged_manifest_is_one_message(folder, text):
 def test_the_recorded_recipe_is_the_one_that_was_begun(folder, recipe):
     assert folder.recorded_recipe(allow_code=False) == recipe
     assert RunFolder(folder.path / "nowhere").recorded_recipe(allow_code=False) is None
+
+
+@pytest.mark.parametrize("kind", ["link", "dead_link", "pipe", "folder"])
+@pytest.mark.parametrize(
+    "name", ["log.jsonl", "steps.jsonl", "recipe.yaml", "manifest.json", "results.json", "checkpoints/a.pt"]
+)
+@pytest.mark.parametrize("below", [".", "baseline", "seeds/0"])
+def test_what_a_resume_reads_or_appends_to_is_a_file_of_the_folder(folder, tmp_path, below, name, kind):
+    path = folder.path / below / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    (tmp_path / "precious").write_text("mine")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "precious" if kind == "link" else tmp_path / "nothing")
+    message = (
+        f"{path.name}: is {'a link' if 'link' in kind else 'no regular file'}; put the regular file itself"
+    )
+    with pytest.raises(RunFolderError, match=message):
+        folder.check(resume=True, overwrite=False, seeds=below == "seeds/0")
+    folder.check(resume=False, overwrite=True)
+    with folder.held():
+        folder.clear()
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "baseline", "seeds", "tensorboard", "failed"])
+def test_what_a_resume_writes_into_is_a_folder_of_the_run(folder, tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    if (folder / name).exists():
+        (folder / name).rmdir()
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunFolderError, match=rf"{name}: is a link; put the folder itself there, or"):
+        folder.check(resume=True, overwrite=False)
+
+
+def test_a_resume_through_a_link_that_the_user_named_goes_on(folder, tmp_path):
+    (tmp_path / "shortcut").symlink_to(folder.path)
+    RunFolder(tmp_path / "shortcut").check(resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_resume_whose_log_is_no_file_is_one_message(tmp_path, kind):
+    run = Path(shutil.copytree(FINISHED, tmp_path / "run"))
+    (run / "log.jsonl").unlink()
+    (tmp_path / "precious").write_text("mine")
+    if kind == "link":
+        (run / "log.jsonl").symlink_to(tmp_path / "precious")
+    elif kind == "pipe":
+        os.mkfifo(run / "log.jsonl")
+    else:
+        (run / "log.jsonl").mkdir()
+    words = ["distill", "--recipe", str(FINISHED / "recipe.yaml"), "--out", str(run), "--resume", "-q"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"Error: {run}/log.jsonl: is ")
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_another_recipe_is_refused_with_every_difference(tmp_path, recipe):

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, NoReturn
 from annotated_types import Len
 from pydantic import Field
 
-from kdcompress.document_schemas import Bench, Count, Document, Environment, Milliseconds, Number
 from kdcompress.documents import check_document, parse_json
 from kdcompress.errors import TargetUnreachable
 from kdcompress.plain_text import printable
+from kdcompress.schemas.bench import Bench, Environment
+from kdcompress.schemas.document import Count, Document, Milliseconds, Number
 
 MOST_LINE_BYTES = 64 << 20
 """Of one message; the longest holds the duration of every timed call."""

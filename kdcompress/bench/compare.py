@@ -8,9 +8,9 @@ from typing import Any
 
 from kdcompress.bench import stats
 from kdcompress.bench.results import SCHEMA, control_margin, rounded
-from kdcompress.document_schemas import Bench
 from kdcompress.documents import check_document, parse_json, read_text
 from kdcompress.errors import UserError
+from kdcompress.schemas.bench import Bench
 
 Key = tuple[str, str, str, int, int]
 """The fields that pair two results: artefact, runtime, precision, threads, batch."""

@@ -27,10 +27,10 @@ from kdcompress.bench.measure import check_artefacts, describe_artefacts, make_d
 from kdcompress.bench.plan import cells_of, plan
 from kdcompress.bench.runtimes import check_remote_runtime
 from kdcompress.bench.target import RawResult
-from kdcompress.document_schemas import Bench
 from kdcompress.documents import check_document, parse_json, read_text
 from kdcompress.errors import UserError
 from kdcompress.run_folder import create_folder
+from kdcompress.schemas.bench import Bench
 
 PACK = "pack:"
 NAME = "kdcompress-bench"

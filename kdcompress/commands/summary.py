@@ -8,10 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kdcompress.document_schemas import Bench, Gates, Labels
 from kdcompress.documents import read_document
 from kdcompress.plain_text import printable
 from kdcompress.report.words import candidates_sentence, cautions, pretraining_sentence
+from kdcompress.schemas.bench import Bench
+from kdcompress.schemas.config import Labels
+from kdcompress.schemas.run import Gates
 from kdcompress.tasks.figures import FIGURES, comparable
 
 

@@ -28,6 +28,7 @@ from kdcompress.data.folder_tree import FolderTree
 from kdcompress.data.image_check import broken_images
 from kdcompress.data.image_files import quote_names
 from kdcompress.data.joined import Part
+from kdcompress.data.npz import check_declared_sizes
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.source import FolderSource, MemorySource
 from kdcompress.errors import DataError
@@ -168,6 +169,8 @@ def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{KEY}: {path}: neither a folder nor an .npz file, as numpy.savez writes it")
     try:
+        with zipfile.ZipFile(path) as members:
+            check_declared_sizes(members, arrays={name for pair in ARRAYS for name in pair})
         # What only unpickling could read is refused: that would run code from the file.
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kdcompress.atomic import write_text
+from kdcompress.atomic import write_json
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.decode import open_regular, problem_of, quiet_pillow
 from kdcompress.data.file_list import ImageFile, encode_name, place_of
@@ -19,10 +19,11 @@ from kdcompress.data.raw import OnProgress
 from kdcompress.data.shard_member import ShardMember
 from kdcompress.data.sound_files import SoundFiles
 from kdcompress.data.threads import map_in_threads
-from kdcompress.documents import read_bytes
+from kdcompress.documents import read_document
 from kdcompress.errors import DataError, KdcompressError, UserError
+from kdcompress.schemas.cache import CheckResult
 
-SCHEMA = "kdcompress.check/1"
+SCHEMA = "kdcompress.check/2"
 _HEAD_BYTES = 4096
 _SAVED_AT_ONCE = 20_000
 """Files between two saves of a first check: 20 s of decoding on one core."""
@@ -127,38 +128,53 @@ def _digest(path: Path | ShardMember, count: int | None) -> bytes:
         raise DataError(f"{path}: {error.strerror}") from None
 
 
-def _stored_result(path: Path, kind: str) -> Any:
-    """Reads a result from the cache; None: there is none, or it is damaged and made again."""
-    try:
-        # Not `parse_json`: names of files need not be valid Unicode.
-        document = json.loads(read_bytes(path))
-    except (UserError, ValueError, RecursionError):
-        return None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        return None
-    result = document.get("result")
-    if kind == "broken":
-        texts = [*result, *result.values()] if isinstance(result, dict) else [None]
-    else:
-        rows = result if isinstance(result, list) else [None]
-        texts = [
-            text for row in rows for text in (row if isinstance(row, list) and len(row) == 4 else [None])
-        ]
-    return result if all(isinstance(text, str) for text in texts) else None
-
-
 def _cached_result(compute: Callable[[], Any], root: Path, kind: str, files: Sequence[ImageFile]) -> Any:
     digest = hashlib.sha256(os.fsencode(root.resolve()) + b"\0" + kind.encode())
     for name, size, mtime_ns, _ in files:
         digest.update(b"\0%s\0%d\0%d" % (encode_name(name), size, mtime_ns))
     path = cache_folder() / "checks" / f"{digest.hexdigest()}.json"
-    stored = _stored_result(path, kind)
+    stored = _stored_result(path)
     if stored is not None:
         return stored
     result = compute()
     # A cache that cannot be written costs the next run this check, and nothing else.
     with suppress(OSError, KdcompressError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # ASCII: file names need not be valid Unicode.
-        write_text(path, json.dumps({"schema": SCHEMA, "result": result}))
+        encoded = _changed(result, _encoded)
+        write_json(path, {"schema": SCHEMA, "sha256": _sum_of(path, encoded), "result": encoded})
     return result
+
+
+def _stored_result(path: Path) -> Any:
+    """Reads a result from the cache; None: there is none, or it is damaged or another's and made again."""
+    try:
+        document = read_document(path, CheckResult, links=False)
+        result = document["result"]
+        if document["schema"] != SCHEMA or document["sha256"] != _sum_of(path, result):
+            return None
+        return _changed(result, _decoded)
+    except (UserError, UnicodeError):
+        return None
+
+
+def _sum_of(path: Path, result: Any) -> str:
+    """Hashes a result and the list of files that it is about, which names its file."""
+    return hashlib.sha256(json.dumps([path.stem, result], sort_keys=True).encode()).hexdigest()
+
+
+def _changed(result: Any, change: Callable[[str], str]) -> Any:
+    """Changes each text of a result."""
+    if isinstance(result, dict):
+        return {change(name): change(why) for name, why in result.items()}
+    return [[change(text) for text in row] for row in result]
+
+
+# Names of files need not be valid Unicode, and text in a document is: each byte is kept as one character.
+
+
+def _encoded(text: str) -> str:
+    return text.encode("utf-8", "surrogatepass").decode("latin-1")
+
+
+def _decoded(text: str) -> str:
+    return text.encode("latin-1").decode("utf-8", "surrogatepass")

@@ -26,14 +26,14 @@ from PIL import Image, features
 from torch import Tensor
 
 from kdcompress.data.cache import cache_folder
-from kdcompress.data.decode import decode_image, open_image, quiet_pillow, upright_size
+from kdcompress.data.decode import decode_image, open_image, quiet_pillow, upright_size, why_unreadable
 from kdcompress.data.fast_views import StoredPicture
 from kdcompress.data.file_list import ImageFile, is_unchanged, place_of
 from kdcompress.data.input_spec import Fit
 from kdcompress.data.pixel_store import SEGMENT, Picture, PixelStore, fill_segments
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.source import FolderSource
-from kdcompress.errors import DataError
+from kdcompress.errors import DataError, UnreadableImage
 
 Kind = Literal["raw", "jpeg"]
 MARGIN = (8, 7)
@@ -102,13 +102,35 @@ class PictureFormat:
 
     @contextmanager
     def opened(self, picture: Picture) -> Iterator[Image.Image]:
-        """Opens a stored picture like an image file."""
+        """Opens a stored picture like an image file.
+
+        Raises:
+            UnreadableImage: It is no JPEG; another program wrote it.
+        """
         if self.kind == "raw":
             mode = "RGB" if self.channels == 3 else "L"
             yield Image.frombytes(mode, (picture.width, picture.height), picture.content)
             return
-        with Image.open(io.BytesIO(picture.content), formats=("JPEG",)) as stored:
-            yield stored
+        try:
+            with Image.open(io.BytesIO(picture.content), formats=("JPEG",)) as stored:
+                yield stored
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadableImage(
+                f"a picture of the pixel cache: {why_unreadable(error)}; delete {cache_folder() / 'pixels'}"
+            ) from None
+
+    def fits(self, picture: Picture) -> bool:
+        """Tells if a stored picture has a size and length of this form."""
+        width, height = picture.width, picture.height
+        if min(width, height) < 1 or self._measured((width, height)) > self.side:
+            return False
+        if self.kind == "raw":
+            return len(picture.content) == width * height * self.channels
+        try:
+            with self.opened(picture) as stored:
+                return stored.size == (width, height)
+        except UnreadableImage:
+            return False
 
     def fast(self, picture: Picture) -> StoredPicture:
         """Returns a stored picture for `FolderSource`'s fast way."""
@@ -178,7 +200,7 @@ class PixelCachedSource(FolderSource):
         def file() -> ImageFile:
             return self.file_list.file(self.root, index)
 
-        return self.store.read(index, file) or self.form.picture(self.root, file())
+        return self.store.read(index, file, self.form.fits) or self.form.picture(self.root, file())
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcompress.atomic import replacing, translated
+from kdcompress.containment import open_in_folder
 from kdcompress.data.file_list import ImageFile, hash_of_file
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.threads import map_in_threads
+from kdcompress.errors import UserError
 
 SEGMENT = 256
 """Pictures of a segment: after a kill each thread makes as many again."""
@@ -40,6 +42,9 @@ _INDEX = np.dtype([("name", "S16"), *_NUMBERS])
 _COUNT_BYTES, _SUM_BYTES = 8, 32
 _FOOTER = _COUNT_BYTES + _SUM_BYTES
 _LEFTOVER_SECONDS = 86_400.0
+_MOST_PICTURES = 1 << 16
+_MOST_PICTURE_BYTES = 1 << 28
+"""A segment with more, or a larger picture, was not written here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +94,10 @@ class PixelStore:
             files: N files of the data set.
         """
         segments, hashes, rows = list[str](), list[NDArray[Any]](), list[NDArray[Any]]()
-        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        for path in () if folder.is_symlink() else sorted(folder.glob(f"*{_SUFFIX}")):
             index = _read_index(path, key)
             if index is None:
-                with suppress(OSError):
-                    path.unlink()
+                _remove(path)
                 continue
             columns = [np.full(len(index), len(segments)), *(index[name] for name, _ in _NUMBERS)]
             rows.append(np.stack([column.astype(np.int64) for column in columns], 1))
@@ -127,32 +131,36 @@ class PixelStore:
         """Selects the pictures at these positions, renumbered from 0."""
         return replace(self, places=self.places[indices], verified=self.verified[indices])
 
-    def read(self, index: int, file: Callable[[], ImageFile]) -> Picture | None:
+    def read(
+        self, index: int, file: Callable[[], ImageFile], fits: Callable[[Picture], bool]
+    ) -> Picture | None:
         """Reads a picture; None if it is in no segment, or is damaged: its segment is then removed.
 
         Args:
             index: Position.
             file: Returns the file that the picture was made from.
+            fits: Tells if a picture has the form of the cache; asked once for each.
         """
         segment, offset, length, width, height, checksum = self.places[index].tolist()
         if segment < 0:
             return None
-        path = os.path.join(self.folder, self.segments[segment])
+        path = self.folder / self.segments[segment]
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # A link is not followed and a pipe not waited for; `opened` has looked at the folder.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 content = os.pread(descriptor, length, offset)
             finally:
                 os.close(descriptor)
         except OSError:
             return None
+        picture = Picture(content, width, height)
         if not self.verified[index]:
-            if _checksum(content, self.key, hash_of_file(file())) != checksum:
-                with suppress(OSError):
-                    os.unlink(path)  # the next run makes its pictures again
+            if _checksum(content, self.key, hash_of_file(file())) != checksum or not fits(picture):
+                _remove(path)  # the next run makes its pictures again
                 return None
             self.verified[index] = 1
-        return Picture(content, width, height) if len(content) == length else None
+        return picture if len(content) == length else None
 
 
 def fill_segments(
@@ -170,6 +178,8 @@ def fill_segments(
     Raises:
         KdcompressError: The folder cannot be written to, or `make` says that a file cannot be read.
     """
+    if folder.is_symlink():
+        raise UserError(f"{folder}: is a link, so nothing is written there; remove it")
     with translated(folder):
         folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
@@ -205,7 +215,7 @@ def _write_pictures(stored: BinaryIO, key: bytes, pictures: Any) -> None:
 def _read_index(path: Path, key: bytes) -> NDArray[Any] | None:
     """Reads the index of a segment; None if it is foreign, truncated or damaged."""
     try:
-        with path.open("rb") as stored:
+        with open(open_in_folder(path), "rb") as stored:
             size = os.fstat(stored.fileno()).st_size
             if stored.read(len(_MAGIC) + len(key)) != _MAGIC + key or size < _FOOTER:
                 return None
@@ -213,7 +223,7 @@ def _read_index(path: Path, key: bytes) -> NDArray[Any] | None:
             count = int.from_bytes(stored.read(_COUNT_BYTES), "little")
             index_sum = stored.read(_SUM_BYTES)
             start = size - _FOOTER - count * _INDEX.itemsize
-            if start < len(_MAGIC) + len(key):
+            if start < len(_MAGIC) + len(key) or count > _MOST_PICTURES:
                 return None
             stored.seek(start)
             content = stored.read(count * _INDEX.itemsize)
@@ -222,7 +232,11 @@ def _read_index(path: Path, key: bytes) -> NDArray[Any] | None:
     if index_sum != _index_sum(key, content):
         return None
     index = np.frombuffer(content, _INDEX)
-    ends = index["offset"] + index["length"]
+    # The sum of the index is right; these numbers are wrong only in a segment that another program wrote.
+    offsets, lengths = index["offset"], index["length"]
+    if (offsets > start).any() or (lengths > _MOST_PICTURE_BYTES).any():
+        return None
+    ends = offsets + lengths
     return index if bool((ends <= start).all()) and (count == 0 or ends[-1] == start) else None
 
 
@@ -232,6 +246,14 @@ def _index_sum(key: bytes, index: bytes) -> bytes:
 
 def _checksum(content: bytes, key: bytes, row_hash: bytes) -> int:
     return zlib.crc32(content, zlib.crc32(key + row_hash))
+
+
+def _remove(path: Path) -> None:
+    """Removes what stands in the place of a segment; a folder of that name too, if it is empty."""
+    with suppress(OSError):
+        path.unlink()
+    with suppress(OSError):
+        path.rmdir()
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -16,7 +16,8 @@ from kdcompress.errors import KdcompressError, UserError
 
 _MAGIC = b"kdcompress.sound/1\n"
 _SUM_BYTES = 32
-_MOST_BYTES = 1 << 32
+_MOST_BYTES = 1 << 29
+"""33 million files; a longer list counts as damaged, and is made anew."""
 
 
 class SoundFiles:
@@ -52,11 +53,11 @@ class SoundFiles:
 
     def _read(self) -> set[bytes]:
         try:
-            stored = read_bytes(self.path, _MOST_BYTES)
+            stored = read_bytes(self.path, _MOST_BYTES, links=False)
         except UserError:
             return set()
         start = len(_MAGIC) + _SUM_BYTES
-        content = stored[start:]
+        content = memoryview(stored)[start:]
         if stored[:start] != _MAGIC + hashlib.sha256(content).digest():
             return set()
-        return {content[at : at + HASH_BYTES] for at in range(0, len(content), HASH_BYTES)}
+        return {bytes(content[at : at + HASH_BYTES]) for at in range(0, len(content), HASH_BYTES)}

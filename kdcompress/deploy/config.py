@@ -9,9 +9,9 @@ from typing import Any
 from kdcompress import __version__
 from kdcompress.atomic import write_json
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.document_schemas import Config
 from kdcompress.documents import read_document
 from kdcompress.errors import UserError
+from kdcompress.schemas.config import Config
 
 SCHEMA = "kdcompress.config/1"
 NAME = "config.json"

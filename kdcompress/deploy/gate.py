@@ -10,8 +10,8 @@ from typing import Any
 
 from kdcompress.atomic import write_json
 from kdcompress.data.split_name import name_split
-from kdcompress.document_schemas import Gates
 from kdcompress.documents import read_document
+from kdcompress.schemas.run import Gates
 
 SCHEMA = "kdcompress.gates/1"
 GATES = "gates.json"

@@ -32,7 +32,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcompress.atomic import write_bytes
+from kdcompress.data.npz import check_declared_sizes
 from kdcompress.deploy.accuracy import Batches, spread
+from kdcompress.documents import read_bytes
 from kdcompress.errors import UserError
 from kdcompress.tasks import CLASSIFICATION, TASKS, Task
 
@@ -136,8 +138,11 @@ def write_golden(path: Path, picker: Picker, outputs_NK: Tensor, *, limit: float
     write_bytes(path, buffer.getvalue())
 
 
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = 1 << 29
 """Of all arrays, unpacked."""
+_MOST_VALUES = 1 << 27
+"""Of an array: 16 images of 1,672 pixels by as many."""
+_MOST_ARRAYS = 16
 
 
 def read_golden(path: Path) -> Golden:
@@ -146,16 +151,15 @@ def read_golden(path: Path) -> Golden:
     Raises:
         UserError: It is absent, damaged, or of a newer version.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    content = read_bytes(path, _MOST_BYTES)
     if not zipfile.is_zipfile(io.BytesIO(content)):
         raise UserError(f"{path}: is damaged, or no file of golden images")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > _MOST_BYTES:
-                raise ValueError("its arrays are larger than 1 GiB")
+            entries = archive.infolist()
+            if len(entries) > _MOST_ARRAYS or sum(entry.file_size for entry in entries) > _MOST_BYTES:
+                raise ValueError("its arrays are too many or too large")
+            check_declared_sizes(archive, most_values=_MOST_VALUES)
         with np.load(io.BytesIO(content), allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
     except Exception as error:  # numpy's reader raises whatever the bytes lead it to
@@ -168,7 +172,7 @@ def read_golden(path: Path) -> Golden:
         _check_arrays(arrays, task)
         images = arrays["images"]
         return Golden(
-            images=images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images,
+            images=_as_floats(images),
             outputs=arrays[task.output],
             labels=arrays["labels"],
             spread=float(arrays["spread"]),
@@ -179,6 +183,15 @@ def read_golden(path: Path) -> Golden:
         raise UserError(f"{path}: lacks the array {error}") from None
     except ValueError as error:
         raise UserError(f"{path}: is damaged, or no file of golden images ({error})") from None
+
+
+def _as_floats(images: NDArray[Any]) -> NDArray[np.float32]:
+    """Returns images in [0, 1]."""
+    if images.dtype != np.uint8:
+        return images
+    floats = images.astype(np.float32)
+    floats /= np.float32(255)  # in place: a second copy would take as much again
+    return floats
 
 
 def _check_arrays(arrays: dict[str, NDArray[Any]], task: Task) -> None:

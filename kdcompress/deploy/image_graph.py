@@ -23,9 +23,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.formats.onnx import INPUT, PREFIX
 from kdcompress.deploy.graph_size import IMAGE_SHAPE
-from kdcompress.document_schemas import GraphImages
 from kdcompress.documents import parse_document
 from kdcompress.errors import UserError
+from kdcompress.schemas.config import GraphImages
 
 NAME = "student.image.onnx"
 KEY = PREFIX + "image_input"

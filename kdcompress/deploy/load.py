@@ -15,9 +15,9 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.files import format_of, formats
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.image_graph import contract_of
-from kdcompress.document_schemas import MOST_CHANNELS, InputObject
 from kdcompress.documents import check_document, parse_json
 from kdcompress.errors import UserError
+from kdcompress.schemas.config import MOST_CHANNELS, InputObject
 from kdcompress.tasks import Task
 
 WEIGHTS = "student.safetensors"

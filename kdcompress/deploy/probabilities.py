@@ -8,8 +8,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from pydantic import TypeAdapter
 
 from kdcompress.deploy.gate import Gate, at_most
-from kdcompress.document_schemas import Positive
 from kdcompress.documents import parse_document
+from kdcompress.schemas.document import Positive
 
 NAME = "probabilities"
 KEY = "temperature"

@@ -14,7 +14,6 @@ from kdcompress.deploy.derived import derived_files, failure, place
 from kdcompress.deploy.gate import GATES
 from kdcompress.deploy.load import GRAPH
 from kdcompress.deploy.variants import NAMES
-from kdcompress.document_schemas import Bench, Results
 from kdcompress.documents import read_document
 from kdcompress.errors import UserError
 from kdcompress.export.compressed import CompressedFiles, time_compressed, verdict_entries
@@ -24,6 +23,8 @@ from kdcompress.progress import Progress
 from kdcompress.recipe import Recipe
 from kdcompress.report.pages import PAGES, write_pages
 from kdcompress.run_folder import RunFolder, check_writable
+from kdcompress.schemas.bench import Bench
+from kdcompress.schemas.results import Results
 
 _LATER = "timed after the run, in rounds of their own"
 _AGAIN = "student (beside {})"

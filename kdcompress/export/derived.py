@@ -15,7 +15,6 @@ from kdcompress.deploy.derived import DerivedMaker
 from kdcompress.deploy.load import GRAPH
 from kdcompress.deploy.qat_int8 import QatStudent
 from kdcompress.deploy.quantize import check_rescue
-from kdcompress.document_schemas import Results
 from kdcompress.documents import read_document
 from kdcompress.errors import UserError
 from kdcompress.export.compressed import Test, compressed_makers
@@ -23,6 +22,7 @@ from kdcompress.export.image_file import OPTION, image_maker
 from kdcompress.export.int8_inputs import load_qat_student
 from kdcompress.recipe import BenchSection, ExportSection, Int8Section
 from kdcompress.run_folder import RunFolder
+from kdcompress.schemas.results import Results
 
 
 @dataclass(frozen=True, slots=True)

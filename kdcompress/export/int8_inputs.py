@@ -19,9 +19,9 @@ from kdcompress.deploy.int8_diagnosis import usual_target
 from kdcompress.deploy.qat_int8 import QatStudent
 from kdcompress.deploy.quantize import Target
 from kdcompress.deploy.strip import plain_student
-from kdcompress.document_schemas import QatFacts
 from kdcompress.documents import read_document
 from kdcompress.recipe import Int8Section
+from kdcompress.schemas.run import QatFacts
 
 WEIGHTS = "quantised.safetensors"
 """File under `checkpoints/` with the weights of the int8 file."""

@@ -27,7 +27,6 @@ from kdcompress.deploy.files import check_installed, gives_probabilities
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.load import GRAPH, WEIGHTS
 from kdcompress.deploy.ship import Shipped, Subject
-from kdcompress.document_schemas import Manifest
 from kdcompress.documents import read_document
 from kdcompress.errors import UserError, suggest
 from kdcompress.export.compressed import CompressedFiles, time_compressed, verdict_entries
@@ -37,6 +36,7 @@ from kdcompress.progress import Progress
 from kdcompress.recipe import BenchSection, DataSection, Recipe
 from kdcompress.report import documents
 from kdcompress.run_folder import RunFolder, check_writable
+from kdcompress.schemas.run import Manifest
 from kdcompress.tasks import task_of
 
 EXPORT_SCHEMA = "kdcompress.export/1"

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kdcompress.errors import WeightsError, suggest
+from kdcompress.errors import NonFiniteWeights, WeightsError, suggest
 from kdcompress.networks.checkpoint import (
     Dictionaries,
     Place,
@@ -81,8 +81,8 @@ def find_student(
         drop: Names of modules among the student's own that only training used.
 
     Raises:
-        WeightsError: It stands nowhere, in several places that differ, as a part of a larger network, or
-            with values that are not finite.
+        WeightsError: It stands nowhere, in several places that differ, or as a part of a larger network.
+        NonFiniteWeights: A value is not finite.
     """
     tensors_at = dict(dictionaries(content))
     if not tensors_at:
@@ -112,8 +112,9 @@ def find_student(
         # As the student will hold them: float64 reaches further.
         if not is_finite(tensor):
             name = f"{chosen.place.prefix}{key}"
-            raise WeightsError(
-                f"{source}: {name!r} holds values that are not finite in float32; the weights are broken"
+            raise NonFiniteWeights(
+                f"{source}: {name!r} holds values that are not finite in float32 (NaN or infinite); take "
+                "weights from before the training diverged"
             )
     return StudentInCheckpoint(
         at=str(chosen.place),

@@ -179,7 +179,11 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _pickle(path: Path, unread: tuple[str, ...]) -> Any:
     # Not the real classes: even those of numpy are more than a stranger's file should get to call.
     stand_ins: list[Any] = [(UnreadSetting, name) for name in unread]
-    _check_unpacked_size(path)
+    size = oversize(path)
+    if size is not None:
+        raise WeightsError(
+            f"{path}: would take {size / 1e6:,.0f} MB unpacked, so it was not read; save it with torch.save"
+        )
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             # torch warns of TorchScript archives before it refuses them; the refusal is enough.
@@ -202,22 +206,15 @@ def _pickle(path: Path, unread: tuple[str, ...]) -> Any:
         raise WeightsError(f"{path}: is truncated or no checkpoint of PyTorch ({reason})") from None
 
 
-def _check_unpacked_size(path: Path) -> None:
-    """Refuses an archive whose members become far larger than the file.
-
-    Raises:
-        WeightsError: It is one.
-    """
+def oversize(path: Path) -> int | None:
+    """Returns the bytes of an archive's members if they become far larger than the file; else None."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, LookupError, struct.error, NotImplementedError):
-        return  # of torch's old format, or damaged, which its reader says
+        return None  # of torch's old format, or damaged, which its reader says
     times, beside = _UNPACKED
-    if size > times * path.stat().st_size + beside:
-        raise WeightsError(
-            f"{path}: would take {size / 1e6:,.0f} MB unpacked, so it was not read; save it with torch.save"
-        )
+    return size if size > times * path.stat().st_size + beside else None
 
 
 def _unwrap(content: Any, depth: int = 0) -> dict[str, Tensor] | None:

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from kdcompress import discovery
 from kdcompress.atomic import sha256_of
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.document_schemas import Manifest, WeightsConfig
 from kdcompress.documents import read_document
-from kdcompress.errors import UserError, WeightsError
+from kdcompress.errors import NonFiniteWeights, UserError, WeightsError
 from kdcompress.networks.build import family_of
 from kdcompress.networks.expected_keys import COUNTER
 from kdcompress.networks.families._pretrained import Pretrained
 from kdcompress.networks.load_state import load_state
 from kdcompress.networks.read_checkpoint import PREFIXES, SUFFIXES, is_finite, read_state_dict
 from kdcompress.recipe import RANDOM
+from kdcompress.schemas.config import WeightsConfig
+from kdcompress.schemas.run import Manifest
 
 _CONFIG_SCHEMA = "kdcompress.config/"
 _CONFIG_VERSION = 1
@@ -163,8 +164,8 @@ def load_into(
             the weights have in its place is left out.
 
     Raises:
-        WeightsError: They do not fit (the first missing, unexpected and mis-shaped keys are listed), or a
-            value is not finite.
+        WeightsError: They do not fit; the first missing, unexpected and mis-shaped keys are listed.
+        NonFiniteWeights: A value is not finite.
     """
     own = network.state_dict()
     state, in_pretraining = _of_network(own, state)
@@ -191,7 +192,10 @@ def load_into(
     state = {key: tensor for key, tensor in state.items() if key not in dropped}
     for key, tensor in state.items():
         if not is_finite(tensor):
-            raise WeightsError(f"{source}: {key!r} holds values that are not finite; the weights are broken")
+            raise NonFiniteWeights(
+                f"{source}: {key!r} holds values that are not finite (NaN or infinite); take weights from "
+                "before the training diverged"
+            )
     kept = {key: own[key] for key in head} if replaced else {}
     counters = {key: own[key] for key in own if key not in state and key.endswith(COUNTER)}
     load_state(network, {**state, **counters, **kept})

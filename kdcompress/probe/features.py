@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdcompress.errors import DataError, NetworkError
+from kdcompress.errors import DataError, NonFiniteOutputs
 from kdcompress.networks.activations import POOLED
 from kdcompress.networks.tapped import Tapped
 
@@ -62,7 +62,7 @@ def features(read: Read, batches: Iterable[tuple[Tensor, Tensor]]) -> Features:
         batches: Images and labels; not empty.
 
     Raises:
-        NetworkError: A feature is not finite.
+        NonFiniteOutputs: A feature is not finite.
     """
     parts = []
     with torch.no_grad():
@@ -70,7 +70,9 @@ def features(read: Read, batches: Iterable[tuple[Tensor, Tensor]]) -> Features:
             parts.append((read(images), labels))
     values, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     if not bool(values.isfinite().all()):
-        raise NetworkError("the network's features are not finite; its weights are damaged")
+        raise NonFiniteOutputs(
+            "the network's features are not finite (NaN or infinite); its weights are damaged"
+        )
     return Features(values, labels)
 
 

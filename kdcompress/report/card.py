@@ -41,7 +41,7 @@ def write_card(run: Path) -> Path:
     """
     record = read_run(run)
     path = record.folder / NAME
-    write_text(path, name_split(card(record), record.test_name))
+    write_text(path, name_split(card(record.with_marked_words()), record.test_name))
     return path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from kdcompress import __version__
 from kdcompress.atomic import write_text
-from kdcompress.data.split_name import TEST, name_split
+from kdcompress.data.split_name import TEST, keep_words, name_split
 from kdcompress.plain_text import printable_value
 from kdcompress.report import numbers, tiles, words
 from kdcompress.report.charts import Chart, Line, Row, line_chart
@@ -134,6 +134,11 @@ def write_comparison(
         keep_trailing_newline=True,
         finalize=printable_value,
     )
+    reference = keep_words(reference)
+    rows = [
+        replace(row, name=keep_words(row.name), records=tuple(r.with_marked_words() for r in row.records))
+        for row in rows
+    ]
     heading, key = figure_of(rows)
     columns, table = _table(rows, heading, key, reference or rows[0].name)
     lead = f"Compared with {reference}, for the same student and the same seeds."

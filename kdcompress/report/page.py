@@ -54,7 +54,7 @@ def write_report(run: Path) -> Path:
     """
     record = read_run(run)
     path = record.folder / NAME
-    write_text(path, name_split(page(record), record.test_name))
+    write_text(path, name_split(page(record.with_marked_words()), record.test_name))
     return path
 
 

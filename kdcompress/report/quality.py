@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 
+from kdcompress.errors import UserError
 from kdcompress.metrics.intervals import share_interval
 from kdcompress.report import evaluation, numbers
+from kdcompress.report.predictions import read_predictions
 from kdcompress.report.record import Record
 from kdcompress.tasks.figures import FIGURES, comparable, selection_metric
 
@@ -103,13 +104,14 @@ def read_quality(record: Record) -> Quality:
     details, largest = record.details, record.results.get("largest_class")
     if details:
         return Quality(record, details.get("class_counts"), largest, details)
-    file = record.folder / "checkpoints" / "test_predictions.safetensors"
     scores = record.results["student"]
-    if not file.is_file() or scores.get("top1") is None:
+    stored = read_predictions(record.folder / "checkpoints")
+    if stored is None or scores.get("top1") is None or not scores.get("per_class"):
         return Quality(record, None, largest, {})
-    stored = safetensors.torch.load_file(file)
-    known = stored["labels"] >= 0
-    labels, classes, count = stored["labels"][known], stored["classes"][known], len(scores["per_class"])
+    known, count = stored.labelled(), len(scores["per_class"])
+    labels, classes = known.labels, known.classes
+    if len(labels) == 0 or max(labels.max(), classes.max()) >= count or classes.min() < 0:
+        raise UserError(f"{record.folder}: is damaged: its stored predictions are not of {count} classes")
     counts = torch.bincount(labels, minlength=count).tolist()
     details = {"class_counts": counts, **evaluation.confusions(labels, classes, count)}
     return Quality(record, counts, evaluation.largest_class(labels, count, [], classes), details)

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.data.split_name import TEST
-from kdcompress.document_schemas import (
-    Bench,
-    Config,
-    Details,
-    Gates,
-    LogLine,
-    Manifest,
-    RecordedRecipe,
-    Results,
-)
+from kdcompress.data.split_name import TEST, keep_words
 from kdcompress.documents import (
     check_document,
     check_tree,
@@ -28,6 +18,12 @@ from kdcompress.documents import (
 )
 from kdcompress.errors import UserError
 from kdcompress.recipe import write_notice
+from kdcompress.schemas.bench import Bench
+from kdcompress.schemas.config import Config
+from kdcompress.schemas.details import Details
+from kdcompress.schemas.recipe import RecordedRecipe
+from kdcompress.schemas.results import Results
+from kdcompress.schemas.run import Gates, LogLine, Manifest
 from kdcompress.strict_yaml import read_yaml
 from kdcompress.tasks import Task, task_of
 
@@ -93,6 +89,23 @@ class Record:
     def test_name(self) -> str:
         """Name of the test split in texts: that of the folder that it was read from."""
         return str((self.manifest.get("data") or {}).get("test_split", TEST))
+
+    def with_marked_words(self) -> Record:
+        """Returns the record for a page: the user's own texts are those that `name_split` leaves alone."""
+        config, manifest = dict(self.config), dict(self.manifest)
+        if "label_names" in config:
+            config["label_names"] = keep_words(config["label_names"])
+        if "command" in manifest:
+            manifest["command"] = keep_words(manifest["command"])
+        if manifest.get("data"):
+            manifest["data"] = {**manifest["data"], "name": keep_words(manifest["data"]["name"])}
+        return replace(
+            self,
+            recipe=keep_words(self.recipe),
+            recipe_text=keep_words(self.recipe_text),
+            config=config,
+            manifest=manifest,
+        )
 
     @property
     def failed_gates(self) -> list[dict[str, Any]]:

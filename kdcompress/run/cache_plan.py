@@ -121,7 +121,7 @@ def check_space(plan: CachePlan) -> None:
     free = shutil.disk_usage(nearest).free
     if free >= plan.bytes:
         return
-    kept = sum(f.stat().st_blocks * 512 for f in folder.glob("*/*.rows")) if folder.is_dir() else 0
+    kept = sum(f.lstat().st_blocks * 512 for f in folder.glob("*/*.rows")) if folder.is_dir() else 0
     if free + kept < plan.bytes:
         raise UserError(
             f"{KEY}: {plan.replay.views} views of {plan.images:,} images take {size_text(plan.bytes)}, and "

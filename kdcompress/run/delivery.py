@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from torch import Tensor
 
 from kdcompress import __version__
-from kdcompress.atomic import write_bytes, write_json
+from kdcompress.atomic import write_json
 from kdcompress.bench.measure import Artefact, measure
 from kdcompress.data.split_name import TEST, name_split
 from kdcompress.deploy.derived import DerivedFile, DerivedMaker, failure
@@ -22,7 +20,6 @@ from kdcompress.deploy.ensemble import EnsembleFile
 from kdcompress.deploy.exits import ExitsFile, with_timings, write_cut
 from kdcompress.deploy.files import formats
 from kdcompress.deploy.ship import Shipped, Subject
-from kdcompress.document_schemas import Results
 from kdcompress.documents import read_document
 from kdcompress.export.compressed import CompressedFiles, artefacts, verdict_entries
 from kdcompress.export.derived import DerivedRequest
@@ -36,6 +33,7 @@ from kdcompress.report.cause import find_cause
 from kdcompress.report.evaluation import NAME as DETAILS
 from kdcompress.report.evaluation import SplitOutputs, temperature_of
 from kdcompress.report.pages import write_pages
+from kdcompress.report.predictions import compared_predictions, write_predictions
 from kdcompress.run.context import Run, TestSplit
 from kdcompress.run.evaluation import evaluate_student, held_out_outputs, with_evaluation
 from kdcompress.run.joint_files import ensemble_file, exits_file
@@ -47,13 +45,11 @@ from kdcompress.run.teacher import (
     read_test_split,
     unchanged_gate,
 )
+from kdcompress.schemas.results import Results
 from kdcompress.tasks import Task
 from kdcompress.tasks.classification import Predictions
 from kdcompress.tasks.figures import selection_metric
 from kdcompress.train.job import Outcome
-
-PREDICTIONS = "test_predictions.safetensors"
-"""Predicted classes of the exported file on the test split, to compare runs image by image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +155,7 @@ def deliver(
         subject, folder, run.recipe.export.formats, makers, run.progress, allow_code=run.allow_code
     )
     if isinstance(shipped.predictions, Predictions) and kind.numbers_are_labels:
-        predictions = {"classes": shipped.predictions.classes, "labels": shipped.predictions.labels}
-        write_bytes(run.folder.checkpoints / PREDICTIONS, safetensors.torch.save(predictions))
+        write_predictions(run.folder.checkpoints, shipped.predictions.classes, shipped.predictions.labels)
     return Delivery(shipped, on_test, derived, held_out, temperature, kind)
 
 
@@ -252,12 +247,11 @@ def report(
         baseline = read_document(folder / "baseline" / "results.json", Results)["student"]
         # There is no top-1 for a backbone or without labels.
         if shipped.student["top1"] is not None:
-            (right, labels), (baseline_right, _) = (
-                _right(path) for path in (folder.checkpoints, folder / "baseline" / "checkpoints")
-            )
+            own = compared_predictions(folder.checkpoints)
+            plain = compared_predictions(folder / "baseline" / "checkpoints", like=own)
             train, figure = run.recipe.train, selection_metric(shipped.student)
-            balanced = figure == "balanced_top1"
-            gain = verdict.gain(right, baseline_right, labels if balanced else None)
+            labels = own.labelled().labels if figure == "balanced_top1" else None
+            gain = verdict.gain(own.right(), plain.right(), labels)
             assert figure is not None, "there is a top-1"
             likely = find_cause(
                 gain, shipped.student, teacher, baseline, figure=figure, steps=outcome.steps,
@@ -324,13 +318,6 @@ def report(
     if failed is not None:
         raise failed
     return {**read_document(folder / "results.json", Results), "folder": str(folder.path)}
-
-
-def _right(checkpoints: Path) -> tuple[Tensor, Tensor]:
-    """Reads which labelled test images a run's exported file classified correctly, and their labels."""
-    tensors = safetensors.torch.load_file(checkpoints / PREDICTIONS)
-    known = tensors["labels"] >= 0
-    return (tensors["classes"] == tensors["labels"])[known], tensors["labels"][known]
 
 
 def _device_name(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from kdcompress.data.dataset import Data
 from kdcompress.data.pixel_cache import Kind, PictureFormat, PixelCache, choose_kind, estimate_bytes
 from kdcompress.data.source import FolderSource
-from kdcompress.errors import UserError
+from kdcompress.errors import DataError, KdcompressError, UserError
 from kdcompress.recipe import AUTO, Recipe
 from kdcompress.run.context import Run
 
@@ -56,10 +57,12 @@ def with_pixel_cache(run: Run) -> Run:
     Every process takes part. What an earlier run has stored is used; the size is announced before anything is
     stored.
 
+    A cache that cannot be written costs a warning: its pictures are then made from the files when they are
+    needed, with the same pixels.
+
     Raises:
-        UserError: The disk has not enough room, or the cache folder cannot be written to.
+        UserError: The disk has not enough room.
         DataError: A file cannot be read any more, or was changed since it was listed.
-        WorldError: The disk is full or fails.
     """
     kind = run.recipe.data.pixel_cache
     if kind not in ("raw", "jpeg"):
@@ -92,8 +95,7 @@ def _cached(run: Run, source: FolderSource, kind: Kind) -> FolderSource:
     # the processes of another node have filled into theirs.
     for rank, world in ((processes.rank, processes.world), (0, 1)):
         if missing:
-            with run.progress.counter() as tell:
-                cache.fill(missing, tell, rank=rank, world=world)
+            _fill(run, cache, missing, rank, world)
         if world > 1:
             processes.barrier()
         if missing:
@@ -101,6 +103,19 @@ def _cached(run: Run, source: FolderSource, kind: Kind) -> FolderSource:
             assert cached.store is not None
             missing = cached.store.missing
     return cached
+
+
+def _fill(run: Run, cache: PixelCache, missing: list[int], rank: int, world: int) -> None:
+    try:
+        with run.progress.counter() as tell:
+            cache.fill(missing, tell, rank=rank, world=world)
+    except DataError:
+        raise
+    except KdcompressError as error:
+        run.progress.warn(
+            f"{KEY}: {error}; what is not in the cache is made from the files at every epoch, with the same "
+            f"pixels. Set KDCOMPRESS_CACHE to another folder to keep it"
+        )
 
 
 def _announce(run: Run, cache: PixelCache, missing: int, kind: Kind) -> None:
@@ -122,7 +137,7 @@ def _announce(run: Run, cache: PixelCache, missing: int, kind: Kind) -> None:
 
 
 def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))
 
 
 def _gb(count: int) -> str:

@@ -17,7 +17,6 @@ from kdcompress.data.source import Source
 from kdcompress.deploy.accuracy import scored, spread
 from kdcompress.deploy.gate import Gate, relative
 from kdcompress.deploy.macs import count_macs, count_parameters
-from kdcompress.document_schemas import Results
 from kdcompress.documents import read_document
 from kdcompress.errors import RunFailed, WeakTeacher
 from kdcompress.methods.base import find_method
@@ -35,6 +34,7 @@ from kdcompress.run.networks import info, load_teacher_network, tapped
 from kdcompress.run.teacher_gate import chance_level, percent_text, teacher_gate, weak_top1_limit
 from kdcompress.run.teacher_record import read_record, stands_in, write_record
 from kdcompress.run.training import Training, for_method, stored_training
+from kdcompress.schemas.results import Results
 from kdcompress.tasks import CLASSIFICATION, EMBEDDING
 from kdcompress.tasks.figures import selection_metric
 from kdcompress.train import result_store

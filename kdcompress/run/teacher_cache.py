@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -29,7 +31,7 @@ from kdcompress.methods.base import configured
 from kdcompress.networks.activations import Activations
 from kdcompress.networks.output_cache.cached_teacher import CachedTeacher
 from kdcompress.networks.output_cache.facts import TeacherFacts
-from kdcompress.networks.output_cache.rows import RowFiles
+from kdcompress.networks.output_cache.rows import NoRows, RowFiles
 from kdcompress.networks.output_cache.stored_teacher import StoredTeacher
 from kdcompress.networks.teacher import Teacher
 from kdcompress.progress import duration_text
@@ -114,7 +116,8 @@ def cached_outputs(run: Run, teacher: Teacher | None) -> Iterator[Teacher | None
     with contextlib.closing(cached):
         usable = _opened(run, plan, cached, data, key) if run.processes.first else None
         if not run.processes.broadcast(usable):
-            yield teacher
+            # The same views and 16 bits as with the cache, and so the same student.
+            yield CachedTeacher(teacher, plan.codec, NoRows(folder, plan.codec.width), sets=_set_names(run))
             return
         yield cached
         if cached.computed:
@@ -194,6 +197,8 @@ def _opened(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data, key: d
     """Makes the folder, checks what is in it, and says what is to come; False: it must not be used."""
     folder = cached.files.folder
     try:
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link")
         if plan.section.mode == "fill":
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "key.json", key)
@@ -289,7 +294,8 @@ def _check(
         views = source.training_images(here, number, plan.section.seed)
         computed = cached.teacher(on_device(views, run.device), cached.codec.gives)
         kept = cached.cached(number, train.ids[here], cached.codec.gives)
-        worst = max(worst, _difference(computed, kept, cached.codec.kind == "top_k"))
+        difference = _difference(computed, kept, cached.codec.kind == "top_k")
+        worst = max(worst, difference if math.isfinite(difference) else math.inf)
     return there / len(sample), worst
 
 

@@ -20,7 +20,6 @@ from kdcompress.atomic import sha256_of
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.dataset import Data
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.document_schemas import TeacherRecordNote
 from kdcompress.documents import check_document
 from kdcompress.errors import KdcompressError, UserError
 from kdcompress.methods.base import configured
@@ -34,6 +33,7 @@ from kdcompress.networks.weights import ResolvedWeights
 from kdcompress.recipe import AUTO, CacheSection, Recipe, TeacherSection
 from kdcompress.run.cache_plan import cacheable
 from kdcompress.run.context import Run
+from kdcompress.schemas.cache import TeacherRecordNote
 from kdcompress.tasks import task_of
 from kdcompress.train import precision, result_store
 from kdcompress.train.result_store import StoredResult

@@ -17,13 +17,13 @@ from typing import Any
 
 from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
-from kdcompress.document_schemas import Bench
 from kdcompress.documents import read_document
 from kdcompress.errors import RunFailed, UserError
 from kdcompress.progress import Progress
 from kdcompress.report.comparison import Compared, document, figure_of, write_comparison
 from kdcompress.report.record import read_run
 from kdcompress.run_folder import RunFolder
+from kdcompress.schemas.bench import Bench
 from kdcompress.tasks.figures import selection_metric
 from kdcompress.tools.bench import BenchRequest, bench
 from kdcompress.tools.compare_runs import NAME, against

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from kdcompress.deploy.formats.safetensors import tensors_of
 from kdcompress.errors import UserError
 from kdcompress.report import verdict
 from kdcompress.report.comparison import Compared, document, figure_of, write_comparison
-from kdcompress.report.record import Record, read_run
-from kdcompress.run.delivery import PREDICTIONS
+from kdcompress.report.predictions import read_predictions
+from kdcompress.report.record import read_run
 
 NAME = "comparison.html"
 
@@ -123,14 +120,14 @@ def _on_images(reference: Compared, row: Compared) -> list[dict[str, Any]]:
     """
     differences = []
     for theirs, ours in zip(reference.records, row.records, strict=True):
-        own, other = (_predictions(run) for run in (ours, theirs))
+        own, other = (read_predictions(run.folder / "checkpoints") for run in (ours, theirs))
         if own is None or other is None:
             raise _NotComparable("its predictions are gone")
-        if not own["labels"].equal(other["labels"]):
+        if not own.labels.equal(other.labels):
             raise _NotComparable("other test images: not comparable")
-        if not bool((own["labels"] >= 0).any()):
+        if not bool((own.labels >= 0).any()):
             raise _NotComparable("no test image has a label")
-        differences.append(verdict.gain(_right(own), _right(other)))
+        differences.append(verdict.gain(own.right(), other.right()))
     return differences
 
 
@@ -140,22 +137,3 @@ def _image_errors(reference: Compared, row: Compared) -> list[float]:
         return [verdict.image_error(difference) for difference in _on_images(reference, row)]
     except _NotComparable:
         return []
-
-
-def _predictions(run: Record) -> dict[str, Tensor] | None:
-    path = run.folder / "checkpoints" / PREDICTIONS
-    if not path.is_file():
-        return None
-    predictions = tensors_of(path)
-    for name in ("labels", "classes"):
-        tensor = predictions.get(name)
-        if tensor is None or tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
-            raise UserError(f"{path}: is damaged: its {name} are no list of class numbers")
-    if len(predictions["labels"]) != len(predictions["classes"]):
-        raise UserError(f"{path}: is damaged: its labels and classes are not of the same images")
-    return predictions
-
-
-def _right(predictions: dict[str, Tensor]) -> Any:
-    known = predictions["labels"] >= 0  # -1: no label
-    return (predictions["classes"] == predictions["labels"])[known]

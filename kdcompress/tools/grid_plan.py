@@ -11,11 +11,11 @@ from pathlib import Path
 
 from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
-from kdcompress.document_schemas import Grid
 from kdcompress.documents import read_document
 from kdcompress.errors import RecipeError, RunFolderError, UserError
 from kdcompress.recipe import Recipe, resolve_recipe
 from kdcompress.run_folder import create_folder
+from kdcompress.schemas.grid import Grid
 
 SCHEMA = "kdcompress.grid/1"
 FILE = "grid.json"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from kdcompress.atomic import translated
+from kdcompress.containment import open_in_folder
 from kdcompress.errors import Interrupted, TargetUnreachable, UserError, WorldError
 
 POLL_S = 0.2
@@ -63,7 +65,7 @@ class Outcomes:
 
 def last_error(log: Path) -> str:
     """Returns the error message at the end of a run's log, or its last line."""
-    text = log.read_text(encoding="utf-8", errors="replace").strip() if log.exists() else ""
+    text = log.read_text(encoding="utf-8", errors="replace").strip() if log.is_file() else ""
     _, found, message = text.rpartition("Error: ")
     return message if found else (text.splitlines() or ["it left no message"])[-1]
 
@@ -179,7 +181,9 @@ def _run_task(task: Task, environment: Mapping[str, str]) -> int:
 def _start(task: Task, device: str, environment: Mapping[str, str] = os.environ) -> subprocess.Popen[bytes]:
     """Starts a task in a session of its own: Ctrl-C reaches it once, from this process."""
     own = {"CUDA_VISIBLE_DEVICES": device} if device else {}
-    with task.log.open("ab") as log:
+    with translated(task.log):
+        descriptor = open_in_folder(task.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, folder=False)
+    with open(descriptor, "ab") as log:
         return subprocess.Popen(
             task.words,
             stdin=subprocess.DEVNULL,

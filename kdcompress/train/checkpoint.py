@@ -6,6 +6,8 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -14,7 +16,8 @@ import torch
 
 from kdcompress.atomic import replacing
 from kdcompress.errors import RunFolderError
-from kdcompress.networks.read_checkpoint import TORCH_LOAD_ERRORS
+from kdcompress.networks.read_checkpoint import TORCH_LOAD_ERRORS, oversize
+from kdcompress.plain_text import one_line, shortened
 
 SCHEMA = "kdcompress.checkpoint/1"
 
@@ -88,6 +91,27 @@ def load(path: Path) -> LoadedCheckpoint | None:
     )
 
 
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Raises an error of the block, which restores a checkpoint's state, as one about its file.
+
+    Args:
+        path: Of the checkpoint.
+
+    Raises:
+        RunFolderError: The state is not of this training: its file was put there from another one.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = shortened(one_line(f"{type(error).__name__}: {error}"))
+        raise RunFolderError(
+            f"{path}: the checkpoint is not of this training ({reason}); start again with --overwrite"
+        ) from error
+
+
 class _Writer:
     """Passes writes on to a file and keeps the error of a write that failed."""
 
@@ -111,6 +135,8 @@ class _DamagedError(Exception):
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if (size := oversize(path)) is not None:
+        raise _DamagedError(f"it would take {size / 1e6:,.0f} MB unpacked")
     try:
         with zipfile.ZipFile(path) as archive:
             # PyTorch writes checksums and does not read them: a changed weight would go unnoticed.

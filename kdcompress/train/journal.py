@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcompress.atomic import translated
+from kdcompress.containment import open_in_folder
 from kdcompress.errors import UserError
 from kdcompress.tasks.figures import FIGURES
 
@@ -52,9 +54,9 @@ class Journal:
         """Truncates the files to the sizes that a checkpoint recorded."""
         if self.folder is None:
             return
-        for name, size in sizes.items():
-            if _size(self.folder / name) > size:
-                os.truncate(self.folder / name, size)
+        for name in self.FILES:  # the names in a checkpoint may be anybody's
+            if name in sizes and _size(self.folder / name) > sizes[name]:
+                os.truncate(self.folder / name, sizes[name])
 
     def _write_tensorboard(self, folder: Path, line: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -85,7 +87,11 @@ class Journal:
         if name not in self._whole:
             _cut_torn_line(self.folder / name)
             self._whole.add(name)
-        with (self.folder / name).open("a", encoding="utf-8") as file:
+        path, flags = self.folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with (
+            translated(path),
+            open(open_in_folder(path, flags, folder=False), "a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps({"schema": SCHEMA, **line}, allow_nan=False) + "\n")
 
 

@@ -6,33 +6,39 @@ later run with the same inputs finds it in the cache, and a resumed run finds it
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kdcompress.atomic import write_bytes, write_json
+from kdcompress.containment import open_in_folder
 from kdcompress.data.cache import cache_folder
-from kdcompress.document_schemas import TeacherNote
-from kdcompress.documents import read_bytes, read_document
+from kdcompress.documents import read_document
 from kdcompress.errors import KdcompressError, RunFolderError, UserError
 from kdcompress.networks.load_state import load_state
 from kdcompress.recipe import Recipe, write_notice
+from kdcompress.schemas.cache import TeacherNote
 from kdcompress.train.processes import Processes
 
-SCHEMA = "kdcompress.teacher/1"
+SCHEMA = "kdcompress.teacher/2"
+_WITHOUT_HASH = "kdcompress.teacher/1"
+"""Notes of before the hash over their own facts; they are still taken."""
 RULES = 3
 """Version of the keys; increase it when equal inputs give another result, so that old ones are not reused."""
 TEACHER = "teacher"
-_MOST_BYTES = 1 << 36
+_MOST_HEADER_BYTES = 16 << 20
+"""Of the list of tensors at the beginning of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +156,8 @@ def _warn_of_cache(key: str) -> None:
     """Says before the work is done that its result will not be cached, if that is so."""
     folder = _in_cache(key)
     try:
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -191,33 +199,30 @@ def content_of(state: dict[str, Tensor]) -> bytes:
 
 
 def write_stored(folder: Path, stem: str, stored: StoredResult) -> None:
-    """Writes the tensors, then the note beside them, which holds their hash."""
+    """Writes the tensors, then the note beside them, which holds their hash and its own.
+
+    Raises:
+        UserError: The folder is a link, or cannot be written to.
+        WorldError: The disk is full or fails.
+    """
+    if folder.is_symlink():
+        raise UserError(f"{folder}: is a link, so nothing is written there; remove it")
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / f"{stem}.safetensors", content_of(stored.state))
-    note = {"schema": SCHEMA, "key": stored.key, "sha256": stored.sha256, **stored.note}
-    write_json(folder / f"{stem}.json", note)
+    hashes = {"sha256": stored.sha256, "facts_sha256": _hash_of_facts(stored.note)}
+    write_json(folder / f"{stem}.json", {"schema": SCHEMA, "key": stored.key, **hashes, **stored.note})
 
 
 def read_stored(folder: Path, key: str, stem: str) -> StoredResult | None:
-    """Reads a result of a folder; None: there is no whole one of this key."""
-    note_file, file = folder / f"{stem}.json", folder / f"{stem}.safetensors"
-    try:
-        if not note_file.is_file() or not file.is_file():
-            return None
-        content = read_bytes(file, _MOST_BYTES)
-    except (OSError, UserError):
-        return None  # a cache that cannot be read is none
-    # A damaged note, one of another key, or a file that was cut short counts as none.
-    try:
-        note = read_document(note_file, TeacherNote)
-    except UserError:
-        return None
-    if note["schema"] != SCHEMA or note["key"] != key:
+    """Reads a result of a folder; None: there is none of this key that is whole and behind no link."""
+    file = folder / f"{stem}.safetensors"
+    facts = _read_note(folder / f"{stem}.json", key)
+    content = None if facts is None else _read_tensors(file)
+    if facts is None or content is None:
         return None
     digest = hashlib.sha256(content).hexdigest()
-    if digest != note.get("sha256"):
+    if digest != facts.pop("sha256"):
         return None
-    own = {name: value for name, value in note.items() if name not in ("schema", "key", "sha256")}
     try:
         state = safetensors.torch.load(content)
     except SafetensorError:
@@ -229,7 +234,54 @@ def read_stored(folder: Path, key: str, stem: str) -> StoredResult | None:
             "this happens again, the training diverges: lower teacher.lr or set train.precision=fp32"
         )
         return None
-    return StoredResult(state, own, key, digest)
+    return StoredResult(state, facts, key, digest)
+
+
+def _read_note(file: Path, key: str) -> dict[str, Any] | None:
+    """Returns the facts of a note and the tensors' `sha256`; None: it is damaged, or of another key."""
+    try:
+        note = dict(read_document(file, TeacherNote, links=False))
+    except UserError:
+        return None
+    schema, own_key = note.pop("schema"), note.pop("key")
+    if schema not in (SCHEMA, _WITHOUT_HASH) or own_key != key:
+        return None
+    own_hash = note.pop("facts_sha256", None)
+    facts = {name: value for name, value in note.items() if name != "sha256"}
+    return note if schema == _WITHOUT_HASH or own_hash == _hash_of_facts(facts) else None
+
+
+def _hash_of_facts(facts: dict[str, Any]) -> str:
+    # Read once as JSON: there, keys are text, and sorted as such.
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(facts)), sort_keys=True).encode()).hexdigest()
+
+
+def _read_tensors(path: Path) -> bytes | None:
+    """Reads a safetensors file; None: it cannot be read, or is not as long as its list of tensors says."""
+    try:
+        with open(open_in_folder(path), "rb") as file:
+            if _length_by_header(file) != os.fstat(file.fileno()).st_size:
+                return None
+            file.seek(0)
+            return file.read()
+    except OSError:
+        return None
+
+
+def _length_by_header(file: BinaryIO) -> int | None:
+    """Returns the bytes that a safetensors file has by the list at its beginning; None: it has no such list.
+
+    A file that grew by gigabytes of zeros on a damaged disk is so known before it is read.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if length > _MOST_HEADER_BYTES:
+        return None
+    try:
+        entries = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        return 8 + length + max(map(int, ends), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return None
 
 
 def _is_finite(tensor: Tensor) -> bool:

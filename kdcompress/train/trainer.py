@@ -124,11 +124,14 @@ class Trainer:
         """
         # The others may be on machines that do not see the run folder.
         loaded = self.processes.broadcast(checkpoint.load(self.path) if self.processes.first else None)
-        state = None if loaded is None else loaded.state
+        state: dict[str, Any] | None = None
+        resumed_phase: int | None = None
         if loaded is not None:
             if loaded.warning is not None and self.processes.first:
                 self.progress.warn(loaded.warning)
-            self._restore(loaded.state)
+            with checkpoint.fitting(self.path):
+                state, resumed_phase = loaded.state, loaded.state["position"]["phase"]
+                self._restore(state)
         # Started from one seed, but another machine may round a random number differently.
         self.processes.broadcast_buffers(self._modules().values(), parameters=True)
         if self._own_statistics is not None:
@@ -143,7 +146,7 @@ class Trainer:
                     self.at.phase, self.at.phase_step = number, 0
                 if self._done():
                     continue
-                phase_state = state if state is not None and state["position"]["phase"] == number else None
+                phase_state = state if resumed_phase == number else None
                 minimise = self._run_phase(number, ends[number], phase_state, minimise, stop, bar)
         return dataclasses.replace(self.choice.outcome(self.at.epoch, self.at.seconds), steps=self.at.step)
 
@@ -169,7 +172,8 @@ class Trainer:
         keeps = phase.keep_optimiser and number > 0
         minimise = Minimiser(self.method, trained_sets, self.job, self.processes, earlier if keeps else None)
         if state is not None:
-            minimise.load_state_dict(state["optimisers"])
+            with checkpoint.fitting(self.path):
+                minimise.load_state_dict(state["optimisers"])
         end = min(end, self.total_steps)
         while self.at.step < end:
             rate = self._run_steps(phase, end, minimise, stop, bar)

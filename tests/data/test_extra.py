@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from dataclasses import replace
 
@@ -116,6 +117,17 @@ def test_arrays_that_cannot_be_used_are_named(tmp_path, arrays, message):
     with pytest.raises(DataError, match=message) as caught:
         opened(tmp_path / "made.npz")
     assert str(caught.value).startswith(f"data.extra.root: {tmp_path / 'made.npz'}: ")
+
+
+@pytest.mark.parametrize("shape", [(10**6, 1000, 1000, 3), (2**62, 8, 8, 3), (3, 8, 8, 3)])
+def test_an_array_that_is_not_as_large_as_it_declares_takes_no_memory(tmp_path, shape):
+    header = io.BytesIO()
+    declared = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, declared)
+    with zipfile.ZipFile(tmp_path / "made.npz", "w") as file:
+        file.writestr("images.npy", header.getvalue() + bytes(64))
+    with pytest.raises(DataError, match=r"cannot be read: images\.npy: declares .* which it does not hold"):
+        opened(tmp_path / "made.npz")
 
 
 def test_colour_is_not_thrown_away_silently(tmp_path):

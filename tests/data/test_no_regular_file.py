@@ -54,6 +54,31 @@ def test_a_damaged_result_in_the_cache_is_made_again(folder, content):
         assert broken_images(folder, files, None) == first
 
 
+def test_a_result_with_a_changed_bit_or_of_another_list_is_made_again(folder):
+    files = [image_file(folder, "a/good.png"), image_file(folder, "a/pipe.png")]
+    first = broken_images(folder, files, None)
+    assert list(first) == ["a/pipe.png"]
+    assert broken_images(folder, files[:1], None) == {}
+    one, other = sorted((folder / "cache" / "checks").glob("*.json"), key=lambda path: path.stat().st_size)
+    whole = other.read_bytes()
+    other.write_bytes(whole.replace(b"a/pipe.png", b"a/qipe.png"))
+    assert broken_images(folder, files, None) == first
+    other.write_bytes(one.read_bytes())
+    assert broken_images(folder, files, None) == first
+    assert other.read_bytes() == whole
+    other.unlink()
+    other.symlink_to(one)
+    assert broken_images(folder, files, None) == first
+
+
+def test_names_that_are_no_unicode_come_back_from_the_cache(folder):
+    name = os.fsdecode(b"a/\xff.png")
+    (folder / name).write_bytes(b"no image")
+    files = [image_file(folder, name)]
+    assert broken_images(folder, files, None) == broken_images(folder, files, None)
+    assert list(broken_images(folder, files, None)) == [name]
+
+
 def test_an_interrupt_does_not_wait_for_a_thread_that_hangs(tmp_path):
     code = """
         import sys, time

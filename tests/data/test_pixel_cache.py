@@ -16,7 +16,7 @@ from kdcompress.data.joined import JoinedSource
 from kdcompress.data.loader import TrainingLoader
 from kdcompress.data.pixel_cache import PictureFormat, PixelCache, PixelCachedSource, choose_kind
 from kdcompress.data.source import FolderSource
-from kdcompress.errors import DataError
+from kdcompress.errors import DataError, UserError
 
 SIDE = 28  # stored pictures have a short side of 32
 SIZES = [(64, 48), (48, 64), (32, 32), (20, 24), (300, 32), (200, 160), (33, 90), (40, 36), (64, 64), (9, 5)]
@@ -210,6 +210,43 @@ def test_damaged_segments_are_never_used(files, monkeypatch, kind):
         assert not path.exists()
         path.write_bytes(sound[path])
     assert torch.equal(views(filled(files, kind)), expected)
+
+
+def test_a_folder_that_is_a_link_is_neither_read_nor_cleaned_nor_filled(files):
+    cache = cache_of(files)
+    filled(files)
+    elsewhere = files.root.parent / "elsewhere"
+    os.rename(cache.folder, elsewhere)
+    (elsewhere / "foreign.pixels").write_bytes(b"not ours")
+    cache.folder.symlink_to(elsewhere)
+    there = sorted(elsewhere.iterdir())
+    missing = cache.open().store.missing
+    assert len(missing) == len(files)
+    with pytest.raises(UserError, match="is a link, so nothing is written there"):
+        cache.fill(missing, lambda *_: None)
+    assert sorted(elsewhere.iterdir()) == there
+
+
+@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+@pytest.mark.parametrize("column", ["width", "height", "length", "offset"])
+@pytest.mark.parametrize("number", [0, 1, 2**32 - 1])
+def test_a_picture_whose_index_declares_another_shape_is_made_from_its_file(files, kind, column, number):
+    expected = views(filled(files, kind))
+    cache = cache_of(files, kind)
+    for path in cache.folder.iterdir():
+        path.write_bytes(_with_index(path.read_bytes(), cache.form.key(files.root), column, number))
+    assert torch.equal(views(cache.open()), expected)
+
+
+def _with_index(content, key, column, number):
+    """Returns a segment whose first picture has another number, with the sum of the index made right."""
+    footer = pixel_store._FOOTER
+    count = int.from_bytes(content[-footer:][:8], "little")
+    start = len(content) - footer - count * pixel_store._INDEX.itemsize
+    index = np.frombuffer(content[start:-footer], pixel_store._INDEX).copy()
+    index[column][0] = number
+    rows = index.tobytes()
+    return content[:start] + rows + count.to_bytes(8, "little") + pixel_store._index_sum(key, rows)
 
 
 def test_a_segment_that_vanishes_during_a_run_changes_no_pixel(files):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import os
 import zipfile
 
 import numpy as np
@@ -155,4 +156,42 @@ def test_a_lone_array_is_no_golden_file(tmp_path):
     np.save(buffer, np.ones(3))
     (tmp_path / NAME).write_bytes(buffer.getvalue())
     with pytest.raises(UserError, match="is damaged, or no file of golden images"):
+        read_golden(tmp_path / NAME)
+
+
+def _npz(path, members):
+    """Writes an archive whose members have a header of their own and some zeros."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, (shape, kind, held) in members.items():
+            header = io.BytesIO()
+            declared = {"descr": kind, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(header, declared)
+            archive.writestr(f"{name}.npy", header.getvalue() + bytes(held))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        ((10**6, 10**6), "<f4", 64),
+        ((10**12,), "|u1", 64),
+        ((2**62, 4), "<f4", 64),
+        ((10**12,), "<U0", 0),
+        ((1,), "<U1000000000", 64),
+        ((-1, 3, 8, 8), "|u1", 64),
+        ((16, 3, 2**12, 2**12), "|u1", 16 * 3 * 2**24),
+    ],
+    ids=["millions", "bytes", "overflow", "empty_text", "long_text", "negative", "bomb"],
+)
+def test_a_huge_array_is_refused_before_memory_is_taken_for_it(tmp_path, monkeypatch, images):
+    _npz(tmp_path / NAME, {"images": images})
+    monkeypatch.setattr(np, "load", None)  # numpy is not called
+    with pytest.raises(UserError, match="is damaged, or no file of golden images") as caught:
+        read_golden(tmp_path / NAME)
+    assert "NoneType" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / NAME)
+    with pytest.raises(UserError, match="cannot be read: it is no regular file"):
         read_golden(tmp_path / NAME)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import yaml
 from PIL import Image
 
 from hostile import damage, far_end
+from hostile.cache_parts import cache_parts
 from kdcompress.bench import compare, ssh_connection
 from kdcompress.bench.compare import read_document
 from kdcompress.bench.device import main as packed
@@ -63,19 +66,37 @@ def recipes(rng, folder):
 
 DOCUMENTS = [
     "results.json", "manifest.json", "gates.json", "bench.json", "config.json", "labels.json", "log.jsonl",
-    "recipe.yaml",
+    "recipe.yaml", "checkpoints/test_predictions.safetensors",
 ]  # fmt: skip
 
 
 def _damage_run(rng, run):
     name = rng.choice(DOCUMENTS)
     content = (run / name).read_bytes()
+    if rng.random() < 0.1:
+        _replace(rng, run / name)
+        return
     if name == "recipe.yaml":
         tree = damage.of_tree(rng, yaml.safe_load(content))
         changed = yaml.safe_dump(tree).encode() if rng.random() < 0.7 else damage.of_bytes(rng, content)
+    elif name.endswith(".safetensors"):
+        changed = damage.of_bytes(rng, content)
     else:
         changed = damage.of_lines(rng, content) if name == "log.jsonl" else damage.of_json(rng, content)
     (run / name).write_bytes(changed)
+
+
+def _replace(rng, path):
+    """Replaces a document by a link, a pipe or a folder."""
+    elsewhere = path.parent.parent / "elsewhere"
+    shutil.move(path, elsewhere)
+    kind = rng.choice(["link", "pipe", "folder", "dead_link"])
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(elsewhere if kind == "link" else elsewhere.with_name("nothing"))
 
 
 def runs(rng, folder):
@@ -246,7 +267,10 @@ def goldens(rng, folder):
     """A file of golden images."""
     path = folder / "golden.npz"
     content = (FINISHED / "golden.npz").read_bytes()
-    if rng.random() < 0.5:
+    draw = rng.random()
+    if draw < 0.2:
+        content = _declared_otherwise(rng, content)
+    elif draw < 0.6:
         with np.load(io.BytesIO(content)) as held:
             arrays = dict(held)
         key = rng.choice(list(arrays))
@@ -263,6 +287,29 @@ def goldens(rng, folder):
     path.write_bytes(content)
     golden = read_golden(path)
     golden.error(lambda images: np.zeros_like(golden.outputs))
+
+
+def _declared_otherwise(rng, content):
+    """Returns an archive of which one array declares another shape or kind, or unpacks to 600 MB."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    changed, header = rng.choice(list(members)), io.BytesIO()
+    declared = {
+        "descr": rng.choice(["|u1", "<f4", "<f8", "<U9", "<U1000000000", "|S0"]),
+        "fortran_order": rng.random() < 0.5,
+        "shape": rng.choice([(10**12,), (10**6, 10**6, 4, 4), (2**62, 8), (0,), (-1,), (), (1,) * 40]),
+    }
+    np.lib.format.write_array_header_1_0(header, declared)
+    members[changed] = header.getvalue() + members[changed][-rng.choice([1, 64, 4096]) :]
+    zeros = 600 if rng.random() < 0.05 else 0
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, member in members.items():
+            with archive.open(name, "w", force_zip64=True) as file:
+                file.write(member)
+                for _ in range(zeros if name == changed else 0):
+                    file.write(bytes(1 << 20))
+    return buffer.getvalue()
 
 
 def tables(rng, folder):
@@ -352,4 +399,5 @@ KINDS = {
     "goldens": goldens,
     "shards": shards,
     "tables": tables,
+    "cache_parts": cache_parts,
 }

@@ -23,6 +23,8 @@ WRITABLE = ("run", "cache", "home", "tmp")
 """Folders of an input that the program may write into."""
 CODES = {0, 2, 3, 4, 5}
 """Of the contract; 1 is a bug, 130 an interrupt."""
+PLACE = []
+"""Folder of this input, in the fork."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,11 @@ class Ending:
 
 
 def run(make, seed, folder):
-    """Makes input number `seed` in the folder and hands it to the program, in a fork."""
+    """Makes input number `seed` in the folder and hands it to the program, in a fork.
+
+    What `make.prepare` loads, if there is such a function, is shared by the forks.
+    """
+    getattr(make, "prepare", lambda: None)()
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("cwd", "cache", "home", "tmp"):
         (folder / name).mkdir(parents=True)
@@ -66,8 +72,9 @@ def run(make, seed, folder):
     code, usage = _wait(pid)
     output = (folder / "output").read_text(encoding="utf-8", errors="replace")
     listed = folder / "made"
-    before = set(listed.read_text().splitlines()) if listed.exists() else set()
-    strange = (_listing(folder / "input") - before if listed.exists() else set()) | _listing(folder / "cwd")
+    strange = _listing(folder / "cwd")
+    if listed.exists():  # nothing is new, changed or gone
+        strange |= _listing(folder / "input") ^ set(listed.read_text().splitlines())
     changed = tuple(sorted(strange))
     return Ending(code, output, usage.ru_maxrss / 1024, changed)
 
@@ -84,7 +91,7 @@ def _child(make, seed, folder):
         os.environ |= {"KDCOMPRESS_CACHE": str(folder / "cache"), "HOME": str(folder / "home")}
         os.environ["TMPDIR"] = str(folder / "tmp")
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-        _note_inputs(folder)
+        _note_inputs_of(folder)
         code = _ended(make, random.Random(seed), folder / "input")
         sys.stdout.flush()
         sys.stderr.flush()
@@ -106,17 +113,23 @@ def _ended(make, rng, folder):
     return 0
 
 
-def _note_inputs(folder):
-    """Lists the input's files when the program is called, as the files that were there before."""
+def _note_inputs_of(folder):
+    """Lets the program's first call list the input's files, as those that were there before."""
     from hostile import cases
 
+    PLACE[:] = [folder]
     inner = cases.main
 
     def noted(words):
-        (folder / "made").write_text("\n".join(sorted(_listing(folder / "input"))))
+        note_inputs()
         return inner(words)
 
     cases.main = noted
+
+
+def note_inputs():
+    """Lists the input's files as those that were there before; for inputs that call a function."""
+    (PLACE[0] / "made").write_text("\n".join(sorted(_listing(PLACE[0] / "input"))))
 
 
 def _listing(folder):

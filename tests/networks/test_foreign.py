@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from kdcompress.errors import WeightsError
+from kdcompress.errors import NonFiniteWeights, WeightsError
 from kdcompress.networks.build import build
 from kdcompress.networks.expected_keys import Pattern
 from kdcompress.networks.foreign import find_student
@@ -368,7 +368,7 @@ def test_a_checkpoint_without_a_tensor_is_named(pattern, content):
 def test_weights_that_are_not_finite_are_refused(pattern):
     broken = state()
     broken["fc.bias"][0] = torch.inf
-    with pytest.raises(WeightsError, match=r"'module.fc.bias' holds values that are not finite"):
+    with pytest.raises(NonFiniteWeights, match=r"'module.fc.bias' holds values that are not finite"):
         find_student(prefixed("module.", broken), pattern, source="a.pth")
 
 
@@ -379,7 +379,7 @@ def test_weights_that_float32_cannot_hold_are_refused(pattern, dtype, value):
     }
     assert find_student(wide, pattern, source="a.pth").state["fc.bias"].dtype == dtype
     wide["fc.bias"] = torch.full_like(state()["fc.bias"], value, dtype=torch.float64).to(dtype)
-    with pytest.raises(WeightsError, match=r"'fc.bias' holds values that are not finite in float32"):
+    with pytest.raises(NonFiniteWeights, match=r"'fc.bias' holds values that are not finite in float32"):
         find_student(wide, pattern, source="a.pth")
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.input_spec import InputSpec
-from kdcompress.errors import DownloadError, WeightsError
+from kdcompress.errors import DownloadError, NonFiniteWeights, WeightsError
 from kdcompress.networks.build import build
 from kdcompress.networks.families._pretrained import fetch_weights
 from kdcompress.networks.read_checkpoint import read_state_dict
@@ -53,7 +53,7 @@ def test_weights_of_any_float_type_are_loaded(dtype):
     load_into(network, state, source="w.pt", allow_other_head=False)
     assert torch.equal(network.fc.weight, state["fc.weight"].float())
     state["fc.weight"][0, 0] = torch.nan
-    with pytest.raises(WeightsError, match=r"'fc.weight' holds values that are not finite"):
+    with pytest.raises(NonFiniteWeights, match=r"'fc.weight' holds values that are not finite"):
         load_into(network, state, source="w.pt", allow_other_head=False)
 
 
@@ -108,7 +108,7 @@ def test_a_classifier_of_another_width_is_another_network_not_another_head():
 def test_values_that_are_not_finite_are_refused():
     state = {key: value.clone() for key, value in tiny().state_dict().items()}
     state["layer1.0.conv1.weight"][0, 0, 0, 0] = torch.nan
-    with pytest.raises(WeightsError, match=r"'layer1.0.conv1.weight' holds values that are not finite"):
+    with pytest.raises(NonFiniteWeights, match=r"'layer1.0.conv1.weight' holds values that are not finite"):
         load_into(tiny(), state, source="w.pt", allow_other_head=False)
 
 

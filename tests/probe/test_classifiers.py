@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kdcompress.errors import DataError, NetworkError
+from kdcompress.errors import DataError, NonFiniteOutputs
 from kdcompress.probe import linear as linear_file
 from kdcompress.probe.clusters import clusters, pixel_values
 from kdcompress.probe.features import Features, features, pooled, variance
@@ -162,7 +162,7 @@ def test_features_of_batches_are_those_of_the_whole():
 
 
 def test_features_that_are_not_finite_are_refused():
-    with pytest.raises(NetworkError, match="not finite"):
+    with pytest.raises(NonFiniteOutputs, match="not finite"):
         features(lambda x: x.flatten(1) / 0, [(torch.zeros(2, 1, 1, 1), torch.zeros(2))])
 
 

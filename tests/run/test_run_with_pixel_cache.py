@@ -59,6 +59,8 @@ class Told:
     def say(self, text):
         self.lines.append(text)
 
+    warn = say
+
     @contextlib.contextmanager
     def counter(self):
         yield lambda *_: None
@@ -122,3 +124,16 @@ def test_a_disk_without_room_is_refused_before_anything_is_stored(data, monkeypa
     with pytest.raises(UserError, match=r"data.pixel_cache: raw: .* needs about .* set KDCOMPRESS_CACHE"):
         with_pixel_cache(run_of(data))
     assert not (tmp_path / "cache" / "pixels").exists()
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning_and_no_pixel(data, tmp_path):
+    def views(run):
+        train = with_pixel_cache(run).data.train
+        return train.training_images(torch.arange(len(train)), 0, 0)
+
+    expected = views(run_of(data))
+    shutil.rmtree(tmp_path / "cache" / "pixels")
+    (tmp_path / "cache" / "pixels").write_text("no folder")
+    lines = []
+    assert torch.equal(views(run_of(data, lines=lines)), expected)
+    assert "made from the files at every epoch, with the same pixels. Set KDCOMPRESS_CACHE" in lines[-1]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from small_training import Small
 
 from kdcompress import atomic
 from kdcompress.errors import RunFolderError, WorldError
@@ -104,6 +106,27 @@ def saved_twice(folder):
     return path
 
 
+def test_a_checkpoint_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path):
+    path = saved(tmp_path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("student/data/9", bytes(100 << 20))
+    with pytest.raises(RunFolderError, match=r"the checkpoint is damaged \(it would take 105 MB unpacked\)"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("modules"), RuntimeError("size\nmismatch"), ValueError("x" * 999)]
+)
+def test_a_checkpoint_of_another_training_is_one_sentence(error):
+    with (
+        pytest.raises(RunFolderError, match=r"checkpoint is not of this training .*--overwrite") as caught,
+        checkpoint.fitting(Path("student.pt")),
+    ):
+        raise error
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path):
     path = saved_twice(tmp_path)
     assert checkpoint.load(path).state["position"] == {"step": 9}
@@ -140,3 +163,28 @@ def test_a_file_system_without_hard_links_gets_a_copy(tmp_path, monkeypatch):
     path = saved_twice(tmp_path)
     path.write_bytes(b"short")
     assert checkpoint.load(path).state["position"] == STATE["position"]
+
+
+@pytest.mark.parametrize(
+    ("other", "changed"),
+    [
+        ({"student": "torchvision/mobilenet_v3_small"}, None),
+        ({}, {"position": {"step": 3}}),
+        ({}, {"choice": 7}),
+        ({}, {"random_states": [{}]}),
+        ({}, {"optimisers": []}),
+        ({}, {"log_sizes": {"log.jsonl": "many"}}),
+    ],
+    ids=["network", "position", "choice", "random", "optimisers", "sizes"],
+)
+def test_a_checkpoint_of_something_else_in_its_place_is_one_sentence(tmp_path, other, changed):
+    Small(tmp_path / "other", train={"max_steps": 3}, **other).run()
+    path = tmp_path / "own" / "student.pt"
+    path.parent.mkdir()
+    state = torch.load(tmp_path / "other" / "student.pt", weights_only=True)
+    torch.save({**state, **(changed or {})}, path)
+    (path.parent / "log.jsonl").write_text("{}\n")
+    with pytest.raises(
+        RunFolderError, match=r"student\.pt: the checkpoint is not of this training .*--overwrite"
+    ):
+        Small(tmp_path / "own").run()

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from kdcompress.errors import UserError
+from kdcompress.errors import UserError, WorldError
 from kdcompress.train.journal import Journal, require_tensorboard
 
 
@@ -31,6 +31,22 @@ def test_what_was_written_after_a_checkpoint_is_cut_back(tmp_path):
     journal.epoch(line(3))
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(row)["epoch"] for row in lines] == [1, 3]
+
+
+def test_sizes_of_other_files_in_a_checkpoint_change_nothing(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    Journal(tmp_path / "run").truncate({"../precious": 0, str(tmp_path / "precious"): 1})
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_log_that_is_a_link_is_not_appended_to(tmp_path):
+    (tmp_path / "precious").write_text("mine\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").symlink_to(tmp_path / "precious")
+    with pytest.raises(WorldError, match=r"log\.jsonl: cannot be written"):
+        Journal(tmp_path / "run").epoch(line(1))
+    assert (tmp_path / "precious").read_text() == "mine\n"
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -96,6 +100,61 @@ def test_a_damaged_teacher_is_as_good_as_none(tmp_path, damage):
     damage(tmp_path)
     damage(cache_folder() / "teachers" / "k")
     assert result_store.find(tmp_path, "k") is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: _change_note(folder, epoch=4),
+        lambda folder: _change_note(folder, more=1),
+        lambda folder: os.truncate(folder / "teacher.safetensors", 1 << 42),
+        lambda folder: _link(folder, "teacher.safetensors"),
+        lambda folder: _link(folder, "teacher.json"),
+        lambda folder: _pipe(folder / "teacher.json"),
+        lambda folder: _pipe(folder / "teacher.safetensors"),
+    ],
+    ids=["fact", "added", "grown", "linked_file", "linked_note", "piped_note", "piped_file"],
+)
+def test_no_changed_fact_link_or_pipe_is_used(tmp_path, damage):
+    result_store.keep(tmp_path, "k", STATE, {"epoch": 3})
+    shutil.rmtree(cache_folder() / "teachers")
+    assert result_store.find(tmp_path, "k").note == {"epoch": 3}
+    damage(tmp_path)
+    assert result_store.find(tmp_path, "k") is None
+
+
+def test_a_teacher_that_an_earlier_version_stored_is_found(tmp_path):
+    result_store.keep(tmp_path, "k", STATE, {"epoch": 3})
+    _change_note(tmp_path, schema="kdcompress.teacher/1", facts_sha256=None)
+    assert result_store.find(tmp_path, "k").note == {"epoch": 3}
+
+
+def test_nothing_is_read_from_or_written_through_a_folder_that_is_a_link(tmp_path, capsys):
+    result_store.keep(tmp_path / "run", "k", STATE, {})
+    place = cache_folder() / "teachers" / "k"
+    os.rename(place, tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    assert result_store.find(tmp_path / "new", "k") is None
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "elsewhere").iterdir()}
+    result_store.result(tmp_path / "new", "teacher", "k", ALONE, lambda: (STATE, {}))
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "elsewhere").iterdir()}
+    assert "the cache cannot be written (it is a link)" in capsys.readouterr().err
+
+
+def _change_note(folder, **values):
+    note = json.loads((folder / "teacher.json").read_text()) | values
+    note = {name: value for name, value in note.items() if value is not None}
+    (folder / "teacher.json").write_text(json.dumps(note))
+
+
+def _link(folder, name):
+    os.rename(folder / name, folder / "other")
+    (folder / name).symlink_to(folder / "other")
+
+
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
 
 
 def test_a_damaged_teacher_of_the_run_is_replaced_by_the_shared_one(tmp_path):

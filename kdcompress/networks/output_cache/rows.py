@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcompress.atomic import translated
+from kdcompress.containment import open_in_folder
 
 _CHECKSUM_BYTES = 4
 
@@ -95,19 +96,29 @@ class RowFiles:
         known = self._open.get((name, write))
         if known is not None:
             return known
-        path = self.folder / name
         flags = (os.O_RDWR | os.O_CREAT) if write else os.O_RDONLY
         try:
             if write:
                 self.folder.mkdir(parents=True, exist_ok=True)
             # A link that somebody put there is not followed: rows go to files of the cache alone.
-            descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+            descriptor = open_in_folder(self.folder / name, flags)
         except OSError:
             if write:
                 raise
             return None
         self._open[name, write] = descriptor
         return descriptor
+
+
+class NoRows(RowFiles):
+    """Stands for files that must not be used: every row is missing, and nothing is written."""
+
+    def read(self, name: str, numbers: npt.NDArray[np.int64]) -> tuple[Rows, npt.NDArray[np.bool_]]:
+        """Finds no row."""
+        return np.zeros((len(numbers), self.width), np.uint8), np.zeros(len(numbers), np.bool_)
+
+    def write(self, name: str, numbers: npt.NDArray[np.int64], rows: Rows) -> None:
+        """Writes nothing."""
 
 
 def _checksum(name: str, number: int, content: bytes) -> bytes:
