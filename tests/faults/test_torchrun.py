@@ -94,7 +94,8 @@ def test_two_nodes_train_what_one_trains_and_only_the_first_one_writes(undisturb
                 "--nnodes=2", "--nproc-per-node=2",
                 "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test", "-m",
             ],
-            ["kdcompress", *words("run"), "--resume"], tmp_path / f"node{number}", tmp_path / f"cache{number}",
+            ["kdcompress", *words("run"), "--resume"],
+            tmp_path / f"node{number}", tmp_path / f"cache{number}",
         )
         for number in range(2)
     ]  # fmt: skip
