@@ -123,6 +123,7 @@ SLOW_FILES = {
         "not_finite",
         "own_teacher",
         "preparation",
+        "reading_without_teacher",
         "plan_command",
         "pseudo_labels",
         "shard_training",

@@ -31,6 +31,9 @@ def invoke(*arguments):
     return result
 
 
+pytestmark = pytest.mark.exhaustive  # two runs from recipe to report
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A folder of images of two classes, three shards of it, and a run on each."""

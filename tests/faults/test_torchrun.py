@@ -67,6 +67,7 @@ def undisturbed(request, tmp_path_factory):
     return request.param, folder / "run"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("undisturbed", [2], indirect=True)
 def test_a_run_that_lost_a_process_is_restarted_and_ends_in_the_bits_of_an_undisturbed_one(
     undisturbed, tmp_path
