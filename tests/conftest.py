@@ -32,7 +32,7 @@ MOST_PROCESSES = 8
 
 SLOW_FILES = {
     "bench": {"measure", "pack", "runtimes", "ssh", "worker", "far_end"},
-    "data": {"joined", "no_regular_file", "pixel_cache", "workers"},
+    "data": {"joined", "no_regular_file", "pixel_cache", "workers", "decoder_choice", "orders", "tar_shards"},
     "deploy": {
         "backbone_files",
         "ensemble",
@@ -78,6 +78,10 @@ SLOW_FILES = {
         "sskd",
         "fake_cuda",
         "refusals",
+        "statistics_images",
+        "pcl",
+        "okddip",
+        "cached_teacher",
     },
     "networks": {
         "backbones",
@@ -88,9 +92,10 @@ SLOW_FILES = {
         "rounding",
         "teacher",
         "exits",
+        "tapped",
     },
     "probe": {"knowledge", "steps"},
-    "report": {"card", "in_chromium", "quality"},
+    "report": {"card", "in_chromium", "quality", "page", "verdict_over_seeds"},
     "run": {"auto", "folding_warning"},
     "train": {
         "bn_statistics",
@@ -102,6 +107,7 @@ SLOW_FILES = {
         "trainer",
         "qat_method",
         "frozen_copy",
+        "candidate_that_ships",
     },
     "": {
         "bad_input",
@@ -172,7 +178,7 @@ LONGEST_FILES = [
 
 
 def pytest_addoption(parser):
-    parser.addoption("--hostile", type=int, default=40, metavar="N", help="damaged inputs of each kind")
+    parser.addoption("--hostile", type=int, default=25, metavar="N", help="damaged inputs of each kind")
     parser.addoption("--kills", type=int, metavar="N", help="kills of each case of tests/faults")
 
 

@@ -111,6 +111,7 @@ def test_two_files_are_compared_without_being_asked(student, tmp_path):
     assert all(result["vs_baseline"] is None for result in _once(student, other, third)["results"])
 
 
+@pytest.mark.exhaustive
 def test_equal_classes_on_noise_are_no_figure(student):
     done = kdcompress(student, student.with_suffix(".safetensors"), "--threads", 1, "--rounds", 1)
     assert "timed on noise" in done.stdout

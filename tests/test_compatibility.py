@@ -70,6 +70,7 @@ def test_load_gives_the_network_whose_outputs_the_file_has(finished):
     torch.testing.assert_close(graph(images), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_bench_compares_with_the_earlier_document(finished):
     done = kdcompress(
         "bench", finished / "student.onnx", finished / "student.safetensors",

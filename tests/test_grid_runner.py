@@ -114,6 +114,7 @@ def test_each_worker_has_a_gpu_of_its_own(tmp_path):
     assert [(tmp_path / name).read_text() for name in "ab"] == ["3", "3"]
 
 
+@pytest.mark.exhaustive
 def test_ray_runs_the_same_tasks(tmp_path):
     pytest.importorskip("ray")
     tasks = [

@@ -106,6 +106,7 @@ def stored_key(out, stem):
     return json.loads((out / "checkpoints" / f"{stem}.json").read_text())["key"]
 
 
+@pytest.mark.exhaustive
 def test_of_two_preparations_the_second_depends_on_the_first(tmp_path, monkeypatch):
     method = "{name: hsakd, head_epochs: 1}"
     methods = []

@@ -110,6 +110,7 @@ def test_labels_of_noise_give_the_same_student(done, tmp_path, monkeypatch):
     assert read(tmp_path / "run", "results.json")["student"]["nmi"] < 0.1
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_continues_to_the_same_bits(done, tmp_path, monkeypatch):
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path / "cache"))
     with pytest.MonkeyPatch.context() as patch:

@@ -113,6 +113,7 @@ def test_all_figures_of_the_teacher_are_in_the_results(runs):
     assert read["teacher"] == filled["teacher"]
 
 
+@pytest.mark.exhaustive
 def test_another_seed_and_method_read_it_too(runs):
     assert runs.distill("others", "teacher.cache.mode=read", "seed=3", method="rkd")[0] == "trained"
 

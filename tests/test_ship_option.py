@@ -98,6 +98,7 @@ def test_the_files_give_the_peers_outputs_on_raw_images(shipped_peer, file):
     assert np.abs(students - own).mean() > 3 * limit * np.abs(own).mean()
 
 
+@pytest.mark.exhaustive
 def test_last_ships_the_student_of_the_last_epoch(peer, tmp_path):
     done = kdcompress(*TINY, "--set", peer, "--set", "train.ship=last", "--out", tmp_path / "run")
     assert done.exit_code == 0, done.output

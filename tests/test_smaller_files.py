@@ -130,6 +130,7 @@ def test_the_file_says_how_it_was_calibrated(added):
     assert json.loads(told["kdcompress.labels"]) == [str(digit) for digit in range(10)]
 
 
+@pytest.mark.exhaustive
 def test_in_another_folder_all_files_stand_together(finished, added, tmp_path):
     out = tmp_path / "out"
     options = ("--int8-rescue", 1, "--int8-target", "arm", "--int8-images", 20, "--max-drop", 100)

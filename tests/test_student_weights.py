@@ -56,6 +56,7 @@ def recorded(work, *below):
     return student.weights, student.sha256
 
 
+@pytest.mark.exhaustive
 def test_student_and_baseline_start_from_published_weights_and_the_run_folder_says_so(work, monkeypatch):
     with publisher(monkeypatch) as published:
         done = distill(work, "--baseline")

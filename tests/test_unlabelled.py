@@ -81,6 +81,7 @@ def test_a_backbone_learns_without_any_label(work):
     assert json.loads((work / "run" / "labels.json").read_text()) == []
 
 
+@pytest.mark.exhaustive
 def test_a_backbone_learns_without_a_teacher_and_says_which_colours_grey_images_skip(work):
     arguments = [
         "distill", "--recipe", "quickstart", "--method", "moco", "--set", "data.labels=none",

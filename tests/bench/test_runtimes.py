@@ -117,6 +117,7 @@ def test_a_compiled_network_gives_what_the_eager_one_gives(student):
     assert compiled["first_ms"] > 10 * eager["first_ms"]  # it compiles there, and not before
 
 
+@pytest.mark.exhaustive
 def test_importing_a_runtime_is_timed_apart_from_loading_a_file(student):
     document = measure([Artefact("s", student / "student.safetensors")], rounds=1, protocol=SHORT)
     (result,) = document["results"]

@@ -243,6 +243,7 @@ def test_a_resumed_run_keeps_what_it_began_with():
     assert keep_recorded(load_recipe("quickstart"), begun).data.decoder == "pillow"
 
 
+@pytest.mark.exhaustive
 @installed
 def test_a_run_records_its_choice_and_resumes_with_it(folder, tmp_path, monkeypatch):
     """Also its teacher cache is another one than that of Pillow's views."""

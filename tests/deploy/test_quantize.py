@@ -234,6 +234,7 @@ def test_a_ratio_that_is_no_number_is_null_in_a_document():
     assert LayerNoise("a", float("inf"), 1.23456).to_json() == {"layer": "a", "own_db": None, "gain_db": 1.23}
 
 
+@pytest.mark.exhaustive
 def test_the_tools_leave_the_import_path_alone():
     code = (
         "import sys; before = list(sys.path)\nimport kdcompress.deploy.ort_tools\n"

@@ -131,6 +131,7 @@ def test_two_processes_train_what_one_trains(two, name, accumulate, tmp_path):
         assert (first[f"{part}.weight"] - before[f"{part}.weight"]).abs().max() > 1e-3, part
 
 
+@pytest.mark.exhaustive
 def test_a_stop_and_resume_on_two_processes_ends_in_the_same_bits(two):
     for seen in two:
         assert seen["stopped"]

@@ -85,7 +85,10 @@ def autocast_as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
 
 
-@pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "precision",
+    [pytest.param(None, id="fp32", marks=pytest.mark.exhaustive), pytest.param(torch.bfloat16, id="bf16")],
+)
 @pytest.mark.parametrize(("name", "config"), CASES)
 def test_steps_stay_on_the_device_and_read_no_value(name, config, precision, tmp_path):
     small = build(tmp_path, name, config, precision)

@@ -212,6 +212,7 @@ def test_two_processes_train_what_one_trains(two, name, tmp_path):
         torch.testing.assert_close(tensor, expected[key], rtol=1e-7, atol=1e-7, msg=key)
 
 
+@pytest.mark.exhaustive
 def test_a_stop_and_resume_on_two_processes_ends_in_the_same_bits(two):
     for seen in two:
         assert seen["stopped"]

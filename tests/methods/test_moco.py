@@ -272,6 +272,7 @@ def test_two_processes_train_what_one_trains(two, name, tmp_path):
         torch.testing.assert_close(first[key], tensor, rtol=1e-8, atol=1e-8, msg=key)
 
 
+@pytest.mark.exhaustive
 def test_two_processes_have_the_keys_of_one_in_as_many_groups(two, tmp_path):
     whole = keys(tmp_path, ALONE)
     torch.testing.assert_close(torch.cat([seen["keys"] for seen in two]), whole, rtol=1e-9, atol=1e-12)

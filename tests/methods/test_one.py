@@ -116,6 +116,7 @@ def test_every_branch_may_ship_and_the_gates_statistics_are_in_the_checkpoint(tm
     assert not torch.equal(saved["gate.norm.running_mean"], before)
 
 
+@pytest.mark.exhaustive
 def test_two_processes_have_the_gate_of_one_with_all_rows(tmp_path):
     two = run_two(TESTS / "methods" / "gate_of_two.py", tmp_path)
     whole = results(slice(None))

@@ -198,6 +198,7 @@ def learned(folder, name, **train):
     return small
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHED)
 def test_what_a_graph_overwrites_is_not_read_any_more(tmp_path, monkeypatch, name):

@@ -144,6 +144,7 @@ def test_cuda_is_not_replaced_by_the_cpu(monkeypatch):
     assert join("auto").device.type == "cpu"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_torchrun_distils_from_recipe_to_report(tmp_path):
     command = [
