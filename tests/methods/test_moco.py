@@ -278,6 +278,7 @@ def test_two_processes_have_the_keys_of_one_in_as_many_groups(two, tmp_path):
     torch.testing.assert_close(torch.cat([seen["keys"] for seen in two]), whole, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_a_stop_and_resume_on_two_processes_ends_in_the_same_bits(two):
     for seen in two:
         assert seen["stopped"]
