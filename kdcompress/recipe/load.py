@@ -144,6 +144,8 @@ def resolve_recipe(
     # Copies of the student become peers, so its settings come before, and `peers.0.weights=` after.
     peers = checks.settings_of("peers", overrides)
     problems = _apply_options(draft, [item for item in overrides if item not in peers], method, preset)
+    if notice := draft.leave_out_weights_of_other_teacher():
+        notices.append(notice)
     if draft.method_is_new and (notice := draft.fit_networks_to_method(overrides)):
         notices.append(notice)
     problems += filter(None, map(draft.override, peers))
