@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcompress import __version__
 from kdcompress.cores import granted_cores
@@ -54,8 +54,12 @@ class Run:
 
     @property
     def precision(self) -> Literal["bf16", "fp16", "fp32"]:
-        """Number format of the forward passes."""
+        """Number format of the forward passes of a frozen teacher, and of most trained networks."""
         return precision.resolve(self.recipe.train.precision, self.device)
+
+    def precision_of(self, network: nn.Module) -> Literal["bf16", "fp16", "fp32"]:
+        """Returns the number format of the passes of a network that is trained."""
+        return precision.of_trained(self.recipe.train.precision, self.device, network)
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -295,7 +295,7 @@ def report(
         "threads": run.recipe.train.threads,
         "device": _device_name(run.device),
         "processes": run.processes.world,
-        "precision": run.precision,
+        "precision": run.precision_of(start.network),
         "student": documents.student_entry(run.recipe, start.weights),
         "teacher": manifest_entry(run, teaching),
         "data": {

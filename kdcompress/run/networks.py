@@ -170,12 +170,19 @@ def _without_labels(recipe: Recipe) -> str:
     return "choose another method (kd with ce_weight 0 needs none)"
 
 
-def tapped(run: Run, section: NetworkSection, start: LoadedNetwork) -> Tapped:
-    """Taps a network, with the normalisation of its weights, or of the data if its weights have none."""
+def tapped(run: Run, section: NetworkSection, start: LoadedNetwork, *, frozen: bool = False) -> Tapped:
+    """Taps a network, with the normalisation of its weights, or of the data if its weights have none.
+
+    Args:
+        run: The run.
+        section: The network's section of the recipe.
+        start: The network with its initial weights.
+        frozen: True for a teacher that only makes forward passes; False for a network that is trained.
+    """
     spec = input_spec(run, section, start)
     network = Tapped(start.network, section.model, input_spec=spec, taps=section.taps, task=start.task)
     network.to(run.device)
-    network.precision = precision.dtype(run.precision)
+    network.precision = precision.dtype(run.precision if frozen else run.precision_of(start.network))
     _check_outputs(section, start, network)
     return network
 

@@ -319,7 +319,7 @@ def _check_teacher(run: Run, section: TeacherSection, start: LoadedNetwork) -> T
         write_notice(
             f"teacher.cache.mode: read: the teacher is built before the training all the same, since {why}"
         )
-    network = tapped(run, section, start)
+    network = tapped(run, section, start, frozen=True)
     if teacher_needs_training(section, start):
         check_trainable(network)
     return FrozenTeacher(network, fold=False)

@@ -117,7 +117,7 @@ def _built(run: Run, section: TeacherSection, start: LoadedNetwork) -> tuple[Fro
     if trained:
         _train_or_load_teacher(run, start)
     size = None if trained else own_size(run, section, start)
-    teacher = FrozenTeacher(tapped(run, section, start), size=size)
+    teacher = FrozenTeacher(tapped(run, section, start, frozen=True), size=size)
     if teacher.foldable and not teacher.folded and run.processes.first:
         run.progress.warn(
             f"teacher {section.model}: none of its {teacher.foldable} batch norms was folded, since its "

@@ -177,7 +177,7 @@ def _teacher(run: Run, networks: dict[str, LoadedNetwork]) -> Teacher | None:
         return None
     start = networks["teacher"]
     size = None if teacher_needs_training(section, start) else own_size(run, section, start)
-    return FrozenTeacher(tapped(run, section, start), size=size)
+    return FrozenTeacher(tapped(run, section, start, frozen=True), size=size)
 
 
 def _measure(run: Run, training: Training, steps: int) -> Measured:
