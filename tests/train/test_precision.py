@@ -77,7 +77,7 @@ def test_auto_trains_every_network_on_cuda_alike(monkeypatch):
 def test_a_student_with_depthwise_convolutions_trains_in_fp32_and_its_teacher_reads_in_bf16(
     native_bf16, tmp_path
 ):
-    recipe = load_recipe("quickstart", ["student.model=cifar/mobilenet-v2"])
+    recipe = load_recipe("quickstart", ["student.model=cifar/mobilenet-v2", "student.weights=random"])
     data = open_data(recipe.data)
     run = Run(recipe, RunFolder(tmp_path / "run"), data, Processes(0, 1, CPU), Progress(), False, "")
     found = load_networks(run, build_teacher=True)
