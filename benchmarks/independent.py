@@ -233,7 +233,7 @@ class Crd(Plain):
         return [self.method.embed_student, self.method.embed_teacher]
 
     def term(self, ours, theirs, batch, step, epoch):
-        self.method.steps.fill_(step)
+        self.method.draws.steps.fill_(step)
         columns = self.method.columns(batch.indices)  # the draws alone are shared
         size, negatives = len(self.banks[0]), columns.shape[1] - 1
         pairs = zip(self.heads(), (ours[2], theirs[2]), strict=True)
