@@ -285,6 +285,15 @@ def test_weights_that_the_user_names_for_their_own_network_stay(weights):
     assert resolved.notices == ()
 
 
+@pytest.mark.parametrize("weights", ["null", "random", "mine.pth"])
+def test_a_recipe_without_published_weights_keeps_what_it_has(tmp_path, weights):
+    text = shipped_recipes()["resnet50-to-mobilenet-v3-small"].read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("weights: IMAGENET1K_V2", f"weights: {weights}"))
+    resolved = resolve_recipe(str(tmp_path / "mine.yaml"), [OWN], allow_code=True)
+    assert resolved.recipe.teacher.weights == (None if weights == "null" else weights)
+    assert resolved.notices == ()
+
+
 def test_a_recipe_file_that_names_the_users_network_keeps_its_weights(tmp_path):
     text = shipped_recipes()["resnet50-to-mobilenet-v3-small"].read_text()
     (tmp_path / "mine.yaml").write_text(text.replace("torchvision/resnet50", "python:mine:build"))

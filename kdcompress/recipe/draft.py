@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from kdcompress.recipe import checks
-from kdcompress.recipe.network_sections import AUTO
+from kdcompress.recipe.network_sections import AUTO, RANDOM
 from kdcompress.recipe.schema import expand_shorthand
 from kdcompress.strict_yaml import parse_value
 
@@ -133,9 +134,9 @@ class RecipeDraft:
         return f"method {name}: {'; '.join(changes)}" if changes else None
 
     def leave_out_weights_of_other_teacher(self) -> str | None:
-        """Leaves out the recipe's teacher.weights where an override puts the user's own network in its place.
+        """Leaves out published weights that the recipe names where an override puts the user's own network.
 
-        Weights that an override names stay; a misfit is then a problem of the run.
+        A file, and weights that an override names, stay; a misfit is then a problem of the run.
 
         Returns:
             One line for the user, or None if nothing was left out.
@@ -147,6 +148,8 @@ class RecipeDraft:
         if self.sources.get("teacher.model") != "--set" or "weights" not in theirs:
             return None
         name = teacher["weights"]
+        if not isinstance(name, str) or name == RANDOM or Path(name).suffix or Path(name).exists():
+            return None
         for key in theirs:
             self._put(f"teacher.{key}", None, "left out: they are of the recipe's own teacher")
         return (

@@ -54,7 +54,7 @@ class Run:
 
     @property
     def precision(self) -> Literal["bf16", "fp16", "fp32"]:
-        """Number format of the forward passes of a frozen teacher, and of most trained networks."""
+        """Number format of the forward passes; for a network that is trained, see `precision_of`."""
         return precision.resolve(self.recipe.train.precision, self.device)
 
     def precision_of(self, network: nn.Module) -> Literal["bf16", "fp16", "fp32"]:

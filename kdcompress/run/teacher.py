@@ -76,13 +76,13 @@ def load_teacher(run: Run, networks: dict[str, LoadedNetwork]) -> TestedTeacher 
         return None
     if stands_in(run):
         record = read_record(run)
-        gate = _judged(run, section, record.held_out, *_tested_images(run))
+        gate = _judge(run, section, record.held_out, *_tested_images(run))
         return TestedTeacher(record.teacher(run), networks["teacher"], record.trained, record.held_out, gate)
     start = networks["teacher"]
     teacher, trained = _built(run, section, start)
     where, images = _tested_images(run)
     held_out = _tested(run, section, teacher, where, images)
-    gate = _judged(run, section, held_out, where, images)
+    gate = _judge(run, section, held_out, where, images)
     write_record(run, teacher, start, held_out, trained=trained)
     return TestedTeacher(teacher, start, trained, held_out, gate)
 
@@ -227,7 +227,7 @@ def _tested(
     return {**run.processes.broadcast(figures), "n": len(images), "split": where}
 
 
-def _judged(run: Run, section: TeacherSection, figures: dict[str, Any], where: str, images: Source) -> Gate:
+def _judge(run: Run, section: TeacherSection, figures: dict[str, Any], where: str, images: Source) -> Gate:
     """Returns the gate that the figures have passed, and warns of a weak teacher.
 
     Raises:

@@ -74,7 +74,7 @@ def stands_in(run: Run) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TeacherRecord:
-    """What is stored of a teacher.
+    """Facts of a teacher, as stored.
 
     Args:
         note: Facts, as JSON (`TeacherRecordNote`).

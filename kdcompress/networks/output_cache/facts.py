@@ -1,4 +1,4 @@
-"""What is known of a teacher without computing anything: facts that a cache keeps beside its outputs."""
+"""Facts of a teacher that a cache keeps beside its outputs, so that nothing is computed to know them."""
 
 from __future__ import annotations
 
