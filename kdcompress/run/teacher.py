@@ -177,7 +177,7 @@ def _key(run: Run, start: LoadedNetwork) -> str:
         run.recipe,
         listing_sha256=run.data.listing_sha256,
         weights_sha256=_start_sha256(start),
-        environment=run.environment,
+        environment={**run.environment, "precision": run.precision_of(start.network)},
     )
 
 
