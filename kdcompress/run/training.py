@@ -22,7 +22,7 @@ from kdcompress.recipe import OptimSection, TrainSection
 from kdcompress.run.context import Run
 from kdcompress.run.networks import info, tapped
 from kdcompress.train import result_store
-from kdcompress.train.bn_statistics import SHIPPED_MOST, StatisticsImages, sample_size
+from kdcompress.train.bn_statistics import StatisticsImages, sample_size, shipping_size
 from kdcompress.train.job import Job, Outcome
 from kdcompress.train.journal import Journal
 from kdcompress.train.processes import Processes
@@ -107,7 +107,7 @@ def run_training(run: Run, training: Training) -> Outcome:
             held_out = stack.enter_context(run.evaluation(data.held_out, shared=True))
         statistics = None
         if training.train.bn_statistics == "auto" and not training.train.freeze_bn:
-            statistics = _statistics_images(run, stack)
+            statistics = _statistics_images(run, _images_seen(run, training, loader), stack)
         return Trainer(method, loader, held_out, job, run.processes, journal, run.progress, statistics).run()
 
 
@@ -138,13 +138,21 @@ def training_loader(
     )
 
 
-def _statistics_images(run: Run, stack: contextlib.ExitStack) -> StatisticsImages:
+def _images_seen(run: Run, training: Training, loader: TrainingLoader) -> int:
+    """Returns the number of images that a training sees in all its epochs, on all processes."""
+    batches, train = training.epochs * loader.steps, training.train
+    if train.max_steps is not None:
+        batches = min(batches, train.max_steps * train.accumulate)
+    return batches * run.recipe.batch_size
+
+
+def _statistics_images(run: Run, seen: int, stack: contextlib.ExitStack) -> StatisticsImages:
     """Opens the real training images, labelled or not, that batch-norm statistics are re-estimated on."""
     train = run.data.train
     order = permutation(DATA_SEED, 0, len(train))
     sample, shipping_images = (
         stack.enter_context(run.evaluation(train.subset(order[:count])))
-        for count in (sample_size(len(train)), SHIPPED_MOST)
+        for count in (sample_size(len(train)), shipping_size(len(train), seen))
     )
     return StatisticsImages(sample, shipping_images)
 

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from kdcompress.data.batch import Batch
 from kdcompress.networks.tapped import Tapped
 
-SHARE = 0.1
-"""Share of the training images that a candidate's statistics are estimated on after every epoch. A step costs
-at least three forward passes, so this is about 3 % of the training."""
+SHARE = 0.05
+"""Share of the training images that a candidate's statistics are estimated on after every epoch, and share of
+the images that a training sees that those of the network that ships are estimated on. A step costs at least
+three forward passes, so both together are at most 3.4 % of a training, 5 % where the lower bounds count."""
 FEWEST, MOST = 64, 2_048
-"""Bounds of their number."""
-SHIPPED_MOST = 32_768
-"""Greatest number of images for the network that ships: enough for statistics that settle late."""
+"""Bounds of the number for a candidate."""
+SHIPPED_FEWEST, SHIPPED_MOST = 1_000, 32_768
+"""Bounds of the number for the network that ships. 1,000 images gave the accuracy of 2,000 after a training
+of five epochs (benchmarks/batch_norm.md); the upper one is enough for statistics that settle late."""
 CONVERGED = 0.005
 """Change of the statistics over the last half of the images below which more images are not needed: mean
 over the channels of a layer, in standard deviations for a mean and as a share for a variance."""
@@ -39,7 +41,7 @@ class StatisticsImages:
 
     Args:
         sample: `sample_size` of them, for scoring candidates.
-        shipping_images: At most `SHIPPED_MOST` of them, for the network that ships.
+        shipping_images: `shipping_size` of them, for the network that ships.
     """
 
     sample: Iterable[Batch]
@@ -53,6 +55,16 @@ def sample_size(images: int) -> int:
         images: Number of training images.
     """
     return min(images, max(FEWEST, min(MOST, round(SHARE * images))))
+
+
+def shipping_size(images: int, seen: int) -> int:
+    """Returns the number of training images that the statistics of the network that ships are estimated on.
+
+    Args:
+        images: Number of training images.
+        seen: Number of images that the training sees, in all epochs.
+    """
+    return min(images, max(SHIPPED_FEWEST, min(SHIPPED_MOST, round(SHARE * seen))))
 
 
 def tracked_norms(module: nn.Module) -> list[BatchNorm]:

@@ -14,7 +14,13 @@ from kdcompress.data.loader import EvaluationLoader
 from kdcompress.errors import Interrupted
 from kdcompress.networks.tapped import Tapped
 from kdcompress.train import bn_statistics
-from kdcompress.train.bn_statistics import StatisticsImages, reestimate, reestimated, sample_size
+from kdcompress.train.bn_statistics import (
+    StatisticsImages,
+    reestimate,
+    reestimated,
+    sample_size,
+    shipping_size,
+)
 
 
 class Plain(nn.Module):
@@ -92,9 +98,24 @@ def test_after_the_block_they_are_what_they_were():
     assert_same(dict(network.state_dict()), before)
 
 
-@pytest.mark.parametrize(("count", "sample"), [(20, 20), (400, 64), (2_000, 200), (1_281_167, 2_048)])
-def test_the_sample_is_a_tenth_of_the_images_within_bounds(count, sample):
+@pytest.mark.parametrize(("count", "sample"), [(20, 20), (400, 64), (2_000, 100), (1_281_167, 2_048)])
+def test_the_sample_is_a_share_of_the_images_within_bounds(count, sample):
     assert sample_size(count) == sample
+
+
+@pytest.mark.parametrize(
+    ("count", "seen", "images"),
+    [(400, 40_000, 400), (2_000, 10_000, 1_000), (2_000, 48_000, 2_000), (60_000, 300_000, 15_000)],
+)
+def test_a_short_training_ships_with_statistics_of_fewer_images(count, seen, images):
+    assert shipping_size(count, seen) == images
+
+
+def test_five_epochs_of_two_thousand_images_spend_a_twentieth_on_statistics():
+    """Counted in forward passes, of which a step costs three at least."""
+    count, epochs = 2_000, 5
+    passes = epochs * sample_size(count) + shipping_size(count, epochs * count)
+    assert passes <= 0.05 * 3 * epochs * count
 
 
 def with_statistics(folder, method="none", *, count=200, **more):
