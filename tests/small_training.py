@@ -103,6 +103,7 @@ class Small:
     Everything is drawn from seeds, so that two of them with the same arguments begin equal. The student is
     what the method needs: a classifier, or a backbone; the teacher is a classifier unless `headless` is set.
     With `float64` everything is computed in it, so that two ways of computing the same agree to 1e-9.
+    `statistics` gives the images for batch-norm statistics from the training images.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Small:
         labelled=True,
         float64=False,
         exits=False,
+        statistics=None,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         device, side = processes.device, side or SIDES[student]
@@ -183,8 +185,9 @@ class Small:
         journal = Journal(folder if processes.first else None)
         torch.manual_seed(2 + processes.rank)
         self.trainer = Trainer(
-            self.method, self.loader, on_held_out, job, processes, journal, watcher or Watcher()
-        )
+            self.method, self.loader, on_held_out, job, processes, journal, watcher or Watcher(),
+            statistics and statistics(train_images),
+        )  # fmt: skip
 
     def run(self):
         return self.trainer.run()

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import math
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kdcompress.data.loader import EvaluationLoader
 from kdcompress.errors import UserError, suggest
 from kdcompress.methods.base import Candidate, Method
-from kdcompress.networks.exits import WithExits
-from kdcompress.networks.load_state import load_state
 from kdcompress.networks.tapped import Tapped
 from kdcompress.tasks.figures import selection_metric
 from kdcompress.train import bn_statistics
@@ -25,12 +20,11 @@ from kdcompress.train.average import Average
 from kdcompress.train.bn_statistics import StatisticsImages
 from kdcompress.train.job import Outcome
 from kdcompress.train.processes import Processes
+from kdcompress.train.ranking import leads, loss_of, rank
 from kdcompress.train.scores import ENSEMBLE, HeldOutScores
+from kdcompress.train.shipping_statistics import ScratchNetworks, ShippingStatistics, copied
 
 BEST, LAST, EMA = "best", "last", "ema"
-CLEAR = 2.0
-"""Standard errors of a lead beyond which it counts. One would be exceeded by chance too often: the best so
-far is the highest of many."""
 
 
 def offered(method: Method, *, ema: bool) -> list[str]:
@@ -93,7 +87,7 @@ class Choice:
         average_exits: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
         self._method, self._average, self._held_out, self._processes = method, average, held_out, processes
-        self._ship, self._statistics = ship, statistics
+        self._ship = ship
         self._exits, self._average_exits = exits, average_exits
         self._statistics_seconds = 0.0
         self.last: dict[str, Any] | None = None
@@ -103,7 +97,18 @@ class Choice:
         self.reached: dict[str, dict[str, Any]] = {}
         networks = method.networks
         self._compute_scores = HeldOutScores(networks.student.task, networks.teacher, processes)
-        self._scratch: dict[tuple[int, str], nn.Module] = {}
+        self._scratch = ScratchNetworks()
+        self._sample = None if statistics is None else statistics.sample
+        self._shipping = None
+        if statistics is not None:
+            self._shipping = ShippingStatistics(
+                statistics.shipping_images,
+                method.statistics_images,
+                held_out,
+                self._compute_scores,
+                processes,
+                self._scratch,
+            )
 
     def score(self, epoch: int, *, frozen_statistics: bool = False) -> dict[str, Any] | None:
         """Scores every candidate and keeps the one that would ship.
@@ -126,14 +131,14 @@ class Choice:
             return None
         self.last = scores[self._default()]
         for name, figures in scores.items():
-            if name not in self.reached or _rank(figures, metric) > _rank(self.reached[name], metric):
+            if name not in self.reached or rank(figures, metric) > rank(self.reached[name], metric):
                 self.reached[name] = {**figures, "epoch": epoch}
         names = [key for key in self._eligible() if key in scores]
-        highest = max(names, key=lambda key: _rank(scores[key], metric))
+        highest = max(names, key=lambda key: rank(scores[key], metric))
         name = highest
         if parts[highest] is not None:
             rivals = [key for key in names if not leads(parts[highest], parts[key])]
-            name = min(rivals, key=lambda key: _loss(scores[key]))
+            name = min(rivals, key=lambda key: loss_of(scores[key]))
         if self._keeps_up(BEST, highest, name, scores, parts, metric):
             self.best = {**scores[name], "candidate": name, "epoch": epoch, "state": self._state_of(name)}
             if self._exits:
@@ -167,7 +172,8 @@ class Choice:
             best = {**facts["held_out"][facts["shipped"]], "candidate": name, "epoch": epoch}
         # The exits' statistics are of the same kind as those of the student that they read.
         if exits and facts is not None and facts["shipped"] == "re-estimated":
-            exits = self._with_new_statistics(exits, like, state)
+            assert self._shipping is not None
+            exits = self._shipping.of_exits(self._exits, exits, like, state)
         members = self._method.members()
         states = {key: self._with_best_statistics(members[key].like, own)[0] for key, own in states.items()}
         return Outcome(
@@ -215,7 +221,7 @@ class Choice:
             metric: Name of the selection metric.
         """
         peak = self._peaks.get(kind)
-        if peak is None or _rank(scores[highest], metric) > _rank(peak["figures"], metric):
+        if peak is None or rank(scores[highest], metric) > rank(peak["figures"], metric):
             peak = self._peaks[kind] = {"figures": scores[highest], "parts": parts[highest]}
         if peak["parts"] is None or parts[name] is None:
             return peak["figures"] is scores[name]
@@ -224,75 +230,11 @@ class Choice:
     def _with_best_statistics(
         self, like: Tapped, state: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-        """Re-estimates a state's batch-norm statistics and keeps the better ones; of equals, the new ones.
-
-        Returns:
-            The state, and the facts: number of images, which statistics ship, the held-out figures of both
-            (None without held-out images) and the seconds that re-estimation took in this session; None if
-            nothing was re-estimated.
-        """
-        if self._statistics is None:
-            return state, None
-        result = self._changed_statistics(like, state, self._statistics) if self._processes.first else None
-        changed, count, taken = self._processes.broadcast(result)
-        if count == 0:
-            return state, None
-        new, shipped = {**state, **changed}, "re-estimated"
-        scores: dict[str, dict[str, Any]] | None = None
-        if self._held_out is not None:
-            values = {"re-estimated": new, "running": state}
-            networks = {key: (self._scratch_network(like, own, key), like) for key, own in values.items()}
-            scores = self._processes.broadcast(self._compute_scores(networks, self._held_out)[0])
-            metric = selection_metric(scores[shipped])
-            if metric is None:
-                scores = None
-            elif _rank(scores["running"], metric) > _rank(scores[shipped], metric):
-                shipped = "running"
-        # Re-estimation alone: the held-out images are scored in any case.
-        seconds = round(self._statistics_seconds + taken, 3)
-        facts = {"images": count, "shipped": shipped, "held_out": scores, "seconds": seconds}
-        return (new if shipped == "re-estimated" else state), facts
-
-    def _changed_statistics(
-        self, like: Tapped, state: dict[str, Tensor], images: StatisticsImages
-    ) -> tuple[dict[str, Tensor], int, float]:
-        """Returns the re-estimated tensors that differ from the state's, the images used, and the seconds."""
-        began = time.perf_counter()
-        network = self._scratch_network(like, state)
-        count = bn_statistics.reestimate(
-            network,
-            like,
-            images.shipping_images,
-            shown=self._method.statistics_images,
-            until_converged=True,
-        )
-        new = _copied(network.state_dict())
-        changed = {name: value for name, value in new.items() if not torch.equal(value, state[name])}
-        return changed, count, time.perf_counter() - began
-
-    def _with_new_statistics(
-        self, exits: dict[str, dict[str, Tensor]], like: Tapped, state: dict[str, Tensor]
-    ) -> dict[str, dict[str, Tensor]]:
-        """Re-estimates the batch-norm statistics of exits on the maps of the student that ships."""
-        new: dict[str, dict[str, Tensor]] = {}
-        if self._processes.first:
-            assert self._statistics is not None
-            layers = {stage: copy.deepcopy(self._exits[stage]) for stage in exits}
-            for stage, module in layers.items():
-                load_state(module, exits[stage])
-            pairs = [(like.taps.stages[stage], module) for stage, module in layers.items()]
-            whole = WithExits(self._scratch_network(like, state), pairs)
-            bn_statistics.reestimate(
-                whole,
-                like,
-                self._statistics.shipping_images,
-                shown=self._method.statistics_images,
-                until_converged=True,
-                within=whole.exits,
-            )
-            new = {stage: _copied(module.state_dict()) for stage, module in layers.items()}
-        agreed: dict[str, dict[str, Tensor]] = self._processes.broadcast(new)
-        return agreed
+        """Returns a state with the better batch-norm statistics, and the facts; see `ShippingStatistics`."""
+        state, facts = (state, None) if self._shipping is None else self._shipping.better(like, state)
+        if facts is not None:
+            facts["seconds"] = round(self._statistics_seconds + facts["seconds"], 3)
+        return state, facts
 
     def _scores(
         self, held_out: EvaluationLoader, *, re_estimate: bool = True
@@ -309,7 +251,7 @@ class Choice:
             name: (self._module_of(name, candidate), candidate.like)
             for name, candidate in {**members, **candidates}.items()
         }
-        sample = self._statistics.sample if self._statistics is not None and re_estimate else None
+        sample = self._sample if re_estimate else None
         began = time.perf_counter()
         with contextlib.ExitStack() as stack:
             for module, like in networks.values():
@@ -340,66 +282,18 @@ class Choice:
     def _module_of(self, name: str, candidate: Candidate) -> nn.Module:
         if candidate.module is not None:
             return candidate.module
-        return self._scratch_network(candidate.like, candidate.state(), name)
-
-    def _scratch_network(self, like: Tapped, state: Mapping[str, Tensor], name: str = "") -> nn.Module:
-        """Loads a state into a scratch network of its plain class: a branch has no network of its own.
-
-        Args:
-            like: A network of that class.
-            state: State dictionary.
-            name: Tells networks apart that are used at the same time.
-        """
-        key = (id(like), name)
-        if key not in self._scratch:
-            self._scratch[key] = copy.deepcopy(like.network)
-        load_state(self._scratch[key], state)
-        return self._scratch[key]
+        return self._scratch.load(candidate.like, candidate.state(), name)
 
     def _state_of(self, name: str) -> dict[str, Tensor]:
-        return _copied(self._candidates()[name].state())
+        return copied(self._candidates()[name].state())
 
     def _states_of_members(self) -> dict[str, dict[str, Tensor]]:
-        return {name: _copied(member.state()) for name, member in self._method.members().items()}
+        return {name: copied(member.state()) for name, member in self._method.members().items()}
 
     def _states_of_exits(self, name: str) -> dict[str, dict[str, Tensor]]:
         """Returns copies of the exits' states that belong to a candidate."""
         exits = self._average_exits if name == EMA else self._exits
-        return {stage: _copied(module.state_dict()) for stage, module in exits.items()}
-
-
-def leads(one: Tensor | None, other: Tensor | None) -> bool:
-    """Returns True if a network's figure is higher by more than twice the standard error of the difference.
-
-    Args:
-        one: `[N]` parts of the figure, by image (`Task.parts`).
-        other: Likewise, of the same images.
-
-    Source:
-        McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika
-        1947: the variance of the difference is that of the images that one of the two alone gets right.
-    """
-    assert one is not None
-    assert other is not None
-    apart = one - other
-    return bool(apart.sum() > CLEAR * apart.square().sum().sqrt() * (1 + 1e-9))
-
-
-def _loss(figures: Mapping[str, Any]) -> float:
-    loss = figures.get("loss", figures.get("kl"))
-    return math.inf if loss is None else float(loss)
-
-
-def _rank(figures: Mapping[str, Any], metric: str) -> tuple[float, float]:
-    """Orders figures by the selection metric, then by the lower loss (or divergence from the teacher).
-
-    A few hundred held-out images give many epochs the same accuracy; the earliest of them is rarely the best.
-    """
-    return figures[metric], -_loss(figures)
-
-
-def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().clone() for key, value in state.items()}
+        return {stage: copied(module.state_dict()) for stage, module in exits.items()}
 
 
 def _without_tensors(figures: dict[str, Any] | None) -> dict[str, Any] | None:

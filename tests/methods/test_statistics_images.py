@@ -54,11 +54,11 @@ def test_mixed_images_have_the_shares_of_the_distribution():
 
 @pytest.mark.parametrize("name", ["hsakd", "mixskd"])
 def test_a_student_ships_with_the_statistics_of_these_images(name, tmp_path):
-    small = Small(tmp_path, name, train={"epochs": 1}, held_out=0)
     source = images(40, 8, seed=3)
     shaded = (source.images * torch.linspace(0, 1, 8)[:, None]).to(torch.uint8)  # dark above, so turns differ
     loader = EvaluationLoader(type(source)(shaded, source.labels), device="cpu")
-    small.trainer.choice._statistics = StatisticsImages(loader, loader)
+    given = StatisticsImages(loader, loader)
+    small = Small(tmp_path, name, train={"epochs": 1}, held_out=0, statistics=lambda _: given)
     shipped = small.run().state
     network = small.student.network
     network.load_state_dict(shipped)

@@ -121,24 +121,27 @@ def test_five_epochs_of_two_thousand_images_spend_a_twentieth_on_statistics():
 def with_statistics(folder, method="none", *, count=200, **more):
     """A training whose running statistics lag: ten steps at a momentum of 0.01."""
     watcher = more.pop("watcher", None)
+    more = {"statistics": a_third_and_all, **more}
     small = Small(folder, method, count=count, batch_size=40, watcher=watcher, **more)
     networks = [small.student, *small.peers]
     for network in networks:
         for module in network.network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.01
-    source = small.loader.source
+    return small
+
+
+def a_third_and_all(source):
+    """64 of the images for candidates, all for what ships."""
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
     sample, every = (EvaluationLoader(source.subset(order[:n]), device="cpu") for n in (64, len(source)))
-    small.trainer.choice._statistics = StatisticsImages(sample, every)
-    return small
+    return StatisticsImages(sample, every)
 
 
 def test_a_network_with_lagging_statistics_ships_with_new_ones_and_scores_higher(tmp_path):
     small = with_statistics(tmp_path / "new")
     outcome = small.run()
-    lagging = with_statistics(tmp_path / "old")
-    lagging.trainer.choice._statistics = None
+    lagging = with_statistics(tmp_path / "old", statistics=None)
     old = lagging.run()
     facts = outcome.bn_statistics
     assert facts["shipped"] == "re-estimated"
@@ -155,11 +158,10 @@ def test_a_network_with_lagging_statistics_ships_with_new_ones_and_scores_higher
 
 
 def test_running_statistics_that_score_higher_ship(tmp_path):
-    small = with_statistics(tmp_path)
     dark = images(200, 8)
     dark = type(dark)(dark.images // 64, dark.labels)  # of other images, so that they do not fit
     loader = EvaluationLoader(dark, device="cpu")
-    small.trainer.choice._statistics = StatisticsImages(loader, loader)
+    small = with_statistics(tmp_path, statistics=lambda _: StatisticsImages(loader, loader))
     for module in small.student.network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.5

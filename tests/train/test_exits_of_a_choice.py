@@ -60,9 +60,9 @@ def test_with_the_average_their_average_ships(tmp_path, monkeypatch):
 
 
 def test_their_statistics_are_those_of_the_student_that_ships(tmp_path, monkeypatch):
-    small = Small(tmp_path, "byot", exits=True)
     batches = EvaluationLoader(images(16, 8), device=torch.device("cpu"))
-    small.trainer.choice._statistics = StatisticsImages(batches, batches)
+    given = StatisticsImages(batches, batches)
+    small = Small(tmp_path, "byot", exits=True, statistics=lambda _: given)
     choice = small.trainer.choice
     with_best = choice._with_best_statistics
 
