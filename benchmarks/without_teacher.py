@@ -86,12 +86,13 @@ def run(work, setting, name, seed):
     peers = [setting.student] * (method.needs(config).peers or 0)
     steps = setting.seen // BATCH // (2 if name in TWICE else 1)
     recipe = RECIPE.format(
-        seed=seed, batch=BATCH, held_out=setting.held_out, labels=setting.labels, student=setting.student,
+        seed=seed, batch=BATCH, held_out=setting.held_out, student=setting.student,
+        labels=setting.labels - setting.held_out,  # the recipe counts those that train
         method=json.dumps({"name": "none" if plain else name}), peers=json.dumps(peers),
         epochs=-(-steps // ((setting.labels - setting.held_out) // BATCH)), steps=steps,
         smoothing=", label_smoothing: 0.1" if name == SMOOTHED else "",
     )  # fmt: skip
-    options = ["--set", "train.ship=ensemble"] if name in ONLINE and name != "okddip" else []
+    options = ["--set", "train.ship=ensemble"] if name in ONLINE else []
     results = distill(work, f"{name.replace(' ', '-')}-{seed}", recipe, *options)
     ensemble = (results.get("ensemble") or {}).get("top1")
     return 100 * results["student"]["top1"], None if ensemble is None else 100 * ensemble
