@@ -219,15 +219,16 @@ def measure(name, control, options):
 def table(rows, reference_mb, control):
     lines = [
         f"| method | step ms | ratio to {control} (95 % interval) | ratio per network | peak memory MB | "
-        f"ratio to {control} |",
-        "|---|---|---|---|---|---|",
+        f"ratio to {control} | ratio per network |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, seconds, ratios, mb in rows:
         low, high = interval(ratios) or (min(ratios), max(ratios))
-        share = statistics.median(ratios) / networks_of(name.partition(", ")[0])
+        networks = networks_of(name.partition(", ")[0])
         lines.append(
             f"| {name} | {1000 * statistics.median(seconds):.0f} | {statistics.median(ratios):.2f} "
-            f"({low:.2f} to {high:.2f}) | {share:.2f} | {mb:.0f} | {mb / reference_mb:.2f} |"
+            f"({low:.2f} to {high:.2f}) | {statistics.median(ratios) / networks:.2f} | {mb:.0f} | "
+            f"{mb / reference_mb:.2f} | {mb / reference_mb / networks:.2f} |"
         )
     return "\n".join(lines)
 

@@ -27,7 +27,9 @@ from kdcompress.train.processes import Processes
 from kdcompress.train.trainer import Trainer
 
 CLASSES = 4
-SIDES = {"cifar/resnet8": 8, "torchvision/mobilenet_v3_small": 32}
+FOR_SELF = ("torchvision/resnet18", "torchvision/shufflenet_v2_x0_5")
+"""Students that the self methods alone are tried on."""
+SIDES = {"cifar/resnet8": 8, "torchvision/mobilenet_v3_small": 32, **dict.fromkeys(FOR_SELF, 32)}
 TEACHER = "cifar/resnet14"
 ALONE = Processes(0, 1, torch.device("cpu"))
 

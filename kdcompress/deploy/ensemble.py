@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,6 +150,23 @@ def write_ensemble(
         made.facts["cost"] = made.facts["macs"] / student_macs
         made.facts["sentence"] = _sentence(made.facts)
     return made
+
+
+def with_timing(facts: Mapping[str, Any], bench: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the latency of the ensemble, beside the student's in the sentence.
+
+    Args:
+        facts: Facts of an `EnsembleFile`.
+        bench: `bench.json`; the first timing of each artefact counts.
+    """
+    latencies: dict[str, float] = {}
+    for row in bench["results"]:
+        latencies.setdefault(row["artefact"], row["latency_ms"]["p50"])
+    own, student = latencies.get("ensemble"), latencies.get("student")
+    if own is None:
+        return {**facts, "latency_ms": None}
+    against = "" if student is None else f" against the student's {student:.3f} ms"
+    return {**facts, "latency_ms": own, "sentence": f"{facts['sentence']}; {own:.3f} ms{against}"}
 
 
 def _sentence(facts: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from kdcompress import discovery
 from kdcompress.errors import NetworkError, Uncuttable, UserError, suggest
 
+CHOOSE = "choose a method without heads and branches, or a network that can be cut:"
 MIN_PIXELS = 8
 """The smallest height and width that any network is built for."""
 
@@ -107,12 +108,21 @@ def segments(model: str, network: nn.Module) -> list[tuple[str, nn.Module]]:
         Uncuttable: The stages of this network are not a straight chain, or not known to be.
     """
     family, name = _split(model)
-    chain: list[tuple[str, nn.Module]] = _family(family).segments(name, network)
+    try:
+        chain: list[tuple[str, nn.Module]] = _family(family).segments(name, network)
+    except Uncuttable as error:
+        raise Uncuttable(f"{error}; {CHOOSE} {cuttable()}") from None
     names = [segment for segment, _ in chain]
     assert names == ["stem", *(f"stage{i}" for i in range(1, len(chain) - 1)), "head"], names
     if len(chain) < 3:
         raise Uncuttable(f"{model}: has no stages to cut at")
     return chain
+
+
+def cuttable() -> str:
+    """Lists the networks that can be cut into stages, as each family says."""
+    headers = (discovery.header("family", name) for name in discovery.names("family"))
+    return "; ".join(header.constants["CUTTABLE"] for header in headers if "CUTTABLE" in header.constants)
 
 
 def family_of(model: str) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcompress import discovery
 from kdcompress.data.split_name import TEST
+from kdcompress.errors import UserError
 from kdcompress.recipe import RANDOM
 from kdcompress.report import numbers
 from kdcompress.report.record import Record
@@ -216,6 +218,8 @@ def recipe_rows(record: Record) -> list[tuple[str, str]]:
     if recipe.get("peers"):
         rows.append(("peers", ", ".join(_network(peer) for peer in recipe["peers"])))
     rows.append(("method", f"{recipe['method']['name']}{_settings(method)}"))
+    if summary := _summary(recipe["method"]["name"]):
+        rows.append(("about the method", summary))
     if pseudo := recipe.get("pseudo_labels"):
         own = {key: value for key, value in pseudo["method"].items() if key != "name"}
         rows.append(("pre-training", f"{pseudo['method']['name']}{_settings(own)}"))
@@ -239,6 +243,14 @@ def recipe_rows(record: Record) -> list[tuple[str, str]]:
     optim = {key: value for key, value in recipe["optim"].items() if key not in {"name", "milestones"}}
     rows.append(("optimiser", f"{recipe['optim']['name']}{_settings(optim)}"))
     return rows
+
+
+def _summary(method: str) -> str:
+    """Returns the first line of a method's description; empty for one that this version does not have."""
+    try:
+        return discovery.header("method", method).summary
+    except UserError:
+        return ""
 
 
 def provenance(record: Record) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from kdcompress.atomic import write_json
 from kdcompress.bench.measure import Artefact, measure
 from kdcompress.data.split_name import TEST, name_split
 from kdcompress.deploy.derived import DerivedFile, DerivedMaker, failure
-from kdcompress.deploy.ensemble import EnsembleFile
+from kdcompress.deploy.ensemble import EnsembleFile, with_timing
 from kdcompress.deploy.exits import ExitsFile, with_timings, write_cut
 from kdcompress.deploy.files import formats
 from kdcompress.deploy.ship import Shipped, Subject
@@ -278,7 +278,7 @@ def report(
     if delivery.compressed is not None:
         results["variants"] = verdict_entries(delivery.compressed, bench)
     if delivery.ensemble is not None and delivery.ensemble.passed:
-        results["ensemble"] = delivery.ensemble.facts
+        results["ensemble"] = with_timing(delivery.ensemble.facts, bench)
     if delivery.exits is not None and delivery.exits.passed:
         results["exits"] = with_timings(delivery.exits.facts, bench)
     failed = failure(delivery.derived)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from kdcompress.train.processes import Processes
 
+SECONDS = "_seconds"
+"""Last part of the names of logged figures that are times."""
+
 
 @dataclass(slots=True)
 class Means:
@@ -43,6 +46,15 @@ class Means:
         means = {name: value.item() / self.counts[name] for name, value in self.sums.items()}
         losses = {name: value for name, value in means.items() if name not in self.logged}
         return losses, {name: value for name, value in means.items() if name in self.logged}
+
+    def time_shares(self, seconds: float) -> dict[str, float]:
+        """Returns, for every logged figure NAME_seconds, its sum's share of a time as NAME_time_share.
+
+        Args:
+            seconds: The time, such as that of the epoch so far.
+        """
+        timed = sorted(name for name in self.logged if name.endswith(SECONDS))
+        return {f"{n.removesuffix(SECONDS)}_time_share": self.sums[n].item() / seconds for n in timed}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resume needs."""

@@ -272,6 +272,7 @@ class Trainer:
         if minimise.late:
             self.means.share(self.processes)
         losses, logged = self.means.values()
+        logged |= self.means.time_shares(at.epoch_seconds)
         line = {
             "phase": label if len(self.phases) == 1 else f"{label}/{phase.name}",
             "epoch": at.epoch + 1,

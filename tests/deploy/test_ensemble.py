@@ -12,7 +12,7 @@ from small_student import CLASSES, MODEL, SPEC, batches, images, randomise, trai
 import kdcompress
 from kdcompress.atomic import staging_folder
 from kdcompress.deploy.derived import failure, place
-from kdcompress.deploy.ensemble import NAME, Ensemble, Member, write_ensemble
+from kdcompress.deploy.ensemble import NAME, Ensemble, Member, with_timing, write_ensemble
 from kdcompress.deploy.gate import document
 from kdcompress.deploy.macs import count_macs
 from kdcompress.errors import UserError
@@ -138,3 +138,17 @@ def test_members_of_other_image_sizes_are_refused(tmp_path):
     with pytest.raises(UserError, match="peer1 takes images of 3×32×16, student of 3×16×16"):
         written(tmp_path, chosen)
     assert not list(tmp_path.iterdir())
+
+
+def test_its_latency_stands_beside_the_students():
+    def row(artefact, p50):
+        return {"artefact": artefact, "latency_ms": {"p50": p50}}
+
+    facts = {"sentence": "ensemble.onnx: 3.0 times"}
+    timed = with_timing(
+        facts, {"results": [row("student", 0.5), row("ensemble", 1.25), row("ensemble", 9.0)]}
+    )
+    assert timed == {
+        "sentence": "ensemble.onnx: 3.0 times; 1.250 ms against the student's 0.500 ms", "latency_ms": 1.25
+    }  # fmt: skip
+    assert with_timing(facts, {"results": [row("student", 0.5)]}) == {**facts, "latency_ms": None}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from kdcompress import discovery
 from kdcompress.errors import NetworkError, Uncuttable, UserError
-from kdcompress.networks.build import accepted_channels, build, family_of, segments
+from kdcompress.networks.build import accepted_channels, build, cuttable, family_of, segments
 
 # Where the figures are printed: CRD (Tian et al., ICLR 2020) and the tables of those who followed it.
 PUBLISHED_PARAMETERS = {
@@ -315,8 +316,20 @@ def test_networks_of_timm_are_built_for_one_channel_and_for_their_size():
     assert network(torch.randn(2, 1, 32, 32)).shape == (2, 3)
     vit = build("timm/vit_tiny_patch16_224", num_classes=3, channels=3, image_size=(32, 32))
     assert vit(torch.randn(2, 3, 32, 32)).shape == (2, 3)
-    with pytest.raises(Uncuttable, match="timm/vit_tiny_patch16_224: a VisionTransformer is not"):
+    expected = (
+        r"timm/vit_tiny_patch16_224: a VisionTransformer is not .* can be cut: every cifar/ network; timm/"
+    )
+    with pytest.raises(Uncuttable, match=expected):
         segments("timm/vit_tiny_patch16_224", vit)
+
+
+def test_the_list_of_networks_that_can_be_cut_holds_every_one_of_torchvision():
+    """A name of the list for each that can be cut; the two others are named nowhere."""
+    listed = cuttable().split("torchvision/")[1].lower()
+    kinds = re.findall(r"[a-z][a-z ]+[a-z]", listed.replace(" and ", ", "))
+    families = {kind.replace(" ", "_") for kind in kinds}
+    for name in discovery.header("family", "torchvision").constants["NAMES"]:
+        assert any(name.startswith(family) for family in families), name
 
 
 @pytest.mark.parametrize(("name", "message"), [

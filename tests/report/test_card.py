@@ -175,6 +175,15 @@ def test_an_ensemble_has_one_line_in_the_card_and_in_the_report(tmp_path):
     assert "top-1 93.20 %, 3.0 times" in write_report(folder).read_text(encoding="utf-8")
 
 
+def test_a_reconstructed_method_is_called_so(tmp_path):
+    folder = write_run(tmp_path / "run")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "method": {"name": "scd"}}))
+    text = card(read_run(folder))
+    assert "- about the method: Similarity and consistency" in text
+    assert "our reconstruction from the abstract" in text
+
+
 def test_text_from_outside_is_shown_as_text():
     shown = escaped("a~b~ & www.x.org https://x.org me@x.org\r\u2028\x1b[2J")
     assert shown == r"a\~b\~ \& www\.x.org https\://x.org me\@x.org  \\x1b\[2J"

@@ -15,14 +15,19 @@ from kdcompress.train.scores import HeldOutScores
 FROZEN = {
     # Batch norm is held still, since each process normalises its own rows.
     "kd": {"method": "kd"},
+    "none": {"method": "none"},
     "dml": {"method": "dml"},
+    "dml_sequential": {"method": "dml", "config": {"update": "sequential"}},
     "mcl": {"method": "mcl"},
+    "mcl_branches": {"method": "mcl", "config": {"branches": 2, "logit_weight": 1.0}},
     "mcl_memory": {"method": "mcl", "config": {"form": "memory", "negatives": 12}},
     "lmcl": {"method": "lmcl", "config": {"meta_every": 2}},
+    "lmcl_memory": {"method": "lmcl", "config": {"form": "memory", "negatives": 6, "meta_every": 2}},
     "byot": {"method": "byot", "config": {"hint_weight": 0.03}},
     "byot_sum": {"method": "byot", "config": {"hint": "active_sum", "hint_weight": 1e-4, "head": "stages"}},
     "one": {"method": "one"},
     "okddip": {"method": "okddip"},
+    "okddip_networks": {"method": "okddip", "config": {"form": "networks", "auxiliary": 2}},
     "pcl": {"method": "pcl"},
     "rkd": {"method": "rkd"},
     "pskd": {"method": "pskd"},
@@ -32,6 +37,9 @@ FROZEN = {
     "dlb": {"method": "dlb"},
     "spkd_self": {"method": "spkd_self", "config": {"start_share": 0.0}},
     "scd": {"method": "scd", "config": {"start_share": 0.0}},
+    "sad": {"method": "sad", "config": {"start_share": 0.0}},
+    "zipf": {"method": "zipf"},
+    "tfkd": {"method": "tfkd"},
     "snapshot": {"method": "snapshot"},
     "crd": {"method": "crd", "config": {"negatives": 50}},
     "simreg": {"method": "simreg", "config": {"ce_weight": 1.0}},
@@ -45,6 +53,8 @@ FROZEN = {
         "optim": {"name": "adamw", "lr": 0.002},
     },
 }
+LIVE = ("kdcl", "mcl", "lmcl", "one", "okddip", "pcl", "ffl", "mfef", "afd", "byot", "mixskd", "pskd")
+"""Methods that two processes train with batch norm as it is."""
 DROPS_OUT = {"method": "kd", "student": "torchvision/mobilenet_v3_small", "held_out": 0}
 
 
@@ -71,6 +81,12 @@ def main(folder, processes):
     seen["indices"] = [batch.indices for epoch in range(2) for batch in made.loader.epoch(epoch)]
     outcome = made.run()
     seen["as_it_is"], seen["outcome"] = made.tensors(), outcome
+
+    seen["live"] = {}
+    for name in LIVE:
+        made = small(f"live_{name}", method=name, train={"epochs": 1})
+        made.run()
+        seen["live"][name] = made.tensors()
 
     made = small("averaged", method="dml", train={"ema": 0.5, "epochs": 3})
     seen["averaged"] = made.run()

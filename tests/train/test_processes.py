@@ -7,7 +7,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from one_of_two import FROZEN, frozen
+from one_of_two import FROZEN, LIVE, frozen
 from small_training import ALONE, Small, assert_same
 from two_processes import TESTS, run_two
 
@@ -43,6 +43,12 @@ def test_with_batch_norm_as_it_is_every_process_ends_with_the_same_weights_and_b
     assert_same(first["as_it_is"], second["as_it_is"])
     assert_same(first["outcome"].state, second["outcome"].state)
     assert first["outcome"].best == second["outcome"].best
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_with_live_batch_norm_no_method_lets_the_processes_drift_apart(two, name):
+    _, (first, second) = two
+    assert_same(first["live"][name], second["live"][name])
 
 
 def test_the_processes_score_what_one_scores_and_an_average_has_the_same_statistics_in_all(two, tmp_path):

@@ -493,7 +493,9 @@ def test_figures_that_are_not_minimised_are_logged_as_means_over_the_steps_that_
     small.method.step = with_figures
     small.run()
     (line,) = lines(tmp_path)
+    share = line["logged"].pop("meta_time_share")  # of an epoch that took its own time
     assert line["logged"] == {"meta_seconds": pytest.approx(2.5), "share": 0.25}  # steps 0, 2 and 4
+    assert share == pytest.approx(7.5 / small.trainer.at.epoch_seconds)
     assert "meta_seconds" not in line["losses"]
 
 

@@ -113,7 +113,6 @@ class LMCL(ExitMethod):
         # Epoch of the last step, and number of steps since the last meta-step: at first one is due.
         self.register_buffer("progress", torch.tensor([-1, config.meta_every]))
         self._epoch_begins, self._since_meta_step = True, config.meta_every
-        self._last_meta_step: float | None = None
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
@@ -168,12 +167,7 @@ class LMCL(ExitMethod):
         pairs = zip(self.matchers.parameters(), result.gradients, strict=True)
         slope = torch.stack([(p * g).sum() for p, g in pairs]).sum()
         minimise({"meta": result.loss + slope - slope.detach()}, "meta")
-        ended = self._clock()
-        figures = {"meta_seconds": ended - began}
-        if self._last_meta_step is not None:
-            figures["meta_time_share"] = figures["meta_seconds"] / (ended - self._last_meta_step)
-        self._last_meta_step = ended
-        minimise.log(figures)
+        minimise.log({"meta_seconds": self._clock() - began})
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce of each network's exits, ce_aggregated, logits, vcl, soft_vcl, icl and soft_icl."""

@@ -31,8 +31,9 @@ class DLB(Method):
 
     PRESETS: ClassVar[dict[str, Preset]] = {
         "cifar100": cifar100(
-            "Temperature and weight are not in the authors' code; its comments hint at 3.",
-            weight=1.0, temperature=3.0,
+            "Temperature and weight are not in the authors' code; its comments hint at 3. Schedule and rate "
+            "are those of its script for plain training.",
+            optim={"lr": 0.05, "nesterov": True}, weight=1.0, temperature=3.0,
         ),
         "imagenet": imagenet("No setting is published.", weight=1.0, temperature=3.0),
     }  # fmt: skip

@@ -1,4 +1,7 @@
-"""Similarity and consistency (Computer Science 50(11), 2023): stages agree, rebuilt from the abstract."""
+"""Similarity and consistency (Computer Science 50(11), 2023): our reconstruction from the abstract.
+
+The stages of a network agree with one another.
+"""
 
 from __future__ import annotations
 

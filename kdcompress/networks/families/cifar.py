@@ -21,6 +21,7 @@ from kdcompress.networks.families._headless import without_classifier
 from kdcompress.networks.families._pretrained import Pretrained
 
 CHANNELS = (1, 3)
+CUTTABLE = "every cifar/ network"
 NAMES = {
     "resnet8": "ResNet of 8 layers: 0.08 M parameters",
     "resnet14": "ResNet of 14 layers: 0.18 M parameters",

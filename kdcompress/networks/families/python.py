@@ -92,8 +92,7 @@ def segments(name: str, network: nn.Module) -> Chain:
         Uncuttable: Always.
     """
     raise Uncuttable(
-        f"python:{name}: heads and branches are cut from networks of a known family, not from your own; "
-        "choose a method without them, or a torchvision/ or cifar/ network"
+        f"python:{name}: heads and branches are cut from networks of a known family, not from your own"
     )
 
 

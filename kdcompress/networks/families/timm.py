@@ -16,6 +16,7 @@ from kdcompress.networks.families._pretrained import Pretrained, fetch_weights
 from kdcompress.networks.read_checkpoint import read_state_dict
 
 CHANNELS = (1, 3)
+CUTTABLE = "timm/ ResNet, EfficientNet, MobileNetV3 and RegNet"
 
 
 def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, int]) -> nn.Module:
@@ -113,10 +114,7 @@ def segments(name: str, network: nn.Module) -> Chain:
         case models.regnet.RegNet():
             stages = [parts.s1, parts.s2, parts.s3, nn.Sequential(parts.s4, parts.final_conv)]
             return chain(parts.stem, stages, parts.head)
-    raise Uncuttable(
-        f"timm/{name}: a {type(network).__name__} is not a network that can be cut into stages; "
-        "choose a ResNet, EfficientNet, MobileNet or RegNet, or a method without heads and branches"
-    )
+    raise Uncuttable(f"timm/{name}: a {type(network).__name__} is not a network that can be cut into stages")
 
 
 def _timm(name: str) -> ModuleType:

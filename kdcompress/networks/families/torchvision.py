@@ -29,6 +29,10 @@ from kdcompress.networks.families._pretrained import Pretrained, fetch_weights
 from kdcompress.networks.read_checkpoint import read_state_dict
 
 CHANNELS = (3,)
+CUTTABLE = (
+    "torchvision/ ResNet, ResNeXt, Wide ResNet, MobileNet, MNASNet, ShuffleNet, EfficientNet, RegNet, "
+    "ConvNeXt, DenseNet and VGG"
+)
 NAMES = {
     "resnet18": "11.7 M parameters, 1.8 GMACs, ImageNet top-1 69.8 % (IMAGENET1K_V1)",
     "resnet34": "21.8 M parameters, 3.7 GMACs, ImageNet top-1 73.3 % (IMAGENET1K_V1)",
