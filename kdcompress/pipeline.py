@@ -144,7 +144,10 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         task = None if pretraining is None else CLUSTERS
         delivery = deliver(student_run, networks["student"], method, outcome, teaching, test, task)
         before = None if pretraining is None else pretraining_figures(student_run, pretraining)
-        return report(student_run, networks["student"], outcome, delivery, teaching, test, before)
+        peers = documents.peer_entries(student_run.recipe, networks)
+        return report(
+            student_run, networks["student"], outcome, delivery, teaching, test, before, peers=peers
+        )
 
 
 def _is_finished(folder: RunFolder, *, baseline: bool) -> bool:

@@ -13,6 +13,7 @@ from kdcompress.cli import main
 from kdcompress.networks import weights
 from kdcompress.networks.families import torchvision
 from kdcompress.networks.from_recipe import LoadedNetwork
+from kdcompress.report import documents
 from kdcompress.run.licences import LicenceRefused, Licensed, check_licences
 
 
@@ -32,6 +33,22 @@ def test_weights_that_a_builder_loads_have_the_licence_that_is_stated():
             ):
                 check_licences(started, own, "permissive")
     check_licences(started, own, "permissive")
+
+
+def test_the_manifest_records_what_a_builder_loads_and_the_stated_licence():
+    recipe = SimpleNamespace(teacher=SimpleNamespace(model="python:mine:net", license="own"))
+    start = LoadedNetwork(None, None, False, 2, own_weights=True)
+    assert documents.teacher_entry(recipe, start, "ab" * 32) == {
+        "model": "python:mine:net", "weights": documents.OWN_WEIGHTS, "sha256": "ab" * 32, "license": "own",
+    }  # fmt: skip
+
+
+def test_the_manifest_records_the_licences_of_peers_that_start_from_weights():
+    peers = [SimpleNamespace(model=f"cifar/resnet{n}", weights=w) for n, w in ((8, "random"), (14, "NAMED"))]
+    loaded = {"peer1": LoadedNetwork(None, None, False, 2), "peer2": network("MIT")}
+    assert documents.peer_entries(SimpleNamespace(peers=peers), loaded) == [
+        {"model": "cifar/resnet14", "weights": "NAMED", "sha256": "0", "license": "MIT"}
+    ]
 
 
 def network(licence):
@@ -110,6 +127,13 @@ def test_a_student_of_another_run_has_the_licences_of_what_it_was_trained_from(t
     assert known({"data": images, "teacher": teacher, "student": drawn}) == told
     assert known({"data": {**images, "license": None}, "teacher": teacher}) is None
     assert known({"data": images, "teacher": {**teacher, "license": None}}) is None
+    own = {**teacher, "weights": "those that its builder loads", "license": None}
+    assert known({"data": images, "teacher": own}) is None
+    more = {"name": "more", "sha256": "0", "license": "apple-amlr"}
+    assert known({"data": {**images, "extra": more}}) == "images: MIT; generated images: apple-amlr"
+    assert known({"data": {**images, "extra": {**more, "license": None}}}) is None
+    peers = {"data": images, "peers": [{**drawn, "weights": "IMAGENET1K_V1", "license": "cc-by-nc-4.0"}]}
+    assert known(peers) == "images: MIT; weights of peer 1: cc-by-nc-4.0"
     assert known({"data": None}) is None
     assert weights._licence_of_run(tmp_path / "no") is None
 

@@ -60,6 +60,11 @@ def test_the_example_of_the_docs_teaches_with_its_own_weights_and_may_print(modu
     assert "have the same weights, so it is used as it is" in done.stderr
     assert "teacher: epoch" not in done.stderr
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["teacher"]["pretrained"] is True
+    teacher = json.loads((tmp_path / "run" / "manifest.json").read_text())["teacher"]
+    assert teacher["weights"] == "those that its builder loads"
+    assert len(teacher["sha256"]) == 64
+    assert teacher["license"] is None
+    assert "- Teacher: not known to kdcompress" in (tmp_path / "run" / "README.md").read_text()
 
     # Only the teacher has code, and neither of these builds it.
     scored = kdcompress("evaluate", tmp_path / "run", "-q", "--json")

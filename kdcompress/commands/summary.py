@@ -53,10 +53,10 @@ def _print_run(summary: dict[str, Any], folder: Path, console: Console) -> None:
                 file,
             )
     same = summary["student"]
-    others = {f"student ({key})": {**same, **entry} for key, entry in summary.get("variants", {}).items()}
-    if "ensemble" in summary:
+    others = {f"student ({key})": {**same, **entry} for key, entry in (summary.get("variants") or {}).items()}
+    if summary.get("ensemble"):
         others["ensemble"] = summary["ensemble"]
-    others |= {entry["name"]: entry for entry in summary.get("exits", {}).get("exits", [])}
+    others |= {entry["name"]: entry for entry in (summary.get("exits") or {}).get("exits", [])}
     for name, row in others.items():
         table.add_row(
             name,
@@ -69,7 +69,7 @@ def _print_run(summary: dict[str, Any], folder: Path, console: Console) -> None:
     for sentence in (pretraining_sentence(summary), candidates_sentence(summary)):
         if sentence:
             console.print(sentence)
-    if "ensemble" in summary:
+    if summary.get("ensemble"):
         console.print(summary["ensemble"]["sentence"])
     if summary["gain"] is not None:
         gain = summary["gain"]

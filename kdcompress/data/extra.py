@@ -52,6 +52,7 @@ class Extra:
         counts: `images` that can be read, how many of them are `labelled`, and `broken` files; later what
             became of them.
         warnings: Sentences for the user.
+        license: As the recipe states it.
     """
 
     name: str
@@ -60,10 +61,13 @@ class Extra:
     share: float
     counts: dict[str, int]
     warnings: tuple[str, ...] = ()
+    license: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the manifest's entry."""
-        return {"name": self.name, "sha256": self.sha256, "counts": self.counts}
+        return {
+            "name": self.name, "sha256": self.sha256, "counts": self.counts, "license": self.license,
+        }  # fmt: skip
 
 
 def open_extra(
@@ -96,7 +100,9 @@ def open_extra(
         absent = [name for name, count in zip(class_names, of_class, strict=True) if count == 0]
         warnings.append(f"{path}: no generated images of the classes {quote_names(absent)}")
     counts = {"images": len(source), "labelled": len(labelled), "broken": broken}
-    return Extra(path.name, sha256, source, section.extra.share, counts, tuple(warnings))
+    return Extra(
+        path.name, sha256, source, section.extra.share, counts, tuple(warnings), section.extra.license
+    )
 
 
 def _folder(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
+from kdcompress.methods import losses
 from kdcompress.methods.base import Candidate, Method
 from kdcompress.networks.activations import LOGITS, Activations, Want
 from kdcompress.networks.cohort import Cohort
@@ -95,6 +96,11 @@ class CohortMethod(Method):
         images = torch.cat([view.images for view in batch.views]) if len(batch.views) > 1 else batch.images
         shared, readings = self.cohort(images, want, len(batch.views))
         return shared, readings
+
+    def ramp(self) -> float:
+        """Returns this epoch's share of a weight that grows by the options `ramp_share` and `ramp_epochs`."""
+        c = self.config
+        return losses.exponential_ramp(self.epoch, self.epochs_of(c.ramp_share, c.ramp_epochs))
 
     def candidates(self) -> dict[str, Candidate]:
         """Names the student and every other network of its class: the best of them on held-out data ships."""

@@ -104,8 +104,7 @@ class FusionMethod(CohortMethod):
     def _divergence(self, learner_BK: Tensor, target_BK: Tensor) -> Tensor:
         c = self.config
         target_BK = target_BK.detach() if c.detach else target_BK
-        ramp = losses.exponential_ramp(self.epoch, self.epochs_of(c.ramp_share, c.ramp_epochs))
-        return ramp * c.weight * losses.kl(learner_BK, target_BK, c.temperature, shift=c.shift)
+        return self.ramp() * c.weight * losses.kl(learner_BK, target_BK, c.temperature, shift=c.shift)
 
     def channels(self) -> list[int]:
         """Returns the number of channels of every network's last map.

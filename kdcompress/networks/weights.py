@@ -329,13 +329,16 @@ def _licence_of_run(manifest: Path) -> str | None:
         document = read_document(manifest, Manifest)
         sources = {"images": document["data"]}
         sources |= {f"{who}'s weights": document[who] for who in ("teacher", "student") if document.get(who)}
+        sources |= {f"weights of peer {k}": peer for k, peer in enumerate(document.get("peers", []), 1)}
+        if extra := document["data"].get("extra"):
+            sources["generated images"] = extra
         # Weights that were drawn or trained there have the licence of the images.
         kept = {
-            what: entry["license"]
+            what: entry.get("license")
             for what, entry in sources.items()
-            if what == "images" or entry.get("weights") not in (None, RANDOM) or entry["license"]
+            if "images" in what or entry.get("weights") not in (None, RANDOM) or entry.get("license")
         }
-    except (UserError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError, AttributeError):
         return None
     if None in kept.values():
         return None

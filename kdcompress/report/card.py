@@ -56,7 +56,7 @@ def card(record: Record) -> str:
     )
     environment.filters["md"] = escaped
     spec, manifest, quality = record.input_spec, record.manifest, read_quality(record)
-    names = record.class_names
+    names, extra = record.class_names, (manifest.get("data") or {}).get("extra")
     context = {
         "front_matter": _front_matter(record),
         "name": record.recipe["name"],
@@ -90,6 +90,8 @@ def card(record: Record) -> str:
         "has_teacher": record.teacher is not None,
         "data_licence": words.licence(manifest.get("data") or {}),
         "student_licence": words.student_licence(manifest.get("student") or {}),
+        "extra_licence": words.licence(extra) if extra else "",
+        "peer_licences": words.peer_licences(manifest),
         "teacher_licence": words.teacher_licence(manifest.get("teacher") or {}),
         "weakest": [(row.name, numbers.percent(row.student), row.n) for row in class_rows(quality)[:3]],
         **networks(quality),

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
 from kdcompress import __version__
+from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.networks.weights import ResolvedWeights
-from kdcompress.recipe import RANDOM, Recipe
+from kdcompress.recipe import RANDOM, NetworkSection, Recipe
 from kdcompress.report.verdict import gain_over_seeds, image_error
 from kdcompress.tasks.figures import selection_metric
 
 RESULTS_SCHEMA = "kdcompress.results/1"
 SEEDS_SCHEMA = "kdcompress.seeds/1"
+OWN_WEIGHTS = "those that its builder loads"
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
 
 
@@ -56,30 +58,44 @@ def student_entry(recipe: Recipe, weights: ResolvedWeights | None) -> dict[str, 
         recipe: Resolved.
         weights: Loaded before the training; None: random ones.
     """
-    return {
-        "model": recipe.student.model,
-        "weights": RANDOM if weights is None else recipe.student.weights,
-        "sha256": weights.sha256 if weights is not None else None,
-        "license": weights.license if weights is not None else None,
-    }
+    return _entry(recipe.student, weights)
 
 
-def teacher_entry(
-    recipe: Recipe, weights: ResolvedWeights | None, sha256: str | None
-) -> dict[str, Any] | None:
+def peer_entries(recipe: Recipe, networks: Mapping[str, LoadedNetwork]) -> list[dict[str, Any]]:
+    """Builds the manifest's `peers`: those that did not start from random weights.
+
+    Args:
+        recipe: Resolved.
+        networks: From `load_networks`.
+    """
+    pairs = [(section, networks[f"peer{k}"].weights) for k, section in enumerate(recipe.peers, start=1)]
+    return [_entry(section, weights) for section, weights in pairs if weights is not None]
+
+
+def teacher_entry(recipe: Recipe, start: LoadedNetwork, sha256: str | None) -> dict[str, Any] | None:
     """Builds the manifest's `teacher` object.
 
     Args:
         recipe: Resolved.
-        weights: Source of the weights, if any.
-        sha256: Sha256 of the weights that taught, where they were trained here; None: those of `weights`.
+        start: The teacher as it was loaded.
+        sha256: Sha256 of the weights that taught, where `start` does not name a file of them; None: it does.
     """
-    if recipe.teacher is None:
+    section = recipe.teacher
+    if section is None:
         return None
+    if start.own_weights:
+        return {
+            "model": section.model, "weights": OWN_WEIGHTS, "sha256": sha256, "license": section.license,
+        }  # fmt: skip
+    entry = {**_entry(section, start.weights), "weights": section.initial_weights}
+    return {**entry, "sha256": sha256 or entry["sha256"]}
+
+
+def _entry(section: NetworkSection, weights: ResolvedWeights | None) -> dict[str, Any]:
     return {
-        "model": recipe.teacher.model,
-        "weights": recipe.teacher.initial_weights,
-        "sha256": sha256 or (weights.sha256 if weights is not None else None),
+        "model": section.model,
+        "weights": RANDOM if weights is None else section.weights,
+        "sha256": weights.sha256 if weights is not None else None,
         "license": weights.license if weights is not None else None,
     }
 

@@ -153,7 +153,7 @@ def intervals(scores: dict[str, Any], counts: Sequence[int] | None) -> dict[str,
     found: dict[str, list[float] | None] = {
         "top1_ci95": share_interval(round(scores["top1"] * scores["n"]), scores["n"])
     }
-    if counts is not None and len(counts) == len(scores["per_class"]):
+    if counts is not None and len(counts) == len(scores.get("per_class") or []):
         found["balanced_top1_ci95"] = balanced_interval(scores["per_class"], counts)
     return found
 

@@ -37,7 +37,7 @@ def other_files(record: Record) -> list[str]:
     sentences = [*filter(None, [ensemble_sentence(record)]), *exit_sentences(record)]
     for entry in (record.results.get("variants") or {}).values():
         sentences.append(f"{entry['verdict']['sentence']}.")
-        if "qat" in entry:
+        if entry.get("qat"):
             sentences.append(f"{entry['file']}: {entry['qat']['sentence']}.")
         if entry["verdict"]["told"]:
             sentences.append(f"{entry['file']}: {entry['verdict']['told']}.")
@@ -200,9 +200,8 @@ def pretraining_sentence(results: dict[str, Any]) -> str:
 
 def split_sentence(record: Record) -> str:
     """Describes the images that the figures were measured on."""
-    count = record.manifest.get("data", {}).get("counts", {}).get("test") or record.results["student"].get(
-        "n"
-    )
+    counts = (record.manifest.get("data") or {}).get("counts", {})
+    count = counts.get("test") or record.results["student"].get("n")
     on = f"{numbers.figure(count)} images of the test split" if count else "the test split"
     measured = f"Measured on {on}; the student's and the baseline's on their exported files."
     return measured + ("" if record.task.has_classes else f" {_OF_NEIGHBOURS}")
@@ -268,11 +267,14 @@ def provenance(record: Record) -> list[tuple[str, str]]:
         if extra := data.get("extra"):
             rows.append(("generated images", f"{extra['name']}: {_counts(extra)}; SHA-256 {extra['sha256']}"))
         rows.append(("data licence", licence(data)))
+        if extra:
+            rows.append(("generated images' licence", licence(extra)))
         rows += [("about the data", warning) for warning in data.get("warnings", [])]
     if (student := manifest.get("student")) and student["weights"] != RANDOM:
         rows.append(("student", _network(student)))
-        rows.append(("initial weights", f"SHA-256 {student['sha256']}"))
+        rows.append(("initial weights", f"SHA-256 {student.get('sha256')}"))
         rows.append(("initial weights licence", licence(student)))
+    rows += [("peer", f"{_network(peer)}: {licence(peer)}") for peer in manifest.get("peers", [])]
     if teacher:
         rows.append(
             ("teacher", f"{teacher['model']}, weights: {teacher.get('weights') or 'trained in this run'}")
@@ -313,8 +315,13 @@ def student_licence(entry: dict[str, Any]) -> str:
     return f"started from {started}: {licence(entry)}" if started else ""
 
 
+def peer_licences(manifest: dict[str, Any]) -> list[str]:
+    """Describes the weights that peers started from, with their licences; empty if all were random."""
+    return [f"{peer['model']}, {student_licence(peer)}" for peer in manifest.get("peers", [])]
+
+
 def teacher_licence(entry: dict[str, Any]) -> str:
-    """Returns the hash of the teacher's weights; those trained in the run have none of their own."""
+    """Returns the licence of the teacher's weights; those trained in the run have none of their own."""
     if entry.get("weights") is None and entry.get("license") is None:
         return "trained in this run, so that of the data"
     return licence(entry)

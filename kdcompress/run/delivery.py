@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,8 @@ def report(
     teaching: TestedTeacher | None,
     test: TestSplit,
     pretraining: dict[str, Any] | None = None,
+    *,
+    peers: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Compares with teacher and baseline, times the files, and writes the documents and pages.
 
@@ -232,6 +235,7 @@ def report(
         teaching: The teacher; None: there is none.
         test: Opens the test split.
         pretraining: Figures of the student before its training on clusters; None: there was none.
+        peers: Entries of the manifest for peers that started from weights (`documents.peer_entries`).
     """
     folder, shipped = run.folder, delivery.shipped
     teacher = None
@@ -298,6 +302,7 @@ def report(
         "precision": run.precision_of(start.network),
         "student": documents.student_entry(run.recipe, start.weights),
         "teacher": manifest_entry(run, teaching),
+        **({"peers": list(peers)} if peers else {}),
         "data": {
             "name": run.data.name,
             "listing_sha256": run.data.listing_sha256,

@@ -341,4 +341,6 @@ def manifest_entry(run: Run, teaching: TestedTeacher | None) -> dict[str, Any] |
         return None
     file = run.folder.checkpoints / f"{result_store.TEACHER}.safetensors"
     sha256 = sha256_of(file) if teaching.trained else None
-    return documents.teacher_entry(run.recipe, teaching.start.weights, sha256)
+    if sha256 is None and teaching.start.own_weights:
+        sha256 = teaching.teacher.fingerprint
+    return documents.teacher_entry(run.recipe, teaching.start, sha256)

@@ -17,7 +17,7 @@ MOST_CLASSES = 1_000_000
 
 Number = Annotated[float, Field(ge=-1e300, le=1e300)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-Share = Annotated[float, Field(ge=-1.001, le=1.001)]
+Share = Annotated[float, Field(ge=-1e-9, le=1 + 1e-9)]
 Points = Annotated[float, Field(ge=-1000, le=1000)]
 Milliseconds = Annotated[float, Field(ge=0, le=1e12)]
 Positive = Annotated[float, Field(gt=1e-12, le=1e12)]

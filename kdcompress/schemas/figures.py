@@ -13,6 +13,8 @@ FigureName = Literal[
     "top1", "balanced_top1", "knn_top1", "nmi", "cluster_accuracy", "agreement", "loss", "kl"
 ]  # fmt: skip
 
+Ends = Annotated[list[Share], Len(2, 2)]
+
 
 class Figures(Document):
     """Figures of a network on a split."""
@@ -23,6 +25,8 @@ class Figures(Document):
     nmi: Share | None = None
     cluster_accuracy: Share | None = None
     agreement: Share | None = None
+    top1_ci95: Ends | None = None
+    balanced_top1_ci95: Ends | None = None
     loss: Number | None = None
     kl: Number | None = None
     n: Count | None = None

@@ -36,6 +36,12 @@ class Calibration(Document):
     ece: Share
     ece_calibrated: Share | None
 
+    @model_validator(mode="after")
+    def _fitted(self) -> Self:
+        if self.temperature is not None and None in (self.fitted_on, self.ece_calibrated):
+            raise ValueError("calibration: has a temperature, and lacks fitted_on or ece_calibrated")
+        return self
+
 
 class Operation(Document):
     """Figures of two classes at a threshold."""
@@ -44,14 +50,23 @@ class Operation(Document):
     recall: Share
     false_positive_rate: Share
     precision: Share | None
+    balanced_top1: Share
+
+
+class ChosenOperation(Operation):
+    """Figures at a threshold that held-out images chose."""
+
+    chosen_on: FittedOn
 
 
 class TwoClasses(Document):
     """Curves' areas and thresholds of two classes."""
 
     positive: Literal[0, 1]
+    roc_auc: Share
+    average_precision: Share
     at_half: Operation
-    threshold: Operation | None
+    threshold: ChosenOperation | None
 
 
 class Student(Sized):
@@ -122,6 +137,12 @@ class Gain(Document):
     cause: Cause | None = None
 
 
+class Lead(Gain):
+    """Student against always the largest class."""
+
+    figure: FigureName
+
+
 class LargestClass(Document):
     """Figures of the answer that is always the largest class."""
 
@@ -129,7 +150,7 @@ class LargestClass(Document):
     largest_in: Literal["train", "test"]
     top1: Share
     balanced_top1: Share
-    student_ahead: Gain | None
+    student_ahead: Lead | None
 
 
 class Training(Document):
@@ -177,9 +198,10 @@ class Results(Document):
         student, before = self.student, self.pretraining
         if before is not None and before.nmi is not None and student.nmi is None:
             raise ValueError("student: has no nmi, and pretraining has one")
-        classes, others = student.per_class, self.teacher and self.teacher.per_class
-        if classes and others and len(classes) != len(others):
-            raise ValueError("teacher.per_class: is not as long as the student's")
+        for role, others in (("teacher", self.teacher), ("baseline", self.baseline)):
+            shares = others and others.per_class
+            if student.per_class and shares and len(student.per_class) != len(shares):
+                raise ValueError(f"{role}.per_class: is not as long as the student's")
         if student.single_class is not None and student.single_class >= MOST_CLASSES:
             raise ValueError("student.single_class: is no class number")
         return self

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from kdcompress.data.split_name import TEST
 from kdcompress.schemas.document import Count, Document, Number, Sha256, Text, Version
 from kdcompress.schemas.figures import Figures
 
@@ -28,12 +29,19 @@ class Licensed(Document):
     license: Text | None = None
 
 
+class Started(Licensed):
+    """The student with the weights that it started from."""
+
+    weights: Text
+
+
 class GeneratedImages(Document):
     """Generated images beside the data."""
 
     name: Text
     sha256: Sha256
     counts: dict[str, Count] = {}
+    license: Text | None = None
 
 
 class DataEntry(Document):
@@ -45,7 +53,7 @@ class DataEntry(Document):
     license: Text | None = None
     warnings: list[Text] = []
     extra: GeneratedImages | None = None
-    test_split: Text = ""
+    test_split: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$")] = TEST
 
 
 class FileEntry(Document):
@@ -63,7 +71,8 @@ class Manifest(Document):
     files: dict[FileName, FileEntry] = {}
     data: DataEntry | None = None
     teacher: Licensed | None = None
-    student: Licensed | None = None
+    student: Started | None = None
+    peers: list[Started] = []
     versions: dict[str, Text] | None = None
     command: Text | None = None
 

@@ -88,7 +88,7 @@ def against(reference: Compared, row: Compared, key: str) -> Compared:
     """
     if row.incomplete or reference.incomplete:
         return dataclasses.replace(row, why_not="a run of it did not ship")
-    images = [entry.first.manifest.get("data", {}) for entry in (reference, row)]
+    images = [entry.first.manifest.get("data") or {} for entry in (reference, row)]
     if images[0].get("listing_sha256") != images[1].get("listing_sha256"):
         return dataclasses.replace(row, why_not="other data: not comparable")
     if len(reference.records) != len(row.records):

@@ -52,6 +52,10 @@ class DML(CohortMethod):
 
         weight: float = Field(1.0, ge=0)
         """Weight of the divergence beside the cross-entropy."""
+        ramp_share: float = Field(0.0, ge=0, le=1)
+        """Share of the run's epochs over which the weight grows; 0: no ramp, as published."""
+        ramp_epochs: float | None = Field(None, ge=0)
+        """Epochs over which the weight grows; replaces ramp_share."""
         temperature: float = Field(1.0, gt=0)
         """With the factor T². The authors use 1; the baselines of later papers use 2 or 3."""
         over_peers: Literal["sum", "mean"] = "sum"
@@ -143,4 +147,4 @@ class DML(CohortMethod):
         else:
             each = [losses.kl(logits[learner], z, c.temperature, shift=c.shift) for z in others]
         total = torch.stack(each).sum()
-        return c.weight * (total / len(each) if c.over_peers == "mean" else total)
+        return self.ramp() * c.weight * (total / len(each) if c.over_peers == "mean" else total)

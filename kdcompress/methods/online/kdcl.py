@@ -83,6 +83,10 @@ class KDCL(CohortMethod):
         """Of the divergence, which has the factor T²."""
         weight: float = Field(1.0, ge=0)
         """Weight of the divergence; stable from 0.2 to 5 according to the paper."""
+        ramp_share: float = Field(0.0, ge=0, le=1)
+        """Share of the run's epochs over which the weight grows; 0: no ramp, as published."""
+        ramp_epochs: float | None = Field(None, ge=0)
+        """Epochs over which the weight grows; replaces ramp_share."""
         ce_weight: float = Field(1.0, ge=0)
         """Weight of the cross-entropy; 0.5 in the public reproduction."""
         views: Literal["own", "shared"] = "own"
@@ -130,7 +134,7 @@ class KDCL(CohortMethod):
         terms = {}
         for name, z in zip(self.names(), logits, strict=True):
             terms[f"ce_{name}"] = c.ce_weight * self.cross_entropy(z, labels_B)
-            terms[f"kl_{name}"] = c.weight * losses.kl(z, target_BK, c.temperature)
+            terms[f"kl_{name}"] = self.ramp() * c.weight * losses.kl(z, target_BK, c.temperature)
         return terms
 
     def target(self, logits: Sequence[Tensor], labels_B: Tensor) -> Tensor:

@@ -197,11 +197,6 @@ class OKDDip(CohortMethod):
         target_BK = target_BK.detach() if c.detach else target_BK
         return c.weight * self.ramp() * losses.kl(own_BK, target_BK, c.temperature, shift=c.shift)
 
-    def ramp(self) -> float:
-        """Returns this epoch's share of the weight."""
-        c = self.config
-        return losses.exponential_ramp(self.epoch, self.epochs_of(c.ramp_share, c.ramp_epochs))
-
 
 class Attention(nn.Module):
     """Computes the attention between peers from their pooled features, by two linear maps that all share.

@@ -117,11 +117,6 @@ class ONE(CohortMethod):
         target_BK = ensemble_BK.detach() if c.detach else ensemble_BK
         return c.weight * self.ramp() * losses.kl(own_BK, target_BK, c.temperature, shift=c.shift)
 
-    def ramp(self) -> float:
-        """Returns this epoch's share of the weight."""
-        c = self.config
-        return losses.exponential_ramp(self.epoch, self.epochs_of(c.ramp_share, c.ramp_epochs))
-
 
 class Gate(nn.Module):
     """Weights M branches for each image: linear layer, batch norm over the images, ReLU, softmax.

@@ -168,11 +168,6 @@ class PCL(CohortMethod):
         total = torch.stack(each).sum()
         return self.ramp() * c.average_weight * (total / len(each) if c.over_peers == "mean" else total)
 
-    def ramp(self) -> float:
-        """Returns this epoch's share of the divergences' weights."""
-        c = self.config
-        return losses.exponential_ramp(self.epoch, self.epochs_of(c.ramp_share, c.ramp_epochs))
-
 
 def _parameters(parts: list[nn.Module]) -> list[nn.Parameter]:
     return [parameter for part in parts for parameter in part.parameters()]
