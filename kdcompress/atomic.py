@@ -60,7 +60,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     # Hidden and unique: two processes that write the same file must not write into one temporary.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with translated(path):
             yield temporary

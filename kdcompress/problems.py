@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from kdcompress.config import CANDIDATE_NAME, RECIPE_NAME, SHA256
 from kdcompress.errors import suggest
 
+MOST_PROBLEMS = 50
+"""Problems of one document that are described."""
 _SHOWN = 60
 """Characters of a wrong value that a message shows."""
 
@@ -47,12 +50,12 @@ def describe(
     for item in error.errors():
         dotted = ".".join(str(part) for part in [*filter(None, [prefix]), *_path(item)])
         grouped.setdefault(dotted, []).append(item)
-    lines = []
-    for dotted, items in grouped.items():
-        if any(other.startswith(f"{dotted}.") for other in grouped):
-            continue  # a union's other members; the one that fits best has the more exact message
-        lines.append(f"{dotted}: {_sentence(dotted, items, model, places)}")
-    return lines
+    # The path of a problem above another one is a union's other member; the deeper one is more exact.
+    above = {dotted[:at] for dotted in grouped for at, mark in enumerate(dotted) if mark == "."}
+    kept = {dotted: items for dotted, items in grouped.items() if dotted not in above}
+    shown = itertools.islice(kept.items(), MOST_PROBLEMS)
+    lines = [f"{dotted}: {_sentence(dotted, items, model, places)}" for dotted, items in shown]
+    return lines + [f"and {len(kept) - len(lines):,} more"] * (len(kept) > len(lines))
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

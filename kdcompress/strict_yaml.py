@@ -15,7 +15,7 @@ from kdcompress.plain_text import printable
 
 _COMMENT_COLUMN = 44
 """Column of the comments at most, so that a comment fits on a line of 80 characters."""
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 17
 """Larger files are refused; a recipe has a few KiB."""
 
 
@@ -31,7 +31,7 @@ def read_yaml(path: Path) -> Any:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise RecipeError(str(path), ["larger than 1 MiB, so it is no recipe"])
+            raise RecipeError(str(path), ["larger than 128 KiB, so it is no recipe"])
         text = content.decode("utf-8")
     except OSError as error:
         raise RecipeError(str(path), [f"cannot be read: {error.strerror}"]) from None

@@ -55,6 +55,12 @@ def test_an_interrupted_write_leaves_no_temporary(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_of_the_greatest_length_has_a_shorter_temporary_one(tmp_path):
+    name = "x" * 250 + ".json"
+    atomic.write_text(tmp_path / name, "y")
+    assert (tmp_path / name).read_text() == "y"
+
+
 def test_the_final_name_appears_only_after_the_content_is_on_the_disk(tmp_path, monkeypatch):
     order = []
     fsync, replace = os.fsync, os.replace

@@ -213,7 +213,7 @@ def test_another_method_takes_its_own_keys_in_whatever_order_they_are_set(order)
         ("a: [1", "line 1, column 6: expected ',' or ']'"),
         ("a: \x01", "is not valid YAML"),
         ("[" * 20_000, "is nested too deeply"),
-        ("a: " + "x" * (1 << 20), "larger than 1 MiB"),
+        ("a: " + "x" * (1 << 17), "larger than 128 KiB"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         ("- a\n- b", "a recipe is a mapping of sections"),
         ("", "a recipe is a mapping of sections"),

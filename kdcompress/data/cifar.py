@@ -10,7 +10,6 @@ import hashlib
 import io
 import pickle
 import tarfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcompress.archives import UNPACKING_ERRORS, reason_of
 from kdcompress.data.cache import cache_folder
+from kdcompress.data.decode import open_regular
 from kdcompress.data.fetch import fetch
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.source import MemorySource
+from kdcompress.documents import read_bytes
 from kdcompress.errors import DataError
 
 SIDE = 32
 """Pixels of the images' height and width."""
 _IMAGE_BYTES = 3 * SIDE * SIDE
+_MOST_BYTES = 1 << 28
+"""Of one batch; CIFAR-100's largest has 155 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ def unpickle_arrays(content: bytes, source: str) -> Any:
         return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     except (
         pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-        ImportError, OverflowError, MemoryError,
+        ImportError, OverflowError, MemoryError, SyntaxError, RecursionError,
     ) as error:  # fmt: skip
         raise DataError(f"{source}: not a CIFAR batch, or damaged: {error}") from None
 
@@ -171,10 +175,11 @@ def _contents(place: Path, which: CifarSet) -> dict[str, bytes]:
     names: Sequence[str] = (*which.train, which.test)
     try:
         if place.is_dir():
-            contents = {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
+            present = [name for name in names if (place / name).is_file()]
+            contents = {name: read_bytes(place / name, _MOST_BYTES, failure=DataError) for name in present}
         else:
             contents = {}
-            with tarfile.open(place) as archive:
+            with open_regular(place) as opened, tarfile.open(fileobj=opened) as archive:
                 for member in archive:
                     folder, _, name = member.name.rpartition("/")
                     file = (
@@ -183,9 +188,13 @@ def _contents(place: Path, which: CifarSet) -> dict[str, bytes]:
                         else None
                     )
                     if file is not None:
+                        if member.size > _MOST_BYTES:
+                            raise ValueError(f"{member.name} has {member.size:,} bytes, so it is no batch")
                         contents[name] = file.read()
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"{place}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except DataError:
+        raise
+    except UNPACKING_ERRORS as error:
+        raise DataError(f"{place}: cannot be read: {reason_of(error)}") from None
     if missing := [name for name in names if name not in contents]:
         raise DataError(f"{place}: lacks {', '.join(missing)} of {which.name}")
     return contents

@@ -9,7 +9,6 @@ labels. An .npz file holds `images`, uint8 `[N, H, W, C]`, `[N, C, H, W]` or in 
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from psutil import virtual_memory
 from torch import Tensor
 
+from kdcompress.archives import UNPACKING_ERRORS, reason_of
 from kdcompress.atomic import sha256_of
 from kdcompress.data import image_files
 from kdcompress.data.batch import no_labels
@@ -37,7 +38,6 @@ from kdcompress.recipe import DataSection
 KEY = "data.extra.root"
 ARRAYS = (("images", "labels"), ("x", "y"), ("arr_0", "arr_1"))
 """Names of the arrays in an .npz file; the first pair whose images are there is taken."""
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,15 +176,16 @@ def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
         raise DataError(f"{KEY}: {path}: neither a folder nor an .npz file, as numpy.savez writes it")
     try:
         with zipfile.ZipFile(path) as members:
-            check_declared_sizes(members, arrays={name for pair in ARRAYS for name in pair})
+            names_read = {name for pair in ARRAYS for name in pair}
+            # Most archives pack: a few megabytes may unpack to more than there is.
+            check_declared_sizes(members, arrays=names_read, most_values=virtual_memory().available)
         # What only unpickling could read is refused: that would run code from the file.
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
             pair = next((pair for pair in ARRAYS if pair[0] in names), None)
             arrays = {name: archive[name] for name in pair or () if name in names}
-    except _UNREADABLE as error:
-        reason = str(error).split("\n", 1)[0] or type(error).__name__
-        raise DataError(f"{KEY}: {path}: cannot be read: {reason}") from None
+    except UNPACKING_ERRORS as error:
+        raise DataError(f"{KEY}: {path}: cannot be read: {reason_of(error)}") from None
     if pair is None or not all(isinstance(value, np.ndarray) for value in arrays.values()):
         raise DataError(
             f"{KEY}: {path}: holds {quote_names(names) or 'nothing'}; expected an array 'images' and, "

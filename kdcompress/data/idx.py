@@ -6,11 +6,10 @@ byte for the number of dimensions, a big-endian 32-bit length per dimension, the
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import io
 import math
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdcompress.archives import UNPACKING_ERRORS, reason_of, unzipped
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.fetch import fetch
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.source import MemorySource
+from kdcompress.documents import read_bytes
 from kdcompress.errors import DataError
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -33,6 +34,8 @@ FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 SIDE = 28
 """Pixels of the images' height and width."""
 _UNSIGNED_BYTE = 8
+_MOST_BYTES = 1 << 28
+"""Of one file: five times the largest one of MNIST."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +92,13 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         DataError: It cannot be read, or is no such file; the message names it.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, _MOST_BYTES, failure=DataError)
         if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+            content = unzipped(io.BytesIO(content), _MOST_BYTES)
+    except DataError:
+        raise
+    except UNPACKING_ERRORS as error:
+        raise DataError(f"{path}: cannot be read: {reason_of(error)}") from None
     header = 4 + 4 * dimensions
     magic = bytes([0, 0, _UNSIGNED_BYTE, dimensions])
     if len(content) < header or content[:4] != magic:

@@ -41,6 +41,9 @@ def check_declared_sizes(
             if kind.hasobject:
                 continue  # its reader refuses it by its own words
             values = math.prod(shape)
-            too_many = most_values is not None and values > most_values
-            if too_many or member.tell() + values * kind.itemsize != entry.file_size:
+            if most_values is not None and values > most_values:
+                raise ValueError(
+                    f"{entry.filename}: declares {values:,} values, of which {most_values:,} fit"
+                )
+            if member.tell() + values * kind.itemsize != entry.file_size:
                 raise ValueError(f"{entry.filename}: declares {list(shape)[:8]}, which it does not hold")

@@ -106,17 +106,21 @@ def _encoded(index: ShardIndex, status: os.stat_result) -> bytes:
 def _stored(file: Path, status: os.stat_result) -> ShardIndex | None:
     """Reads a stored index; None: there is none, or it is damaged or of another content of the shard."""
     try:
-        stored = read_bytes(file, _MOST_BYTES)
+        stored = read_bytes(file, _MOST_BYTES, links=False)
     except UserError:
         return None
     start = len(_MAGIC) + _SUM_BYTES
     content = stored[start:]
     if stored[:start] != _MAGIC + hashlib.sha256(content).digest():
         return None
-    size, mtime_ns, images, labels = json.loads(content)
-    if (size, mtime_ns) != (status.st_size, status.st_mtime_ns):
+    try:
+        size, mtime_ns, images, labels = json.loads(content)
+        members = [MemberImage(*image) for image in images]
+    except (ValueError, TypeError, RecursionError):
+        return None  # its sum is right, and it is of another program
+    if (size, mtime_ns) != (status.st_size, status.st_mtime_ns) or not isinstance(labels, dict):
         return None
-    return ShardIndex(mtime_ns, [MemberImage(*image) for image in images], labels)
+    return ShardIndex(mtime_ns, members, labels)
 
 
 def _scanned(path: Path, status: os.stat_result) -> ShardIndex:

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdcompress import discovery
+from kdcompress.archives import reason_of
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.files import format_of, formats
 from kdcompress.deploy.formats import onnx, safetensors
 from kdcompress.deploy.image_graph import contract_of
 from kdcompress.documents import check_document, parse_json
 from kdcompress.errors import UserError
+from kdcompress.plain_text import shortened
 from kdcompress.schemas.config import MOST_CHANNELS, InputObject
 from kdcompress.tasks import Task
 
@@ -147,7 +149,11 @@ def input_in_metadata(text: str, path: Path) -> InputSpec:
 
 def _artefact(path: Path) -> Path:
     """Finds the file to load; of a run folder the weights, else the graph."""
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"{shortened(str(path))}: {reason_of(error)}") from None
+    if is_folder:
         for name in (WEIGHTS, GRAPH):
             if (path / name).is_file():
                 return path / name

@@ -138,8 +138,8 @@ def check_plain(state: Mapping[str, Tensor], source: str) -> None:
 def unusual_kind(tensor: Tensor) -> str | None:
     """Names the kind of a tensor whose values no network can take over; None: it is a plain one.
 
-    Plain are dense tensors of real numbers that were saved with their values: not nested, sparse, quantised
-    or complex ones, nor those of the device `meta`.
+    Plain are dense tensors of real numbers that were saved with all their values: not nested, sparse,
+    quantised, complex or expanded ones, nor those of the device `meta`.
     """
     if tensor.is_nested:
         return "nested"
@@ -147,6 +147,8 @@ def unusual_kind(tensor: Tensor) -> str | None:
         return str(tensor.layout).removeprefix("torch.")
     if tensor.is_meta:
         return "meta (without values)"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return "expanded (a few values that stand for many)"
     return None if tensor.dtype in _DTYPES else str(tensor.dtype).removeprefix("torch.")
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 
 import torch
 
+from kdcompress.archives import UNPACKING_ERRORS, reason_of
 from kdcompress.atomic import replacing
 from kdcompress.errors import RunFolderError
 from kdcompress.networks.read_checkpoint import TORCH_LOAD_ERRORS, oversize
@@ -112,6 +113,11 @@ def fitting(path: Path) -> Iterator[None]:
         ) from error
 
 
+_UNREADABLE: tuple[type[Exception], ...] = (
+    *TORCH_LOAD_ERRORS, *UNPACKING_ERRORS, pickle.UnpicklingError,
+)  # fmt: skip
+
+
 class _Writer:
     """Passes writes on to a file and keeps the error of a write that failed."""
 
@@ -144,8 +150,8 @@ def _read(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise zipfile.BadZipFile(f"checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (*TORCH_LOAD_ERRORS, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise _DamagedError(str(error).strip().split("\n", 1)[0] or type(error).__name__) from None
+    except _UNREADABLE as error:
+        raise _DamagedError(reason_of(error)) from None
     schema = state.get("schema") if isinstance(state, dict) else None
     if schema != SCHEMA:
         raise RunFolderError(

@@ -225,8 +225,8 @@ def read_stored(folder: Path, key: str, stem: str) -> StoredResult | None:
         return None
     try:
         state = safetensors.torch.load(content)
-    except SafetensorError:
-        return None
+    except (SafetensorError, KeyError):
+        return None  # KeyError: a type that this torch has not
     broken = [name for name, value in state.items() if value.is_floating_point() and not _is_finite(value)]
     if broken:
         write_notice(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from kdcompress.data import extra as extra_file
 from kdcompress.data.dataset import open_data
 from kdcompress.data.extra import open_extra
 from kdcompress.data.joined import JoinedSource
@@ -126,7 +128,38 @@ def test_an_array_that_is_not_as_large_as_it_declares_takes_no_memory(tmp_path, 
     np.lib.format.write_array_header_1_0(header, declared)
     with zipfile.ZipFile(tmp_path / "made.npz", "w") as file:
         file.writestr("images.npy", header.getvalue() + bytes(64))
-    with pytest.raises(DataError, match=r"cannot be read: images\.npy: declares .* which it does not hold"):
+    expected = r"cannot be read: images\.npy: declares .*(which it does not hold|of which .* fit)"
+    with pytest.raises(DataError, match=expected):
+        opened(tmp_path / "made.npz")
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda content: content.replace(b"{'descr'", b"{'descr(", 1), "cannot be read: "),
+    (lambda content: flagged(content, 0x01), "cannot be read: .*encrypted"),
+    (lambda content: flagged(content, 0, method=14), "cannot be read: "),
+])  # fmt: skip
+def test_an_odd_archive_is_one_sentence(tmp_path, change, reason):
+    np.savez(tmp_path / "whole.npz", images=drawn(3, 8, 8, 3))
+    (tmp_path / "made.npz").write_bytes(change((tmp_path / "whole.npz").read_bytes()))
+    with pytest.raises(DataError, match=rf"made\.npz: {reason}"):
+        opened(tmp_path / "made.npz")
+
+
+def flagged(content, flag, method=None):
+    """Sets a flag of the first member, and its kind of packing, in both places where an archive has them."""
+    content = bytearray(content)
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = content.index(mark) + at
+        content[place] |= flag
+        if method is not None:
+            content[place + 2 : place + 4] = method.to_bytes(2, "little")
+    return bytes(content)
+
+
+def test_an_archive_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "made.npz", images=np.zeros((2000, 8, 8, 3), np.uint8))
+    monkeypatch.setattr(extra_file, "virtual_memory", lambda: SimpleNamespace(available=100_000))
+    with pytest.raises(DataError, match=r"images\.npy: declares 384,000 values, of which 100,000 fit"):
         opened(tmp_path / "made.npz")
 
 

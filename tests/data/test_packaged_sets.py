@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import gzip
 import io
+import os
 import pickle
 import struct
 import tarfile
@@ -14,11 +15,13 @@ import torch
 
 from kdcompress import discovery
 from kdcompress.data import fetch as fetch_file
+from kdcompress.data import idx as idx_file
 from kdcompress.data.dataset import open_data
 from kdcompress.data.datasets import cifar10, cifar100, fashion_mnist, mnist
 from kdcompress.errors import DataError, DownloadError
 from kdcompress.recipe import DataSection
 
+FOLDER = "cifar-10-batches-py"
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -234,6 +237,41 @@ def test_a_batch_of_the_wrong_shape_is_named(tmp_path):
     (folder / "data_batch_2").write_bytes(pickle.dumps(short, protocol=2))
     with pytest.raises(DataError, match="data_batch_2: expected 'labels' with a label for each of the 20"):
         opened("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["(1,i4", "i4,(", "(", "V99999999999999999999"])
+def test_a_kind_of_array_that_is_none_is_no_traceback(tmp_path, kind):
+    write_cifar10(tmp_path / FOLDER)
+    text = kind.encode()
+    # What pickle writes for numpy.dtype(kind).
+    content = b"\x80\x02cnumpy\ndtype\nX" + len(text).to_bytes(4, "little") + text + b"\x85R."
+    (tmp_path / FOLDER / "data_batch_3").write_bytes(content)
+    with pytest.raises(DataError, match="data_batch_3: not a CIFAR batch"):
+        opened("cifar10", tmp_path)
+
+
+def test_a_pipe_in_place_of_an_archive_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "cifar-10-python.tar.gz")
+    with pytest.raises(DataError, match="not a regular file"):
+        opened("cifar10", tmp_path)
+
+
+def test_an_archive_whose_batch_is_a_link_to_nothing_is_named(tmp_path):
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo(f"{FOLDER}/test_batch")
+        member.type, member.linkname = tarfile.SYMTYPE, "nothing"
+        archive.addfile(member)
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz: cannot be read"):
+        opened("cifar10", tmp_path)
+
+
+def test_a_file_that_unpacks_to_more_than_any_set_has_is_refused(tmp_path, monkeypatch):
+    write_idx_set(tmp_path, zipped=True)
+    monkeypatch.setattr(idx_file, "_MOST_BYTES", 1000)
+    with pytest.raises(
+        DataError, match="train-images-idx3-ubyte.gz: cannot be read: it unpacks to more than"
+    ):
+        opened("mnist", tmp_path)
 
 
 def test_an_archive_cut_short_is_named(tmp_path):

@@ -63,12 +63,14 @@ def test_a_truncated_checkpoint_is_refused_with_one_sentence(tmp_path, keep):
     assert "\n" not in str(error.value)
 
 
-def test_a_flipped_byte_anywhere_is_refused_or_harmless(tmp_path):
+@pytest.mark.parametrize("mask", [0xFF, 0x01, 0x08])
+def test_a_flipped_byte_anywhere_is_refused_or_harmless(tmp_path, mask):
+    """With 0x08 in the list of the members, a stored one is said to be packed."""
     path = saved(tmp_path)
     whole = path.read_bytes()
     refused = 0
-    for place in range(0, len(whole), 7):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    for place in range(0, len(whole), 7 if mask == 0xFF else 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
         try:
             state = checkpoint.load(path).state
         except RunFolderError:
