@@ -7,7 +7,9 @@ Setting resnet8 (the default): Fashion-MNIST with 3,000 labelled images, of whic
 arm to choose what ships. Every network sees 29,760 images in batches of 64. Setting resnet20: 5,000 labelled
 images, of which 500 are held out, 90,000 images seen (20 epochs).
 
-A method with two views of every image takes half as many steps. Defaults of each method, one thread a run.
+A method with two views of every image takes batches of half as many images, so that every step of every arm
+shows a network 64. (The branches of `pcl` see one view each, and its shared stem those of all branches.)
+Defaults of each method, one thread a run.
 The gain is paired by seed with plain training; its interval is Student's t over the seeds. Runs that are done
 are not repeated, and one that was under way is resumed.
 """
@@ -84,12 +86,12 @@ def run(work, setting, name, seed):
     method = find_method("none" if plain else name)
     config = method.Config()
     peers = [setting.student] * (method.needs(config).peers or 0)
-    steps = setting.seen // BATCH // (2 if name in TWICE else 1)
+    steps, batch = setting.seen // BATCH, BATCH // 2 if name in TWICE else BATCH
     recipe = RECIPE.format(
-        seed=seed, batch=BATCH, held_out=setting.held_out, student=setting.student,
+        seed=seed, batch=batch, held_out=setting.held_out, student=setting.student,
         labels=setting.labels - setting.held_out,  # the recipe counts those that train
         method=json.dumps({"name": "none" if plain else name}), peers=json.dumps(peers),
-        epochs=-(-steps // ((setting.labels - setting.held_out) // BATCH)), steps=steps,
+        epochs=-(-steps // ((setting.labels - setting.held_out) // batch)), steps=steps,
         smoothing=", label_smoothing: 0.1" if name == SMOOTHED else "",
     )  # fmt: skip
     options = ["--set", "train.ship=ensemble"] if name in ONLINE else []
