@@ -74,4 +74,8 @@ def distill(as_json: bool, quiet: bool, **options: Any) -> None:
     summary = distill(Request(command=command, **options), Progress(quiet))
     if summary is None:  # a torchrun process other than the first
         return
+    if summary.get("figure") is not None and (options["baseline"] or options["seeds"] > 1):
+        from kdcompress.tools.compare_runs import compare
+
+        summary["page"] = compare([Path(summary["folder"])], None)["file"]
     print_result(summary, as_json, lambda shown: print_summary(shown, Path(summary["folder"])))

@@ -24,8 +24,8 @@ from kdcompress.plain_text import printable
 def report(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool) -> None:
     """Rewrite the HTML report and the model card of a run, or compare several runs on one page.
 
-    The folder of a run with --seeds counts as one run with its mean and spread; given alone, its seeds are
-    compared. The other runs are compared with the first.
+    The folder of a run with --seeds counts as one run with its mean and spread; given alone, its student is
+    compared with its baseline, or if it has none seed with seed. The other runs are compared with the first.
     """
     if len(runs) > 1 or (runs[0] / "seeds").is_dir():
         from kdcompress.tools.compare_runs import compare
@@ -72,6 +72,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     for run in comparison["runs"]:
         share = f"{100 * run['mean']:.2f}" + ("" if run["sd"] is None else f" ± {100 * run['sd']:.2f}")
         click.echo(f"{run['name']:<{width}}  {share:>15}  {_against(run)}".rstrip())
+    for advice in comparison.get("advice", ()):
+        click.echo(printable(advice))
     click.echo(comparison["file"])
 
 
@@ -80,5 +82,5 @@ def _against(run: dict[str, Any]) -> str:
     if difference is None:
         return run["why_not"] or ""
     low, high = difference["ci95"]
-    seeds = f", {difference['n']} pairs of seeds" if "n" in difference else ""
+    seeds = f", {difference['n']} pairs of seeds" if "n" in difference else ", with this seed"
     return f"{difference['points']:+.2f} points ({low:+.2f} to {high:+.2f}): {difference['verdict']}{seeds}"

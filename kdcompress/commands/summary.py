@@ -117,6 +117,8 @@ def _print_seeds(summary: dict[str, Any], console: Console) -> None:
             text += f" (95 % interval {low:+.2f} to {high:+.2f}, paired by seed): {gain['verdict']}"
         console.print(text)
     console.print(f"Runs: {summary['folder']}/seeds/")
+    if summary.get("page"):
+        console.print(f"Compared on one page: {summary['page']}")
 
 
 def _latencies(folder: Path) -> dict[str, str]:

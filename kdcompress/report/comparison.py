@@ -116,6 +116,7 @@ def write_comparison(
     reference: str | None = None,
     teachers: Sequence[dict[str, Any]] = (),
     failures: Sequence[str] = (),
+    advice: Sequence[str] = (),
 ) -> None:
     """Writes the page; it needs nothing beside it.
 
@@ -125,6 +126,7 @@ def write_comparison(
         reference: What differences are to, for the same student; None: the first row.
         teachers: How each teacher did that could be taken, as `kdcompress compare` found it.
         failures: A sentence for each run that did not ship.
+        advice: Likely causes of a gain that is not shown, each with what to do.
     """
     loader = jinja2.FileSystemLoader(_HERE)
     environment = jinja2.Environment(
@@ -152,7 +154,7 @@ def write_comparison(
         "columns": columns,
         "rows": table,
         "charts": list(_charts(rows, heading, key)),
-        "notes": list(_notes(rows)),
+        "notes": [*advice, *_notes(rows)],
         "differing": [
             (name, [_describe(value) for value in values]) for name, values in differing(rows).items()
         ],

@@ -14,15 +14,17 @@ from kdcompress.report.predictions import read_predictions
 from kdcompress.report.record import read_run
 
 NAME = "comparison.html"
+OF_IMAGES = ("top1", "balanced_top1")
+"""Figures that are made of one answer for each test image, so that two runs can be paired by image."""
 
 
 def compare(sources: Sequence[Path], out: Path | None) -> dict[str, Any]:
     """Writes the page that compares runs.
 
     Args:
-        sources: Run folders, or folders of the same run with several seeds; one of the latter alone is
-            compared seed by seed.
-        out: Path of the page; None: `comparison.html` in the folder that holds the first.
+        sources: Run folders, or folders of the same run with several seeds. One of the latter alone is
+            compared with its baseline, or if it has none seed by seed.
+        out: Path of the page; None: `comparison.html` in the folder that holds the first, or in the only one.
 
     Returns:
         The document of schema `kdcompress.comparison/1`, with the page's path as `file`.
@@ -30,15 +32,14 @@ def compare(sources: Sequence[Path], out: Path | None) -> dict[str, Any]:
     Raises:
         UserError: One of them is no run that has come to results, or they have nothing to be compared by.
     """
-    path = Path(sources[0]).absolute().parent / NAME if out is None else out
+    only = Path(sources[0]).absolute()
+    path = (only if len(sources) == 1 else only.parent) / NAME if out is None else out
     if path.is_dir():
         raise UserError(f"--out {path}: is a folder; name a file")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}")
     if len(sources) == 1:
-        rows = [Compared(folder.name, (read_run(folder),)) for folder in _runs(sources[0])]
-        if len(rows) == 1:
-            raise UserError(f"{sources[0]}: is of one seed, which has nothing to be compared with")
+        rows = _of_one(Path(sources[0]))
     else:
         names = _names(sources)
         rows = [
@@ -53,8 +54,36 @@ def compare(sources: Sequence[Path], out: Path | None) -> dict[str, Any]:
             "labels; compare runs of one kind"
         ) from None
     rows = [rows[0], *(against(rows[0], row, key) for row in rows[1:])]
-    write_comparison(rows, path)
-    return {**document(rows), "file": str(path)}
+    advice = _causes(rows) if len(sources) == 1 else []
+    write_comparison(rows, path, advice=advice)
+    return {**document(rows), "advice": advice, "file": str(path)}
+
+
+def _of_one(source: Path) -> list[Compared]:
+    """Returns the rows of one run with several seeds: baseline and student, or without one each seed."""
+    folders = _runs(source)
+    plain = [folder / "baseline" for folder in folders]
+    if all((folder / "results.json").is_file() for folder in plain):
+        return [
+            Compared("baseline", tuple(map(read_run, plain))),
+            Compared("student", tuple(map(read_run, folders))),
+        ]
+    if len(folders) == 1:
+        raise UserError(
+            f"{source}: is of one seed and has no baseline, so there is nothing to compare it with"
+        )
+    return [Compared(folder.name, (read_run(folder),)) for folder in folders]
+
+
+def _causes(rows: Sequence[Compared]) -> list[str]:
+    """Returns the likely causes of a gain that is not shown, as the runs' own gains name them, each once."""
+    student = rows[-1]
+    if student.difference is None or student.difference["verdict"] == "better":
+        return []
+    gains = [record.results.get("gain") or {} for record in student.records]
+    causes = [gain["cause"] for gain in gains if gain.get("cause")]
+    told = (f"Most likely: {cause['sentence']}. Next: {cause['advice']}." for cause in causes)
+    return list(dict.fromkeys(told))
 
 
 def _runs(source: Path) -> list[Path]:
@@ -96,13 +125,13 @@ def against(reference: Compared, row: Compared, key: str) -> Compared:
     if len(row.records) > 1:
         pairs = list(zip(row.shares(key), reference.shares(key), strict=True))
         points = [100 * (own - other) for own, other in pairs]
-        errors = _image_errors(reference, row) if key == "top1" else []
+        errors = _image_errors(reference, row, key)
         return dataclasses.replace(row, difference=verdict.gain_over_seeds(points, errors))
-    if key != "top1":
+    if key not in OF_IMAGES:
         points_alone = 100 * (row.shares(key)[0] - reference.shares(key)[0])
         return dataclasses.replace(row, why_not=f"{points_alone:+.2f} points, without an interval")
     try:
-        (difference,) = _on_images(reference, row)
+        (difference,) = _on_images(reference, row, key)
     except _NotComparable as error:
         return dataclasses.replace(row, why_not=str(error))
     return dataclasses.replace(row, difference=difference)
@@ -112,8 +141,8 @@ class _NotComparable(Exception):
     """Says why runs cannot be compared image by image."""
 
 
-def _on_images(reference: Compared, row: Compared) -> list[dict[str, Any]]:
-    """Returns the difference of each pair of runs on the same test images.
+def _on_images(reference: Compared, row: Compared, key: str) -> list[dict[str, Any]]:
+    """Returns the difference of each pair of runs on the same test images, in one of `OF_IMAGES`.
 
     Raises:
         _NotComparable: With the reason.
@@ -127,13 +156,16 @@ def _on_images(reference: Compared, row: Compared) -> list[dict[str, Any]]:
             raise _NotComparable("other test images: not comparable")
         if not bool((own.labels >= 0).any()):
             raise _NotComparable("no test image has a label")
-        differences.append(verdict.gain(own.right(), other.right()))
+        classes = own.labelled().labels if key == "balanced_top1" else None
+        differences.append(verdict.gain(own.right(), other.right(), classes))
     return differences
 
 
-def _image_errors(reference: Compared, row: Compared) -> list[float]:
+def _image_errors(reference: Compared, row: Compared, key: str) -> list[float]:
     """Returns the standard errors over the test images; none if they cannot be known."""
+    if key not in OF_IMAGES:
+        return []
     try:
-        return [verdict.image_error(difference) for difference in _on_images(reference, row)]
+        return [verdict.image_error(difference) for difference in _on_images(reference, row, key)]
     except _NotComparable:
         return []

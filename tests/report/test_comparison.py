@@ -111,6 +111,39 @@ def test_the_seeds_of_one_run_are_compared_with_each_other(run, tmp_path):
     assert "+1.00 points" in done.stdout
 
 
+def test_the_seeds_of_a_run_with_baseline_are_compared_with_the_baselines(run, tmp_path):
+    cause = {"sentence": "the teacher is weak", "advice": "--set teacher.epochs=60"}
+    for seed, (plain, right) in enumerate(((350, 348), (352, 353))):
+        folder = run(f"kd/seeds/{seed}", right)
+        unclear = {"points": -0.5, "ci95": [-1, 1], "verdict": "no difference shown", "cause": cause}
+        change(folder / "results.json", gain=unclear)
+        run(f"kd/seeds/{seed}/baseline", plain, method__name="none")
+    told = json.loads(report(tmp_path / "kd", "--json").stdout)
+    assert [entry["name"] for entry in told["runs"]] == ["baseline", "student"]
+    difference = told["runs"][1]["difference"]
+    assert difference["points"] == pytest.approx(-0.125)
+    assert difference["n"] == 2
+    assert difference["verdict"] == "no difference shown"
+    assert told["file"] == str(tmp_path / "kd" / "comparison.html")
+    (advice,) = told["advice"]
+    assert "the teacher is weak" in advice
+    assert "--set teacher.epochs=60" in (tmp_path / "kd" / "comparison.html").read_text()
+    assert advice in report(tmp_path / "kd").stdout
+
+
+def test_unequal_classes_are_compared_by_balanced_top1_with_an_interval(run, tmp_path):
+    folders = run("a", 300), run("b", 340)
+    for folder in folders:
+        results = json.loads((folder / "results.json").read_text())
+        change(folder / "results.json", student={**results["student"], "decides": "balanced_top1"})
+    told = json.loads(report(*folders, "--json").stdout)
+    assert told["figure"] == "balanced_top1"
+    difference = told["runs"][1]["difference"]
+    assert difference["figure"] == "balanced_top1"
+    assert difference["verdict"] == "better"
+    assert "better, with this seed" in report(*folders).stdout
+
+
 def test_runs_of_other_data_are_not_said_to_differ(run):
     other = run("other", 350)
     change(other / "manifest.json", data__listing_sha256="0" * 64)
@@ -144,7 +177,7 @@ def test_names_that_are_alike_get_their_folders(run):
         (["a", "b", "--out", "no/page.html"], "there is no folder no"),
         (["a", "--out", "page.html"], "--out: belongs to the comparison of several runs"),
         (["a", "backbone"], "the runs have no figure in common"),
-        (["alone"], "alone: is of one seed, which has nothing to be compared with"),
+        (["alone"], "alone: is of one seed and has no baseline, so there is nothing"),
     ],
 )
 def test_what_cannot_be_compared_is_one_message(run, tmp_path, monkeypatch, arguments, words):
