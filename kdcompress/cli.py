@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from kdcompress import __version__
+from kdcompress.commands import bash_completion
 from kdcompress.commands.bench import bench
 from kdcompress.commands.compare import compare
 from kdcompress.commands.distill import distill
@@ -35,6 +36,9 @@ _NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate
 """Parts of messages of the loader of libraries and of PyTorch, in small letters."""
 _LONGEST_LINE = 2000
 """Characters of a line of a message: what a stranger's file names may have any length."""
+
+
+bash_completion.register()
 
 
 class Commands(click.Group):

@@ -142,7 +142,7 @@ class _Task:
 
     def __init__(self, description: str, total: int | None, done: int, write: Callable[[str], None]) -> None:
         self.description, self.total, self.done = description, total, done
-        self._write, self._note = write, ""
+        self._write, self._note, self._reported = write, "", ""
         self._began, self._done_before = time.monotonic(), done
 
     def advance(self, amount: int = 1, note: str = "") -> None:
@@ -150,13 +150,15 @@ class _Task:
         self._note = note or self._note
 
     def report(self, text: str) -> None:
+        self._reported = text.partition(": ")[2] or text
         self._write("; ".join(filter(None, (text, self._left()))))
 
     def text(self) -> str:
         """Returns the line of a minute."""
         units = f"{self.done:,}" + (f" of {self.total:,}" if self.total else "")
         note = self._note.replace("  ", ", ")
-        return f"{self.description}: " + "; ".join(filter(None, (units, note, self._left())))
+        before = f"before: {self._reported}" if self._reported else ""
+        return f"{self.description}: " + "; ".join(filter(None, (units, note, self._left(), before)))
 
     def _left(self) -> str:
         newly = self.done - self._done_before

@@ -76,6 +76,9 @@ def test_one_teacher_is_taken_as_it_is_and_several_are_tried_in_short_runs():
     assert recipes[1].teacher.weights == "runs/teacher"
     full = resolve_recipe("quickstart").recipe.train.epochs
     assert all(recipe.train.epochs == max(1, round(0.2 * full)) for recipe in recipes)
+    auto = planned(teachers=("cifar/wrn-40-2", "cifar/resnet20"), overrides=("train.epochs=auto",))
+    lengths = [resolved(probe).train for probe in auto.probes]
+    assert [(train.epochs, train.max_steps) for train in lengths] == [("auto", 600)] * 2
     request = GridRequest("quickstart", methods=("none", "kd", "fitnet"), seeds=1)
     taken = with_teacher(request, several.cells, "cifar/resnet20@runs/teacher")
     assert [resolved(cell).teacher and resolved(cell).teacher.weights for cell in taken] == [
@@ -91,6 +94,7 @@ def test_one_teacher_is_taken_as_it_is_and_several_are_tried_in_short_runs():
         ({"methods": ("kd", "kd")}, "--methods: kd is named twice"),
         ({"students": ("cifar/resnet8", "cifar/resnet8")}, "--students: cifar/resnet8 is named twice"),
         ({"methods": ("none",), "teachers": ("cifar/resnet20",)}, "none of the methods has a teacher"),
+        ({"overrides": ("export.formats=[safetensors]",)}, "export.formats: add onnx"),
         (
             {"teachers": ("cifar/resnet20", "cifar/vgg8"), "overrides": ("data.held_out=0",)},
             "set data.held_out above 0",

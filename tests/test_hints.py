@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,30 @@ def test_names_are_completed(line, expected):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"plain,{item}" for item in expected]
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("kdcompress distill --set student.model=cifar/resnet8x", ["cifar/resnet8x4"]),
+    ("kdcompress distill --set optim.mile", ["optim.milestones="]),
+    ("kdcompress show quickstart --set teacher.model=torchvision/resnet10", ["torchvision/resnet101"]),
+    ("kdcompress compare quickstart --methods none,kdc", ["none,kdcl"]),
+    ("kdcompress compare quickstart --teachers cifar/vgg8,cifar/vgg13", ["cifar/vgg8,cifar/vgg13"]),
+])  # fmt: skip
+def test_bash_itself_completes_words_that_it_splits(line, expected):
+    """Bash gives its function the words split at `=` and `:`, and replaces what stands behind the last."""
+    script = f"""
+        kdcompress() {{ {sys.executable} -c {shlex.quote(COMPLETE)} "$@"; }}
+        export -f kdcompress
+        eval "$(_KDCOMPRESS_COMPLETE=bash_source kdcompress)"
+        env() {{ (for pair; do [[ $pair == *=* ]] && export "$pair"; done; kdcompress); }}
+        compopt() {{ echo "compopt $*" >&2; }}
+        COMP_LINE={shlex.quote(line)}; COMP_POINT=${{#COMP_LINE}}
+        _kdcompress_completion kdcompress
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "--norc", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == expected, done.stderr
+    assert ("compopt -o nospace" in " ".join(done.stderr.split())) == expected[0].endswith("=")
 
 
 def test_options_of_the_recipes_method_are_completed():

@@ -20,6 +20,7 @@ LAYERS = [
     {
         "errors",
         "config",
+        "archives",
         "atomic",
         "containment",
         "cores",

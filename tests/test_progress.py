@@ -60,6 +60,16 @@ def test_a_task_without_news_writes_a_line_every_minute(monkeypatch, capsys):
     assert lines[0].endswith(" left")
 
 
+def test_the_line_of_a_minute_has_the_figures_of_the_epoch_before(monkeypatch, capsys):
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    with Progress().bar("student: cifar/resnet8", 400) as bar:
+        bar.advance(100, "epoch 2/3  512 images/s")
+        bar.report("student: epoch 1 of 3; losses: ce 0.5; held-out top-1 90.00 %")
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].endswith("left; before: epoch 1 of 3; losses: ce 0.5; held-out top-1 90.00 %")
+
+
 def test_work_without_units_is_announced_and_goes_on_every_minute(monkeypatch, capsys):
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
     with Progress().announce("Exporting student.onnx"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdcompress.commands.complete import complete_recipe, complete_students
+from kdcompress.commands.complete import complete_methods, complete_recipe, complete_students
 from kdcompress.commands.options import allow_code, common, data, device, overrides, print_result
 
 
@@ -22,6 +22,7 @@ def _list(ctx: click.Context, option: click.Parameter, text: str | None) -> tupl
     "--methods",
     metavar="LIST",
     callback=_list,
+    shell_complete=complete_methods,
     help="Methods: NAME or NAME:KEY=VALUE,... The first is what the others are compared with; none is plain "
     "training. [default: the recipe's]",
 )
@@ -36,6 +37,7 @@ def _list(ctx: click.Context, option: click.Parameter, text: str | None) -> tupl
     "--teachers",
     metavar="LIST",
     callback=_list,
+    shell_complete=complete_students,
     help="FAMILY/NAME or FAMILY/NAME@WEIGHTS,... One of them is taken, after a short run with each. "
     "[default: the recipe's]",
 )

@@ -25,6 +25,12 @@ def complete_method(ctx: click.Context, option: click.Parameter, begin: str) -> 
     return [CompletionItem(row["name"], help=row["summary"]) for row in rows if row["name"].startswith(begin)]
 
 
+def complete_methods(ctx: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
+    """Completes the last method of a comma-separated list."""
+    before, comma, last = begin.rpartition(",")
+    return [CompletionItem(f"{before}{comma}{item.value}") for item in complete_method(ctx, option, last)]
+
+
 def complete_students(ctx: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
     """Completes the last network of a comma-separated list."""
     before, comma, last = begin.rpartition(",")

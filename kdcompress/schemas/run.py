@@ -6,7 +6,6 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from kdcompress.data.split_name import TEST
 from kdcompress.schemas.document import Count, Document, Number, Sha256, Text, Version
 from kdcompress.schemas.figures import Figures
 
@@ -53,7 +52,7 @@ class DataEntry(Document):
     license: Text | None = None
     warnings: list[Text] = []
     extra: GeneratedImages | None = None
-    test_split: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$")] = TEST
+    test_split: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$")] = "test"
 
 
 class FileEntry(Document):

@@ -90,8 +90,16 @@ class _Runner:
         """
         waiting = [cell for cell in cells if RunFolder(self.folder / cell.folder).finished() is None]
         tasks = [self._task(cell) for cell in waiting]
+        if tasks:
+            first = tasks[0].log.with_suffix("")
+            self.progress.say(f"Each run writes a line per epoch to its log.jsonl, as in {first}")
         with self.progress.bar(title, total=len(cells), done=len(cells) - len(waiting)) as bar:
-            codes = self._run(tasks, lambda task: bar.advance(note=task.name)) if tasks else {}
+
+            def ended(task: Task) -> None:
+                bar.advance(note=task.name)
+                bar.report(f"{title}: {task.name} has ended")
+
+            codes = self._run(tasks, ended) if tasks else {}
         return {task.name: last_error(task.log) for task in tasks if codes[task.name] == 3}
 
     def _run(self, tasks: Sequence[Task], on_end: Any) -> dict[str, int]:

@@ -14,6 +14,7 @@ from kdcompress.cores import granted_cores
 from kdcompress.documents import read_document
 from kdcompress.errors import RecipeError, RunFolderError, UserError
 from kdcompress.recipe import Recipe, resolve_recipe
+from kdcompress.run.schedule import STEPS
 from kdcompress.run_folder import create_folder
 from kdcompress.schemas.grid import Grid
 
@@ -126,6 +127,8 @@ def make_plan(request: GridRequest) -> Plan:
         for method in methods
     )
     probes, problems = _probes(request, base, cells)
+    if "onnx" not in base.export.formats:
+        problems.append("export.formats: add onnx, since one such file of each student is timed")
     if len(teachers) == 1:
         cells = with_teacher(request, cells, teachers[0])
     for cell in (*(cell for cell in cells if cell.folder.endswith("/seeds/0")), *probes):
@@ -221,11 +224,15 @@ def _probes(request: GridRequest, base: Recipe, cells: Sequence[Cell]) -> tuple[
         return (), []
     if base.data.held_out == 0:
         return (), ["--teachers: are compared on held-out images; set data.held_out above 0"]
-    length = 3 if base.train.epochs == "auto" else max(1, round(PROBE_SHARE * int(base.train.epochs)))
+    if base.train.epochs == "auto":
+        most = round(PROBE_SHARE * STEPS)
+        length = f"train.max_steps={min(most, base.train.max_steps or most)}"
+    else:
+        length = f"train.epochs={max(1, round(PROBE_SHARE * base.train.epochs))}"
     probes = []
     for number, teacher in enumerate(request.teachers):
         (probe,) = with_teacher(request, [taught], teacher)
-        overrides = (*probe.overrides, f"train.epochs={length}", "train.ship=last")
+        overrides = (*probe.overrides, length, "train.ship=last")
         folder = f"teachers/{number}-{slug(teacher)}"
         probes.append(dataclasses.replace(probe, folder=folder, overrides=overrides))
     return tuple(probes), []
