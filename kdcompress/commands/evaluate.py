@@ -26,7 +26,7 @@ from kdcompress.commands.options import allow_code, common, overrides, print_res
     type=click.Choice(["test", "held_out", "val", "valid", "validation"]),
     default="test",
     show_default=True,
-    help="Images to score on; val, where the test split is read from a folder of that name.",
+    help="Images to score on; val, where there is a folder of that name.",
 )
 @click.option(
     "--probe",

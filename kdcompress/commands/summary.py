@@ -8,12 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kdcompress.data.split_name import TEST, keep_words, name_split
 from kdcompress.documents import read_document
 from kdcompress.plain_text import printable
 from kdcompress.report.words import candidates_sentence, cautions, pretraining_sentence
 from kdcompress.schemas.bench import Bench
 from kdcompress.schemas.config import Labels
-from kdcompress.schemas.run import Gates
+from kdcompress.schemas.run import Gates, Manifest
 from kdcompress.tasks.figures import FIGURES, comparable
 
 
@@ -39,7 +40,7 @@ def _print_run(summary: dict[str, Any], folder: Path, console: Console) -> None:
     scored, figures = [figure.key for figure in compared], [f"{figure.short} %" for figure in compared]
     for heading in ("", *figures, "parameters", "MACs", "latency ms", "file"):
         table.add_column(heading, justify="left" if heading in {"", "file"} else "right")
-    latency = _latencies(folder)
+    latency, split = _latencies(folder), _test_name(folder)
     rows = {"student": summary["student"], "teacher": summary["teacher"], "baseline": summary["baseline"]}
     for name, row in rows.items():
         if row is not None:
@@ -66,7 +67,7 @@ def _print_run(summary: dict[str, Any], folder: Path, console: Console) -> None:
             row.get("file", ""),
         )
     console.print(table)
-    for sentence in (pretraining_sentence(summary), candidates_sentence(summary)):
+    for sentence in (name_split(pretraining_sentence(summary), split), candidates_sentence(summary)):
         if sentence:
             console.print(sentence)
     if summary.get("ensemble"):
@@ -80,11 +81,11 @@ def _print_run(summary: dict[str, Any], folder: Path, console: Console) -> None:
         )
     labels = folder / "labels.json"
     names = read_document(labels, Labels) if labels.is_file() else []
-    for caution in cautions(summary, names):
-        console.print(printable(caution))
-    for entry in summary.get("variants", {}).values():
+    for caution in cautions(summary, keep_words(names)):
+        console.print(printable(name_split(caution, split)))
+    for entry in (summary.get("variants") or {}).values():
         console.print(entry["verdict"]["sentence"])
-        if "qat" in entry:
+        if entry.get("qat"):
             console.print(entry["qat"]["sentence"])
     gates = read_document(folder / "gates.json", Gates)["gates"]
     passed = sum(gate["passed"] for gate in gates)
@@ -92,6 +93,13 @@ def _print_run(summary: dict[str, Any], folder: Path, console: Console) -> None:
     console.print(
         f"{passed} of {len(gates)} gates passed. Files and report: {shown}/ (open {shown / 'report.html'})"
     )
+
+
+def _test_name(folder: Path) -> str:
+    """Reads the name of the test split: that of the folder that it was read from."""
+    file = folder / "manifest.json"
+    data = (read_document(file, Manifest).get("data") or {}) if file.is_file() else {}
+    return str(data.get("test_split", TEST))
 
 
 def _percent(share: float | None) -> str:

@@ -21,6 +21,7 @@ from kdcompress.data.data_warnings import (
 )
 from kdcompress.data.extra import KEY as EXTRA_ROOT
 from kdcompress.data.extra import Extra
+from kdcompress.data.image_splits import VAL
 from kdcompress.data.input_spec import BORDER, Fit, InputSpec
 from kdcompress.data.joined import JoinedSource
 from kdcompress.data.label_table import table_at
@@ -62,6 +63,7 @@ class Data:
         order: Batch order of a method that asks for none.
         fit: How pictures become squares (`InputSpec.fit`).
         test_name: Name of the test split in texts: that of the folder it was read from, such as `val`.
+        has_validation: The held-out images are the data's own validation split, beside its test split.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Data:
     order: Order = "shuffled"
     fit: Fit = "crop"
     test_name: str = "test"
+    has_validation: bool = False
 
     @property
     def labelled(self) -> int:
@@ -119,14 +122,14 @@ class Data:
         return InputSpec(self.channels, height, width, self.mean, self.std, resize, crop)
 
     def split_called(self, name: str) -> Literal["test", "held_out"]:
-        """Returns the split that a user means: test, held_out, or the name of the test split's folder.
+        """Returns the split that a user means: test, held_out, or the name of one's folder.
 
         Raises:
             DataError: There is no split of that name.
         """
         if name in ("test", self.test_name):
             return "test"
-        if name == "held_out":
+        if name == "held_out" or (name in VAL and self.has_validation):
             return "held_out"
         own = "" if self.test_name == "test" else f", {self.test_name}"
         raise DataError(
@@ -310,6 +313,7 @@ def open_data(
         labelled_share=section.labelled_share,
         fit=section.resize,
         test_name=raw.test_name,
+        has_validation=raw.held_out is not None and "held_out" in splits,
     )
 
 

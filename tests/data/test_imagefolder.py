@@ -43,6 +43,8 @@ def test_class_folders_are_cut_80_10_10(two_classes):
     assert data.test.labels.bincount().tolist() == [2, 3]
     files = [set(split.files) for split in (data.train, data.held_out, data.test)]
     assert len(set.union(*files)) == 50
+    with pytest.raises(DataError, match="--split val"):
+        data.split_called("val")
     assert data.warnings == ()
     assert data.augment == "resized_crop_flip"
     spec = data.input_spec()
@@ -58,7 +60,10 @@ def test_three_folders_are_taken_as_named(tmp_path):
     assert data.counts == {"train": 24, "held_out": 24, "test": 24, "broken": 0}
     assert all(name.startswith("val") for name in data.held_out.files)
     assert all(name.startswith("test") for name in data.test.files)
+    assert (data.split_called("val"), data.split_called("test")) == ("held_out", "test")
     without = opened(tmp_path, held_out=0.0)
+    with pytest.raises(DataError, match="no test split of that name; expected test, held_out"):
+        without.split_called("val")
     assert without.held_out is None
     assert "held_out is 0" in without.warnings[0]
 
