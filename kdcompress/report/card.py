@@ -55,6 +55,7 @@ def card(record: Record) -> str:
         finalize=printable_value,
     )
     environment.filters["md"] = escaped
+    environment.filters["code"] = as_code
     spec, manifest, quality = record.input_spec, record.manifest, read_quality(record)
     names, extra = record.class_names, (manifest.get("data") or {}).get("extra")
     context = {
@@ -112,6 +113,14 @@ def escaped(text: object) -> str:
     """Escapes text so that Markdown shows it unchanged, on one line."""
     shown = _MARKUP.sub(r"\\\1", one_line(text))
     return _LINK.sub(lambda match: match[0].replace(".", r"\.").replace(":", r"\:"), shown)
+
+
+def as_code(text: object) -> str:
+    """Writes text as Markdown code on one line, also in a table, whatever it holds."""
+    shown = one_line(text).replace("|", r"\|")
+    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{shown}{space}{fence}"
 
 
 def _front_matter(record: Record) -> str:

@@ -8,18 +8,21 @@ from pydantic import Field
 
 from kdcompress.schemas.document import Document, Text
 
+_MODEL = r"^(?:python:[\w.]+:[\w.]+|[A-Za-z0-9_-]+/[A-Za-z0-9_.:/@+-]+)$"
+"""`FAMILY/NAME` or `python:MODULE:FUNCTION`: the pages put it into code."""
+
 
 class Network(Document):
     """A network of a recipe."""
 
-    model: Annotated[str, Field(min_length=1, max_length=1000)]
+    model: Annotated[str, Field(pattern=_MODEL, max_length=1000)]
     weights: Text | None = None
 
 
 class MethodEntry(Document):
     """A section with a name."""
 
-    name: Text
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
 
 
 class ExtraEntry(Document):

@@ -79,7 +79,7 @@ class Manifest(Document):
 class GateEntry(Document):
     """One ship gate."""
 
-    gate: Text
+    gate: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,200}$")]
     passed: bool
     figure: bool | int | float | Text | None
     limit: bool | int | float | Text | None

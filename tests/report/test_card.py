@@ -10,13 +10,14 @@ import onnx
 import pytest
 import torch
 import yaml
+from evaluated_run import write_evaluated
 from PIL import Image
 from run_folders import CLASSES, write_run
 
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.ship import Subject, ship
 from kdcompress.networks.build import build
-from kdcompress.report.card import card, escaped, write_card
+from kdcompress.report.card import as_code, card, escaped, write_card
 from kdcompress.report.page import write_report
 from kdcompress.report.record import read_run
 from kdcompress.report.usage import snippets
@@ -187,6 +188,14 @@ def test_a_reconstructed_method_is_called_so(tmp_path):
 def test_text_from_outside_is_shown_as_text():
     shown = escaped("a~b~ & www.x.org https://x.org me@x.org\r\u2028\x1b[2J")
     assert shown == r"a\~b\~ \& www\.x.org https\://x.org me\@x.org  \\x1b\[2J"
+
+
+def test_names_are_code_whatever_they_hold(tmp_path):
+    assert as_code("cifar/resnet8") == "`cifar/resnet8`"
+    assert as_code("x`|<img src=x>\n#") == "`` x`\\|<img src=x> # ``"
+    folder = write_evaluated(tmp_path / "run", counts=(40, 10), names=["x`|<img src=x>\n# y", "b"])
+    (row,) = [line for line in card(read_run(folder)).splitlines() if "always the largest class" in line]
+    assert "`` x`\\|<img src=x> # y ``" in row
 
 
 def test_no_control_character_reaches_a_page(tmp_path):
