@@ -90,9 +90,7 @@ class Commands(click.Group):
             raise _without_controls(error) from None
         except (KdcompressError, KeyboardInterrupt, *_TRANSLATED) as error:
             command, resumed = ctx.invoked_subcommand, "--resume" in ctx.meta[_ARGUMENTS]
-            known = _translate_error(
-                error, resumable=command in ("distill", "compare"), saved=resumed or command == "compare"
-            )
+            known = _translate_error(error, resumable=command in ("distill", "compare"), saved=resumed)
             if known is None:
                 raise
             click.echo(f"Error: {_message(known)}", err=True)

@@ -115,8 +115,8 @@ class TeacherSection(NetworkSection):
     lr: float | None = Field(None, gt=0)
     """Learning rate of its training. None: `optim.lr`, or a tenth of it for fine-tuning."""
     min_top1: float | None = Field(None, ge=0, le=1)
-    """Minimum held-out top-1 (0 to 1) below which the run stops. None: three times chance, at most halfway
-    between chance and 1."""
+    """Minimum held-out top-1 (0 to 1) below which the run stops. None: what a teacher that guesses, or always
+    says the largest class, may reach by chance on so few images."""
     input: InputSection = InputSection()
     cache: CacheSection | Literal["off", "auto"] = "off"
     """Keep the teacher's outputs on disk, for views that repeat. off: it computes at every step. auto: as the

@@ -18,7 +18,7 @@ from typing import Any
 from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
 from kdcompress.documents import read_document
-from kdcompress.errors import RunFailed, UserError
+from kdcompress.errors import RESUMABLE, Interrupted, RunFailed, UserError
 from kdcompress.progress import Progress
 from kdcompress.report.comparison import Compared, document, figure_of, write_comparison
 from kdcompress.report.record import read_run
@@ -52,8 +52,17 @@ def compare(request: GridRequest, progress: Progress) -> dict[str, Any]:
     folder = (request.out or Path("runs") / f"{plan.recipe}-grid").absolute()
     plan = record(plan, folder, request.resume)
     runner = _Runner(request, folder, plan, progress)
-    teachers, cells = _choose_teacher(request, plan, runner)
-    failed = runner.run(cells, "runs")
+    try:
+        teachers, cells = _choose_teacher(request, plan, runner)
+        failed = runner.run(cells, "runs")
+    except KeyboardInterrupt:
+        begun = (RunFolder(folder / cell.folder) for cell in (*plan.probes, *plan.cells))
+        kept = (
+            RESUMABLE
+            if any(run.has_saved() for run in begun)
+            else "nothing was saved yet, run it again with --resume"
+        )
+        raise Interrupted(f"interrupted; {kept}") from None
     rows = _rows(cells, folder, failed)
     timings = _timings(request, rows, folder, progress)
     rows = [dataclasses.replace(row, p50_ms=timings.get(row.first.student)) for row in rows]
