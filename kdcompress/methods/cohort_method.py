@@ -98,9 +98,11 @@ class CohortMethod(Method):
         return shared, readings
 
     def ramp(self) -> float:
-        """Returns this epoch's share of a weight that grows by the options `ramp_share` and `ramp_epochs`."""
+        """Returns this epoch's share of a weight, by `ramp_share`, `ramp_epochs` and `ShortRuns`."""
         c = self.config
-        return losses.exponential_ramp(self.epoch, self.epochs_of(c.ramp_share, c.ramp_epochs))
+        return self.run_share() * losses.exponential_ramp(
+            self.epoch, self.epochs_of(c.ramp_share, c.ramp_epochs)
+        )
 
     def candidates(self) -> dict[str, Candidate]:
         """Names the student and every other network of its class: the best of them on held-out data ships."""

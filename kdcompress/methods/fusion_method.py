@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs, ParameterSet
 from kdcompress.methods.cohort_method import CohortMethod, last_map, logits_of
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.activations import Want
 from kdcompress.networks.tapped import Tapped, wide
 from kdcompress.networks.undisturbed import undisturbed
@@ -23,7 +23,7 @@ from kdcompress.networks.undisturbed import undisturbed
 _LOGITS_AND_MAP: Want = frozenset({"logits", "stages"})
 
 
-class FusionConfig(Section):
+class FusionConfig(ShortRuns):
     """The loss of FFL; a method adds the fields of its fusion module."""
 
     form: Literal["branches", "networks"] = "branches"

@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.networks import Networks
 
 
@@ -32,7 +32,7 @@ class StagePairs(Method):
         NetworkError: The student has fewer than two stages.
     """
 
-    class Config(Section):
+    class Config(ShortRuns):
         """Pairs and start of the term."""
 
         imitates: Literal["next", "deepest"] = "next"
@@ -71,7 +71,7 @@ class StagePairs(Method):
         terms = {"ce": self.cross_entropy(outputs.logits, batch.labels)}
         if self.begun():
             each = [self.compare(outputs.stages[a], outputs.stages[b]) for a, b in self.pairs]
-            terms["stages"] = torch.stack(each).sum()
+            terms["stages"] = self.run_share() * torch.stack(each).sum()
         return terms
 
     def begun(self) -> bool:

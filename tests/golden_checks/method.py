@@ -23,6 +23,8 @@ def method(name, num_classes, *, peers=0, label_smoothing=0.0, **config):
     networks = types.SimpleNamespace(student=None, teacher=None, peers=(None,) * peers)
     # The constructors of methods and of StagePairs measure networks, which are not here.
     first = StagePairs if issubclass(cls, StagePairs) else cls
+    if "full_weight_epochs" in cls.Config.model_fields:
+        config = {"full_weight_epochs": 0, **config}  # the weights as published, however short the run
     super(first, made).__init__(cls.Config(**config), networks, info)
     return made
 

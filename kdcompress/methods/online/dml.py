@@ -8,12 +8,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch
 from kdcompress.methods import losses
 from kdcompress.methods.base import Minimise, Needs, ParameterSet
 from kdcompress.methods.cohort_method import CohortMethod, logits_of
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
+from kdcompress.methods.short_runs import ShortRuns
 
 
 class DML(CohortMethod):
@@ -47,7 +47,7 @@ class DML(CohortMethod):
         PublishedFigure("imagenet", "", "torchvision/resnet34", 73.57, "AFD paper's table", None),
     )  # fmt: skip
 
-    class Config(Section):
+    class Config(ShortRuns):
         """Selects the version of the loss; the defaults are those of the authors' code."""
 
         weight: float = Field(1.0, ge=0)

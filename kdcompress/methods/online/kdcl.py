@@ -10,7 +10,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import DataError, NetworkError
 from kdcompress.methods import losses
@@ -18,6 +17,7 @@ from kdcompress.methods.base import Needs
 from kdcompress.methods.cohort_method import CohortMethod, logits_of
 from kdcompress.methods.gather import process_rank, world_size
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.undisturbed import undisturbed
 
@@ -65,7 +65,7 @@ class KDCL(CohortMethod):
         ),
     )  # fmt: skip
 
-    class Config(Section):
+    class Config(ShortRuns):
         """The paper's values; where they are open, the cheapest target."""
 
         peers: int = Field(1, ge=1, le=7)

@@ -8,7 +8,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
@@ -16,6 +15,7 @@ from kdcompress.methods.base import Candidate, Needs
 from kdcompress.methods.cohort_method import CohortMethod, logits_of, pooled_of
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.methods.requirements import pooled_width
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.activations import LOGITS, POOLED, Want
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import wide
@@ -62,7 +62,7 @@ class OKDDip(CohortMethod):
         PublishedFigure("imagenet", "", "torchvision/resnet34", 74.58, "OKDDip paper, AAAI 2020", None),
     )
 
-    class Config(Section):
+    class Config(ShortRuns):
         """The authors' values; the ramp is 80 of 300 epochs."""
 
         form: Literal["branches", "networks"] = "branches"

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
 from kdcompress.methods.base import Needs
 from kdcompress.methods.cohort_method import CohortMethod, last_shared_stage, logits_of
 from kdcompress.methods.gather import gather_rows, own_rows
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import wide
 
@@ -52,7 +52,7 @@ class ONE(CohortMethod):
         ),
     )
 
-    class Config(Section):
+    class Config(ShortRuns):
         """The authors' values; the ramp is 80 of 300 epochs."""
 
         branches: int = Field(3, ge=2)

@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
 from kdcompress.methods.base import Candidate, Needs
 from kdcompress.methods.cohort_method import CohortMethod, logits_of, pooled_of
 from kdcompress.methods.moving_average import MovingAverage
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.activations import LOGITS, POOLED
 from kdcompress.networks.cohort import CohortCopy
 from kdcompress.networks.networks import Networks
@@ -62,7 +62,7 @@ class PCL(CohortMethod):
         PublishedFigure("imagenet", "", "torchvision/resnet18", 70.42, "PCL paper, AAAI 2021", None),
     )
 
-    class Config(Section):
+    class Config(ShortRuns):
         """The published values, except `window_share`; the ramp is 80 of 300 epochs."""
 
         branches: int = Field(3, ge=2)

@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
 from kdcompress.methods.gather import own_rows
 from kdcompress.methods.presets import Preset, cifar100, imagenet
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.networks import Networks
 
 
@@ -38,7 +38,7 @@ class DLB(Method):
         "imagenet": imagenet("No setting is published.", weight=1.0, temperature=3.0),
     }  # fmt: skip
 
-    class Config(Section):
+    class Config(ShortRuns):
         """The values that the authors' comments hint at."""
 
         weight: float = Field(1.0, ge=0)
@@ -106,7 +106,7 @@ class DLB(Method):
         again_BK, last_labels_B, last_BK = last
         ce = self.cross_entropy(torch.cat([again_BK, logits_BK]), torch.cat([last_labels_B, labels_B]))
         kl = losses.kl(again_BK, last_BK, self.config.temperature)
-        return {"ce": ce, "last_batch": self.config.weight * kl}
+        return {"ce": ce, "last_batch": self.run_share() * self.config.weight * kl}
 
     @torch.no_grad()
     def _remember(self, batch: Batch, logits_BK: Tensor) -> None:

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import wide
 
@@ -54,7 +54,7 @@ class FRSKD(Method):
         ),
     )  # fmt: skip
 
-    class Config(Section):
+    class Config(ShortRuns):
         """The authors' values for CIFAR-100. All terms are means over rows."""
 
         temperature: float = Field(4.0, gt=0)
@@ -123,11 +123,12 @@ class FRSKD(Method):
             "ce": self.cross_entropy(logits_BK, labels_B),
             "ce_self_teacher": self.cross_entropy(taught_BK, labels_B),
         }
+        share = self.run_share()
         if c.soft_weight:
-            terms["soft"] = c.soft_weight * losses.kl(logits_BK, taught_BK.detach(), c.temperature)
+            terms["soft"] = share * c.soft_weight * losses.kl(logits_BK, taught_BK.detach(), c.temperature)
         if c.attention_weight:
             each = [losses.attention_transfer(f, r.detach()) for f, r in zip(maps, refined, strict=True)]
-            terms["attention"] = c.attention_weight * torch.stack(each).sum()
+            terms["attention"] = share * c.attention_weight * torch.stack(each).sum()
         return terms
 
 

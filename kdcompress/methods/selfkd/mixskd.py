@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, cat, nn, stack
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
@@ -17,6 +16,7 @@ from kdcompress.methods.fusion_method import of_one_size
 from kdcompress.methods.hierarchy import cuttable
 from kdcompress.methods.mixup import Mixup, interpolate, partners
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.exits import exit_after
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import wide
@@ -70,7 +70,7 @@ class MixSKD(Method):
         PublishedFigure("imagenet", "", "torchvision/resnet50", 78.76, "MixSKD paper, ECCV 2022", None),
     )  # fmt: skip
 
-    class Config(Section):
+    class Config(ShortRuns):
         """The code's values. CE and KL are means over rows, squared differences over all elements."""
 
         temperature: float = Field(3.0, gt=0)
@@ -198,18 +198,23 @@ class MixSKD(Method):
                 share * self.cross_entropy(z, labels[0]) + (1 - share) * self.cross_entropy(z, labels[1])
                 for z in (*mixed, *self_teacher)
             )
+        share = self.run_share()
         if c.soft_weight:
-            terms["mutual"] = c.soft_weight * _sum(
-                self._soft(one, other) + self._soft(other, one) for one, other in branches
+            terms["mutual"] = (
+                share
+                * c.soft_weight
+                * _sum(self._soft(one, other) + self._soft(other, one) for one, other in branches)
             )
-            terms["self_teacher"] = c.soft_weight * (
-                self._soft(own[0], self_teacher[1]) + self._soft(own[1], self_teacher[0])
+            terms["self_teacher"] = (
+                share
+                * c.soft_weight
+                * (self._soft(own[0], self_teacher[1]) + self._soft(own[1], self_teacher[0]))
             )
         if c.map_weight:
-            terms["maps"] = c.map_weight * _sum(losses.mse(one, other) for one, other in maps)
+            terms["maps"] = share * c.map_weight * _sum(losses.mse(one, other) for one, other in maps)
         if c.discriminator_weight:
-            terms["discriminator"] = c.discriminator_weight * _sum(
-                losses.side_cross_entropy(*pair) for pair in scores
+            terms["discriminator"] = (
+                share * c.discriminator_weight * _sum(losses.side_cross_entropy(*pair) for pair in scores)
             )
         return terms
 

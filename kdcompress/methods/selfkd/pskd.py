@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
 from kdcompress.methods.memory import SampleMemory
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.networks import Networks
 
 LARGEST_ON_DEVICE = 1 << 28
@@ -46,7 +46,7 @@ class PSKD(Method):
         ),
     )  # fmt: skip
 
-    class Config(Section):
+    class Config(ShortRuns):
         """The authors' value, and where the predictions are kept."""
 
         alpha: float = Field(0.8, ge=0, lt=1)
@@ -83,7 +83,7 @@ class PSKD(Method):
 
     def share(self) -> float:
         """Returns the share of the predictions in this epoch's targets."""
-        return float(self.config.alpha) * (self.epoch + 1) / self.epochs
+        return self.run_share() * float(self.config.alpha) * (self.epoch + 1) / self.epochs
 
     def soft_label_loss(self, logits_BK: Tensor, labels_B: Tensor, remembered_BK: Tensor) -> Tensor:
         """Computes the cross-entropy with the refined targets.

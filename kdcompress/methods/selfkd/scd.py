@@ -43,7 +43,7 @@ class SCD(StagePairs):
 
         weight: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
         """Weight of the sum over pairs; the loss shrinks as 1/B. auto: 3000 · B / 64 with l2, 30 · B / 64
-        with softmax."""
+        with softmax; in a short training smaller by `full_weight_epochs` once more."""
         norm: Literal["l2", "softmax"] = "l2"
         """Attention maps of unit length, or as a softmax over positions."""
 
@@ -53,5 +53,7 @@ class SCD(StagePairs):
         """Computes the weighted term of a pair."""
         c = self.config
         shallow_BCHW, deep_BCHW = self.gather(shallow_BCHW), self.gather(deep_BCHW.detach())
-        weight = WEIGHT[c.norm] * len(shallow_BCHW) / BATCH if c.weight == "auto" else c.weight
+        weight = c.weight
+        if weight == "auto":
+            weight = self.run_share() * WEIGHT[c.norm] * len(shallow_BCHW) / BATCH
         return weight * losses.map_similarity_difference(shallow_BCHW, deep_BCHW, norm=c.norm)

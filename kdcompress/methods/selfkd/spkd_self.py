@@ -38,7 +38,7 @@ class SPKDSelf(StagePairs):
 
         weight: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
         """Weight of the sum over pairs; the loss shrinks as 1/B. auto: 3000 · B / 64 for batches of B, the
-        published value at batches of 64."""
+        published value at batches of 64; in a short training smaller by `full_weight_epochs` once more."""
 
     config: Config
 
@@ -47,5 +47,5 @@ class SPKDSelf(StagePairs):
         shallow_BCHW, deep_BCHW = self.gather(shallow_BCHW), self.gather(deep_BCHW.detach())
         weight = self.config.weight
         if weight == "auto":
-            weight = WEIGHT * len(shallow_BCHW) / BATCH
+            weight = self.run_share() * WEIGHT * len(shallow_BCHW) / BATCH
         return weight * losses.similarity_preserving(shallow_BCHW, deep_BCHW)
