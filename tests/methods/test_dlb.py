@@ -7,7 +7,7 @@ from kdcompress.methods.losses import kl
 
 
 def test_a_step_repeats_the_second_view_of_the_batch_before(tmp_path):
-    small = Small(tmp_path, "dlb", float64=True)
+    small = Small(tmp_path, "dlb", config={"full_weight_epochs": 0}, float64=True)
     method = small.method
     batches = list(small.loader.epoch(0))[:2]
     method.on_epoch_start(0, 2)

@@ -57,7 +57,8 @@ def test_peers_begin_with_weights_of_their_own_and_the_best_of_the_students_clas
 
 
 def test_sequential_updates_show_each_network_what_the_one_before_has_become(tmp_path):
-    config = {"config": {"update": "sequential"}, "train": {"max_steps": 1}, "held_out": 0, "float64": True}
+    options = {"update": "sequential", "full_weight_epochs": 0}
+    config = {"config": options, "train": {"max_steps": 1}, "held_out": 0, "float64": True}
     small = Small(tmp_path / "run", "dml", **config)
     twin = Small(tmp_path / "by_hand", "dml", **config)
     small.run()

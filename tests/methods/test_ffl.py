@@ -28,7 +28,7 @@ def two(tmp_path_factory):
 
 
 def test_networks_learn_from_the_fused_classifier_and_it_from_their_mean(tmp_path):
-    method = Small(tmp_path, "ffl", config={"shift": 0.0, "ramp_epochs": 0.0}).method
+    method = Small(tmp_path, "ffl", config={"shift": 0.0, "ramp_epochs": 0.0, "full_weight_epochs": 0}).method
     one, other = logits()
     fused = (one * 2 - other).detach().requires_grad_()
     labels = torch.tensor([0, 1, 2, 3])

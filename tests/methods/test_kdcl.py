@@ -20,7 +20,7 @@ def rows(*values):
 
 
 def kdcl(folder, peers=1, **config):
-    return Small(folder, "kdcl", config={"peers": peers, **config})
+    return Small(folder, "kdcl", config={"peers": peers, "full_weight_epochs": 0, **config})
 
 
 @pytest.fixture(scope="module")

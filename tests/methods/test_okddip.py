@@ -14,7 +14,7 @@ from kdcompress.train.choice import check_ship, offered
 
 
 def okddip(tmp_path, **config):
-    return Small(tmp_path, "okddip", config=config).method
+    return Small(tmp_path, "okddip", config={"full_weight_epochs": 0, **config}).method
 
 
 def some_logits(count):

@@ -14,7 +14,7 @@ from kdcompress.methods.online.one import ONE, Gate
 
 
 def one(tmp_path, **config):
-    return Small(tmp_path, "one", config=config).method
+    return Small(tmp_path, "one", config={"full_weight_epochs": 0, **config}).method
 
 
 def some_logits(count=3):

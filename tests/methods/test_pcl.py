@@ -15,7 +15,7 @@ BRANCHES = ("student", "branch1", "branch2")
 
 
 def pcl(tmp_path, **config):
-    return Small(tmp_path, "pcl", config=config).method
+    return Small(tmp_path, "pcl", config={"full_weight_epochs": 0, **config}).method
 
 
 def some_logits(count):
