@@ -39,6 +39,16 @@ def test_rows_are_found_by_number_and_others_are_missing(tmp_path):
     assert RowFiles(tmp_path / "a", 9).read("x", numbers(7))[1].all()
 
 
+def test_a_file_of_another_folder_holds_no_row_of_this_one(tmp_path):
+    rows = drawn(3, 9)
+    RowFiles(tmp_path / "one-key", 9).write("view0003.rows", numbers(0, 1, 2), rows)
+    (tmp_path / "another-key").mkdir()
+    content = (tmp_path / "one-key" / "view0003.rows").read_bytes()
+    (tmp_path / "another-key" / "view0003.rows").write_bytes(content)
+    assert RowFiles(tmp_path / "one-key", 9).read("view0003.rows", numbers(0, 1, 2))[1].all()
+    assert not RowFiles(tmp_path / "another-key", 9).read("view0003.rows", numbers(0, 1, 2))[1].any()
+
+
 def test_no_flipped_bit_and_no_cut_goes_unnoticed(tmp_path):
     rows = drawn(4, 20)
     files = RowFiles(tmp_path, 20)

@@ -20,10 +20,11 @@ Rows = npt.NDArray[np.uint8]
 class RowFiles:
     """Reads and writes rows by the name of a file and the number of a row.
 
-    A row stands at a fixed place of its file with a checksum of its name, number and content. A row that was
-    never written, was cut off, was damaged, or belongs to another place has no valid checksum and counts as
-    missing, so neither a kill nor several processes that write at once need any bookkeeping. Files are read
-    with `pread`, not mapped: a mapped file that somebody cuts off ends the process.
+    A row stands at a fixed place of its file with a checksum of the folder's name (the key of what is
+    stored), the file's name, its number and its content. A row that was never written, was cut off, was
+    damaged, or belongs to another place or folder has no valid checksum and counts as missing, so neither a
+    kill nor several processes that write at once need any bookkeeping. Files are read with `pread`, not
+    mapped: a mapped file that somebody cuts off ends the process.
 
     Args:
         folder: Holds the files; made at the first write.
@@ -57,7 +58,7 @@ class RowFiles:
             except OSError:
                 continue  # a bad sector: the row is computed again
             content = record[_CHECKSUM_BYTES:]
-            if len(record) == self._step and record[:_CHECKSUM_BYTES] == _checksum(name, number, content):
+            if len(record) == self._step and record[:_CHECKSUM_BYTES] == self._sum(name, number, content):
                 rows[place] = np.frombuffer(content, np.uint8)
                 present[place] = True
         return rows, present
@@ -82,7 +83,7 @@ class RowFiles:
             assert descriptor is not None
             for number, row in zip(numbers.tolist(), rows, strict=True):
                 content = row.tobytes()
-                record = _checksum(name, number, content) + content
+                record = self._sum(name, number, content) + content
                 if os.pwrite(descriptor, record, number * self._step) != len(record):
                     raise OSError(28, "No space left on device")
 
@@ -91,6 +92,12 @@ class RowFiles:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+
+    def _sum(self, name: str, number: int, content: bytes) -> bytes:
+        """Returns the CRC-32 of a row and its place; never that of a place that was not written, which is 0."""
+        place = f"{self.folder.name}/{name}:{number}"
+        crc = zlib.crc32(content, zlib.crc32(place.encode("utf-8", "surrogateescape")))
+        return (crc or 1).to_bytes(_CHECKSUM_BYTES, "little")
 
     def _descriptor(self, name: str, *, write: bool) -> int | None:
         known = self._open.get((name, write))
@@ -121,7 +128,3 @@ class NoRows(RowFiles):
         """Writes nothing."""
 
 
-def _checksum(name: str, number: int, content: bytes) -> bytes:
-    """Returns the CRC-32 of a row and its place; never that of a place that was not written, which is 0."""
-    crc = zlib.crc32(content, zlib.crc32(f"{name}:{number}".encode()))
-    return (crc or 1).to_bytes(_CHECKSUM_BYTES, "little")
