@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompress.cli import main
-from kdcompress.tools.plan import SCHEMA
+from kdcompress.tools.plan import SCHEMA, Measured, _advice, _shares
 
 SMALL = ("--set", "train.epochs=40", "--set", "data.batch_size=200")
 TEACHER = ("--set", "teacher.model=cifar/resnet14", "--set", "teacher.epochs=3")
@@ -50,6 +50,21 @@ def test_the_parts_of_a_step_add_up(forecast):
     assert all(0 <= share <= 1 for share in shares.values())
     assert shares["teacher"] > 0.05
     assert shares["student"] > 0.05
+
+
+def test_batches_that_are_made_in_the_training_itself_cost_their_time():
+    measured = Measured(step=1.0, epoch_end=0.0, training_end=0.0)
+    assert _shares(measured, 0.5, 0.1, 0.3, beside=False)["data"] == pytest.approx(0.3)
+    assert _shares(measured, 0.5, 0.1, 0.3, beside=True)["data"] == 0
+    assert _shares(measured, 0.5, 0.1, 0.8, beside=True)["data"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("decodes", "settings"), [(True, ["data.pixel_cache=auto"]), (False, [])])
+def test_a_pixel_cache_is_advised_where_pictures_are_decoded(decodes, settings):
+    plan = {"seconds": {"student": 10.0}, "teacher_cache": None, "shares": {"data": 0.5}}
+    measured = Measured(step=1.0, epoch_end=0.0, training_end=0.0)
+    advice = _advice(plan, measured, 1.0, 5, 10, 1, decodes=decodes)
+    assert [entry["setting"] for entry in advice] == settings
 
 
 def test_it_says_what_a_cache_would_take_and_save(forecast):

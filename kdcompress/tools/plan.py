@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kdcompress.data.dataset import Data
 from kdcompress.data.loader import TrainingLoader
+from kdcompress.data.source import MemorySource
 from kdcompress.methods.base import Method, configured
 from kdcompress.networks.activations import LOGITS, Activations, Want
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
@@ -144,8 +145,10 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
         "student": measured.seconds(total_steps, epochs, step),
         "delivery": _delivery_seconds(run, teacher, teacher_seconds / accumulate, student_seconds),
     }
+    from_files = not isinstance(data.train, MemorySource)
+    beside = from_files and run.workers > 0
     shares = _shares(
-        measured, accumulate * student_seconds, share_of_teacher, accumulate * seconds_of_data, run
+        measured, accumulate * student_seconds, share_of_teacher, accumulate * seconds_of_data, beside
     )
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -166,7 +169,10 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
         "shares": shares,
         "teacher_cache": cache,
     }
-    document["advice"] = _advice(document, measured, cached_step, epochs, total_steps, views)
+    document["advice"] = _advice(
+        document, measured, cached_step, epochs, total_steps, views,
+        decodes=from_files and recipe.data.pixel_cache == "off",
+    )  # fmt: skip
     return document
 
 
@@ -305,22 +311,47 @@ def _cache(run: Run, teacher: Teacher | None, data: Data) -> dict[str, Any] | No
 
 
 def _shares(
-    measured: Measured, student: float, share_of_teacher: float, data: float, run: Run
+    measured: Measured, student: float, share_of_teacher: float, data: float, beside: bool
 ) -> dict[str, float]:
-    """Returns the parts of a step: teacher, student, data, and the rest (losses, heads, optimiser, log)."""
+    """Returns the parts of a step: teacher, student, data, and the rest (losses, heads, optimiser, log).
+
+    Args:
+        measured: Times of the steps.
+        student: Seconds of the student's passes and update.
+        share_of_teacher: Of a step.
+        data: Seconds in which a batch is made.
+        beside: True: by worker processes, beside the training.
+    """
     own = min(student / measured.step, 1 - share_of_teacher)
     left = measured.step * (1 - share_of_teacher - own)
-    # Worker processes decode beside the training: then only what they lag behind costs time.
-    waited = data if run.workers == 0 else max(0.0, data - measured.step + left)
+    # Of batches that are made beside the training only what they lag behind costs time.
+    waited = max(0.0, data - measured.step + left) if beside else data
     of_data = min(waited, left) / measured.step
     rest = max(0.0, 1 - share_of_teacher - own - of_data)
     return {"teacher": share_of_teacher, "student": own, "data": of_data, "losses_and_rest": rest}
 
 
 def _advice(
-    plan: dict[str, Any], measured: Measured, cached_step: float, epochs: int, steps: int, views: int
+    plan: dict[str, Any],
+    measured: Measured,
+    cached_step: float,
+    epochs: int,
+    steps: int,
+    views: int,
+    *,
+    decodes: bool,
 ) -> list[dict[str, Any]]:
-    """Lists settings that would make the student's training faster, with their factor."""
+    """Lists settings that would make the student's training faster, with their factor.
+
+    Args:
+        plan: The document so far.
+        measured: Times of the steps.
+        cached_step: Seconds of a step with all outputs of the teacher in the cache.
+        epochs: Of the training.
+        steps: Of the training.
+        views: Of an image in a step.
+        decodes: True: pictures are decoded anew in every epoch.
+    """
     now = plan["seconds"]["student"]
     cache, found = plan["teacher_cache"], []
     if cache is not None and cache["possible"] and not cache["on"]:
@@ -330,8 +361,9 @@ def _advice(
     if epochs >= 10:
         fewer = now - (epochs - epochs // 5) * measured.epoch_end
         found.append(("train.evaluate_every=5", now / fewer))
-    waiting = plan["shares"]["data"]
-    found.append(("data.pixel_cache=auto", 1 / (1 - waiting)))
+    if decodes:
+        waiting = plan["shares"]["data"]
+        found.append(("data.pixel_cache=auto", 1 / (1 - waiting)))
     return [{"setting": setting, "speedup": speedup} for setting, speedup in found if speedup >= WORTH_SAYING]
 
 

@@ -94,7 +94,7 @@ class RowFiles:
         self._open.clear()
 
     def _sum(self, name: str, number: int, content: bytes) -> bytes:
-        """Returns the CRC-32 of a row and its place; never that of a place that was not written, which is 0."""
+        """Returns the CRC-32 of a row and its place; never 0, which is that of a place never written."""
         place = f"{self.folder.name}/{name}:{number}"
         crc = zlib.crc32(content, zlib.crc32(place.encode("utf-8", "surrogateescape")))
         return (crc or 1).to_bytes(_CHECKSUM_BYTES, "little")
@@ -126,5 +126,3 @@ class NoRows(RowFiles):
 
     def write(self, name: str, numbers: npt.NDArray[np.int64], rows: Rows) -> None:
         """Writes nothing."""
-
-
