@@ -148,6 +148,7 @@ SLOW_FILES = {
 """Test files by folder that train, export or start programs for more than a few seconds."""
 
 LONGEST_FILES = [
+    "hostile/hostile",
     "methods/contract",
     "train/processes",
     "student_weights",
@@ -178,7 +179,7 @@ LONGEST_FILES = [
 
 
 def pytest_addoption(parser):
-    parser.addoption("--hostile", type=int, default=25, metavar="N", help="damaged inputs of each kind")
+    parser.addoption("--hostile", type=int, default=200, metavar="N", help="damaged inputs of each kind")
     parser.addoption("--kills", type=int, metavar="N", help="kills of each case of tests/faults")
 
 

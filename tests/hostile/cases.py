@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from hostile import damage, far_end
+from hostile import damage, far_end, forked
 from hostile.cache_parts import cache_parts
 from kdcompress.bench import compare, ssh_connection
 from kdcompress.bench.compare import read_document
@@ -112,6 +112,7 @@ def runs(rng, folder):
         shutil.copytree(FINISHED, folder / "run2")
         cli("report", *rng.sample([run, folder / "run2"], 2), "--out", folder / "run" / "page.html")
     elif action == "load":
+        forked.note_inputs()
         load(run)
     elif action == "resume":
         cli("distill", "--recipe", FINISHED / "recipe.yaml", "--out", run, "--resume", "-q")
@@ -125,6 +126,7 @@ def benchmarks(rng, folder):
     if rng.random() < 0.7:
         source = rng.choice([FIXTURES / "bench.json", FINISHED / "bench.json"])
         path.write_bytes(damage.of_json(rng, source.read_bytes()))
+        forked.note_inputs()
         new, old = json.loads(source.read_text()), read_document(path)
         new["compare"] = compare.compare(new, old, "bench.json")
         table(new)
@@ -146,6 +148,7 @@ def benchmarks(rng, folder):
     document = packed.with_digest(damage.of_tree(rng, body) if rng.random() < 0.8 else body)
     content = json.dumps(document).encode()
     path.write_bytes(content if rng.random() < 0.7 else damage.of_json(rng, content))
+    forked.note_inputs()
     table(read_result(path))
 
 
@@ -197,8 +200,10 @@ def graphs(rng, folder):
     if action == "evaluate":
         cli("evaluate", path, "--recipe", "quickstart", "-q")
     elif action == "facts":
+        forked.note_inputs()
         timing._artefact("a", path, timing.BenchRequest(files=(str(path),)))
     else:
+        forked.note_inputs()
         load(path)
 
 
@@ -257,6 +262,7 @@ def images(rng, folder):
         picture.convert("RGB").save(buffer, kind)
     path = root / "train" / "cat" / f"x.{kind.lower()}"
     path.write_bytes(damage.of_bytes(rng, buffer.getvalue()))
+    forked.note_inputs()
     data = open_data(
         DataSection(dataset="imagefolder", root=str(root), image_size=16, max_broken=rng.choice([0, 0.5]))
     )
@@ -285,6 +291,7 @@ def goldens(rng, folder):
     else:
         content = damage.of_bytes(rng, content)
     path.write_bytes(content)
+    forked.note_inputs()
     golden = read_golden(path)
     golden.error(lambda images: np.zeros_like(golden.outputs))
 
@@ -331,6 +338,7 @@ def tables(rng, folder):
     if rng.random() < 0.5:
         content = damage.of_bytes(rng, content)
     (root / f"labels{kind}").write_bytes(content)
+    forked.note_inputs()
     open_data(DataSection(dataset="imagefolder", root=str(root / f"labels{kind}"), image_size=16))
 
 
@@ -383,6 +391,7 @@ def shards(rng, folder):
                 )
         content = _tar(rng, names, contents)
         (root / f"{split}.tar").write_bytes(damage.of_bytes(rng, content) if rng.random() < 0.4 else content)
+    forked.note_inputs()
     for _ in range(2):  # the second time from the index in the cache
         data = open_data(DataSection(root=str(root), image_size=16, max_broken=rng.choice([0, 0.5])))
         data.train.evaluation_images(torch.arange(len(data.train)))

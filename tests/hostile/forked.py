@@ -23,6 +23,8 @@ WRITABLE = ("run", "cache", "home", "tmp")
 """Folders of an input that the program may write into."""
 CODES = {0, 2, 3, 4, 5}
 """Of the contract; 1 is a bug, 130 an interrupt."""
+CONTROLS = frozenset("\x1b\x07\u2028\u2029\u202e\u2066") | frozenset(map(chr, range(0x80, 0xA0)))
+"""Characters that a terminal acts on."""
 PLACE = []
 """Folder of this input, in the fork."""
 
@@ -49,7 +51,7 @@ class Ending:
             return f"exit code {self.code}"
         if "Traceback" in self.output:
             return "a traceback"
-        if {"\x1b", "\x07", "\u2028"} & set(self.output):
+        if CONTROLS & set(self.output):
             return "control characters"
         if self.changed:
             return f"written outside of the run folder: {self.changed}"
