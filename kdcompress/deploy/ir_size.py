@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcompress.deploy.graph_size import GraphFacts
+from kdcompress.documents import read_bytes
 from kdcompress.errors import UserError
 
+MOST_BYTES = 1 << 28
+"""Of a graph; its weights are in a file of their own."""
 _PRODUCTS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 
@@ -37,11 +40,25 @@ def ir_facts(path: Path, shape: tuple[int, int, int] | None = None) -> GraphFact
         UserError: It is no such file, or no network of images.
     """
     try:
-        root = ET.parse(path).getroot()
-    except ET.ParseError:
-        raise UserError(f"{path}: is not a whole file of OpenVINO") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        return _facts(path, read_ir(path))
+    except (LookupError, ValueError, TypeError, OverflowError):
+        raise UserError(f"{path}: is not a whole file of OpenVINO: an edge or a size is damaged") from None
+
+
+def read_ir(path: Path) -> ET.Element:
+    """Parses a graph of OpenVINO.
+
+    Raises:
+        UserError: It cannot be read, is larger than any graph, or is no whole document.
+    """
+    content = read_bytes(path, MOST_BYTES)
+    try:
+        return ET.fromstring(content)
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last ones of its encoding
+        raise UserError(f"{path}: is not a whole file of OpenVINO ({error})") from None
+
+
+def _facts(path: Path, root: ET.Element) -> GraphFacts:
     layers = _layers(root)
     entries = [layer for layer in layers.values() if layer.kind == "Parameter"]
     if root.tag != "net" or len(entries) != 1 or len(entries[0].output) != 4:

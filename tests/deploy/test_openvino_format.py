@@ -96,6 +96,25 @@ def test_equal_weights_give_equal_bytes_and_the_size_of_the_onnx_graph(tmp_path)
     assert ir_facts(tmp_path / "a" / "student.xml") == graph_facts(tmp_path / "student.onnx")
 
 
+GRAPH = (
+    '<net><layers><layer id="0" type="Parameter"><output><port><dim>1</dim><dim>3</dim><dim>8</dim>'
+    '<dim>8</dim></port></output></layer><layer id="1" type="MatMul"><input><port><dim>1</dim></port></input></layer>'
+    '</layers><edges><edge from-layer="0" to-layer="1" to-port="0"/></edges></net>'
+)
+DAMAGED_GRAPHS = [
+    "", "<net>", '<?xml version="1.0" encoding="utf-7"?><net/>', '<?xml version="1.0" encoding="foo"?><net/>',
+    GRAPH, GRAPH.replace('to-port="0"', ""), GRAPH.replace('id="1"', 'id="x"'),
+    GRAPH.replace('type="MatMul"', ""), GRAPH.replace("<dim>3<", "<dim>three<"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED_GRAPHS)
+def test_a_damaged_graph_is_one_sentence(tmp_path, content):
+    (tmp_path / "student.xml").write_text(content)
+    with pytest.raises(UserError, match=r"student\.xml: "):
+        ir_facts(tmp_path / "student.xml")
+
+
 def test_without_onnx_it_is_the_file_that_is_scored(tmp_path):
     told = ship(
         Subject(trained_student(), MODEL, SPEC, CLASSES, batches, {}),

@@ -138,7 +138,9 @@ def describe(path: Path) -> dict[str, Any]:
     """
     file = open_(path)
     known = {key: file.metadata.get(onnx.PREFIX + key) for key in ("params", "macs")}
-    sizes = {key: None if value is None else int(value) for key, value in known.items()}
+    sizes = {
+        key: int(value) if value is not None and value.isdecimal() else None for key, value in known.items()
+    }
     return {**sizes, "shape": tuple(int(size) for size in file.input_shape[1:] if size is not None)}
 
 

@@ -21,6 +21,7 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy import probabilities
 from kdcompress.deploy.formats import onnx
 from kdcompress.deploy.gate import Gate, equal
+from kdcompress.deploy.ir_size import read_ir
 from kdcompress.deploy.machine_paths import folders_in, is_path
 from kdcompress.errors import NetworkError, UserError
 from kdcompress.tasks import CLASSIFICATION, TASKS, Task
@@ -259,10 +260,7 @@ def _describe(root: ET.Element, facts: dict[str, str]) -> None:
 def _document(path: Path) -> ET.Element:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    try:
-        root = ET.parse(path).getroot()
-    except (ET.ParseError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not a whole file of OpenVINO ({error})") from None
+    root = read_ir(path)
     if root.tag != "net" or root.find("layers") is None:
         raise UserError(f"{path}: is no network of OpenVINO, whose files begin with <net>")
     return root
