@@ -98,7 +98,8 @@ def test_equal_weights_give_equal_bytes_and_the_size_of_the_onnx_graph(tmp_path)
 
 GRAPH = (
     '<net><layers><layer id="0" type="Parameter"><output><port><dim>1</dim><dim>3</dim><dim>8</dim>'
-    '<dim>8</dim></port></output></layer><layer id="1" type="MatMul"><input><port><dim>1</dim></port></input></layer>'
+    '<dim>8</dim></port></output></layer><layer id="1" type="MatMul"><input><port><dim>1</dim></port></input>'
+    "</layer>"
     '</layers><edges><edge from-layer="0" to-layer="1" to-port="0"/></edges></net>'
 )
 DAMAGED_GRAPHS = [
