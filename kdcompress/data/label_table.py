@@ -283,6 +283,7 @@ def _check_rows(
     # The files of `labels.csv` beside `images/` are often named from there on.
     if not any(os.path.exists(root / row.file) for row in rows) and (root / IMAGES).is_dir():
         rows = [Row(row.line, os.path.join(IMAGES, row.file), row.label, row.split) for row in rows]
+    folder = _Folder(root)
     first: dict[str, Row] = {}
     doubled: list[str] = []
     files: dict[str, ImageFile] = {}
@@ -290,7 +291,7 @@ def _check_rows(
     for row in rows:
         before = first.setdefault(row.file, row)
         if before is row:
-            file = _regular_file(root, row.file)
+            file = folder.file(row.file)
             if isinstance(file, str):
                 missing[row.file] = f"line {row.line}: {file}"
             else:
@@ -315,8 +316,7 @@ def _check_rows(
 def _inside(root: Path, file: str) -> str | None:
     """Returns a file's name relative to the folder, or None if it points out of it.
 
-    What is read is this name below the folder, so `..` cannot leave it. Links are not resolved: one that the
-    user put into the folder is followed, as in a folder of images.
+    What is read is this name below the folder, so `..` cannot leave it; links are looked at by `_Folder`.
     """
     if "\0" in file:
         return None
@@ -326,15 +326,39 @@ def _inside(root: Path, file: str) -> str | None:
     return None if relative == os.pardir or relative.startswith(os.pardir + os.sep) else relative
 
 
-def _regular_file(root: Path, name: str) -> ImageFile | str:
-    """Looks at a file; gives the reason if there is no regular file to read."""
-    try:
-        status = os.stat(os.path.join(root, name))
-    except OSError as error:
-        return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-    if not stat.S_ISREG(status.st_mode):
-        return "is no regular file"
-    return ImageFile(name, status.st_size, status.st_mtime_ns)
+class _Folder:
+    """The folder of a table, out of which no link leads: who wrote the table need not be who runs it.
+
+    Args:
+        root: The folder; a link here is followed wherever it leads.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._real = root, os.path.realpath(root)
+        self._known: dict[str, bool] = {}
+
+    def file(self, name: str) -> ImageFile | str:
+        """Looks at a file; gives the reason if there is no regular file to read."""
+        path = os.path.join(self._root, name)
+        try:
+            status = os.lstat(path)
+            inside = self._holds(os.path.dirname(name))
+            if inside and stat.S_ISLNK(status.st_mode):
+                inside, status = self._holds(name), os.stat(path)
+        except OSError as error:
+            return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+        if not inside:
+            return "a link leads out of the table's folder; copy what it leads to there (cp -L)"
+        if not stat.S_ISREG(status.st_mode):
+            return "is no regular file"
+        return ImageFile(name, status.st_size, status.st_mtime_ns)
+
+    def _holds(self, name: str) -> bool:
+        """Tells if what a name leads to lies in the folder; a name is looked up once."""
+        if name not in self._known:
+            path = os.path.realpath(os.path.join(self._root, name))
+            self._known[name] = os.path.commonpath([self._real, path]) == self._real
+        return self._known[name]
 
 
 def _refuse(problems: Sequence[tuple[int, str]], where: str) -> None:

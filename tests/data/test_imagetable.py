@@ -188,10 +188,14 @@ def test_a_row_may_name_a_file_of_the_folder_in_full(folder):
     assert set(data.train.files) <= set(names())
 
 
-def test_links_of_the_user_are_followed_and_other_things_are_not_read(folder, tmp_path):
-    (folder / "1.png").rename(tmp_path / "elsewhere.png")
-    (folder / "1.png").symlink_to(tmp_path / "elsewhere.png")
+def test_links_are_followed_within_the_folder_and_other_things_are_not_read(folder, tmp_path):
+    (folder / "1.png").rename(folder / "elsewhere.png")
+    (folder / "1.png").symlink_to("elsewhere.png")
     assert opened(comma_table(folder)).counts["broken"] == 0
+    (folder / "elsewhere.png").rename(tmp_path / "elsewhere.png")
+    (folder / "1.png").unlink()
+    (folder / "1.png").symlink_to(tmp_path / "elsewhere.png")
+    assert "1.png (line 3: a link leads out of the table's folder" in opened(comma_table(folder)).warnings[0]
     (folder / "1.png").unlink()
     os.mkfifo(folder / "1.png")
     assert "1.png (line 3: is no regular file)" in opened(comma_table(folder)).warnings[0]
