@@ -13,11 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 
 from kdcompress import pipeline
 from kdcompress.errors import Interrupted, UserError
+from kdcompress.networks.output_cache.rows import RowFiles
 from kdcompress.progress import Progress
 from kdcompress.run.opening import Request
 
@@ -45,7 +47,7 @@ class Runs:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors):
             patch.setenv("KDCOMPRESS_CACHE", str(self.cache))
             patch.setattr(pipeline, "deliver", _keep)
-            patch.setattr(pipeline, "report", lambda *arguments: {})
+            patch.setattr(pipeline, "report", lambda *arguments, **options: {})
             pipeline.distill(request, progress or Progress())
         return errors.getvalue()
 
@@ -176,10 +178,19 @@ def test_outputs_of_another_teacher_in_its_place_are_not_used(own, runs):
     errors = own.distill("other", "teacher.seed=9")
     (line,) = [line for line in errors.splitlines() if line.startswith("Teacher outputs: ")]
     theirs = Path(line.split()[-1])
+    mine = theirs.parent / runs.key
     assert theirs.name != runs.key
     for file in theirs.glob("*.rows"):
-        shutil.copy(file, theirs.parent / runs.key / file.name)
-    errors = own.distill("mine")
+        shutil.copy(file, mine / file.name)
+    # The name of a file's folder is in the sums of its rows, so none of them is there.
+    assert counts(own.distill("mine")) == counts(runs.errors)
+    assert own.student("mine") == runs.student("first")
+    width = json.loads((mine / "key.json").read_text())["width"]
+    source, target, every = RowFiles(theirs, width), RowFiles(mine, width), np.arange(2 * IMAGES)
+    for file in theirs.glob("*.rows"):
+        rows, present = source.read(file.name, every)
+        target.write(file.name, every[present], rows[present])
+    errors = own.distill("forged")
     assert "its outputs differ from those of the teacher by up to" in errors
     assert "Teacher outputs:" not in errors
 

@@ -102,9 +102,13 @@ class Quality:
 def read_quality(record: Record) -> Quality:
     """Collects the quality of a run; of an older run from its predictions, as far as there are any."""
     details, largest = record.details, record.results.get("largest_class")
-    if details:
-        return Quality(record, details.get("class_counts"), largest, details)
     scores = record.results["student"]
+    if details:
+        counts = details.get("class_counts")
+        # Of clusters there are other counts than of classes.
+        if counts is not None and len(counts) != len(scores.get("per_class") or counts):
+            counts = None
+        return Quality(record, counts, largest, details)
     stored = read_predictions(record.folder / "checkpoints")
     if stored is None or scores.get("top1") is None or not scores.get("per_class"):
         return Quality(record, None, largest, {})

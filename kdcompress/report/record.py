@@ -206,9 +206,3 @@ def _check_classes(record: Record) -> None:
             f"{record.folder / 'results.json'}: is damaged: it is not of the {len(names)} classes that "
             "config.json names"
         )
-    counts = record.details.get("class_counts")
-    if counts is not None and shares and len(counts) != len(shares):
-        raise UserError(
-            f"{record.folder / 'details.json'}: is damaged: class_counts is not of the {len(shares)} classes "
-            "that results.json has"
-        )
