@@ -148,6 +148,8 @@ SLOW_FILES = {
 """Test files by folder that train, export or start programs for more than a few seconds."""
 
 LONGEST_FILES = [
+    # Both fork processes that train, which torch refuses once a backward pass saw a (fake) CUDA device.
+    "faults/kills",
     "hostile/hostile",
     "methods/contract",
     "train/processes",
