@@ -148,7 +148,7 @@ SLOW_FILES = {
 """Test files by folder that train, export or start programs for more than a few seconds."""
 
 LONGEST_FILES = [
-    # Both fork processes that train, which torch refuses once a backward pass saw a (fake) CUDA device.
+    # Both fork processes that train, which torch refuses where a backward pass has started threads before.
     "faults/kills",
     "hostile/hostile",
     "methods/contract",
