@@ -14,6 +14,7 @@ from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Candidate, Method
 from kdcompress.networks.activations import LOGITS, Activations, Want
+from kdcompress.networks.build import CHOOSE, cuttable
 from kdcompress.networks.cohort import Cohort
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
@@ -136,7 +137,7 @@ def last_shared_stage(student: Tapped, own_stages: int) -> str:
     if len(stages) <= own_stages:
         raise NetworkError(
             f"{student.model}: has {len(stages)} stages, so branches with {own_stages} of their own would "
-            "share none; name stages in student.taps, take larger images, or choose another student"
+            f"share none; name stages in student.taps, take larger images, or {CHOOSE} {cuttable()}"
         )
     return stages[-1 - own_stages]
 

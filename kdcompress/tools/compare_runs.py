@@ -76,14 +76,15 @@ def _of_one(source: Path) -> list[Compared]:
 
 
 def _causes(rows: Sequence[Compared]) -> list[str]:
-    """Returns the likely causes of a gain that is not shown, as the runs' own gains name them, each once."""
+    """Returns the likely causes of a gain that is not shown, as the seeds' own gains name them, each once."""
     student = rows[-1]
     if student.difference is None or student.difference["verdict"] == "better":
         return []
     gains = [record.results.get("gain") or {} for record in student.records]
     causes = [gain["cause"] for gain in gains if gain.get("cause")]
-    told = (f"Most likely: {cause['sentence']}. Next: {cause['advice']}." for cause in causes)
-    return list(dict.fromkeys(told))
+    # What to do is the same where only the numbers differ; those of the first seed stand for all.
+    each = {cause["advice"]: cause["sentence"] for cause in reversed(causes)}
+    return [f"Most likely: {sentence}. Next: {advice}." for advice, sentence in each.items()]
 
 
 def _runs(source: Path) -> list[Path]:
