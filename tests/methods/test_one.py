@@ -132,6 +132,6 @@ def test_two_processes_have_the_gate_of_one_with_all_rows(tmp_path):
 
 
 def test_a_student_whose_stages_leave_none_to_share_is_refused(tmp_path):
-    with pytest.raises(NetworkError, match="would share none; .* can be cut: every cifar/ network; timm/"):
+    with pytest.raises(NetworkError, match=r"would share none; .* can be cut: every cifar/ network; timm/"):
         one(tmp_path, own_stages=3)
     assert ONE.needs(ONE.Config()).cut
