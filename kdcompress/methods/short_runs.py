@@ -11,7 +11,7 @@ class ShortRuns(Section):
     """The option of methods whose terms would keep a short training from fitting its labels.
 
     Published settings have 100 epochs and more. With their weights in 12 epochs of 2,700 images, networks
-    that imitate each other or themselves ended 0.5 to 3 points below plain training
+    that imitate each other or themselves ended 0.5 to 8 points below plain training
     (benchmarks/without_teacher.md).
     """
 
