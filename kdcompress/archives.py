@@ -1,4 +1,4 @@
-"""What reading a zip, tar or gzip file that somebody else made can raise, and its bounded reading."""
+"""Names the errors that damaged archives raise, and unpacks gzip files up to a bound."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompress.cli import main
-from kdcompress.tools.plan import SCHEMA, Measured, _advice, _shares
+from kdcompress.tools.plan import SCHEMA, _advice, _shares
+from kdcompress.tools.stopwatch import Measured
 
 SMALL = ("--set", "train.epochs=40", "--set", "data.batch_size=200")
 TEACHER = ("--set", "teacher.model=cifar/resnet14", "--set", "teacher.epochs=3")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,3 +147,11 @@ def _place_file(file: File, folder: Path) -> File:
             target.parent.mkdir(exist_ok=True)
             os.replace(file.path, target)
     return dataclasses.replace(file, path=target)  # type: ignore[type-var]
+
+
+def first_latencies(bench: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the median milliseconds of the first timing of each artefact of a `bench.json`, by name."""
+    latencies: dict[str, float] = {}
+    for row in bench["results"]:
+        latencies.setdefault(row["artefact"], row["latency_ms"]["p50"])
+    return latencies

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from kdcompress import __version__
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.accuracy import Batches, outputs_of
-from kdcompress.deploy.derived import DerivedFile
+from kdcompress.deploy.derived import DerivedFile, first_latencies
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.gate import Gate, with_prefix
 from kdcompress.deploy.graph_gates import graph_gates
@@ -159,9 +159,7 @@ def with_timing(facts: Mapping[str, Any], bench: Mapping[str, Any]) -> dict[str,
         facts: Facts of an `EnsembleFile`.
         bench: `bench.json`; the first timing of each artefact counts.
     """
-    latencies: dict[str, float] = {}
-    for row in bench["results"]:
-        latencies.setdefault(row["artefact"], row["latency_ms"]["p50"])
+    latencies = first_latencies(bench)
     own, student = latencies.get("ensemble"), latencies.get("student")
     if own is None:
         return {**facts, "latency_ms": None}

@@ -26,7 +26,7 @@ from kdcompress import __version__
 from kdcompress.atomic import write_bytes
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.accuracy import Batches, Run, as_input, spread
-from kdcompress.deploy.derived import DerivedFile
+from kdcompress.deploy.derived import DerivedFile, first_latencies
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.formats.onnx import OnnxModel
 from kdcompress.deploy.gate import Gate, at_most, equal, relative, with_prefix
@@ -196,9 +196,7 @@ def with_timings(facts: Mapping[str, Any], bench: Mapping[str, Any]) -> dict[str
         facts: Facts of an `ExitsFile`.
         bench: `bench.json`, whose artefacts have the names of the exits; the first timing of each counts.
     """
-    latencies: dict[str, float] = {}
-    for row in bench["results"]:
-        latencies.setdefault(row["artefact"], row["latency_ms"]["p50"])
+    latencies = first_latencies(bench)
     exits = [{**entry, "latency_ms": latencies.get(entry["name"])} for entry in facts["exits"]]
     exits = [{**entry, "sentence": _sentence(entry, latencies.get("student"))} for entry in exits]
     return {**facts, "exits": exits}

@@ -23,7 +23,7 @@ from kdcompress.methods import losses
 from kdcompress.methods.gather import gather_rows, row_share
 from kdcompress.methods.memory import SampleMemory
 from kdcompress.methods.presets import Preset, PublishedFigure
-from kdcompress.methods.short_runs import run_share
+from kdcompress.methods.short_runs import short_run_factor
 from kdcompress.networks.activations import LOGITS, Want
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
@@ -312,9 +312,9 @@ class Method(nn.Module):
         """Returns the length of a ramp in epochs: `epochs`, or if that is None a share of this run's."""
         return share * self.epochs if epochs is None else epochs
 
-    def run_share(self) -> float:
+    def short_run_factor(self) -> float:
         """Returns the factor on the weights of a method whose options are `ShortRuns`."""
-        return run_share(self.epochs, self.config.full_weight_epochs)
+        return short_run_factor(self.epochs, self.config.full_weight_epochs)
 
     def after_step(self, batch: Batch) -> None:
         """Updates banks, queues and moving averages; called once per optimiser step, with its last batch.

@@ -101,7 +101,7 @@ class CohortMethod(Method):
     def ramp(self) -> float:
         """Returns this epoch's share of a weight, by `ramp_share`, `ramp_epochs` and `ShortRuns`."""
         c = self.config
-        return self.run_share() * losses.exponential_ramp(
+        return self.short_run_factor() * losses.exponential_ramp(
             self.epoch, self.epochs_of(c.ramp_share, c.ramp_epochs)
         )
 

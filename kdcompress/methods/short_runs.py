@@ -20,7 +20,7 @@ class ShortRuns(Section):
     share of them, 12 epochs a fifth. 0: always as given."""
 
 
-def run_share(epochs: int, full_weight_epochs: float) -> float:
+def short_run_factor(epochs: int, full_weight_epochs: float) -> float:
     """Returns the factor on the weights of a training, at most 1.
 
     Args:

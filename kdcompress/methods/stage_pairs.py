@@ -71,7 +71,7 @@ class StagePairs(Method):
         terms = {"ce": self.cross_entropy(outputs.logits, batch.labels)}
         if self.begun():
             each = [self.compare(outputs.stages[a], outputs.stages[b]) for a, b in self.pairs]
-            terms["stages"] = self.run_share() * torch.stack(each).sum()
+            terms["stages"] = self.short_run_factor() * torch.stack(each).sum()
         return terms
 
     def begun(self) -> bool:

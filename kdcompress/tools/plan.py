@@ -8,9 +8,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,10 @@ from kdcompress.data.dataset import Data
 from kdcompress.data.loader import TrainingLoader
 from kdcompress.data.source import MemorySource
 from kdcompress.methods.base import Method, configured
-from kdcompress.networks.activations import LOGITS, Activations, Want
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
 from kdcompress.networks.tapped import wide
 from kdcompress.networks.teacher import FrozenTeacher, Teacher
-from kdcompress.progress import Bar, Progress
+from kdcompress.progress import Progress
 from kdcompress.recipe import CacheSection
 from kdcompress.run.cache_plan import plan_cache
 from kdcompress.run.context import Run
@@ -46,11 +43,10 @@ from kdcompress.run.training import (
     training_loader,
 )
 from kdcompress.run_folder import RunFolder
+from kdcompress.tools.stopwatch import WARM_UP, Measured, Stopwatch, TimedTeacher, wait_for
 from kdcompress.train.processes import join, leave
 
 SCHEMA = "kdcompress.plan/1"
-WARM_UP = 3
-"""Steps before the measured ones: the first ones load libraries and start worker processes."""
 STEPS = 20
 REPEATS = 5
 """Passes of teacher and student alone that are measured, after one that is not."""
@@ -58,25 +54,6 @@ WORTH_SAYING = 1.03
 """Least gain in speed of an advice."""
 DELIVERY_SECONDS = 20.0
 """Time for export, proof and timing of small networks, beside the passes over the test images."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Times of one training.
-
-    Args:
-        step: Mean seconds of an optimiser step, data loading included.
-        epoch_end: Seconds at the end of an epoch: evaluation, batch-norm statistics, checkpoint.
-        training_end: Seconds at the end of the training: the statistics of the network that ships.
-    """
-
-    step: float
-    epoch_end: float
-    training_end: float
-
-    def seconds(self, steps: int, epochs: int, step: float | None = None) -> float:
-        """Returns the time of a whole training; `step` replaces the measured mean."""
-        return steps * (self.step if step is None else step) + epochs * self.epoch_end + self.training_end
 
 
 def plan(request: Request, steps: int, progress: Progress) -> dict[str, Any]:
@@ -114,7 +91,7 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
     # Also where a run would not build the teacher before its end: its passes are measured.
     networks = load_networks(run, build_teacher=True)
     teacher = _teacher(run, networks)
-    timed = None if teacher is None else _TimedTeacher(teacher)
+    timed = None if teacher is None else TimedTeacher(teacher)
     method = build_method(run, networks, timed)
     with run.progress.announce(f"Measuring {steps} steps of the student's training"):
         measured = _measure(run, student_training(run, method), steps)
@@ -188,7 +165,7 @@ def _teacher(run: Run, networks: dict[str, LoadedNetwork]) -> Teacher | None:
 
 def _measure(run: Run, training: Training, steps: int) -> Measured:
     """Runs the first steps of a training as they are, and takes their times."""
-    watch = _Stopwatch()
+    watch = Stopwatch()
     train = training.train.model_copy(
         update={"max_steps": WARM_UP + steps, "checkpoint_minutes": 1e6, "tensorboard": False}
     )
@@ -271,17 +248,12 @@ def _student_step(method: Method, images: Tensor) -> Callable[[], None]:
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     """Measures a call, the mean of several after one that is not counted."""
     work()
-    _wait(device)
+    wait_for(device)
     began = time.perf_counter()
     for _ in range(REPEATS):
         work()
-    _wait(device)
+    wait_for(device)
     return (time.perf_counter() - began) / REPEATS
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -365,65 +337,3 @@ def _advice(
         waiting = plan["shares"]["data"]
         found.append(("data.pixel_cache=auto", 1 / (1 - waiting)))
     return [{"setting": setting, "speedup": speedup} for setting, speedup in found if speedup >= WORTH_SAYING]
-
-
-class _TimedTeacher:
-    """A teacher that takes the time of its own passes."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher, self.seconds = teacher, 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._teacher, name)
-
-    def __call__(self, images: Any, want: Want = LOGITS) -> Activations:
-        _wait(self._teacher.device)
-        began = time.perf_counter()
-        outputs = self._teacher(images, want)
-        _wait(self._teacher.device)
-        self.seconds += time.perf_counter() - began
-        return outputs
-
-
-@dataclass
-class _Stopwatch(Progress):
-    """A Progress that nobody sees and that takes the time of every step."""
-
-    steps: list[tuple[float, bool]] = field(default_factory=list)
-    epoch_ends: list[float] = field(default_factory=list)
-    reported: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__init__(quiet=True)
-
-    def warn(self, message: str) -> None:
-        """Swallows the warnings of a training that is not meant to get anywhere."""
-
-    @contextmanager
-    def bar(self, description: str, total: int | None, done: int = 0) -> Iterator[Bar]:
-        """Takes the times of the units of a training."""
-        yield _TimedBar(self)
-
-    def result(self) -> Measured:
-        """Returns the means."""
-        taken = self.steps[WARM_UP:] or self.steps[-1:]  # a training may have fewer steps
-        # With the first step of an epoch its checkpoint is written; epochs of one step have no others.
-        steps = [seconds for seconds, opens in taken if not opens] or [seconds for seconds, _ in taken]
-        mean_end = sum(self.epoch_ends) / max(1, len(self.epoch_ends))
-        return Measured(sum(steps) / len(steps), mean_end, time.perf_counter() - self.reported)
-
-
-class _TimedBar:
-    def __init__(self, watch: _Stopwatch) -> None:
-        self._watch, self._last, self._opens = watch, time.perf_counter(), True
-
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        now = time.perf_counter()
-        self._watch.steps.append((now - self._last, self._opens))
-        self._last, self._opens = now, False
-
-    def report(self, text: str) -> None:
-        now = time.perf_counter()
-        self._watch.epoch_ends.append(now - self._last)
-        self._watch.reported = self._last = now
-        self._opens = True

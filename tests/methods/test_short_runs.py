@@ -8,14 +8,14 @@ from small_training import Small
 
 from kdcompress import discovery
 from kdcompress.methods.base import find_method
-from kdcompress.methods.short_runs import ShortRuns, run_share
+from kdcompress.methods.short_runs import ShortRuns, short_run_factor
 
 METHODS = [name for name in discovery.names("method") if issubclass(find_method(name).Config, ShortRuns)]
 
 
 def test_a_short_training_has_its_share_of_the_weights():
-    assert [run_share(epochs, 60) for epochs in (6, 12, 60, 300)] == [0.1, 0.2, 1, 1]
-    assert run_share(1, 0) == 1
+    assert [short_run_factor(epochs, 60) for epochs in (6, 12, 60, 300)] == [0.1, 0.2, 1, 1]
+    assert short_run_factor(1, 0) == 1
 
 
 def made(folder, name, epochs):

@@ -106,7 +106,7 @@ class DLB(Method):
         again_BK, last_labels_B, last_BK = last
         ce = self.cross_entropy(torch.cat([again_BK, logits_BK]), torch.cat([last_labels_B, labels_B]))
         kl = losses.kl(again_BK, last_BK, self.config.temperature)
-        return {"ce": ce, "last_batch": self.run_share() * self.config.weight * kl}
+        return {"ce": ce, "last_batch": self.short_run_factor() * self.config.weight * kl}
 
     @torch.no_grad()
     def _remember(self, batch: Batch, logits_BK: Tensor) -> None:

@@ -123,7 +123,7 @@ class FRSKD(Method):
             "ce": self.cross_entropy(logits_BK, labels_B),
             "ce_self_teacher": self.cross_entropy(taught_BK, labels_B),
         }
-        share = self.run_share()
+        share = self.short_run_factor()
         if c.soft_weight:
             terms["soft"] = share * c.soft_weight * losses.kl(logits_BK, taught_BK.detach(), c.temperature)
         if c.attention_weight:

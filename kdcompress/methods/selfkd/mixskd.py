@@ -198,7 +198,7 @@ class MixSKD(Method):
                 share * self.cross_entropy(z, labels[0]) + (1 - share) * self.cross_entropy(z, labels[1])
                 for z in (*mixed, *self_teacher)
             )
-        share = self.run_share()
+        share = self.short_run_factor()
         if c.soft_weight:
             terms["mutual"] = (
                 share

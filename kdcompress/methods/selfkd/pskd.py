@@ -83,7 +83,7 @@ class PSKD(Method):
 
     def share(self) -> float:
         """Returns the share of the predictions in this epoch's targets."""
-        return self.run_share() * float(self.config.alpha) * (self.epoch + 1) / self.epochs
+        return self.short_run_factor() * float(self.config.alpha) * (self.epoch + 1) / self.epochs
 
     def soft_label_loss(self, logits_BK: Tensor, labels_B: Tensor, remembered_BK: Tensor) -> Tensor:
         """Computes the cross-entropy with the refined targets.

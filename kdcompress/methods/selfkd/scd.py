@@ -55,5 +55,5 @@ class SCD(StagePairs):
         shallow_BCHW, deep_BCHW = self.gather(shallow_BCHW), self.gather(deep_BCHW.detach())
         weight = c.weight
         if weight == "auto":
-            weight = self.run_share() * WEIGHT[c.norm] * len(shallow_BCHW) / BATCH
+            weight = self.short_run_factor() * WEIGHT[c.norm] * len(shallow_BCHW) / BATCH
         return weight * losses.map_similarity_difference(shallow_BCHW, deep_BCHW, norm=c.norm)

@@ -47,5 +47,5 @@ class SPKDSelf(StagePairs):
         shallow_BCHW, deep_BCHW = self.gather(shallow_BCHW), self.gather(deep_BCHW.detach())
         weight = self.config.weight
         if weight == "auto":
-            weight = self.run_share() * WEIGHT * len(shallow_BCHW) / BATCH
+            weight = self.short_run_factor() * WEIGHT * len(shallow_BCHW) / BATCH
         return weight * losses.similarity_preserving(shallow_BCHW, deep_BCHW)
