@@ -157,7 +157,9 @@ def _translate_error(error: BaseException, *, resumable: bool, saved: bool = Fal
         return UserError("a path has a NUL character in it; choose another")
     if any(words in str(error).lower() for words in _NO_MEMORY):
         if isinstance(error, ImportError):
-            return WorldError(f"out of memory ({error}); the process needs more (see `ulimit -v`)")
+            # NumPy puts a page of advice around the line that says it.
+            said = [line for line in str(error).splitlines() if any(w in line.lower() for w in _NO_MEMORY)]
+            return WorldError(f"out of memory ({said[-1].strip()}); the process needs more (see `ulimit -v`)")
         return _translate_error(MemoryError(), resumable=resumable, saved=saved)
     return None
 

@@ -97,6 +97,10 @@ def test_the_version_is_told():
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), 5, "out of memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 5, "out of memory; lower data.batch_size"),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 5, "out of memory (lib"),
+        (
+            ImportError("our page\n\nOriginal error was: a.so: failed to map segment from shared object\n"),
+            5, "out of memory (Original error was: a.so: failed to map segment from shared object); the proc",
+        ),
         (OSError(errno.ENOSPC, "No space left on device"), 5, "the disk is full (No space left on device)"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "a/b"), 5, "a/b: the disk is full (Disk quota"),
         (OSError(errno.EFBIG, "File too large", "a/b"), 5, "a/b: the disk is full (File too"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from kdcompress.cli import main
+from kdcompress.networks.build import build
 from kdcompress.tools import grid_runner
 
 SHORT = ("train.epochs=1", "train.max_steps=2", "teacher.epochs=1", "teacher.min_top1=0", "bench.rounds=1")
@@ -65,3 +67,15 @@ def test_a_method_that_is_not_known_is_refused_before_anything_is_written(tmp_pa
     assert refused.exit_code == 2
     assert "kdd" in refused.stderr
     assert not (tmp_path / "grid").exists()
+
+
+def test_a_licence_that_is_not_known_stops_every_run_before_its_training(tmp_path):
+    network = build("cifar/resnet20", num_classes=10, channels=1, image_size=(8, 8))
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    done = compare(
+        "--methods", "kd", "--seeds", "1", "--license-policy", "permissive", "--out", tmp_path / "grid",
+        "--set", "teacher.model=cifar/resnet20", "--set", f"teacher.weights={tmp_path / 'a.pt'}",
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "no run of the grid came to a student" in done.stderr
+    assert "licence" in done.stderr

@@ -63,6 +63,16 @@ def test_no_more_run_at_a_time_than_fit_into_the_free_memory(tmp_path, monkeypat
     assert moment(tmp_path, "b", "ended") < moment(tmp_path, "c", "began")
 
 
+def test_worker_processes_count_in_the_memory_of_a_run(tmp_path, monkeypatch):
+    holds = "held = bytearray(300_000_000); import time; time.sleep(1.5)"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {holds!r}], check=True)"
+    peaks = []
+    monkeypatch.setattr(grid_runner, "_fitting", lambda peak: peaks.append(peak) or 1)
+    code = f"held = bytearray(300_000_000); {child}"
+    run_here([task(tmp_path, "a", code), task(tmp_path, "b", DONE)], workers=2, limit_by_memory=True)
+    assert peaks[0] > 600_000_000
+
+
 def test_a_student_that_must_not_ship_ends_nothing(tmp_path):
     tasks = [task(tmp_path, "failed", "raise SystemExit(3)"), task(tmp_path, "fine", DONE)]
     assert run_here(tasks, workers=1, limit_by_memory=False) == {"failed": 3, "fine": 0}

@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from kdcompress.commands.complete import complete_methods, complete_recipe, complete_students
-from kdcompress.commands.options import allow_code, common, data, device, overrides, print_result
+from kdcompress.commands.options import (
+    allow_code,
+    common,
+    data,
+    device,
+    license_policy,
+    overrides,
+    print_result,
+)
 
 
 def _list(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -73,6 +81,7 @@ def _list(ctx: click.Context, option: click.Parameter, text: str | None) -> tupl
     help="The device to time the students on.",
 )
 @device
+@license_policy
 @allow_code
 @common
 def compare(as_json: bool, quiet: bool, **options: Any) -> None:

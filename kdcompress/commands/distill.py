@@ -10,7 +10,15 @@ from typing import Any
 import click
 
 from kdcompress.commands.complete import complete_recipe
-from kdcompress.commands.options import allow_code, common, data, device, print_result, recipe_changes
+from kdcompress.commands.options import (
+    allow_code,
+    common,
+    data,
+    device,
+    license_policy,
+    print_result,
+    recipe_changes,
+)
 from kdcompress.cores import MAX_THREADS
 
 
@@ -44,14 +52,7 @@ from kdcompress.cores import MAX_THREADS
     metavar="N",
     help="CPU threads per process. [default: train.threads, else the available cores]",
 )
-@click.option(
-    "--license-policy",
-    type=click.Choice(["any", "permissive"]),
-    default="any",
-    show_default=True,
-    help="permissive: stop before the training if a licence of images or weights forbids commercial use or "
-    "is not known.",
-)
+@license_policy
 @allow_code
 @common
 def distill(as_json: bool, quiet: bool, **options: Any) -> None:

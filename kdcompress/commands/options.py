@@ -57,6 +57,14 @@ device = click.option(
 allow_code = click.option(
     "--allow-code", is_flag=True, help="Allow networks given as python:package.module:function."
 )
+license_policy = click.option(
+    "--license-policy",
+    type=click.Choice(["any", "permissive"]),
+    default="any",
+    show_default=True,
+    help="permissive: stop before the training if a licence of images or weights forbids commercial use or "
+    "is not known.",
+)
 
 
 def common(command: F) -> F:

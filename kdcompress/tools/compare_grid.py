@@ -134,6 +134,7 @@ class _Runner:
         words += ["--threads", str(self.plan.threads)]
         words += ["--data", self.request.data] if self.request.data else []
         words += ["--allow-code"] if self.request.allow_code else []
+        words += ["--license-policy", self.request.license_policy]
         return Task(cell.folder, tuple(words), run.with_name(f"{run.name}.log"))
 
 

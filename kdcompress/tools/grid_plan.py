@@ -45,6 +45,7 @@ class GridRequest:
         target: Device on which the students are timed.
         device: Device of the training: auto, cpu or cuda.
         allow_code: True if `python:` networks may be built.
+        license_policy: `permissive`: no run begins if a licence forbids commercial use or is not known.
     """
 
     recipe: str
@@ -61,6 +62,7 @@ class GridRequest:
     target: str = "local"
     device: str = "auto"
     allow_code: bool = False
+    license_policy: str = "any"
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ def run_here(
     outcomes, waiting = Outcomes(), list(tasks)
     running: dict[int, tuple[Task, subprocess.Popen[bytes], str]] = {}
     free = list(devices) or [""] * workers
-    most = 1
+    most, peak_bytes = 1, 0
     try:
         while waiting or running:
             while waiting and len(running) < most and free:
@@ -108,6 +108,8 @@ def run_here(
                 process = _start(task, device)
                 running[process.pid] = task, process, device
             time.sleep(POLL_S)
+            if limit_by_memory and not outcomes.codes:
+                peak_bytes = max(peak_bytes, *map(_memory_with_children, running))
             for pid, (task, process, device) in list(running.items()):
                 ended, status, usage = os.wait4(pid, os.WNOHANG)
                 if not ended:
@@ -118,7 +120,9 @@ def run_here(
                 outcomes.add(task, _exit_code(process.returncode))
                 on_end(task)
                 if len(outcomes.codes) == 1:
-                    most = min(workers, _fitting(usage.ru_maxrss * 1024) if limit_by_memory else workers)
+                    # The kernel's figure misses no peak, but is of the largest process alone.
+                    peak_bytes = max(peak_bytes, usage.ru_maxrss * 1024)
+                    most = min(workers, _fitting(peak_bytes)) if limit_by_memory else workers
     finally:
         _stop([process for _, process, _ in running.values()])
     return outcomes.codes
@@ -211,6 +215,27 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         process.terminate()
     for process in processes:
         process.wait()
+
+
+def _memory_with_children(pid: int) -> int:
+    """Returns the bytes that a process and its worker processes hold now; 0 once it has ended.
+
+    Pages that several of them share are counted once, where the system tells.
+    """
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    return sum(map(_own_memory, family))
+
+
+def _own_memory(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_full_info()
+        return int(getattr(memory, "pss", memory.rss))
+    except psutil.Error:  # it has ended, or is another user's
+        return 0
 
 
 def _fitting(peak_bytes: int) -> int:

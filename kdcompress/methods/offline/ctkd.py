@@ -95,9 +95,9 @@ class CTKD(Method):
         @model_validator(mode="before")
         @classmethod
         def _weights_of_the_loss(cls, values: Any) -> Any:
-            if isinstance(values, dict) and values.get("loss") in _WEIGHTS:
-                return {**_WEIGHTS[values["loss"]], **values}
-            return values
+            # Only a string can be a name; anything else is refused by the field.
+            loss = values.get("loss") if isinstance(values, dict) else None
+            return {**_WEIGHTS.get(loss, {}), **values} if isinstance(loss, str) else values
 
         @model_validator(mode="after")
         def _nothing_unread(self) -> CTKD.Config:
