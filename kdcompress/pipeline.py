@@ -93,7 +93,8 @@ def _run_seeds(run: Run, request: Request) -> dict[str, Any] | None:
         )
     if not run.processes.first:
         return None
-    document = documents.seeds([result for result in results if result is not None])
+    known = [result for result in results if result is not None]
+    document = documents.seeds(known, run.data.class_names, run.data.test_name)
     write_json(run.folder / "seeds.json", document)
     return {**document, "folder": str(run.folder.path)}
 

@@ -80,3 +80,12 @@ def test_a_gain_over_seeds_is_paired(capsys):
 def test_a_backbone_gains_nothing_on_a_baseline_that_classifies():
     document = documents.seeds([results(BACKBONE, None, LABELLED)] * 2)
     assert (document["baseline"], document["gain"]) == (None, None)
+
+
+def test_a_seed_whose_student_gives_all_images_one_class_is_named(capsys):
+    useless = {**LABELLED, "single_class": 1, "balanced_top1": 0.5}
+    document = documents.seeds([results(LABELLED, None), results(useless, None)], ["a", "test"], "val")
+    (caution,) = document["cautions"]
+    assert caution.startswith("Run 1: The student gives nearly all val images the class 'test'; ")
+    print_summary({**document, "folder": "x"}, Path("x"))
+    assert caution in capsys.readouterr().out

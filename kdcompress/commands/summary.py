@@ -124,6 +124,8 @@ def _print_seeds(summary: dict[str, Any], console: Console) -> None:
             low, high = gain["ci95"]
             text += f" (95 % interval {low:+.2f} to {high:+.2f}, paired by seed): {gain['verdict']}"
         console.print(text)
+    for caution in summary["cautions"]:
+        console.print(caution)
     console.print(f"Runs: {summary['folder']}/seeds/")
     if summary.get("page"):
         console.print(f"Compared on one page: {summary['page']}")

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress import __version__
+from kdcompress.data.split_name import TEST, keep_words, name_split
 from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.networks.weights import ResolvedWeights
 from kdcompress.recipe import RANDOM, NetworkSection, Recipe
 from kdcompress.report.verdict import gain_over_seeds, image_error
+from kdcompress.report.words import use_cautions
 from kdcompress.tasks.figures import selection_metric
 
 RESULTS_SCHEMA = "kdcompress.results/1"
@@ -132,18 +134,28 @@ def results(
     }
 
 
-def seeds(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def seeds(
+    per_seed: Sequence[dict[str, Any]], class_names: Sequence[str] = (), test_name: str = TEST
+) -> dict[str, Any]:
     """Builds `seeds.json`: one figure of each seed, its mean and its spread.
 
     That is the top-1; of a backbone the top-1 by nearest neighbours; of clusters their accuracy; where there
     are no labels, the agreement with the teacher. `figure` says which; None: nothing can be scored.
+    `cautions` says which seed's student gives all images one class.
 
     Args:
         per_seed: `results.json` of each seed, in order.
+        class_names: By class number; empty: not known.
+        test_name: Name of the test split in the cautions.
     """
     first = per_seed[0]["student"]
     figure = selection_metric(first)
     document: dict[str, Any] = {"schema": SEEDS_SCHEMA, "seeds": len(per_seed), "figure": figure}
+    document["cautions"] = [
+        name_split(f"Run {number}: {sentence}", test_name)
+        for number, results in enumerate(per_seed)
+        for sentence in use_cautions(results, keep_words(list(class_names)))
+    ]
     if figure is None:
         params = {"params": per_seed[0]["student"]["params"]}
         return {**document, "student": params, "teacher": None, "baseline": None, "gain": None}
