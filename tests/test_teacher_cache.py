@@ -203,6 +203,26 @@ def test_reading_alone_needs_every_row(own, runs):
         own.distill("gone", "teacher.cache.mode=read")
 
 
+def test_turned_views_are_kept_completed_and_checked_by_their_turn(tmp_path):
+    runs, settings = Runs(tmp_path), ("teacher.cache.views=4", "train.epochs=2", "method.head_epochs=2")
+    computed, _ = counts(runs.distill("first", *settings, method="sskd"))
+    assert computed == 4 * IMAGES
+    names = ["view0000.rows", "view0001-turn1.rows", "view0002-turn2.rows", "view0003-turn3.rows"]
+    assert [file.name for file in runs.rows] == names
+    errors = runs.distill("again", "seed=1", *settings, method="sskd")
+    assert counts(errors)[0] == 0
+    assert "about 100 % are there already" in errors
+    # Rows with sound sums and other outputs, of a turned view alone.
+    folder = runs.rows[0].parent
+    files = RowFiles(folder, json.loads((folder / "key.json").read_text())["width"])
+    rows, _ = files.read(names[2], np.arange(2 * IMAGES))
+    files.close()
+    runs.rows[2].unlink()
+    files.write(names[2], np.arange(len(rows)), np.roll(rows, 7, axis=0))
+    files.close()
+    assert "its outputs differ from those of the teacher" in runs.distill("forged", *settings, method="sskd")
+
+
 @pytest.mark.exhaustive
 def test_two_processes_fill_one_cache(tmp_path, runs):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]

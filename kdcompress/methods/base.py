@@ -43,6 +43,7 @@ class Needs:
         peers: The least number of whole networks trained beside the student (branches of the student are no
             peers); None: the method cannot use any.
         views: Augmentations of each image in a batch.
+        turned: True if the teacher reads view k of each image turned by k quarter turns (`methods.turned`).
         augment: Augmentation preset of each view (`kdcompress.data.augment`); empty: the recipe's for all.
         order: Name of the batch order (`kdcompress.data.orders`).
         labels: True if there must be labels.
@@ -63,6 +64,7 @@ class Needs:
     teacher: bool = False
     peers: int | None = None
     views: int = 1
+    turned: bool = False
     augment: tuple[str, ...] = ()
     order: Order = "shuffled"
     labels: bool = True

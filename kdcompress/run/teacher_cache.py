@@ -25,9 +25,9 @@ from kdcompress.data.batch import Replay, View
 from kdcompress.data.dataset import Data
 from kdcompress.data.loader import on_device
 from kdcompress.data.random_bits import permutation
-from kdcompress.data.source import Source
 from kdcompress.errors import KdcompressError, RunFailed
 from kdcompress.methods.base import configured
+from kdcompress.methods.turned import turned_together
 from kdcompress.networks.activations import Activations
 from kdcompress.networks.output_cache.cached_teacher import CachedTeacher
 from kdcompress.networks.output_cache.facts import TeacherFacts
@@ -278,22 +278,22 @@ def _check(
         Share of the sampled rows that are there, and the largest difference of a probability (of an
         embedding: of its values, relative to their size).
     """
-    train, presets = data.train, _presets(run, data)
+    train, presets, turns = data.train, _presets(run, data), _turns(run)
     sample = permutation(plan.section.seed, 0, len(train))[:CHECKED]
     there, worst = 0, 0.0
     numbers = sorted({round(i * (plan.replay.views - 1) / 7) for i in range(8)})
     for place, number in enumerate(numbers):
-        indices = sample[place :: len(numbers)]
+        indices, turn = sample[place :: len(numbers)], number % turns
         if len(indices) == 0:
             continue
-        here = indices[cached.has(number, train.ids[indices])]
+        here = indices[cached.has(number, train.ids[indices], turn)]
         there += len(here)
         if len(here) == 0 or not compute:
             continue
         source = train.with_augment(presets[number % len(presets)])
-        views = source.training_images(here, number, plan.section.seed)
+        views = torch.rot90(source.training_images(here, number, plan.section.seed), turn, dims=(2, 3))
         computed = cached.teacher(on_device(views, run.device), cached.codec.gives)
-        kept = cached.cached(number, train.ids[here], cached.codec.gives)
+        kept = cached.cached(number, train.ids[here], cached.codec.gives, turn)
         difference = _difference(computed, kept, cached.codec.kind == "top_k")
         worst = max(worst, difference if math.isfinite(difference) else math.inf)
     return there / len(sample), worst
@@ -318,22 +318,30 @@ def _complete(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data) -> N
     Each process does its own views. A second run with another seed, whose batches leave out other images,
     then needs no teacher.
     """
-    train, presets = data.train, _presets(run, data)
-    processes, batch = run.processes, run.recipe.batch_size
-    for number in range(processes.rank, plan.replay.views, processes.world):
-        lacking = (~cached.has(number, train.ids)).nonzero().flatten()
+    train, processes, batch, turns = data.train, run.processes, run.recipe.batch_size, _turns(run)
+    # Views that are turned come together, as the teacher reads them in the training.
+    for first in range(processes.rank * turns, plan.replay.views, processes.world * turns):
+        numbers = range(first, first + turns)
+        there = torch.stack([cached.has(number, train.ids, turn) for turn, number in enumerate(numbers)])
+        lacking = (~there.all(0)).nonzero().flatten()
         if len(lacking) == 0 or len(lacking) > max(batch, len(train) // 50):
             continue
-        source = train.with_augment(presets[number % len(presets)])
         for indices in torch.split(lacking, batch):
-            _compute(run, cached, source, indices, number, plan.section.seed)
+            views = tuple(_view(run, plan, data, indices, number) for number in numbers)
+            cached(views[0] if turns == 1 else turned_together(views), cached.codec.gives)
 
 
-def _compute(
-    run: Run, cached: CachedTeacher, source: Source, indices: Tensor, number: int, seed: int
-) -> None:
-    images = on_device(source.training_images(indices, number, seed), run.device)
-    cached(View(images, indices, number, source.ids[indices]), cached.codec.gives)
+def _view(run: Run, plan: CachePlan, data: Data, indices: Tensor, number: int) -> View:
+    presets = _presets(run, data)
+    source = data.train.with_augment(presets[number % len(presets)])
+    images = on_device(source.training_images(indices, number, plan.section.seed), run.device)
+    return View(images, indices, number, source.ids[indices])
+
+
+def _turns(run: Run) -> int:
+    """Returns how many views come turned together: view n is turned by n modulo that many quarter turns."""
+    needs = needs_of(run.recipe)
+    return needs.views if needs.turned else 1
 
 
 def _write_rate(folder: Path, plan: CachePlan) -> float:

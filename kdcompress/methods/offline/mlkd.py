@@ -101,6 +101,7 @@ class MLKD(SoftLabelMethod):
         return Needs(
             teacher=True,
             views=4,
+            turned=True,
             labels=config.ce_weight > 0 or config.sup_weight > 0,
             unlabelled=True,
             student=both if classifier else POOLED,

@@ -110,6 +110,7 @@ class SSKD(SoftLabelMethod):
         return Needs(
             teacher=True,
             views=VIEWS,
+            turned=True,
             labels=config.ce_weight > 0 or (config.tf_weight > 0 and config.tf_ratio < 1),
             unlabelled=True,
             student=frozenset({"logits", "pooled"}),
@@ -203,7 +204,14 @@ class SSKD(SoftLabelMethod):
         @classmethod
         def needs(cls, config: Config) -> Needs:
             """Requires the teacher's pooled features and no labels."""
-            return Needs(teacher=True, views=VIEWS, labels=False, unlabelled=True, read_of_teacher=POOLED)
+            return Needs(
+                teacher=True,
+                views=VIEWS,
+                turned=True,
+                labels=False,
+                unlabelled=True,
+                read_of_teacher=POOLED,
+            )
 
         def parameter_sets(self) -> dict[str, ParameterSet]:
             """Trains the head alone."""

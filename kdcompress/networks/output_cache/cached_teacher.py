@@ -124,13 +124,13 @@ class CachedTeacher(WithFacts):
         """Raises an AssertionError if anything of the teacher changed since it was made."""
         self.teacher.assert_unchanged()
 
-    def has(self, view: int, ids: Tensor) -> Tensor:
-        """Returns `[B]` True for each image whose outputs of a view are in the files."""
-        return torch.from_numpy(self._find(view_name(view), ids)[1])
+    def has(self, view: int, ids: Tensor, turn: int = 0) -> Tensor:
+        """Returns `[B]` True for each image whose outputs of a view, turned so often, are in the files."""
+        return torch.from_numpy(self._find(view_name(view, turn), ids)[1])
 
-    def cached(self, view: int, ids: Tensor, want: Want) -> Activations:
+    def cached(self, view: int, ids: Tensor, want: Want, turn: int = 0) -> Activations:
         """Returns the outputs in the files; what is not there is zero or the classifier's bias."""
-        rows, _ = self._find(view_name(view), ids)
+        rows, _ = self._find(view_name(view, turn), ids)
         return self.codec.decode(moved(torch.from_numpy(rows), self.device), want)
 
     def close(self) -> None:
