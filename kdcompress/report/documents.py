@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress import __version__
+from kdcompress.data import fast_views
 from kdcompress.data.split_name import TEST, keep_words, name_split
 from kdcompress.networks.from_recipe import LoadedNetwork
 from kdcompress.networks.weights import ResolvedWeights
@@ -22,7 +23,7 @@ from kdcompress.tasks.figures import selection_metric
 RESULTS_SCHEMA = "kdcompress.results/1"
 SEEDS_SCHEMA = "kdcompress.seeds/1"
 OWN_WEIGHTS = "those that its builder loads"
-PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
+PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy", "pillow")
 
 
 def file_metadata(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, str]:
@@ -105,7 +106,9 @@ def _entry(section: NetworkSection, weights: ResolvedWeights | None) -> dict[str
 def versions() -> dict[str, str]:
     """Returns the versions of every package that decides the result."""
     result = {"python": platform.python_version(), "kdcompress": __version__}
-    return result | {name: packages.version(name) for name in PACKAGES}
+    result |= {name: packages.version(name) for name in PACKAGES}
+    decoder = fast_views.version()
+    return result if decoder is None else {**result, fast_views.PACKAGE: decoder}
 
 
 def results(

@@ -107,7 +107,17 @@ def plan_cache(
         )
     if given == "auto" and passes <= plan.replay.views:
         return None, f"{KEY}: off, since no view comes twice in {recipe.epochs} epochs"
-    return plan, None
+    return plan, _left_out(recipe, needs)
+
+
+def _left_out(recipe: Recipe, needs: Needs) -> str | None:
+    """Says which outputs the teacher computes although there is a cache; None: none."""
+    live = []
+    if needs.cached is not None and needs.cached != needs.read_of_teacher:
+        live.append(f"the maps that {recipe.method['name']} reads, which are too large to keep")
+    if recipe.export.int8 is not None and recipe.export.int8.qat_epochs:
+        live.append("those of the training for int8, whose views are new")
+    return f"{KEY}: has all of the teacher's outputs but {' and '.join(live)}" if live else None
 
 
 def check_space(plan: CachePlan) -> None:

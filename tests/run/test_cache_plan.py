@@ -48,6 +48,18 @@ def test_auto_takes_a_quarter_of_the_epochs(epochs, views):
     assert found.share_computed == views / epochs
 
 
+def test_what_the_teacher_computes_beside_a_cache_is_said():
+    needs = Needs(teacher=True, read_of_teacher=frozenset({"logits", "pre"}), cached=frozenset({"logits"}))
+    found, sentence = plan(needs=needs)
+    assert found.section.keep == "pooled"
+    assert sentence == (
+        "teacher.cache: has all of the teacher's outputs but the maps that kd reads, which are too large to keep"
+    )
+    recipe = load_recipe("quickstart", ("teacher.cache={views: 2}", "export.int8={qat_epochs: 1}"))
+    _, sentence = plan_cache(recipe, Needs(teacher=True), teacher(), 1000)
+    assert sentence.endswith("but those of the training for int8, whose views are new")
+
+
 def test_auto_is_off_where_no_view_comes_twice():
     found, sentence = plan(epochs=8)
     assert found is None
