@@ -38,9 +38,7 @@ def test_its_own_terms_are_smaller_and_no_cross_entropy(name, tmp_path):
     assert scaled
     assert all(not term.startswith("ce") for term in scaled)
     ratios = {term: short[term].item() / whole[term].item() for term in scaled}
-    # The weight of pairs of stages shrinks twice where it is `auto`.
-    expected = 0.01 if name in ("scd", "spkd-self") else 0.1
-    assert ratios == {term: pytest.approx(expected, rel=1e-6) for term in scaled}
+    assert ratios == {term: pytest.approx(0.1, rel=1e-6) for term in scaled}
 
 
 def test_the_term_of_the_batch_before_and_the_share_of_predictions_are_smaller(tmp_path):

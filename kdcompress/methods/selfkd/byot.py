@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -97,6 +97,9 @@ class BYOT(Method):
         head: Literal["attention", "stages", "bottleneck"] = "attention"
         """Form of the heads. attention: gate and depthwise-separable blocks; stages: copies of the student's
         later stages, one block each; bottleneck: three convolutions, of which one shrinks the map at once."""
+        stage_gradient: Literal["falling"] | Annotated[float, Field(ge=0, le=1)] = "falling"
+        """Factor on the gradient that the heads give the student's stages; the heads themselves learn at
+        whole weights. 1: as published. falling: from 1 to 0 over the training, as in deep supervision."""
         heads: int | None = Field(None, ge=1)
         """Largest number of heads, those on the deepest stages. null: one on every stage but the last."""
 
@@ -179,13 +182,22 @@ class BYOT(Method):
         student = self.networks.student
         outputs = student(batch.images, self.needs(self.config).student)
         reads: list[Activations] = []
+        factor = self.stage_factor()
         for stage, head in zip(self.stages, self.heads, strict=True):
+            own_map = outputs.stages[stage]
+            constant = own_map.detach()
             with student.autocast():
-                reads.append(head(outputs.stages[stage]))
+                # The map's own value, to the bit, and a share of its gradient.
+                reads.append(head(own_map if factor == 1 else constant + factor * (own_map - constant)))
         own = Activations(outputs.logits, outputs.pooled, {"map": outputs.stages[self.deepest]})
         logits = [wide(read.output(student.task)) for read in (own, *reads)]
         features = [wide(self._compared(read)) for read in (own, *reads)]
         return self.terms(logits, features, list(self.adapters), batch.labels)
+
+    def stage_factor(self) -> float:
+        """Returns this epoch's factor on the gradient that the heads give the student's stages."""
+        given = self.config.stage_gradient
+        return 1 - self.epoch / self.epochs if given == "falling" else given
 
     def early_exits(self) -> dict[str, nn.Module]:
         """Names the heads, shallowest first."""

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.activations import LOGITS, POOLED
 
 
@@ -42,7 +42,7 @@ class DDGSD(Method):
         PublishedFigure("cifar100", "", "cifar/resnet18", 78.53, "DDGSD paper as quoted (plain 76.55)", None),
     )  # fmt: skip
 
-    class Config(Section):
+    class Config(ShortRuns):
         """The paper's terms, each a mean over rows."""
 
         ce_weight: float = Field(1.0, gt=0)
@@ -102,8 +102,9 @@ class DDGSD(Method):
             a_BD, b_BD = (self.gather(each) for each in features)
             over = "rows" if c.features == "mean_over_rows" else "all"
             distance = losses.mean_difference(a_BD, b_BD, over=over)
+        factor = self.short_run_factor()
         return {
             "ce": c.ce_weight * ce,
-            "agreement": c.weight * agreement,
-            "features": c.feature_weight * distance,
+            "agreement": factor * c.weight * agreement,
+            "features": factor * c.feature_weight * distance,
         }

@@ -16,7 +16,7 @@ from kdcompress.methods.stage_pairs import StagePairs
 
 BATCH = 64
 """Rows of the batches to which the weight belongs."""
-WEIGHT = {"l2": 3000.0, "softmax": 30.0}
+WEIGHT = {"l2": 300.0, "softmax": 3.0}
 """Weights at these batches. Softmax maps differ far more from image to image than maps of unit length."""
 
 
@@ -42,8 +42,8 @@ class SCD(StagePairs):
         """A pair's difference is a sum over the matrix divided by B²; pairs are added up."""
 
         weight: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
-        """Weight of the sum over pairs; the loss shrinks as 1/B. auto: 3000 · B / 64 with l2, 30 · B / 64
-        with softmax; in a short training smaller by `full_weight_epochs` once more."""
+        """Weight of the sum over pairs; the loss shrinks as 1/B. auto: 300 · B / 64 with l2, 3 · B / 64
+        with softmax."""
         norm: Literal["l2", "softmax"] = "l2"
         """Attention maps of unit length, or as a softmax over positions."""
 
@@ -55,5 +55,5 @@ class SCD(StagePairs):
         shallow_BCHW, deep_BCHW = self.gather(shallow_BCHW), self.gather(deep_BCHW.detach())
         weight = c.weight
         if weight == "auto":
-            weight = self.short_run_factor() * WEIGHT[c.norm] * len(shallow_BCHW) / BATCH
+            weight = WEIGHT[c.norm] * len(shallow_BCHW) / BATCH
         return weight * losses.map_similarity_difference(shallow_BCHW, deep_BCHW, norm=c.norm)
