@@ -92,12 +92,12 @@ def _write(file: Path, known: dict[str, Any]) -> None:
 
 def _page(known: dict[str, Any]) -> str:
     lines = [
-        "# Hostile inputs and kills",
+        "# Hostile inputs",
         "",
         "Written by `python benchmarks/hostile.py`. Exit codes: 0 done, 2 wrong input, 3 a gate failed,",
         "4 the device does not answer, 5 the world failed. An input fails if it ends in a traceback, another",
         "exit code, a signal, control characters on the terminal, a file outside the run folder, more than",
-        "10 s of processor time, or 1 GiB above the least of its kind (`tests/hostile`).",
+        "10 s of processor time, or 1 GiB more memory than the smallest of its kind (`tests/hostile`).",
         "",
         "| kind | inputs | exit codes | minutes | |",
         "|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""What int8 costs trained students on Fashion-MNIST, and what quantisation-aware distillation wins back.
+"""What int8 costs trained students on Fashion-MNIST, and what quantisation-aware training recovers.
 
     python benchmarks/qat.py [--work DIR] [--only NAME ...] [--steps 4000] [--qat-epochs 2] [--qat-lr 0.01]
 

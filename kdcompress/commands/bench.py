@@ -38,7 +38,7 @@ units    us ms s, kB MB GB, %; none: ms and MB
 @click.option(
     "--baseline",
     metavar="FILE",
-    help="File that the others are compared with; one of FILE or one more. [default: the first of two files]",
+    help="Baseline: one of FILE, or a further file. [default: the first of two files]",
 )
 @click.option(
     "--threads",

@@ -17,7 +17,7 @@ from kdcompress.commands.options import allow_code, common, overrides, print_res
     "--recipe",
     metavar="NAME|FILE",
     shell_complete=complete_recipe,
-    help="Which data, cut how. [default: that of the run that it is, or is in]",
+    help="Recipe of the data and its splits. [default: the run's own]",
 )
 @click.option("--data", metavar="DIR", help="Folder or table of the data.")
 @overrides

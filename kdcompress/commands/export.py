@@ -46,7 +46,7 @@ def _of_smaller(command: F) -> F:
         click.option(
             "--int8-target",
             type=click.Choice(["auto", "x86", "x86-novnni", "arm"]),
-            help="Whose kernels it is made for. [default: this machine's]",
+            help="Processor that the int8 file is made for. [default: this machine's]",
         ),
         click.option(
             "--int8-images",
@@ -58,12 +58,12 @@ def _of_smaller(command: F) -> F:
             "--int8-rescue",
             type=click.IntRange(min=0),
             metavar="K",
-            help="Leave the K layers that lose most in float.",
+            help="Keep the K layers with the largest error in float.",
         ),
         click.option(
             "--int8-ranges",
             type=click.Choice(["minmax", "percentile"]),
-            help="Of the activations: to the extremes, or cut at the 99.999th percentile.",
+            help="Ranges of activations: minimum to maximum, or cut at the 99.999th percentile.",
         ),
         click.option(
             "--max-drop",
@@ -76,7 +76,7 @@ def _of_smaller(command: F) -> F:
             "--rounds",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Of the timing behind the verdict; below 6 there is none. [default: bench.rounds]",
+            help="Rounds of the timing; below 6 there is no verdict. [default: bench.rounds]",
         ),
     )
     for option in reversed(options):
@@ -92,8 +92,17 @@ def _of_smaller(command: F) -> F:
     type=click.Path(path_type=Path),
     help="Folder to write to. [default: RUN/export, or CHECKPOINT-export]",
 )
-@click.option("--format", "formats", metavar="LIST", default="onnx,safetensors", show_default=True)
-@click.option("--opset", type=int, metavar="N", help="Of the ONNX file. [default: the exporter's choice]")
+@click.option(
+    "--format",
+    "formats",
+    metavar="LIST",
+    default="onnx,safetensors",
+    show_default=True,
+    help="Formats to write: onnx, safetensors, openvino, executorch.",
+)
+@click.option(
+    "--opset", type=int, metavar="N", help="Version of the ONNX operators. [default: the exporter's choice]"
+)
 @_of_smaller
 @click.option(
     "--embed-preprocess",
@@ -125,10 +134,13 @@ def _of_smaller(command: F) -> F:
     help="CHECKPOINT: class names in the order of its logits, a JSON list or one per line.",
 )
 @click.option(
-    "--mean", metavar="LIST", callback=_per_channel, help="CHECKPOINT: of its images in [0, 1], per channel."
+    "--mean",
+    metavar="LIST",
+    callback=_per_channel,
+    help="CHECKPOINT: mean of each channel of its images, whose values are in [0, 1].",
 )
 @click.option(
-    "--std", metavar="LIST", callback=_per_channel, help="CHECKPOINT: of its images in [0, 1], per channel."
+    "--std", metavar="LIST", callback=_per_channel, help="CHECKPOINT: standard deviation of each channel."
 )
 @click.option("--allow-code", is_flag=True, help="Let the network be python:package.module:function.")
 @common

@@ -29,7 +29,7 @@ overrides = click.option(
     multiple=True,
     metavar="KEY.PATH=VALUE",
     shell_complete=complete_setting,
-    help="Change a value of the recipe.",
+    help="Change a value of the recipe; may be repeated.",
 )
 _method = click.option(
     "--method",

@@ -10,10 +10,13 @@ from kdcompress.report.pages import write_pages
 from kdcompress.run_folder import RunFolder
 
 FILES_SCHEMA = "kdcompress.files/1"
+BENCH = "bench.json"
 
 
 def report(source: Path) -> dict[str, Any]:
     """Writes the pages of a run again and updates their hashes in its manifest.
+
+    So is that of `bench.json`, whose place a measurement on another device may have taken.
 
     Args:
         source: A run folder that has come to results.
@@ -23,5 +26,6 @@ def report(source: Path) -> dict[str, Any]:
     """
     check_single(source)
     names = write_pages(source)
-    RunFolder(source).update_manifest_hashes(names)
+    timed = [BENCH] if (source / BENCH).is_file() else []
+    RunFolder(source).update_manifest_hashes([*names, *timed])
     return {"schema": FILES_SCHEMA, "folder": str(source), "files": names}
