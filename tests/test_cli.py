@@ -16,7 +16,7 @@ from PIL import Image
 
 from kdcompress import __version__, atomic, pipeline
 from kdcompress.cli import main
-from kdcompress.errors import WorldError
+from kdcompress.errors import RunFolderError, WorldError
 from kdcompress.networks import from_recipe, weights
 from kdcompress.probe.knowledge import Search
 from kdcompress.progress import Progress
@@ -518,6 +518,17 @@ def test_a_report_that_looks_otherwise_than_before_leaves_the_run_finished(run):
     assert kdcompress("report", run).exit_code == 0
     assert RunFolder(run).finished() is not None
     assert json.loads((run / "manifest.json").read_text())["files"].keys() == manifest["files"].keys()
+
+
+def test_a_measurement_on_another_device_takes_the_place_of_the_runs_own(run):
+    bench = json.loads((run / "bench.json").read_text())
+    bench["env"]["cpu"] = "Cortex of another device"
+    (run / "bench.json").write_text(json.dumps(bench))
+    with pytest.raises(RunFolderError, match="has changed since the run"):
+        RunFolder(run).finished()
+    assert kdcompress("report", run).exit_code == 0
+    assert RunFolder(run).finished() is not None
+    assert "Cortex of another device" in (run / "report.html").read_text()
 
 
 # ---- when the world fails
