@@ -80,9 +80,11 @@ class RunFolder:
         Raises:
             RunFolderError: A link is among it, or something that is no regular file or no folder.
         """
-        for run in (self.path, self.path / "baseline", *sorted(self.path.glob("seeds/*"))):
-            for name in _FOLDERS:
-                _check_kind(run / name, stat.S_IFDIR, "folder")
+        seeds = [run for run in sorted(self.path.glob("seeds/*")) if run.name.isdecimal()]
+        for run in (self.path, *seeds, *(run / "baseline" for run in (self.path, *seeds))):
+            for folder in (run, *(run / name for name in _FOLDERS), *sorted(run.glob("tensorboard/*/"))):
+                if folder != self.path:
+                    _check_kind(folder, stat.S_IFDIR, "folder")
             for path in (*(run / name for name in _FILES), *sorted(run.glob("checkpoints/*"))):
                 _check_kind(path, stat.S_IFREG, "regular file")
 

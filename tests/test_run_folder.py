@@ -282,14 +282,21 @@ def test_what_a_resume_reads_or_appends_to_is_a_file_of_the_folder(folder, tmp_p
     assert (tmp_path / "precious").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "baseline", "seeds", "tensorboard", "failed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoints", "baseline", "seeds", "tensorboard", "failed", "seeds/0", "seeds/0/baseline",
+        "seeds/0/baseline/checkpoints", "tensorboard/student",
+    ],
+)  # fmt: skip
 def test_what_a_resume_writes_into_is_a_folder_of_the_run(folder, tmp_path, name):
     (tmp_path / "elsewhere").mkdir()
     if (folder / name).exists():
         (folder / name).rmdir()
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RunFolderError, match=rf"{name}: is a link; put the folder itself there, or"):
-        folder.check(resume=True, overwrite=False)
+        folder.check(resume=True, overwrite=False, seeds="seeds/" in name)
 
 
 def test_a_resume_through_a_link_that_the_user_named_goes_on(folder, tmp_path):

@@ -15,6 +15,8 @@ from kdcompress.schemas.document import Count, Document, Milliseconds, Number
 
 MOST_LINE_BYTES = 64 << 20
 """Of one message; the longest holds the duration of every timed call."""
+TOLD = r"^(checking|loading|comparing|warming|timing)( |$)"
+"""First words of what a measurement tells of its progress; each is a bar on the terminal."""
 _SHOWN = 60
 
 Line = Annotated[str, Field(max_length=20_000)]
@@ -27,7 +29,7 @@ class Message(Document):
     message: Line = ""
     ended: Annotated[int, Field(ge=-64, le=255)] | None = None
     words: Line = ""
-    tell: tuple[Count, Count, Annotated[str, Field(min_length=1, max_length=500)]] | None = None
+    tell: tuple[Count, Count, Annotated[str, Field(pattern=TOLD, max_length=500)]] | None = None
 
 
 class MachineFacts(Environment):

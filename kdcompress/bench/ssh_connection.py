@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import re
 import shlex
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -126,18 +126,20 @@ class Connection:
         self._activity = "logging in"
         if shutil.which("ssh") is None:
             raise UserError("there is no ssh here: install the OpenSSH client")
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
             address.command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._stderr,
+            stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C ends the agent first, then ssh
         )
         self._lines = _Lines(_MOST_WAITING_BYTES)
         self._closed = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        self._words = b""
+        self._listener = threading.Thread(target=self._read_words, daemon=True)
+        self._listener.start()
         self._writing = threading.Lock()
         self._heartbeat = threading.Thread(target=self._send_heartbeats, daemon=True)
         try:
@@ -186,8 +188,11 @@ class Connection:
         """
         with self._writing:
             self._write(json.dumps({"run": [script, *arguments]}).encode() + b"\n")
+        until = time.monotonic() + agent.LIMIT_S + RESPONSE_TIMEOUT_S
         for _ in range(_MOST_ANSWERS):
-            line = self._receive(RESPONSE_TIMEOUT_S)
+            line = self._receive(min(RESPONSE_TIMEOUT_S, until - time.monotonic()))
+            if time.monotonic() > until:
+                break
             self._activity = activity
             if line.get("ended") is None:
                 yield line
@@ -205,6 +210,8 @@ class Connection:
                 self._end_agent()
         finally:
             self._closed.set()
+            if self._is_sending:
+                self._process.terminate()  # what is left of the file would wait for a far end that reads it
             # At the end of its stdin the agent cleans up too, if it has not read the message above.
             with contextlib.suppress(OSError):
                 assert self._process.stdin is not None
@@ -215,7 +222,8 @@ class Connection:
                 self._process.terminate()
                 self._process.wait()
             self._reader.join(5)
-            for stream in (self._process.stdout, self._stderr):
+            self._listener.join(5)
+            for stream in (self._process.stdout, self._process.stderr):
                 assert stream is not None
                 stream.close()
 
@@ -241,7 +249,7 @@ class Connection:
                 self._write(b'{"end": true}\n')
             finally:
                 self._writing.release()
-            while "gone" not in self._receive(until - time.monotonic()):
+            while time.monotonic() < until and "gone" not in self._receive(until - time.monotonic()):
                 pass
 
     def _send_heartbeats(self) -> None:
@@ -258,6 +266,13 @@ class Connection:
                 self._keep(line)
         self._keep(b"")
 
+    def _read_words(self) -> None:
+        """Keeps the end of what ssh and the login write to stderr."""
+        assert self._process.stderr is not None
+        with contextlib.suppress(ValueError):  # closed meanwhile
+            while words := os.read(self._process.stderr.fileno(), _CHUNK_BYTES):
+                self._words = (self._words + words)[-_LOGIN_BYTES:]
+
     def _keep(self, line: bytes) -> None:
         """Waits for room and gives a line to the main thread; after the end it waits no more."""
         while True:
@@ -268,6 +283,10 @@ class Connection:
 
     def _write(self, content: bytes) -> None:
         assert self._process.stdin is not None
+        # A pipe that nobody empties would hold this thread; at the end of ssh the write fails.
+        late = threading.Timer(RESPONSE_TIMEOUT_S, self._process.terminate)
+        late.daemon = True
+        late.start()
         try:
             self._process.stdin.write(content)
             self._process.stdin.flush()
@@ -275,8 +294,12 @@ class Connection:
             if threading.current_thread() is self._heartbeat:
                 return
             # It has ended, and its last message holds the reason.
-            while True:
-                self._receive(LOGIN_TIMEOUT_S)
+            until = time.monotonic() + LOGIN_TIMEOUT_S
+            while time.monotonic() < until:
+                self._receive(until - time.monotonic())
+            raise TargetUnreachable(f"{self.address.host}: it reads nothing any more, and talks on") from None
+        finally:
+            late.cancel()
 
     def _receive(self, timeout_s: float) -> dict[str, Any]:
         """Waits for the next message that is no heartbeat and no receipt."""
@@ -294,9 +317,7 @@ class Connection:
             line = self._lines.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:
             self._process.terminate()
-            raise TargetUnreachable(
-                f"{self.address.host}: no answer in time while {self._activity}; is it up, and is the link?"
-            ) from None
+            raise self._late() from None
         if not line:
             self._lines.put(line)  # for the next call
             self._raise_exit()
@@ -329,6 +350,12 @@ class Connection:
             "removed there without it"
         )
 
+    def _late(self) -> TargetUnreachable:
+        host = self.address.host
+        return TargetUnreachable(
+            f"{host}: no answer in time while {self._activity}; is it up, and is the link?"
+        )
+
     def _raise_exit(self) -> NoReturn:
         """Raises the reason why ssh ended early."""
         host, login = self.address.host, self.address.login_command()
@@ -337,9 +364,10 @@ class Connection:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        end = self._stderr.seek(0, 2)
-        self._stderr.seek(max(0, end - _LOGIN_BYTES))
-        words = printable(self._stderr.read(_LOGIN_BYTES).decode("utf-8", "replace").strip(), keep="\n")
+        if code == -signal.SIGTERM:  # by us, since it read nothing
+            raise self._late()
+        self._listener.join(5)
+        words = printable(self._words.decode("utf-8", "replace").strip(), keep="\n")
         last = words.splitlines()[-1].strip() if words else f"ssh ended with code {code}"
         if self._is_started:
             raise self._lost(last)

@@ -46,6 +46,8 @@ def _with(number, change):
 WRONG = {
     "a list": b"[1, 2]\n",
     "a number": b"7\n",
+    "it tells a blank": _with(3, lambda m: m.update(tell=[1, 2, "\u00a0"])),
+    "it tells what no measurement does": _with(3, lambda m: m.update(tell=[1, 2, "mining"])),
     "null": b"null\n",
     "no utf-8": b"\xff\xfe\n",
     "deep": b"[" * 5000 + b"\n",
@@ -84,9 +86,42 @@ def test_a_wrong_answer_ends_in_exit_code_4(bench, script):
 
 def test_an_endless_line_takes_bounded_memory(bench):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    done = bench(b'{"hello": ""}\nENDLESS')
+    done = bench(b'{"hello": ""}\n ENDLESS')
     assert done.exit_code == 4, (done.output, done.exception)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
+
+
+def test_a_far_end_that_talks_on_after_its_answers_is_left(bench):
+    answers = far_end.valid()
+    assert answers.pop() == {"gone": True}
+    done = bench(far_end.transcript(answers) + b" TALKING")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_far_end_that_reads_nothing_and_talks_on_ends_in_exit_code_4(bench, monkeypatch):
+    monkeypatch.setattr(ssh_connection, "LOGIN_TIMEOUT_S", 5)
+    done = bench(far_end.transcript(far_end.valid()[:3]) + b" DEAFLY!")
+    assert done.exit_code == 4, done.output
+
+
+def test_a_far_end_that_reads_nothing_and_says_nothing_ends_in_exit_code_4(bench, monkeypatch):
+    monkeypatch.setattr(ssh_connection, "RESPONSE_TIMEOUT_S", 3)
+    write = ssh_connection.Connection._write
+
+    def flood(self, content):
+        # More than a pipe takes, as a file of the job is on a real link.
+        write(self, content + b" " * (4 << 20) if b'"put"' in content else content)
+
+    monkeypatch.setattr(ssh_connection.Connection, "_write", flood)
+    done = bench(far_end.transcript(far_end.valid()[:3]) + b"  STILL!")
+    assert done.exit_code == 4, done.output
+
+
+def test_endless_words_on_stderr_take_bounded_memory(bench):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    done = bench(far_end.transcript(far_end.valid()) + b" LOUDLY!")
+    assert done.exit_code == 0, done.output
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
 def test_control_characters_never_reach_the_terminal(bench):

@@ -9,16 +9,28 @@ import sys
 from kdcompress.bench.device import machine
 
 SCRIPT = """
-import sys
+import os, sys, threading, time
 out, script = sys.stdout.buffer, open(sys.argv[1], "rb").read()
 out.write(b"kdcompress: send\\n"); out.flush()
 sys.stdin.buffer.read(int(sys.stdin.buffer.readline()))
-endless = script.endswith(b"ENDLESS")
+modes = b" ENDLESS", b" TALKING", b" LOUDLY!", b" DEAFLY!", b"  STILL!"
+mode = script[-8:] if script[-8:] in modes else b""
+if mode in (b" TALKING", b" LOUDLY!"):
+    threading.Thread(target=sys.stdin.buffer.read, daemon=True).start()
 try:
-    out.write(script.removesuffix(b"ENDLESS")); out.flush()
-    while endless:
+    out.write(script[: len(script) - len(mode)]); out.flush()
+    if mode == b" DEAFLY!":
+        os.close(0)
+    while mode == b" ENDLESS":
         out.write(b"x" * 65536)
-    sys.stdin.buffer.read()
+    while mode in (b" TALKING", b" DEAFLY!"):
+        out.write(b'{"tell": [1, 2, "timing"]}\\n'); out.flush()
+    if mode == b"  STILL!":
+        time.sleep(600)
+    for _ in range(4096 if mode == b" LOUDLY!" else 0):
+        os.write(2, b"y" * 65536)
+    if mode != b" LOUDLY!":
+        sys.stdin.buffer.read()
 except BrokenPipeError:
     pass
 """

@@ -11,6 +11,7 @@ from kdcompress.data.batch import TurnedViews, View
 from kdcompress.data.joined import IDS_PER_SET
 from kdcompress.errors import UserError, WorldError
 from kdcompress.networks.activations import LOGITS, POOLED, Activations
+from kdcompress.networks.output_cache import cached_teacher
 from kdcompress.networks.output_cache.cached_teacher import CachedTeacher
 from kdcompress.networks.output_cache.codec import LogitsCodec, PooledCodec, TopKCodec
 from kdcompress.networks.output_cache.facts import TeacherFacts
@@ -205,6 +206,30 @@ def test_views_of_other_numbers_and_images_of_joined_sets_are_apart(teacher, tmp
     assert one.has(1, torch.tensor(ids)).all()
     assert not one.has(0, torch.tensor(ids)).any()
     assert not one.has(1, torch.tensor([3, 3 + IDS_PER_SET])).any()
+
+
+def test_rows_that_were_read_or_written_are_known_and_others_are_read_some_at_a_time(
+    teacher, tmp_path, monkeypatch
+):
+    one = cached(teacher, tmp_path)
+    one(view([3, 30]))
+    read = []
+    plain = RowFiles.read
+    monkeypatch.setattr(
+        RowFiles,
+        "read",
+        lambda files, name, numbers: read.append(len(numbers)) or plain(files, name, numbers),
+    )
+    monkeypatch.setattr(cached_teacher, "_ROWS_AT_ONCE", 16)
+    expected = torch.zeros(40, dtype=torch.bool)
+    expected[[3, 30]] = True
+    assert torch.equal(one.has(0, torch.arange(40)), expected)
+    assert read == [16, 16, 6]
+    read.clear()
+    other = cached(teacher, tmp_path)
+    assert torch.equal(other.has(0, torch.arange(40)), expected)
+    assert torch.equal(other.has(0, torch.tensor([3, 30])), expected[[3, 30]])
+    assert read == [16, 16, 8]
 
 
 def test_what_no_cache_can_give_is_computed(teacher, tmp_path):

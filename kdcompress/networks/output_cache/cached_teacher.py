@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
@@ -19,6 +19,9 @@ from kdcompress.networks.output_cache.facts import TeacherFacts, WithFacts
 from kdcompress.networks.output_cache.rows import RowFiles
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import Teacher
+
+_ROWS_AT_ONCE = 4096
+"""Rows that `has` reads at a time."""
 
 
 class CachedTeacher(WithFacts):
@@ -56,6 +59,7 @@ class CachedTeacher(WithFacts):
         self.computed = self.read = 0
         self._sets, self._fill, self._warn = tuple(sets), fill, warn
         self._writes = fill
+        self._known: dict[str, np.ndarray] = {}
 
     @property
     def tapped(self) -> Tapped | None:
@@ -125,8 +129,18 @@ class CachedTeacher(WithFacts):
         self.teacher.assert_unchanged()
 
     def has(self, view: int, ids: Tensor, turn: int = 0) -> Tensor:
-        """Returns `[B]` True for each image whose outputs of a view, turned so often, are in the files."""
-        return torch.from_numpy(self._find(view_name(view, turn), ids)[1])
+        """Returns `[N]` True for each image whose outputs of a view, turned so often, are in the files.
+
+        Rows that this process has read or written are known; the others are read, some at a time.
+        """
+        name = view_name(view, turn)
+        there = np.zeros(len(ids), np.bool_)
+        for file, here, numbers in self._files(name, ids):
+            known = self._known.get(file, there[:0])
+            there[here] = [number < len(known) and known[number] for number in numbers.tolist()]
+        for places in torch.from_numpy(~there).nonzero().flatten().split(_ROWS_AT_ONCE):
+            there[places.numpy()] = self._find(name, ids[places])[1]
+        return torch.from_numpy(there)
 
     def cached(self, view: int, ids: Tensor, want: Want, turn: int = 0) -> Activations:
         """Returns the outputs in the files; what is not there is zero or the classifier's bias."""
@@ -139,13 +153,28 @@ class CachedTeacher(WithFacts):
 
     def _find(self, name: str, ids: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Reads rows `[B, width]` of images and `[B]` whether they are there, from each set's own file."""
-        numbers, sets = (ids % IDS_PER_SET).numpy(), (ids // IDS_PER_SET).numpy()
         rows = np.zeros((len(ids), self.codec.width), np.uint8)
         present = np.zeros(len(ids), np.bool_)
+        for file, here, numbers in self._files(name, ids):
+            rows[here], present[here] = self.files.read(file, numbers)
+            self._remember(file, numbers[present[here]])
+        return rows, present
+
+    def _files(self, name: str, ids: Tensor) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Gives each set's file, `[B]` True for the images in it, and the numbers of their rows."""
+        numbers, sets = (ids % IDS_PER_SET).numpy(), (ids // IDS_PER_SET).numpy()
         for number in np.unique(sets).tolist():
             here = sets == number
-            rows[here], present[here] = self.files.read(self._sets[number] + name, numbers[here])
-        return rows, present
+            yield self._sets[number] + name, here, numbers[here]
+
+    def _remember(self, file: str, numbers: np.ndarray) -> None:
+        """Notes rows that are in a file, for `has`; nothing where nothing is filled."""
+        if not self._writes or len(numbers) == 0:
+            return
+        known, most = self._known.get(file, np.zeros(0, np.bool_)), int(numbers.max()) + 1
+        if most > len(known):
+            self._known[file] = known = np.pad(known, (0, max(most, 2 * len(known)) - len(known)))
+        known[numbers] = True
 
     def _keep(self, views: list[tuple[str, Tensor]], rows: np.ndarray, present: np.ndarray) -> None:
         """Writes the rows that were not there; a full disk costs a warning and the rest of the cache."""
@@ -154,11 +183,10 @@ class CachedTeacher(WithFacts):
         turns = len(views)
         try:
             for turn, (name, ids) in enumerate(views):
-                numbers, sets = (ids % IDS_PER_SET).numpy(), (ids // IDS_PER_SET).numpy()
                 fresh, lacking = rows[turn::turns], ~present[turn::turns]
-                for number in np.unique(sets).tolist():
-                    here = lacking & (sets == number)
-                    self.files.write(self._sets[number] + name, numbers[here], fresh[here])
+                for file, here, numbers in self._files(name, ids):
+                    self.files.write(file, numbers[lacking[here]], fresh[here & lacking])
+                    self._remember(file, numbers)
         except KdcompressError as error:
             self._writes = False
             self._warn(
