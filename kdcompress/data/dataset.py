@@ -202,6 +202,7 @@ class Data:
         class_weights: Literal["auto", "none", "balanced"] | Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         *,
+        order: Order = "shuffled",
         train_batch_size: int = 0,
         batch_size: int = 256,
         device: torch.device | str = "cpu",
@@ -212,6 +213,7 @@ class Data:
         Args:
             class_weights: `train.class_weights` of a recipe.
             label_smoothing: In [0, 1).
+            order: Of the method's batches; that of clusters is the data's own.
             train_batch_size: Global, `data.batch_size` of a recipe; 0: not known.
             batch_size: Images of a held-out batch.
             device: Device of the held-out batches.
@@ -230,8 +232,9 @@ class Data:
                 with contextlib.closing(loader):
                     yield from loader
 
-        if self.order == "cluster_uniform" and class_weights == "auto":
-            class_weights = "none"  # every cluster is drawn equally often
+        by_class = order != "shuffled" or self.order != "shuffled"
+        if by_class and class_weights in ("auto", "balanced"):
+            class_weights = "none"  # every class is drawn equally often
         return DataInfo(
             num_classes=self.num_classes,
             labels=self.train.labels,
@@ -239,15 +242,24 @@ class Data:
             channels=self.channels,
             held_out=held_out,
             class_weights=scaled_class_weights(
-                class_weights, self.train.labels, self.num_classes, self._frequency()
+                class_weights, self.train.labels, self.num_classes, self._frequency(by_class)
             ),
             label_smoothing=label_smoothing,
             # The same in the loader: a set smaller than one batch is one batch.
             batch_size=min(train_batch_size, len(self.train)),
         )
 
-    def _frequency(self) -> Tensor | None:
-        """Returns how often each image is drawn, `[N]` float64 of mean 1; None: equally often."""
+    def _frequency(self, by_class: bool) -> Tensor | None:
+        """Returns how often each image is drawn, `[N]` float64 of mean 1; None: equally often.
+
+        Args:
+            by_class: True if every class is drawn equally often.
+        """
+        if by_class:
+            known = self.train.labels.clamp(min=0)
+            counts = torch.bincount(known[self.train.labels >= 0], minlength=self.num_classes).double()
+            drawn = counts.sum() / ((counts > 0).sum() * counts)
+            return torch.where(self.train.labels >= 0, drawn[known], 0.0)
         if not self.pools:
             return None
         frequency = torch.zeros(len(self.train), dtype=torch.float64)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress import __version__
-from kdcompress.atomic import replacing, sha256_of, translated
+from kdcompress.atomic import replacing, sha256_of
 from kdcompress.data.raw import OnProgress
-from kdcompress.errors import DownloadError
+from kdcompress.errors import DownloadError, UserError
 
 TIMEOUT_S = 10.0
 """For each attempt to connect, and for each read."""
@@ -63,8 +63,12 @@ def fetch(
         return path
     if os.environ.get(OFFLINE, "0") not in ("", "0"):
         raise DownloadError(f"{path.name} is not in the cache, and {OFFLINE} switches downloads off", advice)
-    with translated(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: {error.strerror}; set KDCOMPRESS_CACHE to a folder that can be written"
+        ) from error
     problems = []
     for url in urls:
         try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdcompress.config import Section
@@ -59,6 +59,14 @@ class ContrastMethod(CohortMethod):
         """Memory form: where the banks lie. They take 4 · width bytes per image and network: 26 MB for CIFAR,
         656 MB for ImageNet. method: beside the networks. cpu: in CPU memory, and every step waits for the
         rows that it reads."""
+
+        @model_validator(mode="after")
+        def _no_bank_unread(self) -> Self:
+            if self.form == "batch" and (self.negatives, self.bank_momentum, self.bank_device) != (
+                8192, 0.5, "method",
+            ):  # fmt: skip
+                raise ValueError("negatives, bank_momentum and bank_device go with form: memory")
+            return self
 
     config: Any
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch
@@ -47,6 +47,12 @@ class FusionConfig(ShortRuns):
     fusion_weight_decay: float = Field(1e-5, ge=0)
     """Weight decay of the fusion module, which has an optimiser of its own; that of the networks is
     optim.weight_decay."""
+
+    @model_validator(mode="after")
+    def _nothing_unread(self) -> Self:
+        if self.form == "networks" and (self.branches, self.own_stages) != (2, 1):
+            raise ValueError("branches and own_stages go with form: branches")
+        return self
 
 
 class FusionMethod(CohortMethod):

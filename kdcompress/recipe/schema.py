@@ -138,7 +138,7 @@ class TrainSection(Section):
     """Decay per step of an exponential moving average of the student's weights, added as a candidate to
     ship."""
     clip_norm: float | None = Field(None, gt=0)
-    """Maximum global gradient norm. None: no clipping."""
+    """Maximum norm of the gradient of each parameter set; most methods have one set. None: no clipping."""
     accumulate: int = Field(1, ge=1)
     """Batches per optimiser step (gradient accumulation)."""
     freeze_bn: bool = False
@@ -154,7 +154,8 @@ class TrainSection(Section):
     1 over the images."""
     ship: str = Field("best", pattern=CANDIDATE_NAME)
     """Candidate to ship. best: the latest epoch that the best held-out top-1 does not lead by more than twice
-    the standard error, and the candidate with the lowest loss there; last: the student of the last epoch;
+    the standard error, and the candidate with the lowest loss there; last: the student of the last epoch
+    (with ema: its average);
     ensemble: the best member, and `ensemble.onnx` with all members; or the NAME of a candidate that the
     method offers, such as student, ema, leader or peer1."""
     checkpoint_minutes: float = Field(5.0, gt=0)

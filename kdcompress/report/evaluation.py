@@ -167,7 +167,7 @@ def confusions(labels_N: Tensor, predictions_N: Tensor, num_classes: int) -> dic
     """
     places_N = labels_N * num_classes + predictions_N
     # The pairs that occur: those that could would be 10¹⁰ for 100,000 classes.
-    places, counts = places_N[labels_N != predictions_N].unique(return_counts=True)
+    places, counts = torch.unique(places_N[labels_N != predictions_N], return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:MOST_CONFUSIONS].tolist()
     frequent = [
         {"label": place // num_classes, "given": place % num_classes, "n": n}

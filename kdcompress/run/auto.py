@@ -22,7 +22,7 @@ from kdcompress.run.cache_plan import cacheable
 from kdcompress.run.decoder import resolve_decoder
 from kdcompress.run.networks import needs_of
 from kdcompress.run.pixel_cache import resolve_pixel_cache
-from kdcompress.run.schedule import resolve_schedule, with_recorded, with_schedule
+from kdcompress.run.schedule import images_of_an_epoch, resolve_schedule, with_recorded, with_schedule
 from kdcompress.run.teacher_record import reads_alone
 
 SMALL_FOLDER = 100_000
@@ -82,10 +82,12 @@ def resolve_auto(
     needs = needs_of(recipe)
     # Generated images may get their labels from the teacher, later.
     real = data if data.extra is None else dataclasses.replace(data, extra=None)
-    used = real.for_method(labels=needs.labels, unlabelled=needs.unlabelled).train
-    schedule = resolve_schedule(recipe, images=len(used), labelled=data.labelled, own_lr=own_lr)
+    used = real.for_method(labels=needs.labels, unlabelled=needs.unlabelled)
+    generated = 0.0 if data.extra is None else data.extra.share
+    images = images_of_an_epoch(len(used.train), used.pools, generated)
+    schedule = resolve_schedule(recipe, images=images, labelled=data.labelled, own_lr=own_lr)
     recipe, notice = _resolve_student_weights(with_schedule(recipe, schedule), data, progress)
-    recipe, compile_notice = _resolve_compile(recipe, len(used), data, device)
+    recipe, compile_notice = _resolve_compile(recipe, images, data, device)
     presets = needs.augment or (data.augment,)
     if recipe.pseudo_labels is not None:
         pretraining, config = configured(recipe.pseudo_labels.method)

@@ -121,23 +121,32 @@ def _left_out(recipe: Recipe, needs: Needs) -> str | None:
 
 
 def check_space(plan: CachePlan) -> None:
-    """Checks that there is room for the whole cache; what is in it already counts as room.
+    """Checks that there is room for the whole cache; what is in the folder of all caches counts as room.
 
     Raises:
         UserError: There is not; the message says how much is needed.
     """
     folder = plan.folder
-    nearest = next((p for p in (folder, *folder.absolute().parents) if p.is_dir()), Path("/"))
-    free = shutil.disk_usage(nearest).free
+    free = shutil.disk_usage(existing_folder(folder)).free
     if free >= plan.bytes:
         return
-    kept = sum(f.lstat().st_blocks * 512 for f in folder.glob("*/*.rows")) if folder.is_dir() else 0
+    kept = sum(map(kept_bytes, folder.iterdir())) if folder.is_dir() else 0
     if free + kept < plan.bytes:
         raise UserError(
             f"{KEY}: {plan.replay.views} views of {plan.images:,} images take {size_text(plan.bytes)}, and "
             f"{size_text(free)} are free in {folder}; set fewer {KEY}.views, another {KEY}.folder, or "
             f"{KEY}=off"
         )
+
+
+def existing_folder(folder: Path) -> Path:
+    """Returns the folder, or the nearest one around it that exists."""
+    return next((p for p in (folder, *folder.absolute().parents) if p.is_dir()), Path("/"))
+
+
+def kept_bytes(folder: Path) -> int:
+    """Returns the bytes on disk of the rows in the folder of one cache."""
+    return sum(file.lstat().st_blocks * 512 for file in folder.glob("*.rows"))
 
 
 def size_text(size: float) -> str:

@@ -219,12 +219,18 @@ def input_spec(run: Run, section: NetworkSection, start: LoadedNetwork) -> Input
     return dataclasses.replace(spec, channels=channels, mean=tuple(mean), std=tuple(std))
 
 
-def info(run: Run) -> DataInfo:
-    """Collects the facts about the data that a method may use, with class weights and label smoothing."""
+def info(run: Run, needs: Needs) -> DataInfo:
+    """Collects the facts about the data that a method may use, with class weights and label smoothing.
+
+    Args:
+        run: With the images that the method can use.
+        needs: The method's.
+    """
     train = run.recipe.train
     return run.data.info(
         class_weights=train.class_weights,
         label_smoothing=train.label_smoothing,
+        order=needs.order,
         train_batch_size=run.recipe.batch_size,
         device=run.device,
         workers=run.workers,

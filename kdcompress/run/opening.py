@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +53,7 @@ from kdcompress.run.training import build_method, steps_per_epoch
 from kdcompress.run_folder import RunFolder, same_recipe
 from kdcompress.train.choice import check_ship
 from kdcompress.train.journal import require_tensorboard
-from kdcompress.train.processes import Processes
+from kdcompress.train.processes import Processes, number_of
 from kdcompress.train.trainer import phase_ends
 
 
@@ -167,7 +166,7 @@ def resolved_recipe(request: Request) -> tuple[Recipe, bool]:
         raise join_problems(
             [error, *folder_problems(request.out, request.data, request.resume, request.overwrite)]
         ) from None
-    for notice in resolved.notices if int(os.environ.get("RANK", "0")) == 0 else ():
+    for notice in resolved.notices if number_of("RANK", 0) == 0 else ():
         write_notice(notice)
     return resolved.recipe, resolved.sources["optim.lr"] == "--set"
 
@@ -307,7 +306,8 @@ def _check_buildable(run: Run, policy: Policy) -> Run:
         build_preparation(without_extra(run), preparation, teacher)
     train = run.recipe.train
     phase_ends(method.phases(), run.recipe.epochs, -(-steps_per_epoch(run) // train.accumulate))
-    return with_cache_settings(whole, teacher)
+    # With the labels that the generated images will have: without them some methods can use none.
+    return dataclasses.replace(whole, recipe=with_cache_settings(run, teacher).recipe)
 
 
 def _check_teacher(run: Run, section: TeacherSection, start: LoadedNetwork) -> Teacher:

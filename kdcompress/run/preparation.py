@@ -51,7 +51,9 @@ def prepare(run: Run, method: Method, teacher: Teacher | None) -> None:
 def build_preparation(run: Run, preparation: Preparation, teacher: Teacher) -> Method:
     """Builds the method that a preparation trains, beside the teacher, on the run's device."""
     seeded(_seed(run), preparation.name)
-    data = info(for_method(run, preparation.method, preparation.config))
+    data = info(
+        for_method(run, preparation.method, preparation.config), preparation.method.needs(preparation.config)
+    )
     networks = Networks(_network(run, teacher), teacher)
     return preparation.method(preparation.config, networks, data).to(run.device)
 

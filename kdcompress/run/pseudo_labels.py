@@ -143,7 +143,7 @@ def build_pretraining(run: Run, start: LoadedNetwork) -> Any:
     assert run.recipe.pseudo_labels is not None
     cls, config = configured(run.recipe.pseudo_labels.method)
     seeded(run.recipe.seed, PRETRAINING)
-    data = info(for_method(run, cls, config))
+    data = info(for_method(run, cls, config), cls.needs(config))
     return cls(config, Networks(tapped(run, run.recipe.student, start)), data).to(run.device)
 
 

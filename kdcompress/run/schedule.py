@@ -6,8 +6,10 @@ too few. Here a training has at least `STEPS` of them, in smaller batches with a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdcompress.data.pools import Pool
 from kdcompress.recipe import Recipe, TeacherSection
 
 LARGE_BATCH, SMALL_BATCH = 256, 32
@@ -51,11 +53,23 @@ class Schedule:
     warnings: tuple[str, ...] = ()
 
 
+def images_of_an_epoch(images: int, pools: Sequence[Pool], generated: float = 0.0) -> int:
+    """Returns the number of images in an epoch: all, or where batches have fixed shares, one pass of a kind.
+
+    Args:
+        images: Number of training images.
+        pools: Kinds of images with a fixed share of every batch; an epoch is one pass through the first.
+        generated: Share of every batch that generated images have.
+    """
+    real = len(pools[0].indices) / pools[0].share if pools else images
+    return round(real / (1 - generated))
+
+
 def auto_batch_size(images: int) -> int:
     """Returns the largest power of two between the bounds that gives an epoch enough steps.
 
     Args:
-        images: Number of training images.
+        images: Number of images in an epoch.
     """
     size = LARGE_BATCH
     while size > SMALL_BATCH and images / size < STEPS_PER_EPOCH:
@@ -79,7 +93,7 @@ def resolve_schedule(recipe: Recipe, *, images: int, labelled: int, own_lr: bool
 
     Args:
         recipe: The run's recipe.
-        images: Number of training images that the student's method uses.
+        images: Number of images in an epoch of the student's method (`images_of_an_epoch`).
         labelled: Number of training images with a label, which a teacher is trained on.
         own_lr: True if `optim.lr` comes from `--set`; it is then not scaled to the batch size.
     """
@@ -90,7 +104,7 @@ def resolve_schedule(recipe: Recipe, *, images: int, labelled: int, own_lr: bool
         lr = recipe.optim.lr if own_lr else recipe.optim.lr * size / LARGE_BATCH
         scaled = "as set" if own_lr else f"{recipe.optim.lr:g} for batches of {LARGE_BATCH}"
         reasons.append(
-            f"data.batch_size: auto is {size} for {images:,} training images; optim.lr is {lr:g}, {scaled}"
+            f"data.batch_size: auto is {size} for epochs of {images:,} images; optim.lr is {lr:g}, {scaled}"
         )
     epochs, per_epoch = recipe.train.epochs, _steps(recipe, images, size)
     if epochs == "auto":
@@ -179,7 +193,7 @@ def with_recorded(recipe: Recipe, recorded: Recipe, *, own_lr: bool = False) -> 
 
 
 def _steps(recipe: Recipe, images: int, batch_size: int) -> int:
-    """Returns the optimiser steps of an epoch; batches with a share of labels differ a little."""
+    """Returns the optimiser steps of an epoch."""
     batches = max(1, images // batch_size)
     return -(-batches // recipe.train.accumulate)
 

@@ -196,7 +196,7 @@ def teacher_training(run: Run, section: TeacherSection, start: LoadedNetwork) ->
     plain = find_method("none")
     in_two = fine_tuned and epochs > 1
     config = plain.Config.model_validate({"classifier_first": CLASSIFIER_FIRST if in_two else 0.0})
-    data = info(for_method(run, plain, config))
+    data = info(for_method(run, plain, config), plain.needs(config))
     method = plain(config, Networks(tapped(run, section, start)), data).to(run.device)
     train = recipe.train.model_copy(update={"ema": None, "compile": False, "ship": "best"})
     optim = recipe.optim.model_copy(update={"lr": rate})

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,7 +37,15 @@ from kdcompress.networks.output_cache.stored_teacher import StoredTeacher
 from kdcompress.networks.teacher import Teacher
 from kdcompress.progress import duration_text
 from kdcompress.recipe import CacheSection, write_notice
-from kdcompress.run.cache_plan import KEY, CachePlan, check_space, plan_cache, size_text
+from kdcompress.run.cache_plan import (
+    KEY,
+    CachePlan,
+    check_space,
+    existing_folder,
+    kept_bytes,
+    plan_cache,
+    size_text,
+)
 from kdcompress.run.context import Run
 from kdcompress.run.networks import needs_of
 from kdcompress.run.training import for_method
@@ -67,11 +76,30 @@ def with_cache_settings(run: Run, teacher: Teacher | None) -> Run:
     plan, sentence = _plan(run, teacher)
     if plan is not None:
         check_space(plan)
+        if run.processes.first:
+            _say_before(run, plan)
     if sentence is not None and run.processes.first:
         write_notice(sentence)
     cache = "off" if plan is None else plan.section
     recipe = run.recipe.replace(teacher=section.model_copy(update={"cache": cache}))
     return dataclasses.replace(run, recipe=recipe)
+
+
+def _say_before(run: Run, plan: CachePlan) -> None:
+    """Says size and place of the cache and the speed of its disk, or that nothing can be written there."""
+    said = (
+        f"Teacher cache: {plan.replay.views} views of {plan.images:,} images as {plan.codec.kind}, "
+        f"{size_text(plan.bytes)} in {plan.folder}"
+    )
+    if plan.section.mode == "fill":
+        try:
+            said += f"; that disk writes {size_text(_write_rate(existing_folder(plan.folder), plan))}/s"
+        except OSError as error:
+            run.progress.warn(
+                f"{KEY}: {plan.folder} cannot be written to ({error.strerror or error}); the teacher will "
+                f"compute at every step. Set {KEY}.folder"
+            )
+    run.progress.say(said)
 
 
 def replay_of(run: Run, teacher: Teacher | None) -> Replay | None:
@@ -116,6 +144,8 @@ def cached_outputs(run: Run, teacher: Teacher | None) -> Iterator[Teacher | None
     with contextlib.closing(cached):
         usable = _opened(run, plan, cached, data, key) if run.processes.first else None
         if not run.processes.broadcast(usable):
+            if plan.section.mode == "read":
+                raise RunFailed(f"{KEY}.mode: read, and {folder} cannot be used; run it once with mode: fill")
             # The same views and 16 bits as with the cache, and so the same student.
             yield CachedTeacher(teacher, plan.codec, NoRows(folder, plan.codec.width), sets=_set_names(run))
             return
@@ -202,7 +232,7 @@ def _opened(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data, key: d
         if plan.section.mode == "fill":
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "key.json", key)
-        rate = _write_rate(folder, plan) if plan.section.mode == "fill" else None
+            _warn_of_others(run, plan, folder)
     except (OSError, KdcompressError) as error:
         reason = getattr(error, "strerror", None) or error
         run.progress.warn(
@@ -218,20 +248,26 @@ def _opened(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data, key: d
             f"probability, so it is not used, and the teacher computes at every step. Delete that folder"
         )
         return False
-    _announce(run, plan, cached, present, rate)
+    _announce(run, plan, cached, present)
     return True
 
 
-def _announce(run: Run, plan: CachePlan, cached: CachedTeacher, present: float, rate: float | None) -> None:
-    """Says size, place, speed and saving."""
-    sentences = [
-        f"Teacher cache: {plan.replay.views} views of {plan.images:,} images as {plan.codec.kind}, "
-        f"{size_text(plan.bytes)} in {cached.files.folder}"
-    ]
+def _warn_of_others(run: Run, plan: CachePlan, folder: Path) -> None:
+    """Warns if the room that the cache needs is taken by caches of other teachers and data sets."""
+    free = shutil.disk_usage(folder).free + kept_bytes(folder)
+    if free < plan.bytes:
+        run.progress.warn(
+            f"{KEY}: {size_text(plan.bytes)} are needed in {folder.parent}, and {size_text(free)} are free: "
+            "the rest is taken by other caches there, which can be deleted. Until then the teacher computes "
+            "at every step what finds no room"
+        )
+
+
+def _announce(run: Run, plan: CachePlan, cached: CachedTeacher, present: float) -> None:
+    """Says what is there already, and the saving."""
+    sentences = [f"Teacher cache: {cached.files.folder}"]
     if present:
         sentences.append(f"about {100 * present:.0f} % are there already")
-    if rate is not None:
-        sentences.append(f"that disk writes {size_text(rate)}/s")
     if isinstance(cached.teacher, StoredTeacher):
         sentences.append("the teacher itself is built when the student is trained, for the report")
         run.progress.say("; ".join(sentences))
@@ -308,7 +344,8 @@ def _difference(computed: Activations, kept: Activations, largest_only: bool) ->
         return float((computed.pooled - kept.pooled).abs().amax() / scale)
     one, other = computed.logits.float().softmax(1), kept.logits.float().softmax(1)
     if largest_only:
-        one, other = one.amax(1), other.amax(1)
+        largest = other.argmax(1, keepdim=True)
+        one, other = one.gather(1, largest), other.gather(1, largest)
     return float((one - other).abs().amax())
 
 

@@ -187,7 +187,7 @@ def build_method(run: Run, loaded: dict[str, LoadedNetwork], teacher: Teacher | 
     )
     cls, config = configured(recipe.method)
     seeded(recipe.seed, "method")
-    return cls(config, networks, info(for_method(run, cls, config))).to(run.device)
+    return cls(config, networks, info(for_method(run, cls, config), cls.needs(config))).to(run.device)
 
 
 def for_method(run: Run, method: type[Method], config: Any) -> Run:

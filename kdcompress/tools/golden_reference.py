@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from kdcompress.bench.cell import Artefact
+from kdcompress.containment import contained_file
 from kdcompress.deploy.golden_file import NAME, read_golden
 
 
@@ -24,7 +25,7 @@ def with_golden(artefact: Artefact) -> Artefact:
     path = artefact.file.parent / NAME
     if artefact.reference is not None or artefact.pixels or not path.is_file():
         return artefact
-    golden = read_golden(path)
+    golden = read_golden(contained_file(artefact.file, NAME))
     if artefact.shape is None or tuple(golden.images.shape[1:]) != tuple(artefact.shape):
         return artefact  # of another network: the outputs stay unverified, and a warning says so
     more = () if artefact.images is None else (artefact.images,)

@@ -91,7 +91,7 @@ class Minimiser:
                 optimiser.found_inf = self._check.found  # type: ignore[attr-defined]
         self.terms: dict[str, Tensor] = {}
         self.logged: dict[str, Tensor] = {}
-        self._skips_in_a_row = 0
+        self._skips_in_a_row: dict[str, int] = {}
         self._first_in_step = self._last_in_step = True
         self._batches = 1
         self._step = 0
@@ -159,7 +159,7 @@ class Minimiser:
                 self._clip(name, self.job.train.clip_norm)
         for name in names:
             self.scaler.step(self.optimisers[name])
-        self._update_scale(means, finite)
+        self._update_scale(names, means, finite)
 
     def check(self) -> None:
         """Reads the late checks of the steps so far; all processes must call it at the same step.
@@ -206,8 +206,10 @@ class Minimiser:
         """Restores what `state_dict` returned."""
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["sets"][name])
-        self.scaler.load_state_dict(state["scaler"])
-        self._skips_in_a_row = state.get("skips_in_a_row", 0)
+        if state["scaler"]:  # a training that began without fp16 has none
+            self.scaler.load_state_dict(state["scaler"])
+        skips = state.get("skips_in_a_row")
+        self._skips_in_a_row = dict(skips) if isinstance(skips, dict) else {}
 
     def _optim(self, name: str) -> OptimSection:
         parameter_set = self.sets[name]
@@ -231,14 +233,16 @@ class Minimiser:
             raise self._not_finite("the loss", _not_finite_terms(means))
         return means, finite
 
-    def _update_scale(self, means: dict[str, Tensor], finite: bool) -> None:
+    def _update_scale(self, names: tuple[str, ...], means: dict[str, Tensor], finite: bool) -> None:
         before = self.scaler.get_scale() if self.job.fp16 else 1.0
         self.scaler.update()
         if not self.job.fp16:
             return
         skipped = self.scaler.get_scale() < before
-        self._skips_in_a_row = self._skips_in_a_row + 1 if skipped else 0
-        if self._skips_in_a_row >= FP16_SKIPS:
+        # By sets: the other calls of a step may succeed while these sets are never updated again.
+        sets = "+".join(names)
+        self._skips_in_a_row[sets] = self._skips_in_a_row.get(sets, 0) + 1 if skipped else 0
+        if self._skips_in_a_row[sets] >= FP16_SKIPS:
             figures = "gradients overflow" if finite else _not_finite_terms(means)
             raise self._not_finite(f"after {FP16_SKIPS} skipped steps the loss", figures)
 

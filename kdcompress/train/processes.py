@@ -230,8 +230,7 @@ def join(device: str) -> Processes:
     if device == "cuda" and not cuda:
         raise UserError("--device cuda: torch sees no CUDA device here; take --device cpu")
     kind = "cuda" if cuda and device != "cpu" else "cpu"
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    world, local = number_of("WORLD_SIZE", 1), number_of("LOCAL_RANK", 0)
     if world > 1 and "MASTER_ADDR" not in os.environ:
         raise UserError(
             f"WORLD_SIZE is {world} and MASTER_ADDR is not set; start several processes with "
@@ -247,8 +246,24 @@ def join(device: str) -> Processes:
     if world > 1 and not dist.is_initialized():
         _connect("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     place = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
-    local_world = min(world, int(os.environ.get("LOCAL_WORLD_SIZE", "0")))
-    return Processes(int(os.environ.get("RANK", "0")), world, place, local_world)
+    local_world = min(world, number_of("LOCAL_WORLD_SIZE", 0))
+    return Processes(number_of("RANK", 0), world, place, local_world)
+
+
+def number_of(name: str, default: int) -> int:
+    """Returns the number in an environment variable of torchrun.
+
+    Raises:
+        UserError: It is something else.
+    """
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UserError(
+            f"{name}: expected a number from torchrun or the scheduler, got {text[:40]!r}; unset it"
+        )
+    return int(text)
 
 
 def _connect(backend: str) -> None:

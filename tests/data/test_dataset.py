@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import ClassVar
 
 import pytest
@@ -194,3 +195,18 @@ def test_no_labels_hides_those_of_training_and_choice_and_leaves_those_of_the_te
 def test_labels_that_cannot_be_had_are_refused(count):
     with pytest.raises(DataError, match=rf"data\.labels: {count} of \d+ training labels in 10 classes"):
         digits(labels=count)
+
+
+def test_batches_that_draw_every_class_equally_often_need_no_weights():
+    data = digits(held_out=0.0)
+    labels = labels_of(data)
+    keep = torch.cat([(labels == 0).nonzero().flatten()[:20], (labels != 0).nonzero().flatten()])
+    unequal = dataclasses.replace(data, train=data.train.subset(keep))
+    assert unequal.info("auto").class_weights[0] > 3
+    for asked in ("auto", "balanced"):
+        assert unequal.info(asked, order="class_paired").class_weights is None
+    own = [2.0, *[1.0] * 9]
+    weights = unequal.info(own, order="class_paired").class_weights
+    # Of mean 1 over the images that are drawn: each class equally often.
+    assert weights.mean().item() == pytest.approx(1)
+    assert weights[0].item() == pytest.approx(2 * weights[1].item())

@@ -48,3 +48,12 @@ def test_two_classes_leave_nothing_to_rank(tmp_path):
     with pytest.raises(DataError, match="take data of at least three classes"):
         Small(tmp_path, "zipf", data={"num_classes": 2})
     assert CLASSES > 2
+
+
+def test_cells_do_not_vote_where_a_layer_lies_between_the_map_and_the_classifier(tmp_path):
+    # The last map of a DenseNet is that before its last ReLU.
+    student = {"student": "torchvision/densenet121", "side": 64}
+    assert not Small(tmp_path, "zipf", **student).method.dense
+    with pytest.raises(NetworkError, match=r"a layer between its last map and its classifier; set method\."):
+        Small(tmp_path / "dense", "zipf", config={"votes": "dense"}, **student)
+    assert Small(tmp_path / "own", "zipf").method.dense

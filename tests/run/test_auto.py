@@ -19,7 +19,7 @@ def folder_of(images, channels=3, augment="crop_flip"):
     """A stand-in for opened data of so many labelled images."""
     data = SimpleNamespace(
         channels=channels, train=range(images), labelled=images, extra=None, augment=augment,
-        image_size=(8, 8),
+        image_size=(8, 8), pools=(),
     )  # fmt: skip
     data.for_method = lambda **_: data
     return data

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from kdcompress.data.orders import PooledOrder
+from kdcompress.data.pools import Pool
 from kdcompress.recipe import load_recipe
 from kdcompress.run.schedule import (
+    STEPS,
     auto_batch_size,
     auto_epochs,
+    images_of_an_epoch,
     resolve_schedule,
     with_recorded,
     with_schedule,
@@ -44,7 +49,7 @@ def test_on_a_small_folder_it_says_what_it_took_and_why():
         18,
     )
     assert schedule.reasons == (
-        "data.batch_size: auto is 32 for 1,800 training images; optim.lr is 0.0125, 0.1 for batches of 256",
+        "data.batch_size: auto is 32 for epochs of 1,800 images; optim.lr is 0.0125, 0.1 for batches of 256",
         "train.epochs: auto is 100, 5,600 optimiser steps",
         "teacher.epochs: auto is 18, 1,008 optimiser steps if the teacher needs fine-tuning",
     )
@@ -88,3 +93,18 @@ def test_a_resume_keeps_what_was_resolved():
     assert with_recorded(recipe(), recorded) == recorded
     own = with_recorded(recipe("train.epochs=7"), recorded)
     assert own.train.epochs == 7
+
+
+def test_an_epoch_of_batches_with_fixed_shares_is_one_pass_of_the_first_kind():
+    labelled = Pool("labelled", torch.arange(1_000), 0.5)
+    unlabelled = Pool("unlabelled", torch.arange(1_000, 50_000), 0.5)
+    assert images_of_an_epoch(50_000, ()) == 50_000
+    assert images_of_an_epoch(50_000, (), generated=0.5) == 100_000
+    images = images_of_an_epoch(50_000, (labelled, unlabelled))
+    assert images == 2_000
+    schedule = resolve_schedule(recipe(), images=images, labelled=1_000)
+    steps = PooledOrder((labelled, unlabelled), batch_size=schedule.batch_size, seed=0).steps
+    assert schedule.epochs * steps >= STEPS
+    assert f"train.epochs: auto is {schedule.epochs}, {schedule.epochs * steps:,} optimiser steps" in (
+        schedule.reasons
+    )

@@ -13,7 +13,7 @@ from two_processes import TESTS, run_two
 
 from kdcompress.errors import UserError
 from kdcompress.tasks import CLASSIFICATION
-from kdcompress.train.processes import join
+from kdcompress.train.processes import join, number_of
 from kdcompress.train.scores import HeldOutScores
 
 
@@ -170,3 +170,12 @@ def test_torchrun_distils_from_recipe_to_report(tmp_path):
     assert [line["epoch"] for line in lines if line["phase"] == "student"] == [1, 2, 3]
     assert json.loads((run / "results.json").read_text())["student"]["top1"] > 0.5
     assert safetensors.torch.load_file(run / "student.safetensors")["fc.weight"].shape == (10, 64)
+
+
+@pytest.mark.parametrize("text", ["one", "-1", "1" * 5000, "1.5"])
+def test_a_process_number_that_is_none_is_said(monkeypatch, text):
+    monkeypatch.setenv("WORLD_SIZE", text)
+    with pytest.raises(UserError, match="WORLD_SIZE: expected a number from torchrun or the scheduler, got"):
+        number_of("WORLD_SIZE", 1)
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert number_of("WORLD_SIZE", 1) == 1

@@ -539,6 +539,21 @@ def test_fp16_that_overflows_at_every_step_ends_with_one_message(tmp_path, monke
         small.run()
 
 
+def test_fp16_that_overflows_in_one_of_several_updates_of_a_step_ends_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(minimiser, "FP16_SKIPS", 3)
+    small = Small(tmp_path, "afd", precision=torch.float16)
+    label_terms = small.method._label_terms
+    monkeypatch.setattr(
+        small.method,
+        "_label_terms",
+        lambda batch: {name: term * float("nan") for name, term in label_terms(batch).items()},
+    )
+    with pytest.raises(
+        NonFiniteLoss, match=r"after 3 skipped steps the loss is not finite \(ce_student = nan"
+    ):
+        small.run()
+
+
 def test_a_damaged_checkpoint_continues_from_the_one_before_to_the_same_bits(tmp_path):
     whole = Small(tmp_path / "whole", train={"epochs": 3})
     whole.run()

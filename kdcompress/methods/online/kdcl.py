@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdcompress.data.batch import Batch, DataInfo
@@ -91,6 +91,14 @@ class KDCL(CohortMethod):
         """Weight of the cross-entropy; 0.5 in the public reproduction."""
         views: Literal["own", "shared"] = "own"
         """own: each network sees its own augmentation of an image. shared: all see the same."""
+
+        @model_validator(mode="after")
+        def _nothing_unread(self) -> KDCL.Config:
+            if self.target != "linear" and self.linear_over != "batch":
+                raise ValueError("linear_over goes with target: linear")
+            if self.target != "general" and self.ridge != 0.01:
+                raise ValueError("ridge goes with target: general")
+            return self
 
     config: Config
     weights: Tensor

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch, DataInfo
@@ -107,6 +107,12 @@ class MCL(ContrastMethod):
             if branches == 1:
                 raise ValueError("0 for whole networks, or at least 2 branches")
             return branches
+
+        @model_validator(mode="after")
+        def _nothing_unread(self) -> MCL.Config:
+            if not self.branches and self.own_stages != 2:
+                raise ValueError("own_stages goes with branches of 2 or more")
+            return self
 
     config: Config
 

@@ -22,7 +22,8 @@ class DLB(Method):
 
     Each image has two views. A step trains on the first view of its batch and on the second view of the batch
     before, and there imitates the logits that the step before computed on the first view. The first step of
-    a training has the cross-entropy of its own batch alone.
+    a training has the cross-entropy of its own batch alone. With `train.accumulate` the batch before may be
+    one of the same step.
 
     Source:
         Shen et al., Self-Distillation from the Last Mini-Batch for Consistency Regularization, CVPR 2022, and

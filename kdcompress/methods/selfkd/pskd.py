@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -64,8 +63,9 @@ class PSKD(Method):
         small = 2 * samples * data.num_classes <= LARGEST_ON_DEVICE
         on_device = config.memory == "device" or (config.memory == "auto" and small)
         self.memory = SampleMemory(samples, data.num_classes, device="method" if on_device else "cpu")
-        is_label_NK = F.one_hot(data.labels.clamp(min=0), data.num_classes)
-        self.memory.rows.copy_(is_label_NK * (data.labels >= 0).unsqueeze(1))
+        known = (data.labels >= 0).nonzero().flatten()
+        self.memory.rows.zero_()
+        self.memory.rows[known, data.labels[known]] = 1
         self._unremembered: list[tuple[Tensor, Tensor]] = []
 
     @classmethod

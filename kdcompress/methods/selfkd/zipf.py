@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -12,9 +13,14 @@ from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import DataError, NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
+from kdcompress.methods.gather import row_share
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.networks.activations import LOGITS, STAGES
 from kdcompress.networks.networks import Networks
+from kdcompress.networks.tapped import Tapped
+
+_ALIKE = 0.05
+"""Largest difference of two logits that are called the same, over the largest: above what bf16 rounds."""
 
 
 class Zipf(Method):
@@ -77,6 +83,8 @@ class Zipf(Method):
             reason = "has a hidden layer between its last map and its classifier"
         elif shapes.stages[self.stage].shape[2:].numel() == 1:
             reason = "has a last map of a single cell at this image size"
+        elif config.votes != "logits" and not _reads_mean(networks.student, self.stage):
+            reason = "has a layer between its last map and its classifier"
         if config.votes == "dense" and reason is not None:
             raise NetworkError(
                 f"method zipf: the cells of the last map cannot vote, since {networks.student.model} "
@@ -116,4 +124,18 @@ class Zipf(Method):
         c = self.config
         target_BM = losses.zipf_targets(scores_BK, labels_B, c.power)
         zipf = losses.other_classes_kl(logits_BK, target_BM, labels_B, only_correct=c.only_correct)
+        if c.only_correct:  # a mean over the correct rows of all processes
+            zipf = zipf * row_share((logits_BK.argmax(1) == labels_B).sum(), labels_B)
         return {"ce": self.cross_entropy(logits_BK, labels_B), "zipf": c.weight * zipf}
+
+
+@torch.no_grad()
+def _reads_mean(student: Tapped, stage: str) -> bool:
+    """Tells if the classifier reads the mean over the cells of a map, so that it can read a cell."""
+    read = student.dry_run(LOGITS | STAGES)
+    layer = student.classifier
+    assert isinstance(layer, nn.Linear)
+    assert read.logits is not None
+    mean_BD = read.stages[stage].mean((2, 3)).to(layer.weight)
+    own_BK = layer(mean_BD).to(read.logits)
+    return bool((own_BK - read.logits).abs().amax() <= _ALIKE * read.logits.abs().amax().clamp(min=1e-6))

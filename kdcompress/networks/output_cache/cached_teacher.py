@@ -138,7 +138,7 @@ class CachedTeacher(WithFacts):
         for file, here, numbers in self._files(name, ids):
             known = self._known.get(file, there[:0])
             there[here] = [number < len(known) and known[number] for number in numbers.tolist()]
-        for places in torch.from_numpy(~there).nonzero().flatten().split(_ROWS_AT_ONCE):
+        for places in torch.split(torch.from_numpy(~there).nonzero().flatten(), _ROWS_AT_ONCE):
             there[places.numpy()] = self._find(name, ids[places])[1]
         return torch.from_numpy(there)
 
