@@ -126,7 +126,8 @@ class TrainSection(Section):
     """CPU threads per process. None: the available cores. Results depend on it in the last bits."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 if the device supports it natively, fp16 on older GPUs, otherwise fp32. On a CPU, networks
-    with depthwise convolutions are trained in fp32, where their gradients are faster."""
+    with depthwise convolutions are trained in fp32, where their gradients are faster. recipe.yaml of a run
+    says what it came to, unless its networks differ."""
     compile: bool | Literal["auto"] = False
     """Apply torch.compile to student, peers and teacher, with the maps that the method reads as outputs;
     branches and heads stay uncompiled. The first steps take a minute or more, and results differ in the last

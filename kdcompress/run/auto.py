@@ -191,6 +191,9 @@ def keep_recorded(requested: Recipe, recorded: Recipe, *, own_lr: bool = False) 
     if requested.train.compile == AUTO:
         train = requested.train.model_copy(update={"compile": recorded.train.compile})
         requested = requested.replace(train=train)
+    if requested.train.precision == AUTO:
+        train = requested.train.model_copy(update={"precision": recorded.train.precision})
+        requested = requested.replace(train=train)
     requested = _with_recorded_peers(with_recorded(requested, recorded, own_lr=own_lr), recorded)
     student, before = requested.student, recorded.student
     random_weights = (RANDOM, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -290,6 +291,7 @@ def _check_buildable(run: Run, policy: Policy) -> Run:
         run = dataclasses.replace(run, data=with_placeholder_labels(run.recipe, run.data))
     networks = load_networks(run)
     check_licences(run, networks, policy)
+    run, whole = (_with_precision(each, networks) for each in (run, whole))
     teacher = None
     if run.recipe.teacher is not None:
         teacher = _check_teacher(run, run.recipe.teacher, networks["teacher"])
@@ -308,6 +310,20 @@ def _check_buildable(run: Run, policy: Policy) -> Run:
     phase_ends(method.phases(), run.recipe.epochs, -(-steps_per_epoch(run) // train.accumulate))
     # With the labels that the generated images will have: without them some methods can use none.
     return dataclasses.replace(whole, recipe=with_cache_settings(run, teacher).recipe)
+
+
+def _with_precision(run: Run, networks: Mapping[str, LoadedNetwork]) -> Run:
+    """Returns the run with `train.precision: auto` resolved, so that a resume elsewhere computes alike.
+
+    It stays `auto` where the rule gives networks of the run different formats.
+    """
+    if run.recipe.train.precision != "auto":
+        return run
+    found = {run.precision, *(run.precision_of(loaded.network) for loaded in networks.values())}
+    if len(found) > 1:
+        return run
+    train = run.recipe.train.model_copy(update={"precision": found.pop()})
+    return dataclasses.replace(run, recipe=run.recipe.replace(train=train))
 
 
 def _check_teacher(run: Run, section: TeacherSection, start: LoadedNetwork) -> Teacher:

@@ -125,6 +125,7 @@ def recipe_parts(recipe: Recipe) -> list[dict[str, Any]]:
         mode="json",
         exclude={"epochs", "ema", "ship", "compile", "cuda_graphs", "checkpoint_minutes", "tensorboard"},
     )
+    train["precision"] = "auto"  # what it comes to on this device is part of the environment
     if train["evaluate_every"] == 1:
         del train["evaluate_every"]  # the default, from before there was the key
     return [data, train, recipe.optim.model_dump(mode="json")]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from types import SimpleNamespace
 
 import pytest
+import torch
 from published_weights import MODEL, NAME, publisher
 
 from kdcompress.errors import UserError
+from kdcompress.networks.build import build
 from kdcompress.recipe import load_recipe
-from kdcompress.run import auto
+from kdcompress.run import auto, opening
 from kdcompress.run.auto import check_cuda_graphs, keep_recorded, resolve_auto
+from kdcompress.run.context import Run
 from kdcompress.run_folder import same_recipe
+from kdcompress.train import precision
+from kdcompress.train.processes import Processes
 
 
 def folder_of(images, channels=3, augment="crop_flip"):
@@ -234,3 +240,32 @@ def test_cuda_graphs_are_taken_where_they_can_be():
     check_cuda_graphs(
         recipe("train.compile=true", "train.cuda_graphs=true").train, device="cuda", processes=1
     )
+
+
+def test_a_resume_computes_in_the_format_that_the_run_began_with():
+    began = load_recipe("quickstart", ["train.precision=bf16"])
+    assert keep_recorded(load_recipe("quickstart"), began).train.precision == "bf16"
+    own = load_recipe("quickstart", ["train.precision=fp32"])
+    assert keep_recorded(own, began).train.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("native", "student", "resolved"),
+    [
+        (True, "cifar/resnet8", "bf16"),
+        (False, "cifar/resnet8", "fp32"),
+        (False, "torchvision/mobilenet_v3_small", "fp32"),
+        (True, "torchvision/mobilenet_v3_small", "auto"),  # the teacher in bf16, the student in fp32
+    ],
+)
+def test_the_format_is_resolved_where_it_is_one_for_all_networks(monkeypatch, native, student, resolved):
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: native)
+    run = Run(load_recipe("quickstart"), None, None, Processes(0, 1, torch.device("cpu")), None, False, "")
+    size = {"num_classes": 10, "channels": 3, "image_size": (32, 32)}
+    networks = {
+        name: SimpleNamespace(network=build(model, **size))
+        for name, model in (("student", student), ("teacher", "cifar/resnet14"))
+    }
+    assert opening._with_precision(run, networks).recipe.train.precision == resolved
+    explicit = dataclasses.replace(run, recipe=load_recipe("quickstart", ["train.precision=fp32"]))
+    assert opening._with_precision(explicit, networks) is explicit
