@@ -144,11 +144,13 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def scorer(self, num_classes: int) -> Scorer:
+    def scorer(self, num_classes: int, *, keep_outputs: bool = True) -> Scorer:
         """Makes an empty scorer of a test split.
 
         Args:
             num_classes: K; 0 where there are no classes.
+            keep_outputs: False: the outputs are not asked for afterwards, so that a scorer whose figures do
+                not need them all at once can let them go.
         """
 
     def decide(self, outputs: Tensor, labels: Tensor) -> Decisions | None:

@@ -22,10 +22,11 @@ class Predictions(Scorer):
 
     Args:
         num_classes: K.
+        keep_outputs: False: `logits` are not asked for afterwards, and take no memory.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+    def __init__(self, num_classes: int, keep_outputs: bool = True) -> None:
+        self.num_classes, self._keep_outputs = num_classes, keep_outputs
         self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
         self._logits: list[Tensor] = []
 
@@ -33,7 +34,8 @@ class Predictions(Scorer):
         """Adds logits `[B, K]` and labels `[B]`."""
         labels, logits = labels.cpu(), outputs.detach().cpu()
         self._batches.append((logits.argmax(1), cross_entropies(logits, labels), labels))
-        self._logits.append(logits)
+        if self._keep_outputs:
+            self._logits.append(logits)
 
     @property
     def classes(self) -> Tensor:
@@ -138,9 +140,9 @@ class Classification(Task):
         expected = "a classifier gives one tensor of logits [batch, classes]"
         return f"{expected}; this one gives {described(outputs)}"
 
-    def scorer(self, num_classes: int) -> Predictions:
-        """Collects classes and losses."""
-        return Predictions(num_classes)
+    def scorer(self, num_classes: int, *, keep_outputs: bool = True) -> Predictions:
+        """Collects classes and losses, and logits if they are kept."""
+        return Predictions(num_classes, keep_outputs)
 
     def decide(self, outputs: Tensor, labels: Tensor) -> Decisions:
         """Reduces logits to classes and cross-entropies."""

@@ -35,7 +35,7 @@ class Clusters(Classification):
     metrics = ("cluster_accuracy", "agreement")
     numbers_are_labels = False
 
-    def scorer(self, num_classes: int) -> Assignments:
+    def scorer(self, num_classes: int, *, keep_outputs: bool = True) -> Assignments:
         """Collects clusters."""
         return Assignments(num_classes)
 

@@ -97,7 +97,7 @@ class Embedding(Task):
         expected = "a backbone gives one tensor of features [batch, features]"
         return f"{expected}; this one gives {described(outputs)}"
 
-    def scorer(self, num_classes: int) -> Embeddings:
+    def scorer(self, num_classes: int, *, keep_outputs: bool = True) -> Embeddings:
         """Collects the features."""
         return Embeddings()
 

@@ -386,7 +386,9 @@ def _accuracy(artefact: Artefact, data: Data, allow_code: bool) -> tuple[dict[st
     if outputs != data.num_classes:
         return None, f"it tells {outputs} classes apart, the data has {data.num_classes}"
     images = images_of(data.test, workers=granted_cores())
-    score = score_split(run, images, run.task.scorer(data.num_classes), artefact.file).result()
+    score = score_split(
+        run, images, run.task.scorer(data.num_classes, keep_outputs=False), artefact.file
+    ).result()
     if score["n"] == 0:
         return None, "none of the test images has a label"
     return {"split": data.test_name, **{key: score[key] for key in ("top1", "balanced_top1", "n")}}, ""

@@ -71,7 +71,7 @@ def evaluate(
     outputs = run(next(images_of(one_image, workers=0))[0].numpy()).shape[1]
     if run.task.numbers_are_labels and outputs != opened.num_classes:
         raise UserError(f"{file}: tells {outputs} classes apart, the data has {opened.num_classes}")
-    scorer = run.task.scorer(outputs)
+    scorer = run.task.scorer(outputs, keep_outputs=False)
     score = score_split(run, images_of(images, workers=granted_cores()), scorer, file).result()
     name = opened.test_name if split == "test" else split
     return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": name, **score}

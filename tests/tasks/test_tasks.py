@@ -132,3 +132,14 @@ def test_a_nearly_constant_classifier_is_described_beside_its_teacher():
     varied.update(torch.eye(3)[[0] * 17 + [1] * 3], torch.full((20,), -1))
     assert varied.constant(teacher) is None
     assert torch.equal(varied.logits, torch.eye(3)[[0] * 17 + [1] * 3])
+
+
+def test_logits_that_nobody_asks_for_take_no_memory_and_change_no_figure():
+    outputs, labels = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 10
+    kept, left = (CLASSIFICATION.scorer(10, keep_outputs=keep) for keep in (True, False))
+    for scorer in (kept, left):
+        for part in range(0, 64, 16):
+            scorer.update(outputs[part : part + 16], labels[part : part + 16])
+    assert left.result() == kept.result()
+    assert torch.equal(kept.logits, outputs)
+    assert not left._logits
