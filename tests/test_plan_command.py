@@ -96,3 +96,17 @@ def test_the_heads_on_a_teacher_are_part_of_the_time():
 def test_what_a_run_would_refuse_is_refused():
     done = planned("--set", "train.epochs=0", code=2)
     assert "train.epochs" in done.output
+
+
+def test_a_training_without_labels_is_part_of_the_time(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "data: {dataset: digits, labels: none, held_out: 0, batch_size: 64}\n"
+        "student: {model: cifar/resnet8}\n"
+        "pseudo_labels: {clusters: 6, method: {name: simsiam, width: 32}, epochs: 50}\n"
+        "method: {name: none}\ntrain: {epochs: 1, threads: 1}\noptim: {lr: 0.05}\n"
+    )
+    done = CliRunner().invoke(main, ["plan", str(tmp_path / "mine.yaml"), "--steps", "2", "--json", "-q"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["seconds"]["pretraining"] > found["seconds"]["student"] > 0
+    assert found["not_counted"] == ["clustering the features"]

@@ -13,9 +13,12 @@ _PARTS = {
     "losses_and_rest": "losses, heads, optimiser",
 }  # fmt: skip
 _STAGES = {
-    "teacher": "training the teacher", "preparations": "training heads on the teacher",
-    "student": "training the student", "delivery": "export, proof, timing (estimate)",
-}  # fmt: skip
+    "pretraining": "training without labels",
+    "teacher": "training the teacher",
+    "preparations": "training heads on the teacher",
+    "student": "training the student",
+    "delivery": "export, proof, timing (estimate)",
+}
 
 
 def print_plan(plan: dict[str, Any]) -> None:
@@ -35,6 +38,8 @@ def print_plan(plan: dict[str, Any]) -> None:
         if seconds:
             click.echo(f"  {name:<34} {duration_text(seconds):>12}")
     click.echo(f"  {'in all':<34} {duration_text(plan['seconds']['total']):>12}")
+    for left_out in plan["not_counted"]:
+        click.echo(f"Not counted: {left_out}")
     click.echo()
     parts = ", ".join(f"{name} {100 * plan['shares'][key]:.0f} %" for key, name in _PARTS.items())
     click.echo(f"A step: {parts}")

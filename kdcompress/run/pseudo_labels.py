@@ -106,7 +106,9 @@ def pretrain(run: Run) -> Pretraining | None:
     start = build_backbone(run)
     key = _key(run, section, start)
     note = {"model": run.recipe.student.model, "method": section.method, "epochs": section.epochs}
-    stored = stored_training(run, PRETRAINING, key, functools.partial(_training, run, section, start), note)
+    stored = stored_training(
+        run, PRETRAINING, key, functools.partial(pretraining_of, run, section, start), note
+    )
     load_state(start.network, stored.state)
     network = tapped(run, run.recipe.student, start)
     clusters_key = result_store.key_of(
@@ -176,7 +178,14 @@ def pretraining_figures(run: Run, pretraining: Pretraining) -> dict[str, Any]:
     }
 
 
-def _training(run: Run, section: PseudoLabelsSection, start: LoadedNetwork) -> Training:
+def pretraining_of(run: Run, section: PseudoLabelsSection, start: LoadedNetwork) -> Training:
+    """Describes the training without labels.
+
+    Args:
+        run: The run.
+        section: `pseudo_labels:` of its recipe.
+        start: From `build_backbone`.
+    """
     assert isinstance(section.epochs, int), "resolved when the data is known"
     train = run.recipe.train.model_copy(update={"ema": None, "compile": False, "ship": "last"})
     method = build_pretraining(run, start)

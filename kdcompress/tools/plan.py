@@ -31,7 +31,7 @@ from kdcompress.run.extra_images import without_extra
 from kdcompress.run.networks import load_networks, needs_of, tapped
 from kdcompress.run.opening import Request, open_run, resolved_recipe
 from kdcompress.run.preparation import preparation_training
-from kdcompress.run.pseudo_labels import with_placeholder_labels
+from kdcompress.run.pseudo_labels import build_backbone, pretraining_of, with_placeholder_labels
 from kdcompress.run.teacher import own_size, teacher_is_stored, teacher_training
 from kdcompress.run.training import (
     Training,
@@ -85,6 +85,7 @@ def plan(request: Request, steps: int, progress: Progress) -> dict[str, Any]:
 
 
 def _forecast(run: Run, steps: int) -> dict[str, Any]:
+    pretraining_seconds = _pretraining_seconds(run, steps)
     if run.recipe.pseudo_labels is not None:
         run = dataclasses.replace(run, data=with_placeholder_labels(run.recipe, run.data))
     recipe = run.recipe
@@ -117,6 +118,7 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
         computed = min(1.0, cache["views"] / max(1, epochs * views)) if cache["computed_share"] else 0.0
         step = computed * measured.step + (1 - computed) * cached_step
     seconds = {
+        "pretraining": pretraining_seconds,
         "teacher": _teacher_seconds(run, networks, steps),
         "preparations": _preparation_seconds(run, method, teacher, steps),
         "student": measured.seconds(total_steps, epochs, step),
@@ -145,6 +147,7 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "shares": shares,
         "teacher_cache": cache,
+        "not_counted": _not_counted(run),
     }
     document["advice"] = _advice(
         document, measured, cached_step, epochs, total_steps, views,
@@ -172,6 +175,28 @@ def _measure(run: Run, training: Training, steps: int) -> Measured:
     quiet = dataclasses.replace(run, progress=watch)
     run_training(quiet, dataclasses.replace(training, train=train))
     return watch.result()
+
+
+def _pretraining_seconds(run: Run, steps: int) -> float:
+    """Returns the seconds of the training without labels; 0 if there is none. Its clustering is not in it."""
+    section = run.recipe.pseudo_labels
+    if section is None:
+        return 0.0
+    with run.progress.announce("Measuring the training without labels"):
+        training = pretraining_of(run, section, build_backbone(run))
+        return _whole(run, training, _measure(run, training, max(3, steps // 2)))
+
+
+def _not_counted(run: Run) -> list[str]:
+    """Lists what the run does and the forecast does not measure."""
+    found, int8 = [], run.recipe.export.int8
+    if int8 is not None and int8.qat_epochs:
+        found.append(f"the {int8.qat_epochs} epochs of the training for int8")
+    if run.recipe.data.pixel_cache in ("raw", "jpeg"):
+        found.append("filling the pixel cache; the figures are those of an input without it")
+    if run.recipe.pseudo_labels is not None:
+        found.append("clustering the features")
+    return found
 
 
 def _teacher_seconds(run: Run, networks: dict[str, LoadedNetwork], steps: int) -> float:
