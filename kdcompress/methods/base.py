@@ -57,6 +57,7 @@ class Needs:
             1.5, so that a cache may keep those alone.
         cut: True if the student must be a network that can be split at its stages, since heads or branches
             have the architecture of the later ones. `exit_after` and `Cohort` refuse other networks.
+        compiles: False if the method runs branches, which are parts of the student and stay uncompiled.
         task: Task of the student. Embedding if no classifier is trained: the student is built without one,
             and its output is its pooled features.
     """
@@ -74,6 +75,7 @@ class Needs:
     cached: Want | None = None
     top_k: bool = False
     cut: bool = False
+    compiles: bool = True
     task: Task = CLASSIFICATION
 
 

@@ -72,7 +72,7 @@ class FusionMethod(CohortMethod):
     def needs(cls, config: FusionConfig) -> Needs:
         """Requires a student that can be split, or a peer; and the last maps."""
         whole = config.form == "networks"
-        return Needs(peers=1 if whole else None, cut=not whole, student=_LOGITS_AND_MAP)
+        return Needs(peers=1 if whole else None, cut=not whole, compiles=whole, student=_LOGITS_AND_MAP)
 
     def parameter_sets(self) -> dict[str, ParameterSet]:
         """Sets main (networks and branches) and fusion, which has a weight decay of its own."""

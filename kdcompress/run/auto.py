@@ -118,11 +118,15 @@ def _resolve_compile(recipe: Recipe, images: int, data: Data, device: str) -> tu
     train = recipe.train
     if train.compile is False:
         return recipe, None
-    problem = compiler_problem(device)
+    problem, branches = compiler_problem(device), not needs_of(recipe).compiles
+    uncompiled = f"{recipe.method['name']} trains branches of the student, which stay uncompiled"
     if train.compile is True:
         if problem is not None:
             raise UserError(f"train.compile: {problem}")
-        return recipe, None
+        return recipe, f"train.compile: {uncompiled}" if branches else None
+    if branches:
+        recipe = recipe.replace(train=train.model_copy(update={"compile": False}))
+        return recipe, f"train.compile: auto is false: {uncompiled}"
     steps = recipe.epochs * max(1, images // recipe.batch_size)
     steps = min(steps, train.max_steps or steps)
     if device == "cpu":

@@ -269,3 +269,18 @@ def test_the_format_is_resolved_where_it_is_one_for_all_networks(monkeypatch, na
     assert opening._with_precision(run, networks).recipe.train.precision == resolved
     explicit = dataclasses.replace(run, recipe=load_recipe("quickstart", ["train.precision=fp32"]))
     assert opening._with_precision(explicit, networks) is explicit
+
+
+def test_branches_stay_uncompiled_and_the_run_says_so(monkeypatch):
+    monkeypatch.setattr(auto, "compiler_problem", lambda device: None)
+    long = ("student.weights=random", "train.epochs=100")
+    for method, compiles in (("one", False), ("pcl", False), ("dml", True), ("byot", True)):
+        requested = load_recipe("quickstart", [*long, "train.compile=auto"], method=method)
+        resolution = resolve_auto(requested, folder_of(60_000), progress=False)
+        assert resolution.recipe.train.compile is compiles
+        said = f"{method} trains branches of the student, which stay uncompiled"
+        assert (said in " ".join(resolution.notices)) is not compiles
+    asked = load_recipe("quickstart", [*long, "train.compile=true"], method="one")
+    resolution = resolve_auto(asked, folder_of(60_000), progress=False)
+    assert resolution.recipe.train.compile is True
+    assert "train.compile: one trains branches" in " ".join(resolution.notices)

@@ -133,6 +133,7 @@ class MCL(ContrastMethod):
             order="class_paired" if config.form == "batch" else "shuffled",
             student=READS,
             cut=config.branches > 0,
+            compiles=config.branches == 0,
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

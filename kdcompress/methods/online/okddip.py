@@ -122,7 +122,7 @@ class OKDDip(CohortMethod):
         want: Want = LOGITS | POOLED if config.target == "attention" else LOGITS
         if config.form == "networks":
             return Needs(peers=config.auxiliary, student=want)
-        return Needs(student=want | frozenset({"stages"}), cut=True)
+        return Needs(student=want | frozenset({"stages"}), cut=True, compiles=False)
 
     def names(self) -> list[str]:
         """Returns the base's names; the student is `leader` if there is one."""

@@ -83,7 +83,7 @@ class ONE(CohortMethod):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """Requires a student that can be split at its stages."""
-        return Needs(student=frozenset({"logits", "stages"}), cut=True)
+        return Needs(student=frozenset({"logits", "stages"}), cut=True, compiles=False)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce and mimicry of each branch, and ce_ensemble."""

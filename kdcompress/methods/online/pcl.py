@@ -105,7 +105,12 @@ class PCL(CohortMethod):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """Requires a view for each branch, and a student that can be split at its stages."""
-        return Needs(views=config.branches, student=frozenset({"logits", "pooled", "stages"}), cut=True)
+        return Needs(
+            views=config.branches,
+            student=frozenset({"logits", "pooled", "stages"}),
+            cut=True,
+            compiles=False,
+        )
 
     def candidates(self) -> dict[str, Candidate]:
         """Names the averaged branches, `ema_student` first, then the trained ones."""
