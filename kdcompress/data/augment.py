@@ -162,4 +162,4 @@ def augment(
         images = padded_crop(images, crops, pad=pad, mirror=pipeline.mirror)
     if pipeline.colours is None:
         return images
-    return adjust_colours(images, moved(indices, images.device), pipeline.colours, seed=seed, view=view)
+    return adjust_colours(images, indices.cpu(), pipeline.colours, seed=seed, view=view)

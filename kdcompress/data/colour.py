@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcompress.data.prefetch import moved
 from kdcompress.data.random_bits import integers, uniform
 
 SIGMA = (0.1, 2.0)
@@ -66,7 +67,8 @@ def adjust_colours(images: Tensor, indices: Tensor, colours: Colours, *, seed: i
 
     Args:
         images: `[B, C, H, W]` uint8. With one channel, saturation, hue and grey are left out.
-        indices: `[B]` int64 on the same device, positions in the training set.
+        indices: `[B]` int64 on the CPU, positions in the training set. Which images change is drawn there, so
+            that no step waits for the device to say it.
         colours: Strengths and shares of the changes.
         seed: The run's seed.
         view: Number of the replayable view.
@@ -78,6 +80,9 @@ def adjust_colours(images: Tensor, indices: Tensor, colours: Colours, *, seed: i
     def draw(number: int) -> Tensor:
         return uniform(seed, view, indices, number)
 
+    def placed(tensor: Tensor) -> Tensor:
+        return moved(tensor, images.device)
+
     changed = images.float().contiguous(memory_format=torch.channels_last)
     rows = (draw(_JITTER) < colours.jitter_share).nonzero().flatten()
     if len(rows):
@@ -87,29 +92,31 @@ def adjust_colours(images: Tensor, indices: Tensor, colours: Colours, *, seed: i
             for strength, number in zip(strengths, (_BRIGHTNESS, _CONTRAST, _SATURATION), strict=True)
         ]
         factors.append(colours.hue * (2 * draw(_HUE)[rows] - 1))
-        order = torch.tensor(_ORDERS, device=images.device)
-        order = order[integers(seed, view, indices[rows], _ORDER, len(_ORDERS))]
-        changed[rows] = _jitter(changed[rows], order, factors)
+        order = torch.tensor(_ORDERS)[integers(seed, view, indices[rows], _ORDER, len(_ORDERS))]
+        places = placed(rows)
+        changed[places] = _jitter(changed[places], order, factors)
     if images.shape[1] == 3 and colours.grey_share:
-        rows = (draw(_GREY) < colours.grey_share).nonzero().flatten()
-        changed[rows] = grey(changed[rows]).expand(-1, 3, -1, -1)
+        places = placed((draw(_GREY) < colours.grey_share).nonzero().flatten())
+        changed[places] = grey(changed[places]).expand(-1, 3, -1, -1)
     if min(images.shape[2:]) >= BLUR_SIDE and colours.blur_share:
         rows = (draw(_BLUR) < colours.blur_share).nonzero().flatten()
         if len(rows):
-            changed[rows] = blur(changed[rows], integers(seed, view, indices[rows], _SIGMA, _SIGMAS))
+            levels, places = placed(integers(seed, view, indices[rows], _SIGMA, _SIGMAS)), placed(rows)
+            changed[places] = blur(changed[places], levels)
     if colours.cutout:
-        changed = cut_out(changed, draw(_CUT_Y), draw(_CUT_X))
+        changed = cut_out(changed, placed(draw(_CUT_Y)), placed(draw(_CUT_X)))
     return changed.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _jitter(images: Tensor, order: Tensor, factors: list[Tensor]) -> Tensor:
-    """Applies the four changes, in the order `[B, 4]` of each image."""
+    """Applies the four changes by their factors, in the order `[B, 4]` of each image, both on the CPU."""
     changes = (brightness, contrast, saturation, hue) if images.shape[1] == 3 else (brightness, contrast)
     for turn in range(4):
         for number, change in enumerate(changes):
             rows = (order[:, turn] == number).nonzero().flatten()
             if len(rows):
-                images[rows] = change(images[rows], factors[number][rows])
+                places = moved(rows, images.device)
+                images[places] = change(images[places], moved(factors[number][rows], images.device))
     return images
 
 

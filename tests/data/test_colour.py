@@ -132,3 +132,12 @@ def test_the_device_gives_the_same_colours():
     stock, indices = images(256, 3, 64), torch.arange(256)
     here = adjust_colours(stock, indices, settings, seed=3, view=2)
     assert torch.equal(adjust_colours(stock.cuda(), indices.cuda(), settings, seed=3, view=2).cpu(), here)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nothing_is_read_from_the_device_of_the_images(channels):
+    # Tensors of the device `meta` have no values: whatever asks for one fails.
+    images = torch.empty(32, channels, 64, 64, dtype=torch.uint8, device="meta")
+    strong = Colours(0.4, 0.4, 0.4, 0.1, 0.8, grey_share=0.2, blur_share=0.5, cutout=True)
+    changed = adjust_colours(images, torch.arange(32), strong, seed=0, view=0)
+    assert (changed.device.type, changed.shape, changed.dtype) == ("meta", images.shape, torch.uint8)
