@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from pydantic import ValidationError
 from several_pairs import OFFLINE
 from small_training import CLASSES
 from torch import nn
@@ -197,3 +198,20 @@ def test_a_run_refuses_before_it_writes_anything(settings, message, tmp_path, mo
     assert done.exit_code == 2, (done.stderr, done.exception)
     assert message in done.stderr
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("ffl", {"form": "networks", "branches": 4}, "branches and own_stages go with form: branches"),
+        ("mfef", {"form": "networks", "own_stages": 2}, "branches and own_stages go with form: branches"),
+        ("mcl", {"own_stages": 3}, "own_stages goes with branches of 2 or more"),
+        ("mcl", {"negatives": 100}, "negatives, bank_momentum and bank_device go with form: memory"),
+        ("lmcl", {"bank_device": "cpu"}, "negatives, bank_momentum and bank_device go with form: memory"),
+        ("kdcl", {"linear_over": "image"}, "linear_over goes with target: linear"),
+        ("kdcl", {"ridge": 0.1}, "ridge goes with target: general"),
+    ],
+)
+def test_an_option_that_would_not_be_read_is_refused(name, config, message):
+    with pytest.raises(ValidationError, match=message):
+        find_method(name).Config(**config)
