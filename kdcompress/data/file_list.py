@@ -159,6 +159,11 @@ class FileList(Sequence[str]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    @property
+    def times(self) -> Tensor:
+        """`[N]` int64, each file's time of the last write in ns; 0: not known."""
+        return self._columns[:, 3]
+
     def place(self, root: Path, index: int) -> Path | ShardMember:
         """Returns where a file's bytes are read from, without looking at it; see `image_files`."""
         size, mtime_ns, offset = self._columns[index, 2:].tolist()

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import PIL
 import torch
 from torch import Tensor
@@ -24,8 +26,10 @@ from kdcompress.atomic import write_json
 from kdcompress.data import fast_views
 from kdcompress.data.batch import Replay, View
 from kdcompress.data.dataset import Data
+from kdcompress.data.joined import IDS_PER_SET, JoinedSource
 from kdcompress.data.loader import on_device
 from kdcompress.data.random_bits import permutation
+from kdcompress.data.source import FolderSource
 from kdcompress.errors import KdcompressError, RunFailed
 from kdcompress.methods.base import configured
 from kdcompress.methods.turned import turned_together
@@ -138,6 +142,7 @@ def cached_outputs(run: Run, teacher: Teacher | None) -> Iterator[Teacher | None
         plan.codec,
         RowFiles(folder, plan.codec.width),
         sets=_set_names(run),
+        stamps=_stamps(data),
         fill=plan.section.mode == "fill",
         warn=run.progress.warn if run.processes.first else lambda sentence: None,
     )
@@ -176,6 +181,21 @@ def _set_names(run: Run) -> tuple[str, ...]:
     """Returns the beginnings of the file names for real and for generated images."""
     extra = run.data.extra
     return ("",) if extra is None else ("", f"extra-{extra.sha256[:16]}-")
+
+
+def _stamps(data: Data) -> list[npt.NDArray[np.int64] | None]:
+    """Returns when the file of each image of a set was last written, by its id; None of images in memory."""
+    train = data.train
+    found: list[npt.NDArray[np.int64] | None] = []
+    for part in train.parts if isinstance(train, JoinedSource) else (train,):
+        if not isinstance(part, FolderSource):
+            found.append(None)
+            continue
+        numbers = (part.ids % IDS_PER_SET).numpy()
+        stamps = np.zeros(int(numbers.max()) + 1, np.int64)
+        stamps[numbers] = part.file_list.times.numpy()
+        found.append(stamps)
+    return found
 
 
 def _key(run: Run, plan: CachePlan, teacher: Teacher, data: Data) -> dict[str, Any]:

@@ -232,6 +232,20 @@ def test_rows_that_were_read_or_written_are_known_and_others_are_read_some_at_a_
     assert read == [16, 16, 8]
 
 
+def test_a_row_of_a_file_that_was_written_again_counts_as_missing(teacher, tmp_path):
+    before = np.full(40, 1_700_000_000_000_000_000)
+    cached(teacher, tmp_path, stamps=[before])(view([3, 5, 8]))
+    after = before.copy()
+    after[5] += 1
+    one = cached(teacher, tmp_path, stamps=[after])
+    assert one.has(0, torch.tensor([3, 5, 8])).tolist() == [True, False, True]
+    one(view([3, 5, 8]))
+    assert (one.computed, one.read) == (1, 2)
+    assert cached(teacher, tmp_path, stamps=[after]).has(0, torch.tensor([3, 5, 8])).all()
+    # Images in memory have no files.
+    assert not cached(teacher, tmp_path).has(0, torch.tensor([3, 5, 8])).any()
+
+
 def test_what_no_cache_can_give_is_computed(teacher, tmp_path):
     one = cached(teacher, tmp_path)
     stages = one(view([1, 2]), frozenset({"stages"})).stages

@@ -36,6 +36,8 @@ class CachedTeacher(WithFacts):
         codec: The form that outputs are kept in.
         files: The rows by view and image.
         sets: Beginning of the file names of each joined set of images (`JoinedSource`).
+        stamps: Of each set `[N]` int64 by the number of an image: when its file was last written; a row of
+            another time counts as missing. None: the set has no files. Empty: no set has.
         fill: False: a missing row is an error, and nothing is written.
         warn: Receives a sentence if the files cannot be written any more.
 
@@ -51,6 +53,7 @@ class CachedTeacher(WithFacts):
         files: RowFiles,
         *,
         sets: Sequence[str] = ("",),
+        stamps: Sequence[np.ndarray | None] = (),
         fill: bool = True,
         warn: Callable[[str], object] = lambda sentence: None,
     ) -> None:
@@ -58,6 +61,7 @@ class CachedTeacher(WithFacts):
         self.teacher, self.codec, self.files = teacher, codec, files
         self.computed = self.read = 0
         self._sets, self._fill, self._warn = tuple(sets), fill, warn
+        self._stamps = dict(zip(self._sets, stamps, strict=False))
         self._writes = fill
         self._known: dict[str, np.ndarray] = {}
 
@@ -135,7 +139,7 @@ class CachedTeacher(WithFacts):
         """
         name = view_name(view, turn)
         there = np.zeros(len(ids), np.bool_)
-        for file, here, numbers in self._files(name, ids):
+        for file, here, numbers, _ in self._files(name, ids):
             known = self._known.get(file, there[:0])
             there[here] = [number < len(known) and known[number] for number in numbers.tolist()]
         for places in torch.split(torch.from_numpy(~there).nonzero().flatten(), _ROWS_AT_ONCE):
@@ -155,17 +159,20 @@ class CachedTeacher(WithFacts):
         """Reads rows `[B, width]` of images and `[B]` whether they are there, from each set's own file."""
         rows = np.zeros((len(ids), self.codec.width), np.uint8)
         present = np.zeros(len(ids), np.bool_)
-        for file, here, numbers in self._files(name, ids):
-            rows[here], present[here] = self.files.read(file, numbers)
+        for file, here, numbers, stamps in self._files(name, ids):
+            rows[here], present[here] = self.files.read(file, numbers, stamps)
             self._remember(file, numbers[present[here]])
         return rows, present
 
-    def _files(self, name: str, ids: Tensor) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Gives each set's file, `[B]` True for the images in it, and the numbers of their rows."""
+    def _files(
+        self, name: str, ids: Tensor
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Gives each set's file, `[B]` True for the images in it, and the numbers and stamps of their rows."""
         numbers, sets = (ids % IDS_PER_SET).numpy(), (ids // IDS_PER_SET).numpy()
         for number in np.unique(sets).tolist():
-            here = sets == number
-            yield self._sets[number] + name, here, numbers[here]
+            here, stamps = sets == number, self._stamps.get(self._sets[number])
+            own = None if stamps is None else stamps[numbers[here]]
+            yield self._sets[number] + name, here, numbers[here], own
 
     def _remember(self, file: str, numbers: np.ndarray) -> None:
         """Notes rows that are in a file, for `has`; nothing where nothing is filled."""
@@ -184,8 +191,9 @@ class CachedTeacher(WithFacts):
         try:
             for turn, (name, ids) in enumerate(views):
                 fresh, lacking = rows[turn::turns], ~present[turn::turns]
-                for file, here, numbers in self._files(name, ids):
-                    self.files.write(file, numbers[lacking[here]], fresh[here & lacking])
+                for file, here, numbers, stamps in self._files(name, ids):
+                    new = None if stamps is None else stamps[lacking[here]]
+                    self.files.write(file, numbers[lacking[here]], fresh[here & lacking], new)
                     self._remember(file, numbers)
         except KdcompressError as error:
             self._writes = False

@@ -37,12 +37,16 @@ class RowFiles:
         self._step = _CHECKSUM_BYTES + width
         self._open: dict[tuple[str, bool], int] = {}
 
-    def read(self, name: str, numbers: npt.NDArray[np.int64]) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    def read(
+        self, name: str, numbers: npt.NDArray[np.int64], stamps: npt.NDArray[np.int64] | None = None
+    ) -> tuple[Rows, npt.NDArray[np.bool_]]:
         """Reads rows of a file.
 
         Args:
             name: Name of the file; it need not exist.
             numbers: `[B]` row numbers from 0.
+            stamps: `[B]` numbers that the rows were written with; others make them count as missing. None or
+                0: none.
 
         Returns:
             The rows' contents `[B, width]`, and `[B]` True where the row is there.
@@ -52,24 +56,33 @@ class RowFiles:
         descriptor = self._descriptor(name, write=False)
         if descriptor is None:
             return rows, present
-        for place, number in enumerate(numbers.tolist()):
+        for place, (number, stamp) in enumerate(zip(numbers.tolist(), _listed(stamps, numbers), strict=True)):
             try:
                 record = os.pread(descriptor, self._step, number * self._step)
             except OSError:
                 continue  # a bad sector: the row is computed again
             content = record[_CHECKSUM_BYTES:]
-            if len(record) == self._step and record[:_CHECKSUM_BYTES] == self._sum(name, number, content):
+            if len(record) == self._step and record[:_CHECKSUM_BYTES] == self._sum(
+                name, number, content, stamp
+            ):
                 rows[place] = np.frombuffer(content, np.uint8)
                 present[place] = True
         return rows, present
 
-    def write(self, name: str, numbers: npt.NDArray[np.int64], rows: Rows) -> None:
+    def write(
+        self,
+        name: str,
+        numbers: npt.NDArray[np.int64],
+        rows: Rows,
+        stamps: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         """Writes rows of a file.
 
         Args:
             name: Name of the file.
             numbers: `[B]` row numbers from 0.
             rows: `[B, width]` contents.
+            stamps: As of `read`.
 
         Raises:
             UserError: The folder must not be written to.
@@ -81,9 +94,9 @@ class RowFiles:
         with translated(self.folder / name):
             descriptor = self._descriptor(name, write=True)
             assert descriptor is not None
-            for number, row in zip(numbers.tolist(), rows, strict=True):
+            for number, stamp, row in zip(numbers.tolist(), _listed(stamps, numbers), rows, strict=True):
                 content = row.tobytes()
-                record = self._sum(name, number, content) + content
+                record = self._sum(name, number, content, stamp) + content
                 if os.pwrite(descriptor, record, number * self._step) != len(record):
                     raise OSError(28, "No space left on device")
 
@@ -93,9 +106,9 @@ class RowFiles:
             os.close(descriptor)
         self._open.clear()
 
-    def _sum(self, name: str, number: int, content: bytes) -> bytes:
-        """Returns the CRC-32 of a row and its place; never 0, which is that of a place never written."""
-        place = f"{self.folder.name}/{name}:{number}"
+    def _sum(self, name: str, number: int, content: bytes, stamp: int) -> bytes:
+        """Returns the CRC-32 of a row, its place and stamp; never 0, which is that of a place never written."""
+        place = f"{self.folder.name}/{name}:{number}" + (f"@{stamp}" if stamp else "")
         crc = zlib.crc32(content, zlib.crc32(place.encode("utf-8", "surrogateescape")))
         return (crc or 1).to_bytes(_CHECKSUM_BYTES, "little")
 
@@ -117,12 +130,24 @@ class RowFiles:
         return descriptor
 
 
+def _listed(stamps: npt.NDArray[np.int64] | None, numbers: npt.NDArray[np.int64]) -> list[int]:
+    return [0] * len(numbers) if stamps is None else [int(stamp) for stamp in stamps]
+
+
 class NoRows(RowFiles):
     """Stands for files that must not be used: every row is missing, and nothing is written."""
 
-    def read(self, name: str, numbers: npt.NDArray[np.int64]) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    def read(
+        self, name: str, numbers: npt.NDArray[np.int64], stamps: npt.NDArray[np.int64] | None = None
+    ) -> tuple[Rows, npt.NDArray[np.bool_]]:
         """Finds no row."""
         return np.zeros((len(numbers), self.width), np.uint8), np.zeros(len(numbers), np.bool_)
 
-    def write(self, name: str, numbers: npt.NDArray[np.int64], rows: Rows) -> None:
+    def write(
+        self,
+        name: str,
+        numbers: npt.NDArray[np.int64],
+        rows: Rows,
+        stamps: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         """Writes nothing."""
