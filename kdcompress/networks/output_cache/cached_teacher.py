@@ -167,7 +167,7 @@ class CachedTeacher(WithFacts):
     def _files(
         self, name: str, ids: Tensor
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
-        """Gives each set's file, `[B]` True for the images in it, and the numbers and stamps of their rows."""
+        """Gives each set's file, `[B]` True for the images in it, and numbers and stamps of their rows."""
         numbers, sets = (ids % IDS_PER_SET).numpy(), (ids // IDS_PER_SET).numpy()
         for number in np.unique(sets).tolist():
             here, stamps = sets == number, self._stamps.get(self._sets[number])

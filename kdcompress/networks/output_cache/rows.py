@@ -107,7 +107,7 @@ class RowFiles:
         self._open.clear()
 
     def _sum(self, name: str, number: int, content: bytes, stamp: int) -> bytes:
-        """Returns the CRC-32 of a row, its place and stamp; never 0, which is that of a place never written."""
+        """Returns the CRC-32 of a row, its place and stamp; never 0, that of a place never written."""
         place = f"{self.folder.name}/{name}:{number}" + (f"@{stamp}" if stamp else "")
         crc = zlib.crc32(content, zlib.crc32(place.encode("utf-8", "surrogateescape")))
         return (crc or 1).to_bytes(_CHECKSUM_BYTES, "little")
