@@ -37,7 +37,9 @@ class PSKD(Method):
             "Published with batches of 128.",
             epochs=300, optim={"lr": 0.1, "nesterov": True, "milestones": [150, 225]}, alpha=0.8,
         ),
-        "imagenet": imagenet("The schedule is the usual one; the paper's is not known here.", alpha=0.8),
+        "imagenet": imagenet(
+            "The schedule is the usual one; the paper's is not known here.", alpha=0.8, full_weight_epochs=0.0,
+        ),
     }  # fmt: skip
     FIGURES = (
         PublishedFigure(
@@ -48,6 +50,9 @@ class PSKD(Method):
     class Config(ShortRuns):
         """The authors' value, and where the predictions are kept."""
 
+        full_weight_epochs: float = Field(120.0, ge=0)
+        """Epochs from which on alpha is as given; a shorter training has its share of it. It is published for
+        300 epochs. 0: always as given."""
         alpha: float = Field(0.8, ge=0, lt=1)
         """Share of the predictions in the last epoch's targets."""
         memory: Literal["auto", "cpu", "device"] = "auto"
