@@ -38,7 +38,8 @@ class PSKD(Method):
             epochs=300, optim={"lr": 0.1, "nesterov": True, "milestones": [150, 225]}, alpha=0.8,
         ),
         "imagenet": imagenet(
-            "The schedule is the usual one; the paper's is not known here.", alpha=0.8, full_weight_epochs=0.0,
+            "The schedule is the usual one; the paper's is not known here.",
+            alpha=0.8, full_weight_epochs=0.0,
         ),
     }  # fmt: skip
     FIGURES = (
