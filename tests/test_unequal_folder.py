@@ -48,7 +48,7 @@ def results(run):
 def test_unequal_classes_and_resolved_values_are_told_before_the_training(done):
     told, _ = done
     assert "the classes are unequal: 'intact' has 48 training images, 'broken' has 16" in told.stderr
-    assert "data.batch_size: auto is 32 for 64 training images" in told.stderr
+    assert "data.batch_size: auto is 32 for epochs of 64 images" in told.stderr
     assert "train.epochs: auto is 300, 600 optimiser steps" in told.stderr
 
 
