@@ -80,7 +80,7 @@ def adjust_colours(images: Tensor, indices: Tensor, colours: Colours, *, seed: i
     def draw(number: int) -> Tensor:
         return uniform(seed, view, indices, number)
 
-    def placed(tensor: Tensor) -> Tensor:
+    def to_device(tensor: Tensor) -> Tensor:
         return moved(tensor, images.device)
 
     changed = images.float().contiguous(memory_format=torch.channels_last)
@@ -93,18 +93,18 @@ def adjust_colours(images: Tensor, indices: Tensor, colours: Colours, *, seed: i
         ]
         factors.append(colours.hue * (2 * draw(_HUE)[rows] - 1))
         order = torch.tensor(_ORDERS)[integers(seed, view, indices[rows], _ORDER, len(_ORDERS))]
-        places = placed(rows)
+        places = to_device(rows)
         changed[places] = _jitter(changed[places], order, factors)
     if images.shape[1] == 3 and colours.grey_share:
-        places = placed((draw(_GREY) < colours.grey_share).nonzero().flatten())
+        places = to_device((draw(_GREY) < colours.grey_share).nonzero().flatten())
         changed[places] = grey(changed[places]).expand(-1, 3, -1, -1)
     if min(images.shape[2:]) >= BLUR_SIDE and colours.blur_share:
         rows = (draw(_BLUR) < colours.blur_share).nonzero().flatten()
         if len(rows):
-            levels, places = placed(integers(seed, view, indices[rows], _SIGMA, _SIGMAS)), placed(rows)
+            levels, places = to_device(integers(seed, view, indices[rows], _SIGMA, _SIGMAS)), to_device(rows)
             changed[places] = blur(changed[places], levels)
     if colours.cutout:
-        changed = cut_out(changed, placed(draw(_CUT_Y)), placed(draw(_CUT_X)))
+        changed = cut_out(changed, to_device(draw(_CUT_Y)), to_device(draw(_CUT_X)))
     return changed.round_().clamp_(0, 255).to(torch.uint8)
 
 
