@@ -8,12 +8,7 @@ import errno
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,17 +34,9 @@ from kdcompress.networks.output_cache.facts import TeacherFacts
 from kdcompress.networks.output_cache.rows import NoRows, RowFiles
 from kdcompress.networks.output_cache.stored_teacher import StoredTeacher
 from kdcompress.networks.teacher import Teacher
-from kdcompress.progress import duration_text
 from kdcompress.recipe import CacheSection, write_notice
-from kdcompress.run.cache_plan import (
-    KEY,
-    CachePlan,
-    check_space,
-    existing_folder,
-    kept_bytes,
-    plan_cache,
-    size_text,
-)
+from kdcompress.run.cache_notices import announce, say_before, warn_of_other_caches
+from kdcompress.run.cache_plan import KEY, CachePlan, check_space, plan_cache
 from kdcompress.run.context import Run
 from kdcompress.run.networks import needs_of
 from kdcompress.run.training import for_method
@@ -61,7 +48,6 @@ CHECKED = 64
 TOLERANCE = 2.0**-8
 """Largest difference of a probability between a cached and a computed output. Another batch size, or another
 processor, rounds differently."""
-_TRIAL_BYTES = 32 << 20
 
 
 def with_cache_settings(run: Run, teacher: Teacher | None) -> Run:
@@ -81,29 +67,12 @@ def with_cache_settings(run: Run, teacher: Teacher | None) -> Run:
     if plan is not None:
         check_space(plan)
         if run.processes.first:
-            _say_before(run, plan)
+            say_before(run, plan)
     if sentence is not None and run.processes.first:
         write_notice(sentence)
     cache = "off" if plan is None else plan.section
     recipe = run.recipe.replace(teacher=section.model_copy(update={"cache": cache}))
     return dataclasses.replace(run, recipe=recipe)
-
-
-def _say_before(run: Run, plan: CachePlan) -> None:
-    """Says size and place of the cache and the speed of its disk, or that nothing can be written there."""
-    said = (
-        f"Teacher cache: {plan.replay.views} views of {plan.images:,} images as {plan.codec.kind}, "
-        f"{size_text(plan.bytes)} in {plan.folder}"
-    )
-    if plan.section.mode == "fill":
-        try:
-            said += f"; that disk writes {size_text(_write_rate(existing_folder(plan.folder), plan))}/s"
-        except OSError as error:
-            run.progress.warn(
-                f"{KEY}: {plan.folder} cannot be written to ({error.strerror or error}); the teacher will "
-                f"compute at every step. Set {KEY}.folder"
-            )
-    run.progress.say(said)
 
 
 def replay_of(run: Run, teacher: Teacher | None) -> Replay | None:
@@ -252,7 +221,7 @@ def _opened(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data, key: d
         if plan.section.mode == "fill":
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "key.json", key)
-            _warn_of_others(run, plan, folder)
+            warn_of_other_caches(run, plan, folder)
     except (OSError, KdcompressError) as error:
         reason = getattr(error, "strerror", None) or error
         run.progress.warn(
@@ -268,37 +237,8 @@ def _opened(run: Run, plan: CachePlan, cached: CachedTeacher, data: Data, key: d
             f"probability, so it is not used, and the teacher computes at every step. Delete that folder"
         )
         return False
-    _announce(run, plan, cached, present)
+    announce(run, plan, cached, present)
     return True
-
-
-def _warn_of_others(run: Run, plan: CachePlan, folder: Path) -> None:
-    """Warns if the room that the cache needs is taken by caches of other teachers and data sets."""
-    free = shutil.disk_usage(folder).free + kept_bytes(folder)
-    if free < plan.bytes:
-        run.progress.warn(
-            f"{KEY}: {size_text(plan.bytes)} are needed in {folder.parent}, and {size_text(free)} are free: "
-            "the rest is taken by other caches there, which can be deleted. Until then the teacher computes "
-            "at every step what finds no room"
-        )
-
-
-def _announce(run: Run, plan: CachePlan, cached: CachedTeacher, present: float) -> None:
-    """Says what is there already, and the saving."""
-    sentences = [f"Teacher cache: {cached.files.folder}"]
-    if present:
-        sentences.append(f"about {100 * present:.0f} % are there already")
-    if isinstance(cached.teacher, StoredTeacher):
-        sentences.append("the teacher itself is built when the student is trained, for the report")
-        run.progress.say("; ".join(sentences))
-        return
-    computed = plan.share_computed * (1 - present)
-    seconds = _pass_seconds(run, cached) * plan.passes * plan.images / run.processes.world
-    sentences.append(
-        f"the teacher computes {100 * computed:.0f} % of its outputs for this training, which saves about "
-        f"{duration_text(seconds * (1 - computed))}"
-    )
-    run.progress.say("; ".join(sentences))
 
 
 def check_afterwards(run: Run, teacher: Teacher | None) -> None:
@@ -399,30 +339,3 @@ def _turns(run: Run) -> int:
     """Returns how many views come turned together: view n is turned by n modulo that many quarter turns."""
     needs = needs_of(run.recipe)
     return needs.views if needs.turned else 1
-
-
-def _write_rate(folder: Path, plan: CachePlan) -> float:
-    """Measures how fast the folder's disk takes data, in bytes per second."""
-    size = max(1 << 20, min(_TRIAL_BYTES, plan.bytes))
-    content = os.urandom(1 << 20)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        began = time.perf_counter()
-        for _ in range(size >> 20):
-            file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        return (size >> 20 << 20) / (time.perf_counter() - began)
-
-
-def _pass_seconds(run: Run, cached: CachedTeacher) -> float:
-    """Measures the teacher's seconds per image, on noise."""
-    share = max(1, min(run.recipe.batch_size // run.processes.world, 256))
-    images = torch.rand(share, run.data.channels, *run.data.image_size)
-    images = images.to(run.device, memory_format=torch.channels_last)
-    for _ in range(2):
-        began = time.perf_counter()
-        cached.teacher(images, cached.codec.reads)
-        if run.device.type == "cuda":
-            torch.cuda.synchronize(run.device)
-        seconds = time.perf_counter() - began
-    return seconds / share
