@@ -183,3 +183,32 @@ def test_a_peer_that_starts_as_a_copy_of_the_student_is_refused(tmp_path):
     assert done.exit_code == 2
     assert "peers.0: starts with the student's weights, so the two would stay equal" in done.output
     assert not (tmp_path / "run").exists()
+
+
+def test_an_ensemble_ships_beside_the_student_and_gives_the_mean_of_all_members(peer, tmp_path):
+    more = ("--set", peer, "--set", "train.ship=ensemble")
+    done = kdcompress(*TINY, *more, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    results = read(tmp_path / "run", "results.json")
+    facts = results["ensemble"]
+    assert [member["name"] for member in facts["members"]] == ["student", "peer1"]
+    assert facts["latency_ms"] > 0
+    assert facts["sentence"] in " ".join(done.stdout.split())
+    gates = {gate["gate"]: gate["passed"] for gate in read(tmp_path / "run", "gates.json")["gates"]}
+    assert gates["ensemble_parity_batch_1"]
+    assert all(gates.values())
+    # Two steps end before the first choice, so that the members are those of the last step.
+    images = torch.rand(16, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    members = [
+        outputs(trained(tmp_path / "run", "student"), _input_of_the_student(tmp_path / "run"), images),
+        outputs(trained(tmp_path / "run", "peer1"), OWN, images),
+    ]
+    session = onnxruntime.InferenceSession(tmp_path / "run" / "ensemble.onnx")
+    exported = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    mean = torch.stack([member.softmax(1) for member in members]).mean(0)
+    assert torch.allclose(exported.softmax(1), mean, atol=1e-5)
+    assert not torch.allclose(exported.softmax(1), members[0].softmax(1), atol=1e-3)
+
+
+def _input_of_the_student(run):
+    return InputSpec.from_json(read(run, "config.json")["input"])

@@ -172,8 +172,12 @@ def candidates_sentence(results: dict[str, Any]) -> str:
         for name, figures in sorted(reached.items(), key=lambda item: -item[1][key])
     ]
     title = FIGURES[key].title
-    told = f"Best {title} on held-out images of the networks that may ship: {', '.join(listed)}."
-    best = max(figures[key] for figures in reached.values())
+    told = f"Best {title} on held-out images: {', '.join(listed)}."
+    # Runs of older versions hold those alone that may ship.
+    others = [name for name, figures in reached.items() if not figures.get("may_ship", True)]
+    if others:
+        told += f" Trained with it, and not offered as the student: {', '.join(others)}."
+    best = max(figures[key] for name, figures in reached.items() if name not in others or name == shipped)
     if shipped in reached and reached[shipped][key] < best:
         told += (
             " A lead within twice its standard error does not decide: the later epoch and the lower loss do."

@@ -111,7 +111,7 @@ class Choice:
             )
 
     def score(self, epoch: int, *, frozen_statistics: bool = False) -> dict[str, Any] | None:
-        """Scores every candidate and keeps the one that would ship.
+        """Scores every candidate and member of the ensemble, and keeps the candidate that would ship.
 
         Args:
             epoch: 1-based number of the epoch that has just ended.
@@ -119,8 +119,8 @@ class Choice:
                 re-estimated.
 
         Returns:
-            Figures of the default candidate, with those of all under "candidates" if there are several; None
-            if nothing is held out or no metric can be computed.
+            Figures of the default candidate, with those of all networks under "candidates" if there are
+            several; None if nothing is held out or no metric can be computed.
         """
         if self._held_out is None:
             return None
@@ -130,10 +130,11 @@ class Choice:
         if metric is None:
             return None
         self.last = scores[self._default()]
+        eligible = self._eligible()
         for name, figures in scores.items():
             if name not in self.reached or rank(figures, metric) > rank(self.reached[name], metric):
-                self.reached[name] = {**figures, "epoch": epoch}
-        names = [key for key in self._eligible() if key in scores]
+                self.reached[name] = {**figures, "epoch": epoch, "may_ship": name in eligible}
+        names = [key for key in eligible if key in scores]
         highest = max(names, key=lambda key: rank(scores[key], metric))
         name = highest
         if parts[highest] is not None:
@@ -239,17 +240,18 @@ class Choice:
     def _scores(
         self, held_out: EvaluationLoader, *, re_estimate: bool = True
     ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor | None]]:
-        """Computes the figures of all candidates, and their parts by image, in one pass over the images.
+        """Computes the figures of all networks, and their parts by image, in one pass over the images.
 
         Returns:
             Both by name in the first process; nothing in the others.
         """
         candidates = self._candidates()
-        members = self._method.members() if self._ship == ENSEMBLE else {}
+        # Those that may not ship are scored too: whoever trains several networks is told what each reached.
+        members = self._method.members()
         # All states are loaded before the first statistics change: a branch has its stem from the student.
         networks = {
             name: (self._module_of(name, candidate), candidate.like)
-            for name, candidate in {**members, **candidates}.items()
+            for name, candidate in {**candidates, **members}.items()
         }
         sample = self._sample if re_estimate else None
         began = time.perf_counter()
@@ -258,7 +260,8 @@ class Choice:
                 shown = self._method.statistics_images
                 stack.enter_context(bn_statistics.reestimated(module, like, sample, shown))
             self._statistics_seconds += time.perf_counter() - began
-            return self._compute_scores(networks, held_out, names=tuple(candidates), members=tuple(members))
+            averaged = tuple(members) if self._ship == ENSEMBLE else ()
+            return self._compute_scores(networks, held_out, members=averaged)
 
     def _candidates(self) -> dict[str, Candidate]:
         candidates = dict(self._method.candidates())

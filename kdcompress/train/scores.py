@@ -41,7 +41,6 @@ class HeldOutScores:
         networks: Mapping[str, tuple[nn.Module, Tapped]],
         held_out: EvaluationLoader,
         *,
-        names: tuple[str, ...] = (),
         members: tuple[str, ...] = (),
     ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor | None]]:
         """Computes the figures and their parts by image (`Task.parts`). All processes must call it.
@@ -49,7 +48,6 @@ class HeldOutScores:
         Args:
             networks: Each with a network of its class, by name.
             held_out: This process's batches.
-            names: Networks to score; empty: all.
             members: Networks whose mean prediction is scored too, as ENSEMBLE.
 
         Returns:
@@ -78,7 +76,7 @@ class HeldOutScores:
             return {}, {}
         if members:
             rows[ENSEMBLE] = mean_prediction([rows[name] for name in members])
-        scored = (*(names or networks), *([ENSEMBLE] if members else []))
-        made = {name: Decisions(rows[name], num_classes) if num_classes else rows[name] for name in scored}
-        scores = {name: task.score(made[name], labels_N, self._teacher_outputs) for name in scored}
-        return scores, {name: task.parts(made[name], labels_N, self._teacher_outputs) for name in scored}
+        made = {name: Decisions(value, num_classes) if num_classes else value for name, value in rows.items()}
+        scores = {name: task.score(value, labels_N, self._teacher_outputs) for name, value in made.items()}
+        parts = {name: task.parts(value, labels_N, self._teacher_outputs) for name, value in made.items()}
+        return scores, parts

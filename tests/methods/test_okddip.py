@@ -88,6 +88,9 @@ def test_the_student_is_the_leader_and_ships_alone(tmp_path):
         check_ship(method, "branch1", ema=False)
     outcome = small.run()
     assert outcome.candidate == "leader"
+    # What the others reached is known too, though none of them may ship.
+    may_ship = {name: figures["may_ship"] for name, figures in outcome.candidates.items()}
+    assert may_ship == {"leader": True, "branch1": False, "branch2": False, "branch3": False}
     by_default = Small(tmp_path / "default", "okddip", train={"ship": "best"}).run()
     assert by_default.candidate == "leader"
 

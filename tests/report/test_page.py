@@ -227,12 +227,18 @@ def test_which_network_ships_and_what_the_others_reached_is_said():
     reached = {"student": {"top1": 0.9, "epoch": 2}, "peer1": {"top1": 0.95, "epoch": 3}}
     results = {"training": {"candidate": "peer1", "candidates": reached}}
     assert words.candidates_sentence(results).replace("\N{NO-BREAK SPACE}", " ") == (
-        "Best top-1 on held-out images of the networks that may ship: peer1 95.0 % (ships), student 90.0 %."
+        "Best top-1 on held-out images: peer1 95.0 % (ships), student 90.0 %."
     )
     results["training"]["candidate"] = "student"
     assert words.candidates_sentence(results).endswith(
         "peer1 95.0\N{NO-BREAK SPACE}%, student 90.0\N{NO-BREAK SPACE}% (ships). A lead within twice its "
         "standard error does not decide: the later epoch and the lower loss do."
+    )
+    # One that may not ship decides nothing, but what it reached is said too.
+    reached["peer1"]["may_ship"] = False
+    assert words.candidates_sentence(results).replace("\N{NO-BREAK SPACE}", " ") == (
+        "Best top-1 on held-out images: peer1 95.0 %, student 90.0 % (ships). Trained with it, and not "
+        "offered as the student: peer1."
     )
     assert words.candidates_sentence({"training": {"candidate": "student", "candidates": {}}}) == ""
     assert words.candidates_sentence({}) == ""
