@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -40,14 +40,19 @@ class StagePairs(Method):
         start_share: float = Field(1 / 3, ge=0, lt=1)
         """Share of the run's epochs before the term begins; a run of one epoch has it from the start."""
 
+    COMPARES_POSITIONS: ClassVar[bool] = False
+    """True: `compare` reads where a map is active, which a map of one pixel does not say: such stages are
+    left out."""
     config: Config
 
     def __init__(self, config: Any, networks: Networks, data: DataInfo) -> None:
         super().__init__(config, networks, data)
-        stages = list(networks.student.shapes().stages)
+        maps = networks.student.shapes().stages
+        stages = [name for name in maps if not self.COMPARES_POSITIONS or maps[name][0, 0].numel() > 1]
         if len(stages) < 2:
+            which = " whose maps have more than one pixel" if self.COMPARES_POSITIONS else ""
             raise NetworkError(
-                f"method {self.name()}: needs two stages or more, {networks.student.model} has "
+                f"method {self.name()}: needs two stages or more{which}, {networks.student.model} has "
                 f"{len(stages)} at {data.image_size[0]}x{data.image_size[1]} pixels; name them in "
                 "student.taps or take larger images"
             )

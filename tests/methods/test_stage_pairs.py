@@ -53,6 +53,25 @@ def test_maps_that_are_active_at_the_same_places_cost_nothing():
 
 def test_a_network_of_one_stage_is_refused_with_the_reason(tmp_path):
     method = Small(tmp_path, "scd").method
-    method.networks.student.shapes = lambda: SimpleNamespace(stages={"stage1": None})
-    with pytest.raises(NetworkError, match=r"method scd: needs two stages or more, cifar/resnet8 has 1 at"):
+    method.networks.student.shapes = lambda: SimpleNamespace(stages={"stage1": torch.empty(2, 3, 4, 4)})
+    with pytest.raises(
+        NetworkError, match=r"method scd: needs two stages or more .*, cifar/resnet8 has 1 at"
+    ):
         type(method)(method.config, method.networks, method.data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_map_of_one_pixel_says_nothing_about_places_and_is_not_imitated(name, tmp_path):
+    method = Small(tmp_path, name).method
+    sizes = {"stage1": 4, "stage2": 2, "stage3": 1}
+    maps = {stage: torch.empty(2, 3, side, side) for stage, side in sizes.items()}
+    method.networks.student.shapes = lambda: SimpleNamespace(stages=maps)
+    pairs = type(method)(method.config, method.networks, method.data).pairs
+    # Similarities between images need no places.
+    assert pairs == [("stage1", "stage2"), *([("stage2", "stage3")] if name == "spkd_self" else [])]
+    del maps["stage1"]
+    if name != "spkd_self":
+        with pytest.raises(
+            NetworkError, match="needs two stages or more whose maps have more than one pixel"
+        ):
+            type(method)(method.config, method.networks, method.data)

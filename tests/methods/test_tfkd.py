@@ -28,3 +28,20 @@ def test_it_learns_from_an_earlier_training_of_its_own_network(tmp_path):
     terms = small.method.losses(next(small.loader.epoch(0)))
     assert set(terms) == {"ce", "distill"}
     assert terms["distill"].item() > 0
+
+
+def test_the_automatic_values_are_those_published_for_each_teacher(tmp_path):
+    method = Small(tmp_path, "tfkd").method
+    logits, labels = torch.randn(5, 100, dtype=torch.float64), torch.arange(5)
+    teacher = torch.randn(5, 100, dtype=torch.float64)
+
+    def explicit(**values):
+        return type(method)(type(method).Config(**values), method.networks, method.data)
+
+    virtual = explicit(alpha=0.1, temperature=20.0, multiplier=100.0)
+    earlier = explicit(alpha=0.95, temperature=6.0, multiplier=50.0)
+    for given, expected, target in ((method, virtual, None), (explicit(), earlier, teacher)):
+        got, wanted = given.terms(logits, labels, target), expected.terms(logits, labels, target)
+        assert {key: value.item() for key, value in got.items()} == pytest.approx(
+            {key: value.item() for key, value in wanted.items()}, rel=1e-12
+        )

@@ -50,6 +50,7 @@ class SAD(StagePairs):
         detach: bool = True
         """Stops the gradient of the deeper stage."""
 
+    COMPARES_POSITIONS = True
     config: Config
 
     def compare(self, shallow_BCHW: Tensor, deep_BCHW: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class SCD(StagePairs):
         norm: Literal["l2", "softmax"] = "l2"
         """Attention maps of unit length, or as a softmax over positions."""
 
+    COMPARES_POSITIONS = True
     config: Config
 
     def compare(self, shallow_BCHW: Tensor, deep_BCHW: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -16,6 +17,24 @@ from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagen
 from kdcompress.networks.networks import Networks
 
 REPOSITORY = "teacher-free KD repository"
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """The authors' values for ResNet-18 on CIFAR-100 with one kind of teacher.
+
+    Args:
+        alpha: Share of the distillation term.
+        temperature: Divides the teacher's numbers.
+        share: The multiplier over the number of classes.
+    """
+
+    alpha: float
+    temperature: float
+    share: float
+
+
+PUBLISHED = {"virtual": Values(0.1, 20.0, 1.0), "self": Values(0.95, 6.0, 0.5)}
 
 
 class TFKD(Method):
@@ -51,18 +70,22 @@ class TFKD(Method):
     )  # fmt: skip
 
     class Config(Section):
-        """The authors' values for ResNet-18, with a multiplier that fits any number of classes."""
+        """The authors' values for ResNet-18, with a multiplier that fits any number of classes.
+
+        auto is the published value of the chosen teacher.
+        """
 
         teacher: Literal["virtual", "self"] = "virtual"
         """virtual: a designed distribution. self: a trained network of the student's architecture, the
         recipe's teacher."""
-        alpha: float = Field(0.1, ge=0, le=1)
-        """Share of the distillation term; 0.95 with `teacher: self`."""
-        temperature: float = Field(20.0, gt=0)
-        """Divides v, or with `teacher: self` the logits of both networks (6 for ResNet-18)."""
+        alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
+        """Share of the distillation term. auto: 0.1, or 0.95 with `teacher: self`."""
+        temperature: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+        """Divides v, or with `teacher: self` the logits of both networks. auto: 20, or 6 with
+        `teacher: self`."""
         multiplier: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
-        """Factor on the term. auto: the number of classes, so that the mean over classes becomes a sum; 100
-        for the 100 classes of CIFAR-100, as published."""
+        """Factor on the term. auto: the number of classes, so that the mean over classes becomes a sum, or
+        half of it with `teacher: self`; 100 and 50 for the 100 classes of CIFAR-100, as published."""
         correct: float = Field(0.99, gt=0, lt=1)
         """v of the label's class; the other classes share the rest."""
 
@@ -100,11 +123,15 @@ class TFKD(Method):
             teacher_BK: `[B, K]` logits of the trained network, without gradient; None: the virtual teacher.
         """
         c, classes = self.config, logits_BK.shape[1]
-        multiplier = classes if c.multiplier == "auto" else c.multiplier
+        published = PUBLISHED["virtual" if teacher_BK is None else "self"]
+        alpha = published.alpha if c.alpha == "auto" else c.alpha
+        temperature = published.temperature if c.temperature == "auto" else c.temperature
+        # As published the term is a mean over classes too.
+        scale = published.share if c.multiplier == "auto" else c.multiplier / classes
         if teacher_BK is None:
             designed_BK = losses.designed_labels(labels_B, classes, c.correct, logits_BK.dtype)
-            divergence = losses.kl(logits_BK, designed_BK / c.temperature, 1.0)
+            divergence = losses.kl(logits_BK, designed_BK / temperature, 1.0)
         else:
-            divergence = losses.kl(logits_BK, teacher_BK, c.temperature)
+            divergence = losses.kl(logits_BK, teacher_BK, temperature)
         ce = self.cross_entropy(logits_BK, labels_B)
-        return {"ce": (1 - c.alpha) * ce, "distill": c.alpha * multiplier / classes * divergence}
+        return {"ce": (1 - alpha) * ce, "distill": alpha * scale * divergence}
