@@ -11,8 +11,8 @@ labelled images, of which 500 are held out, 90,000 images seen (20 epochs).
 A method with two views of every image takes batches of half as many images, so that every step of every arm
 shows a network 64. (The branches of `pcl` see one view each, and its shared stem those of all branches.)
 Defaults of each method, one thread a run.
-The gain is paired by seed with plain training; its interval is Student's t over the seeds. Runs that are done
-are not repeated, and one that was under way is resumed.
+Differences are paired by seed; their intervals are Student's t over the seeds. The lead of an ensemble is
+over the network that ships. Runs that are done are not repeated, and one that was under way is resumed.
 """
 
 from __future__ import annotations
@@ -102,16 +102,26 @@ def run(work, setting, name, seed):
     return 100 * results["student"]["top1"], None if ensemble is None else 100 * ensemble
 
 
-def row(name, shares, ensembles, plain):
-    """Builds a line of the table."""
-    sd = f" ± {statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
-    gains = [own - other for own, other in zip(shares, plain, strict=True)]
-    gain = f"{statistics.fmean(gains):+.2f}"
-    if len(gains) > 1 and name != "none":
+def paired(own, other):
+    """Formats the mean difference of two arms, paired by seed, with its interval if there are several."""
+    gains = [x - y for x, y in zip(own, other, strict=True)]
+    text = f"{statistics.fmean(gains):+.2f}"
+    if len(gains) > 1:
         half = stats.t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5
-        gain += f" ({statistics.fmean(gains) - half:+.2f} to {statistics.fmean(gains) + half:+.2f})"
-    ensemble = f"{statistics.fmean(ensembles):.2f}" if ensembles else ""
-    return f"| {name} | {statistics.fmean(shares):.2f}{sd} | {'' if name == 'none' else gain} | {ensemble} |"
+        text += f" ({statistics.fmean(gains) - half:+.2f} to {statistics.fmean(gains) + half:+.2f})"
+    return text
+
+
+def row(name, reached):
+    """Builds a line of the table."""
+    shares, ensembles = ([found[k] for found in reached[name]] for k in (0, 1))
+    sd = f" ± {statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
+    gains = [
+        "" if name == other else paired(shares, [found[0] for found in reached[other]])
+        for other in ("none", SMOOTHED)
+    ]
+    ensemble = "" if None in ensembles else f"{statistics.fmean(ensembles):.2f}, {paired(ensembles, shares)}"
+    return f"| {' | '.join([name, f'{statistics.fmean(shares):.2f}{sd}', *gains, ensemble])} |"
 
 
 def main():
@@ -135,12 +145,10 @@ def main():
         for (name, seed), found in zip(arms, tops, strict=True):
             reached[name].append(found)
             print(f"{name} {seed}: {found[0]:.2f} %", file=sys.stderr, flush=True)
-    print("| method | top-1 %, mean ± sd | gain (95 % interval) | ensemble |")
-    print("|---|---|---|---|")
+    print("| method | top-1 %, mean ± sd | against none (95 %) | against smoothing | ensemble, its lead |")
+    print("|---|---|---|---|---|")
     for name in names:
-        shares, ensembles = zip(*reached[name], strict=True)
-        known = [value for value in ensembles if value is not None]
-        print(row(name, shares, known, [share for share, _ in reached["none"]]))
+        print(row(name, reached))
 
 
 if __name__ == "__main__":
