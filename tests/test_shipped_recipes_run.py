@@ -60,6 +60,21 @@ def weights(model, file):
 )
 def test_a_shipped_recipe_ends_with_its_files_proved(name, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path / "cache"))
+    proved_run(name, pictures, tmp_path)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("method", ["mcl", "lmcl", "kdcl", "okddip", "one"])
+def test_the_recipe_of_two_networks_takes_the_other_methods_that_it_names(
+    method, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path / "cache"))
+    assert method in shipped_recipes()["resnet18-x2"].read_text()
+    proved_run("resnet18-x2", pictures, tmp_path, "--method", method)
+
+
+def proved_run(name, pictures, tmp_path, *more):
+    """Trains a recipe for two steps and checks that every file is proved."""
     written = yaml.safe_load(shipped_recipes()[name].read_text())
     settings = [
         "data.dataset=imagefolder", f"data.image_size={SIDE}", "data.batch_size=16", "data.workers=0",
@@ -74,7 +89,7 @@ def test_a_shipped_recipe_ends_with_its_files_proved(name, pictures, tmp_path, m
         settings += [f"pseudo_labels.clusters={CLASSES}", "pseudo_labels.epochs=1"]
     options = [word for setting in settings for word in ("--set", setting)]
     arguments = ["distill", "--recipe", name, "--data", str(pictures), "--out", str(tmp_path / "run")]
-    done = CliRunner().invoke(main, [*arguments, *options])
+    done = CliRunner().invoke(main, [*arguments, *options, *more])
     assert done.exit_code == 0, done.output
     gates = json.loads((tmp_path / "run" / "gates.json").read_text())["gates"]
     assert gates

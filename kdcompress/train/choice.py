@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdcompress.data.loader import EvaluationLoader
-from kdcompress.errors import UserError, suggest
+from kdcompress.errors import UserError
 from kdcompress.methods.base import Candidate, Method
 from kdcompress.networks.tapped import Tapped
 from kdcompress.tasks.figures import selection_metric
@@ -45,9 +46,14 @@ def check_ship(method: Method, ship: str, *, ema: bool) -> None:
         UserError: With the list of values.
     """
     known = offered(method, ema=ema)
-    if ship not in known:
-        hint = "; ema needs train.ema, its decay per step" if ship == EMA else suggest(ship, known)
-        raise UserError(f"train.ship: the method does not offer {ship!r}{hint}; choices: {', '.join(known)}")
+    if ship in known:
+        return
+    hint = difflib.get_close_matches(ship, known, n=1)
+    if ship == EMA:  # a method may have averages of its own
+        hint = [name for name in known if name.startswith(f"{EMA}_")][:1]
+    advice = "ema needs train.ema, its decay per step; " if ship == EMA and not hint else ""
+    advice += f"did you mean {hint[0]!r}?; " if hint else ""
+    raise UserError(f"train.ship: the method does not offer {ship!r}; {advice}choices: {', '.join(known)}")
 
 
 class Choice:

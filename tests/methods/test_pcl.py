@@ -6,10 +6,11 @@ import pytest
 import torch
 from small_training import Small
 
+from kdcompress.errors import UserError
 from kdcompress.methods import losses
 from kdcompress.methods.moving_average import MovingAverage
 from kdcompress.methods.online.pcl import PCL
-from kdcompress.train.choice import offered
+from kdcompress.train.choice import check_ship, offered
 
 BRANCHES = ("student", "branch1", "branch2")
 
@@ -134,6 +135,8 @@ def test_the_averaged_branches_ship_first_and_the_trained_ones_may(tmp_path):
     assert list(small.method.candidates()) == [*names, *BRANCHES]
     assert list(small.method.members()) == names
     assert offered(small.method, ema=False)[-1] == "ensemble"
+    with pytest.raises(UserError, match="'ema'; did you mean 'ema_student'"):
+        check_ship(small.method, "ema", ema=False)
     outcome = small.run()
     assert outcome.candidate == "ema_student"
     state = small.method.averaged.plain_state(0)

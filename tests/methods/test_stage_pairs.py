@@ -54,9 +54,7 @@ def test_maps_that_are_active_at_the_same_places_cost_nothing():
 def test_a_network_of_one_stage_is_refused_with_the_reason(tmp_path):
     method = Small(tmp_path, "scd").method
     method.networks.student.shapes = lambda: SimpleNamespace(stages={"stage1": torch.empty(2, 3, 4, 4)})
-    with pytest.raises(
-        NetworkError, match=r"method scd: needs two stages or more .*, cifar/resnet8 has 1 at"
-    ):
+    with pytest.raises(NetworkError, match=r"method scd: needs two stages or more .*, cifar/resnet8 has 1"):
         type(method)(method.config, method.networks, method.data)
 
 
@@ -71,7 +69,5 @@ def test_a_map_of_one_pixel_says_nothing_about_places_and_is_not_imitated(name, 
     assert pairs == [("stage1", "stage2"), *([("stage2", "stage3")] if name == "spkd_self" else [])]
     del maps["stage1"]
     if name != "spkd_self":
-        with pytest.raises(
-            NetworkError, match="needs two stages or more whose maps have more than one pixel"
-        ):
+        with pytest.raises(NetworkError, match="needs two stages or more whose maps have more than one"):
             type(method)(method.config, method.networks, method.data)
