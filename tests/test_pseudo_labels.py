@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import types
 
@@ -15,7 +16,9 @@ from click.testing import CliRunner
 from kdcompress.cli import main
 from kdcompress.data.datasets import digits
 from kdcompress.errors import RecipeError
+from kdcompress.methods.selfkd.byot import BYOT
 from kdcompress.recipe import load_recipe, load_recipe_of_data
+from kdcompress.run import pseudo_labels
 from kdcompress.tasks import CLUSTERS, task_of
 
 RECIPE = """
@@ -39,11 +42,18 @@ def distill(folder, *more, recipe=RECIPE):
 def done(tmp_path_factory):
     """A folder with a finished run."""
     folder = tmp_path_factory.mktemp("clusters")
+    batches, losses = [], BYOT.losses
+
+    def noted(method, batch):
+        batches.append(batch)
+        return losses(method, batch)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDCOMPRESS_CACHE", str(folder / "cache"))
+        patch.setattr(BYOT, "losses", noted)
         result = distill(folder)
     assert result.exit_code == 0, result.stderr
-    return types.SimpleNamespace(folder=folder, run=folder / "run", stdout=result.stdout)
+    return types.SimpleNamespace(folder=folder, run=folder / "run", stdout=result.stdout, batches=batches)
 
 
 def read(run, name):
@@ -108,6 +118,62 @@ def test_labels_of_noise_give_the_same_student(done, tmp_path, monkeypatch):
     assert weights(tmp_path / "run") == weights(done.run)
     # The figures are those of other labels: what follows the training does read them.
     assert read(tmp_path / "run", "results.json")["student"]["nmi"] < 0.1
+
+
+def test_every_batch_has_equally_many_images_of_each_cluster(done):
+    sizes = read(done.run, "results.json")["pretraining"]["sizes"]
+    assert min(sizes) >= 11  # a smaller cluster could not give its part of 64
+    assert len(done.batches) == 4
+    assigned = safetensors.torch.load_file(done.run / "checkpoints" / "clusters.safetensors")["assigned"]
+    for batch in done.batches:
+        assert torch.equal(batch.labels, assigned[batch.indices])
+        assert set(batch.labels.bincount(minlength=6).tolist()) == {10, 11}
+
+
+def test_another_method_learns_the_clusters_and_ships_its_last_epoch_whatever_the_labels_are(
+    tmp_path, monkeypatch
+):
+    # Images are held out, and no label may decide which they are or which epoch ships.
+    more = (
+        "--method", "cskd", "--set", "data.held_out=0.1", "--set", "data.batch_size=512",
+        "--set", "train.epochs=2",
+    )  # fmt: skip
+    honest = digits.load_digits()
+    noise = np.random.default_rng(0).integers(0, 10, len(honest.target))
+    students = []
+    for name, target in (("honest", honest.target), ("noise", noise)):
+        folder = tmp_path / name
+        folder.mkdir()
+        monkeypatch.setenv("KDCOMPRESS_CACHE", str(folder / "cache"))
+        labelled = types.SimpleNamespace(images=honest.images, target=target)
+        monkeypatch.setattr(digits, "load_digits", lambda labelled=labelled: labelled)
+        result = distill(folder, *more)
+        assert result.exit_code == 0, result.stderr
+        lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+        assert [line["held_out"] for line in lines] == [None] * 3
+        assert set(lines[-1]["losses"]) == {"ce", "class_wise"}
+        training = read(folder / "run", "results.json")["training"]
+        assert (training["epoch"], training["best"]) == (2, None)
+        assert sum(read(folder / "run", "results.json")["pretraining"]["sizes"]) == 1_437
+        students.append(weights(folder / "run"))
+    assert students[0] == students[1]
+
+
+def test_the_hash_in_the_run_folder_is_that_of_the_features(done, monkeypatch):
+    written = read(done.run, "results.json")["pretraining"]["features_sha256"]
+    assert written == read(done.run / "checkpoints", "clusters.json")["features_sha256"]
+    recipe = load_recipe(str(done.folder / "recipe.yaml"), ["pseudo_labels.clusters=2"])
+    run = types.SimpleNamespace(recipe=recipe, data=types.SimpleNamespace(train=None))
+    features = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    other = features.clone()
+    other[3, 1] += 1e-6
+    hashes = []
+    for values in (features, features.clone(), other):
+        monkeypatch.setattr(pseudo_labels, "_features", lambda *_, values=values: (values, None))
+        _, facts = pseudo_labels._cluster(run, recipe.pseudo_labels, None)
+        hashes.append(facts["features_sha256"])
+    assert hashes[0] == hashes[1] == hashlib.sha256(features.numpy().tobytes()).hexdigest()
+    assert hashes[2] != hashes[0]
 
 
 @pytest.mark.exhaustive

@@ -51,21 +51,24 @@ def knn_top1(features_ND: Tensor, labels_N: Tensor, *, most: int = MOST_IMAGES) 
     return right / count
 
 
-def vote(cosines_Rk: Tensor, labels_Rk: Tensor, num_classes: int) -> Tensor:
-    """Predicts the class that neighbours vote for, each with the weight exp(cosine / 0.07).
+def vote(cosines_Rk: Tensor, labels_Rk: Tensor, num_classes: int, temperature: float = TEMPERATURE) -> Tensor:
+    """Predicts the class that neighbours vote for, each with the weight exp(cosine / temperature).
 
     Args:
         cosines_Rk: Nearest first.
         labels_Rk: int64, the neighbours' classes.
         num_classes: K.
+        temperature: Divides the cosines; a lower one gives the nearest neighbours more of the vote.
 
     Returns:
         `[R]` int64. Of equal classes the one of the lower number wins.
     """
-    return votes(cosines_Rk, labels_Rk, num_classes).argmax(1)
+    return votes(cosines_Rk, labels_Rk, num_classes, temperature).argmax(1)
 
 
-def votes(cosines_Rk: Tensor, labels_Rk: Tensor, num_classes: int) -> Tensor:
+def votes(
+    cosines_Rk: Tensor, labels_Rk: Tensor, num_classes: int, temperature: float = TEMPERATURE
+) -> Tensor:
     """Counts the neighbours' weighted votes for each class; arguments as of `vote`.
 
     Returns:
@@ -73,7 +76,7 @@ def votes(cosines_Rk: Tensor, labels_Rk: Tensor, num_classes: int) -> Tensor:
     """
     votes_RK = cosines_Rk.new_zeros(len(cosines_Rk), num_classes)
     # Scaled by the best vote, as a softmax is: exp(1 / 0.07) alone is 1.6 million.
-    weights_Rk = ((cosines_Rk - cosines_Rk[:, :1]) / TEMPERATURE).exp()
+    weights_Rk = ((cosines_Rk - cosines_Rk[:, :1]) / temperature).exp()
     return votes_RK.scatter_add_(1, labels_Rk, weights_Rk)
 
 

@@ -6,20 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcompress.metrics.neighbours import NEIGHBOURS, vote
+from kdcompress.metrics.neighbours import NEIGHBOURS, TEMPERATURE, vote
 from kdcompress.probe.features import Features
 
 _CHUNK = 512  # queries at a time: bounds the similarities to 512 × N
 
 
-def knn(bank: Features, queries_QD: Tensor, num_classes: int, *, k: int = NEIGHBOURS) -> Tensor:
-    """Predicts the class that the k most similar labelled images vote for, each weighted exp(cos / 0.07).
+def knn(
+    bank: Features,
+    queries_QD: Tensor,
+    num_classes: int,
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> Tensor:
+    """Predicts the class that the k most similar labelled images vote for.
+
+    A vote has the weight exp(cosine / temperature).
 
     Args:
         bank: Bank of the labelled images; not empty.
         queries_QD: Features of the images to be classified.
         num_classes: K.
         k: Neighbours that vote; a smaller bank votes as a whole.
+        temperature: Divides the cosines of a vote.
 
     Returns:
         `[Q]` int64.
@@ -34,5 +44,5 @@ def knn(bank: Features, queries_QD: Tensor, num_classes: int, *, k: int = NEIGHB
     for chunk_QD in torch.split(queries_QD, _CHUNK):
         cosines_QN = F.normalize(chunk_QD, dim=1) @ bank_ND.T
         nearest_Qk, at_Qk = cosines_QN.topk(k, dim=1)
-        predicted.append(vote(nearest_Qk, bank.labels[at_Qk], num_classes))
+        predicted.append(vote(nearest_Qk, bank.labels[at_Qk], num_classes, temperature))
     return torch.cat(predicted)

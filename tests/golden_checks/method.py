@@ -7,7 +7,7 @@ import types
 import torch
 from torch import nn
 
-from kdcompress.data.batch import DataInfo
+from kdcompress.data.batch import Batch, DataInfo, View
 from kdcompress.methods.base import find_method
 from kdcompress.methods.stage_pairs import StagePairs
 
@@ -27,6 +27,22 @@ def method(name, num_classes, *, peers=0, label_smoothing=0.0, **config):
         config = {"full_weight_epochs": 0, **config}  # the weights as published, however short the run
     super(first, made).__init__(cls.Config(**config), networks, info)
     return made
+
+
+def student_of(forward):
+    """A stand-in for a student, for methods whose `losses` only call it.
+
+    Args:
+        forward: Computes its outputs, by name, from the images of a batch.
+    """
+    return lambda images, want=None: types.SimpleNamespace(**forward(images))
+
+
+def batch_of(views, labels, indices=None):
+    """A batch whose views hold `views`, of whatever shape the stand-in for a student reads."""
+    indices = torch.arange(len(labels)) if indices is None else indices
+    made = tuple(View(images, indices, number) for number, images in enumerate(views))
+    return Batch(made, labels, indices)
 
 
 def fill(z, layer, prefix):

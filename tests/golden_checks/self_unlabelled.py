@@ -8,8 +8,8 @@ from torch import nn
 
 from golden_checks.method import gradients, method
 from kdcompress.methods import losses
-from kdcompress.metrics.clustering import cluster_figures
-from kdcompress.metrics.neighbours import TEMPERATURE, votes
+from kdcompress.metrics.clustering import cluster_figures, contingency
+from kdcompress.metrics.neighbours import votes
 from kdcompress.probe.features import Features
 from kdcompress.probe.knn import knn
 
@@ -43,21 +43,36 @@ def cluster_metrics(z, dtype, compare):
         figures = cluster_figures(z.tensor(f"{name}_clusters"), labels)
         for ours, theirs in (("nmi", "nmi"), ("ari", "ari"), ("accuracy", "acc")):
             compare(f"{name}_{theirs}", torch.tensor(figures[ours], dtype=dtype))
-        z.read.add(f"{name}_nmi_geometric")  # another normaliser, which is not offered
+        assigned = z.tensor(f"{name}_clusters")
+        compare(f"{name}_nmi_geometric", geometric_nmi(figures["nmi"], assigned, labels, dtype))
     bank = Features(z.tensor("knn_train"), z.tensor("knn_train_labels"))
     queries, truth, k = z.tensor("knn_test"), z.tensor("knn_test_labels"), z.number("knn_k")
-    assert z.number("knn_tau") == TEMPERATURE
+    tau = z.number("knn_tau")
     classes = z.tensor("knn_scores").shape[1]
-    predicted = knn(bank, queries, classes, k=k)
+    predicted = knn(bank, queries, classes, k=k, temperature=tau)
     compare("knn_pred", predicted.to(dtype))
     compare("knn_acc", (predicted == truth).to(dtype).mean())
     cosines, neighbours = (F.normalize(queries, dim=1) @ F.normalize(bank.values, dim=1).T).topk(k)
     compare("knn_neighbours", neighbours.to(dtype))
-    scores = votes(cosines, bank.labels[neighbours], classes) * (cosines[:, :1] / TEMPERATURE).exp()
+    scores = votes(cosines, bank.labels[neighbours], classes, tau) * (cosines[:, :1] / tau).exp()
     compare("knn_scores", scores)
     # Classes without a vote are in any order there.
     ranked = scores.gather(1, z.tensor("knn_ranking"))
     assert (ranked[:, :-1] >= ranked[:, 1:]).all()
+
+
+def geometric_nmi(nmi, assigned, labels, dtype):
+    """The product's mutual information over the geometric mean of both entropies.
+
+    The product divides by the arithmetic mean; both entropies come from its table of counts.
+    """
+    table = contingency(assigned, labels).double()
+    shares = [table.sum(dim) / table.sum() for dim in (0, 1)]
+    entropies = [torch.special.entr(share).sum() for share in shares]
+    product = entropies[0] * entropies[1]
+    if product == 0:  # one cluster of all images tells nothing
+        return torch.zeros((), dtype=dtype)
+    return (nmi * sum(entropies) / 2 / product.sqrt()).to(dtype)
 
 
 CHECKS = {"moco_infonce": moco_infonce, "cluster_metrics": cluster_metrics}

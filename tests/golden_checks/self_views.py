@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from golden_checks.method import gradients, method
+from golden_checks.method import batch_of, gradients, method, student_of
+from kdcompress.data.batch import DataInfo
 from kdcompress.methods import losses
+from kdcompress.methods.selfkd.dlb import DLB
+from kdcompress.networks.networks import Networks
 
 
 def cskd(z, dtype, compare):
     labels, logits = z.tensor("labels"), z.tensor("logits").requires_grad_()
     partner = z.tensor("logits_pair").requires_grad_()
     made = method("cskd", logits.shape[1], temperature=z.number("T"), weight=z.number("lam"))
-    kd = made.terms(logits, partner.detach())["class_wise"]
+    kd = made.terms(logits, partner)["class_wise"]
     ce = made.cross_entropy(logits, labels)
     compare("ce", ce)
     compare("kd", kd / z.number("lam"))
@@ -77,16 +80,20 @@ def ddgsd_youngerous(z, dtype, compare):
 
 def dlb(z, dtype, compare):
     weight = z.tensor("weight").requires_grad_()
-    made = method("dlb", weight.shape[1], temperature=z.number("T"), weight=z.number("alpha"))
-    totals, slopes, last = [], [], None
+    width, classes = weight.shape
+    rows = len(z.tensor("labels_0"))
+    # An image here has one pixel of `width` channels, and the student is one matrix.
+    student = student_of(lambda images: {"logits": images.flatten(1) @ weight})
+    info = DataInfo(classes, torch.zeros(0, dtype=torch.int64), (1, 1), width, batch_size=rows)
+    config = DLB.Config(temperature=z.number("T"), weight=z.number("alpha"), full_weight_epochs=0)
+    made = DLB(config, Networks(student), info).to(dtype)
+    made.on_epoch_start(0, 1)
+    totals, slopes = [], []
     for step in range(len(z.tensor("losses"))):
-        views, labels = z.tensor(f"views_{step}"), z.tensor(f"labels_{step}")
-        logits = views[:, 0] @ weight
-        before = None if last is None else (last[0] @ weight, last[1], last[2])
-        total = sum(made.terms(logits, labels, before).values())
+        views = z.tensor(f"views_{step}").reshape(rows, 2, width, 1, 1).unbind(1)
+        total = sum(made.losses(batch_of(views, z.tensor(f"labels_{step}"))).values())
         totals.append(total)
         slopes.append(gradients(total, [weight])[0])
-        last = (views[:, 1], labels, logits.detach())
     compare("losses", torch.stack(totals))
     compare("grads_weight", torch.stack(slopes))
 

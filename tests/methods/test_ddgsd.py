@@ -12,7 +12,8 @@ def test_views_that_are_predicted_alike_cost_cross_entropy_alone(tmp_path):
     features = torch.randn(4, 6, dtype=torch.float64)
     terms = method.terms(logits, logits, (features, features), labels)
     assert terms["agreement"].item() == terms["features"].item() == 0
-    torch.testing.assert_close(terms["ce"], losses.cross_entropy(logits, labels))
+    # The sum over both views.
+    torch.testing.assert_close(terms["ce"], 2 * losses.cross_entropy(logits, labels))
 
 
 def test_both_views_of_a_batch_are_read(tmp_path):

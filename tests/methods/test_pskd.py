@@ -1,7 +1,22 @@
 from __future__ import annotations
 
 import torch
+from click.testing import CliRunner
 from small_training import Small
+
+from kdcompress.cli import main
+from kdcompress.data.datasets import digits
+from kdcompress.data.raw import Raw
+from kdcompress.data.source import MemorySource
+from kdcompress.methods.selfkd.pskd import PSKD
+
+RECIPE = """
+data: {dataset: digits, held_out: 0}
+student: {model: cifar/resnet8}
+method: {name: pskd, memory: cpu}
+train: {epochs: 1, threads: 1}
+optim: {lr: 0.05}
+"""
 
 
 def test_the_memory_starts_as_the_labels_and_the_share_grows_to_alpha(tmp_path):
@@ -31,3 +46,26 @@ def test_an_epoch_learns_from_what_the_one_before_predicted(tmp_path):
     other = set(range(len(small.method.data.labels))) - set(batch.indices.tolist())
     untouched = small.method.memory.rows[sorted(other)]
     assert set(untouched.unique().tolist()) == {0.0, 1.0}
+
+
+def test_a_run_announces_the_size_of_the_memory_before_its_first_step(tmp_path, monkeypatch):
+    # 28,800 training images (a tenth of 32,000 is the test split) of 200 classes, two bytes a number.
+    labels = torch.arange(32_000) % 200
+    source = MemorySource(torch.randint(0, 256, (32_000, 1, 8, 8), dtype=torch.uint8), labels)
+    many = Raw(train=source, class_names=tuple(map(str, range(200))), listing_sha256="0", augment="none")
+    monkeypatch.setattr(digits, "read", lambda section, progress: many)
+    monkeypatch.setattr(PSKD, "losses", stop)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    arguments = ["distill", "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(main, arguments)
+    assert isinstance(result.exception, FirstStepError)
+    notice = "Note: the method stores 12 MB of numbers for the training images, on the CPU, and in every"
+    assert f"{notice} checkpoint" in result.stderr
+
+
+class FirstStepError(Exception):
+    """Ends a run at its first step."""
+
+
+def stop(method, batch):
+    raise FirstStepError

@@ -5,6 +5,7 @@ import json
 import torch
 import torch.nn.functional as F
 from small_training import Small
+from torch import nn
 
 
 def by_hand(method, views):
@@ -33,6 +34,44 @@ def test_the_loss_is_that_of_the_papers_pseudo_code(tmp_path):
     ):
         if want is not None:
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_the_heads_are_those_of_the_paper(tmp_path):
+    # Chen & He 2021, section 3: the projector has batch norm on all of its three layers, the output included
+    # (their code: there without weights), and no ReLU behind the output; the predictor has two layers with a
+    # hidden width of a quarter, and neither norm nor ReLU behind its output.
+    method = Small(tmp_path, "simsiam", config={"width": 64}).method
+    pooled = method.networks.student.shapes().pooled.shape[1]
+    assert layers(method.projector) == [
+        ("Linear", pooled, 64), ("BatchNorm1d", 64), "ReLU",
+        ("Linear", 64, 64), ("BatchNorm1d", 64), "ReLU",
+        ("Linear", 64, 64), ("BatchNorm1d without weights", 64),
+    ]  # fmt: skip
+    assert layers(method.predictor) == [
+        ("Linear", 64, 16), ("BatchNorm1d", 16), "ReLU", ("Linear with bias", 16, 64)
+    ]  # fmt: skip
+
+
+def layers(head):
+    """Type and widths of each layer of a head."""
+    found = []
+    for layer in head:
+        name = type(layer).__name__
+        if isinstance(layer, nn.Linear):
+            bias = "" if layer.bias is None else " with bias"
+            found.append((name + bias, layer.in_features, layer.out_features))
+        elif isinstance(layer, nn.BatchNorm1d):
+            found.append((name + ("" if layer.affine else " without weights"), layer.num_features))
+        else:
+            found.append(name)
+    return found
+
+
+def test_the_projections_are_as_wide_as_published_unless_the_features_are_few(tmp_path):
+    assert Small(tmp_path / "few", "simsiam").method.projector[0].out_features == 4 * 64
+    many = Small(tmp_path / "many", "simsiam", student="torchvision/mobilenet_v3_small").method
+    assert many.projector[0].out_features == 2048
+    assert many.predictor[0].out_features == 512
 
 
 def test_the_other_views_projection_is_a_constant(tmp_path):

@@ -44,6 +44,8 @@ def test_knn_weighs_one_near_neighbour_above_two_farther_ones():
     bank = Features(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]]), torch.tensor([0, 1, 1]))
     # exp(1 / 0.07) against 2 exp(0.6 / 0.07)
     assert knn(bank, torch.tensor([[5.0, 0.0]]), 2, k=3).tolist() == [0]
+    # exp(1) against 2 exp(0.6): a high temperature counts heads
+    assert knn(bank, torch.tensor([[5.0, 0.0]]), 2, k=3, temperature=1.0).tolist() == [1]
     # exp(0.6 / 0.07) twice beats exp(0.64 / 0.07), which alone is the most similar
     near = Features(torch.tensor([[0.64, 0.7684], [0.6, 0.8], [0.6, -0.8]]), torch.tensor([0, 1, 1]))
     assert knn(near, torch.tensor([[1.0, 0.0]]), 2, k=1).tolist() == [0]

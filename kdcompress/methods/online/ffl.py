@@ -35,11 +35,12 @@ class FFL(FusionMethod):
             "Published with batches of 128.",
             epochs=300, optim={"lr": 0.1, "milestones": [150, 225], "weight_decay": 1e-4},
             form="branches", branches=2, temperature=3.0, weight=1.0, ramp_epochs=80.0, shift=1e-7,
-            fusion_weight_decay=1e-5,
+            fusion_weight_decay=1e-5, detach=True,
         ),
         "imagenet": imagenet(
             "No setting of the ramp is known: it has the same share of the run as on CIFAR-100.",
             form="branches", branches=2, temperature=3.0, weight=1.0, shift=1e-7, fusion_weight_decay=1e-5,
+            detach=True,
         ),
     }  # fmt: skip
     FIGURES = (

@@ -43,11 +43,12 @@ class MFEF(FusionMethod):
             _OURS,
             epochs=300, optim={"lr": 0.1, "milestones": [150, 225], "weight_decay": 1e-4},
             form="branches", branches=2, temperature=3.0, weight=1.0, ramp_epochs=80.0, shift=1e-7,
-            fusion_weight_decay=1e-5,
+            fusion_weight_decay=1e-5, detach=True,
         ),
         "imagenet": imagenet(
             _OURS,
             form="branches", branches=2, temperature=3.0, weight=1.0, shift=1e-7, fusion_weight_decay=1e-5,
+            detach=True,
         ),
     }  # fmt: skip
 
