@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +14,7 @@ from kdcompress.plain_text import printable
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+    from torch import Tensor
 
 LINE_SECONDS = 60.0
 """Longest time without a line where there is no terminal."""
@@ -27,6 +28,13 @@ class Bar(Protocol):
 
     def report(self, text: str) -> None:
         """Writes a line with the time left where there is no terminal; a terminal has the bar."""
+
+
+def counted(batches: Iterable[tuple[Tensor, Tensor]], bar: Bar) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields batches of images and labels, and adds the images to a bar once they are dealt with."""
+    for images, labels in batches:
+        yield images, labels
+        bar.advance(len(images))
 
 
 class Progress:

@@ -87,8 +87,8 @@ def _draw_networks(student, peers, *, teacher, has_classes, headless, side, devi
     torch.manual_seed(1)
     first = (tapped if has_classes else backbone)(student, side, device, precision)
     frozen = None
-    if teacher:
-        frozen = FrozenTeacher((backbone if headless else tapped)(TEACHER, side, device, precision))
+    if teacher is not None:
+        frozen = FrozenTeacher((backbone if headless else tapped)(teacher, side, device, precision))
     beside = tuple(tapped(peer, side, device, precision) for peer in peers)
     if float64:
         for network in (first, *beside, *([] if frozen is None else [frozen._frozen])):
@@ -103,7 +103,8 @@ class Small:
     """A method beside freshly drawn networks, with data, optimiser settings and a folder.
 
     Everything is drawn from seeds, so that two of them with the same arguments begin equal. The student is
-    what the method needs: a classifier, or a backbone; the teacher is a classifier unless `headless` is set.
+    what the method needs: a classifier, or a backbone; the teacher is the network `teacher`, a classifier
+    unless `headless` is set.
     With `float64` everything is computed in it, so that two ways of computing the same agree to 1e-9.
     `statistics` gives the images for batch-norm statistics from the training images.
     """
@@ -115,6 +116,7 @@ class Small:
         *,
         student="cifar/resnet8",
         peers=None,
+        teacher=TEACHER,
         config=None,
         train=None,
         optim=None,
@@ -140,12 +142,13 @@ class Small:
         needs = cls.needs(config)
         if peers is None:
             peers = [student] * (needs.peers or 0)
-        teacher = needs.teacher and frozen is None
+        own_teacher = needs.teacher and frozen is None
         self.student, self.frozen, self.peers = initial_networks(
-            student, tuple(peers), teacher=teacher, has_classes=needs.task.has_classes, headless=headless,
-            side=side, device=device, precision=precision, float64=float64,
+            student, tuple(peers), teacher=teacher if own_teacher else None,
+            has_classes=needs.task.has_classes, headless=headless, side=side, device=device,
+            precision=precision, float64=float64,
         )  # fmt: skip
-        self.teacher = self.frozen.tapped if teacher else None
+        self.teacher = self.frozen.tapped if own_teacher else None
         if needs.teacher and frozen is not None:
             self.frozen = frozen  # a Teacher that several trainings share
             if float64:

@@ -6,9 +6,10 @@ import threading
 import time
 
 import pytest
+import torch
 
 from kdcompress import progress as progress_module
-from kdcompress.progress import Progress
+from kdcompress.progress import Progress, counted
 from kdcompress.train.journal import describe_epoch
 
 LINE = {
@@ -96,6 +97,17 @@ def test_a_counter_names_each_of_its_tasks_once(capsys):
             tell("bench: loading", done, 3)
             tell("bench: timing", done, 3)
     assert capsys.readouterr().err.splitlines() == ["bench: loading", "bench: timing"]
+
+
+def test_images_are_counted_once_they_are_dealt_with(monkeypatch, capsys):
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    batches = [(torch.zeros(3), torch.zeros(3)), (torch.zeros(2), torch.zeros(2))]
+    with Progress().bar("student.onnx on the test images", 5) as bar:
+        for _ in counted(batches, bar):
+            time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "student.onnx on the test images: 0 of 5"
+    assert lines[-1].startswith("student.onnx on the test images: 3 of 5")
 
 
 def test_no_thread_is_left_after_a_task():

@@ -53,7 +53,9 @@ def done(tmp_path_factory):
         patch.setattr(BYOT, "losses", noted)
         result = distill(folder)
     assert result.exit_code == 0, result.stderr
-    return types.SimpleNamespace(folder=folder, run=folder / "run", stdout=result.stdout, batches=batches)
+    return types.SimpleNamespace(
+        folder=folder, run=folder / "run", stdout=result.stdout, stderr=result.stderr, batches=batches
+    )
 
 
 def read(run, name):
@@ -89,6 +91,14 @@ def test_both_trainings_and_the_clusters_are_in_the_run_folder(done):
     assert student.keys() - backbone.keys() == {"fc.weight", "fc.bias"}
     phases = [json.loads(line)["phase"] for line in (done.run / "log.jsonl").read_text().splitlines()]
     assert phases == ["pretraining", "student"]
+
+
+def test_features_and_clusters_are_announced_where_there_is_no_terminal(done):
+    lines = done.stderr.splitlines()
+    counts = read(done.run, "manifest.json")["data"]["counts"]
+    assert f"Features of {counts['train']:,} training images" in lines
+    assert f"Clustering {counts['train']:,} images into 6 (k-means)" in lines
+    assert f"Features of {counts['test']:,} test images" in lines
 
 
 def test_the_report_and_the_card_say_what_was_done(done):

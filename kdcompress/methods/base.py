@@ -186,6 +186,10 @@ class Minimise(Protocol):
     def __call__(self, terms: Mapping[str, Tensor], *sets: str) -> None:
         """Checks that the terms are finite and updates the named sets (none named: all of the phase)."""
 
+    @property
+    def is_last_batch(self) -> bool:
+        """True in the last batch of an optimiser step, in which a call updates parameters."""
+
     def rate(self, name: str) -> float:
         """Returns the present learning rate of a parameter set."""
 

@@ -115,7 +115,7 @@ def segments(model: str, network: nn.Module) -> list[tuple[str, nn.Module]]:
     names = [segment for segment, _ in chain]
     assert names == ["stem", *(f"stage{i}" for i in range(1, len(chain) - 1)), "head"], names
     if len(chain) < 3:
-        raise Uncuttable(f"{model}: has no stages to cut at")
+        raise Uncuttable(f"{model}: has no stages to cut at; {CHOOSE} {cuttable()}")
     return chain
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcompress.errors import NetworkError, Uncuttable
 from kdcompress.networks.activations import LOGITS, POOLED, Activations, Want
+from kdcompress.networks.build import CHOOSE, cuttable
 from kdcompress.networks.exits import Exit, exit_after, own_exit
 from kdcompress.networks.load_state import load_state
 from kdcompress.networks.split import Split, fresh_network
@@ -200,7 +201,10 @@ def _keys_in_branch(student: Tapped, parts: Split) -> dict[str, str]:
     shared, keys = _keys_within(student, parts.stem), _keys_within(student, parts.rest)
     for key in student.network.state_dict():
         if key not in shared and key not in keys:
-            raise Uncuttable(f"{student.model}: {key} lies outside its segments, so no branch can carry it")
+            raise Uncuttable(
+                f"{student.model}: {key} lies outside its segments, so no branch can carry it; "
+                f"{CHOOSE} {cuttable()}"
+            )
     return keys
 
 

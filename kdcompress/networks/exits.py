@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcompress.errors import NetworkError, Uncuttable
 from kdcompress.networks.activations import Activations
+from kdcompress.networks.build import CHOOSE, cuttable
 from kdcompress.networks.hooks import reading
 from kdcompress.networks.split import Split, fresh_network, shortened, split, split_at
 from kdcompress.networks.tap_points import Tap
@@ -157,7 +158,7 @@ def classifier_path(tapped: Tapped, network: nn.Module, rest: nn.Module) -> str 
     for path, module in rest.named_modules():
         if module is classifier:
             return str(path)
-    raise Uncuttable(f"{tapped.model}: its classifier does not lie in the branches")
+    raise Uncuttable(f"{tapped.model}: its classifier does not lie in the branches; {CHOOSE} {cuttable()}")
 
 
 def _resize_classifier(tapped: Tapped, rest: nn.Module, path: str | None, num_classes: int) -> None:

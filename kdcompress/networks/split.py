@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompress.errors import NetworkError, Uncuttable, suggest
-from kdcompress.networks.build import segments
+from kdcompress.networks.build import CHOOSE, cuttable, segments
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.undisturbed import undisturbed
 
@@ -56,7 +56,8 @@ def split(tapped: Tapped, stage: str) -> Split:
     if position is None:
         path = tapped.taps.stages[stage].path
         raise Uncuttable(
-            f"{tapped.model}: cannot be cut behind {stage} ({path}), which is no border between its segments"
+            f"{tapped.model}: cannot be cut behind {stage} ({path}), which is no border between its "
+            f"segments; name another module in its taps, or {CHOOSE} {cuttable()}"
         )
     return split_at(tapped.model, tapped.network, position)
 

@@ -168,7 +168,7 @@ def pretraining_figures(run: Run, pretraining: Pretraining) -> dict[str, Any]:
         `knn_top1`, and `cluster_accuracy`, `nmi`, `ari` and `purity` of the nearest centres; each None
         without labels; and the note on the clusters.
     """
-    features_ND, labels_N = _features(run, pretraining.network, run.data.test)
+    features_ND, labels_N = _features(run, pretraining.network, run.data.test, run.data.test_name)
     change = pretraining.whitening or functools.partial(F.normalize, dim=1)
     assigned = (change(features_ND) @ pretraining.centres.T).argmax(1)
     return {
@@ -195,11 +195,12 @@ def pretraining_of(run: Run, section: PseudoLabelsSection, start: LoadedNetwork)
 def _cluster(
     run: Run, section: PseudoLabelsSection, network: Tapped
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    features_ND, _ = _features(run, network, run.data.train)
+    features_ND, _ = _features(run, network, run.data.train, "training")
     content = features_ND.contiguous().numpy().tobytes()
     whitening = Whitening.of(features_ND) if section.whiten else None
     values = features_ND if whitening is None else whitening(features_ND)
-    result = kmeans.cluster(values, section.clusters, run.recipe.seed, starts=section.starts)
+    with run.progress.announce(f"Clustering {len(values):,} images into {section.clusters:,} (k-means)"):
+        result = kmeans.cluster(values, section.clusters, run.recipe.seed, starts=section.starts)
     note = {
         "sizes": torch.bincount(result.assigned, minlength=len(result.centres)).tolist(),
         "inertia": result.inertia,
@@ -212,9 +213,10 @@ def _cluster(
     return tensors, note
 
 
-def _features(run: Run, network: Tapped, split: Source) -> tuple[Tensor, Tensor]:
+def _features(run: Run, network: Tapped, split: Source, name: str) -> tuple[Tensor, Tensor]:
     """Computes the features of a split without augmentation, `[N, D]` float32, and its labels."""
-    with run.evaluation(split) as batches:
+    what = f"Features of {len(split):,} {name} images"
+    with run.progress.announce(what), run.evaluation(split) as batches:
         return predict(network.network, network, batches)
 
 

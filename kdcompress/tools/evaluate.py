@@ -14,7 +14,7 @@ from kdcompress.deploy.formats import safetensors
 from kdcompress.deploy.load import Graph, open_graph, spec_of
 from kdcompress.errors import DataError, UserError
 from kdcompress.export.reexport import artefact, data_of, images_of
-from kdcompress.progress import Progress
+from kdcompress.progress import Progress, counted
 from kdcompress.recipe import load_recipe_of_data
 
 EVALUATION_SCHEMA = "kdcompress.evaluation/1"
@@ -72,6 +72,8 @@ def evaluate(
     if run.task.numbers_are_labels and outputs != opened.num_classes:
         raise UserError(f"{file}: tells {outputs} classes apart, the data has {opened.num_classes}")
     scorer = run.task.scorer(outputs, keep_outputs=False)
-    score = score_split(run, images_of(images, workers=granted_cores()), scorer, file).result()
     name = opened.test_name if split == "test" else split
+    with progress.bar(f"{file.name} on the {name} images", len(images)) as bar:
+        batches = counted(images_of(images, workers=granted_cores()), bar)
+        score = score_split(run, batches, scorer, file).result()
     return {"schema": EVALUATION_SCHEMA, "file": str(file), "split": name, **score}

@@ -36,7 +36,7 @@ from kdcompress.probe.knowledge import HIGHEST, LEAST, MOST, Search, entropies, 
 from kdcompress.probe.linear import linear
 from kdcompress.probe.picture import ROWS, Column, picture
 from kdcompress.probe.views import ORIGINAL, View, second_view
-from kdcompress.progress import Progress
+from kdcompress.progress import Progress, counted
 from kdcompress.recipe import Recipe, load_recipe_of_data
 from kdcompress.run.context import Run
 from kdcompress.run.networks import load_networks, tapped
@@ -291,7 +291,8 @@ class _EntropyAnalysis:
 
     def __call__(self, network: _Network, advance: Callable[[], None]) -> tuple[dict[str, Any], Tensor]:
         """Returns the figures of a network, and its entropy maps `[N, H, W]`."""
-        spread = variance(features(network.read, _batches(self.for_variance)).values)
+        images = images_of(self.for_variance, workers=granted_cores())
+        spread = variance(features(network.read, images).values)
         original, other = (
             entropies(
                 network.read, self.pixels, spread,
@@ -393,12 +394,4 @@ def _labelled(images: Source | None) -> Source | None:
 
 def _features(read: Read, images: Source, progress: Progress, what: str) -> Features:
     with progress.bar(what, len(images)) as bar:
-        return features(read, _batches(images, bar.advance))
-
-
-def _batches(
-    images: Source, advance: Callable[[int], None] = lambda count: None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch, labels in images_of(images, workers=granted_cores()):
-        yield batch, labels
-        advance(len(batch))
+        return features(read, counted(images_of(images, workers=granted_cores()), bar))

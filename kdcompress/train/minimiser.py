@@ -92,7 +92,9 @@ class Minimiser:
         self.terms: dict[str, Tensor] = {}
         self.logged: dict[str, Tensor] = {}
         self._skips_in_a_row: dict[str, int] = {}
-        self._first_in_step = self._last_in_step = True
+        self._last_in_step = True
+        # Sets that hold gradients of earlier batches of the present step.
+        self._accumulated: set[str] = set()
         self._batches = 1
         self._step = 0
 
@@ -105,7 +107,9 @@ class Minimiser:
             batches: Number of batches that the step accumulates.
         """
         self._step, self._batches = step, batches
-        self._first_in_step, self._last_in_step = place == 0, place + 1 == batches
+        self._last_in_step = place + 1 == batches
+        if place == 0:
+            self._accumulated.clear()
         self.terms, self.logged = {}, {}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -116,6 +120,11 @@ class Minimiser:
         with contextlib.nullcontext() if self._last_in_step else self._wrapped.no_sync():
             terms: dict[str, Tensor] = self._wrapped(batch)
         return terms
+
+    @property
+    def is_last_batch(self) -> bool:
+        """True in the last batch of an optimiser step, in which a call updates parameters."""
+        return self._last_in_step
 
     def rate(self, name: str) -> float:
         """Returns the present learning rate of a parameter set."""
@@ -143,15 +152,18 @@ class Minimiser:
         if finite:
             self.terms.update(means)
         names = sets or tuple(self.sets)
-        if self._first_in_step:
-            for name in names:
+        for name in names:
+            # A method may leave a set to a later batch of the step than the first.
+            if name not in self._accumulated:
                 self.optimisers[name].zero_grad(set_to_none=True)
         total = stacked.sum() / self._batches
         # A loss of some sets must not leave gradients behind in the others.
         only = None if len(names) == len(self.sets) else [p for n in names for p in self.sets[n].parameters]
         torch.autograd.backward(self.scaler.scale(total), inputs=only)
         if not self._last_in_step:
+            self._accumulated.update(names)
             return
+        self._accumulated.difference_update(names)
         if self.processes.world > 1 and self._wrapped is None:
             self.processes.average_gradients(p for n in names for p in self.sets[n].parameters)
         if self.job.train.clip_norm is not None:

@@ -21,8 +21,7 @@ def simreg(z, dtype, compare):
     compare("loss", loss)
     compare("loss_mse_nonorm_flag", loss)
     compare("grad_query", gradients(loss, [query])[0])
-    z.read.add("out_mlp_structure")
-    assert [type(layer).__name__ for layer in made.head] == z.arrays["out_mlp_structure"].tolist()
+    z.equal("out_mlp_structure", [type(layer).__name__ for layer in made.head])
     for number, layer in enumerate(made.head):
         fill(z, layer, f"param_mlp_{number}")
     assert {m.eps for m in made.head if isinstance(m, nn.BatchNorm1d)} == {z.number("hp_bn_eps")}

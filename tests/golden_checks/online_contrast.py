@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+import types
 
 import torch
 from torch import nn
@@ -11,9 +11,10 @@ from torch import nn
 from golden_checks.method import gradients, method
 from kdcompress.methods import losses
 from kdcompress.methods.base import ParameterSet, find_method
-from kdcompress.methods.hypergradient import SGD, Stepped, hypergradient, sgd_trajectory
+from kdcompress.methods.hypergradient import SGD, sgd_trajectory
 from kdcompress.methods.losses import unit_rows
 from kdcompress.methods.memory import SampleMemory
+from kdcompress.networks.networks import Networks
 from kdcompress.recipe import OptimSection
 from kdcompress.train import optimisers
 
@@ -139,6 +140,18 @@ def shape_of(z, pattern):
 def without_autocast(made):
     student = torch.autocast("cpu", enabled=False)
     made.networks.student = type("Student", (), {"autocast": lambda self: student})()
+
+
+def stand_in_for_networks(made, modules):
+    """Gives a method stand-ins for its networks, which have parameters and are never run."""
+    stubs = [
+        types.SimpleNamespace(
+            network=module, model="toy", precision=None, compiled=None, device=torch.device("cpu"),
+            autocast=lambda: torch.autocast("cpu", enabled=False),
+        )
+        for module in modules
+    ]  # fmt: skip
+    made.networks = Networks(stubs[0], None, tuple(stubs[1:]))
 
 
 def linear(z, prefix):
@@ -284,9 +297,6 @@ class Toy(nn.Module):
                 name = "_".join([*exit_, "proj_head", layer, kind])
             yield name.replace(".", "_")
 
-    def forward(self, function):
-        return function()
-
     def read(self, x):
         features, logits = [], []
         for student in self.students:
@@ -299,36 +309,33 @@ class Toy(nn.Module):
 
 def lmcl_meta_step(z, dtype, compare):
     networks = next(i for i in range(99) if f"in_net_n_{i}_l1_weight" not in z.names)
-    x, labels = z.tensor("in_x"), z.tensor("in_labels")
-    made = contrasting("lmcl", z, z.tensor("in_net_n_0_c1_bias").shape[0], peers=networks - 1)
-    without_autocast(made)
+    sgd = SGD(z.number("hp_lr"), z.number("hp_momentum"), z.number("hp_weight_decay"))
+    made = method(
+        "lmcl", z.tensor("in_net_n_0_c1_bias").shape[0], peers=networks - 1,
+        contrast_temperature=z.number("hp_tau"), soft_temperature=z.number("hp_kd_T"),
+        meta_times=z.number("hp_times"), meta_momentum=sgd.momentum, meta_weight_decay=sgd.weight_decay,
+        **{f"{term}_weight": z.number(f"hp_{key}") for term, key in WEIGHTS.items()},
+    )  # fmt: skip
     made.matchers = by_exit((networks, 2), lambda i, s: linear(z, f"in_meta_proj_{i}_{s}"))
     toy = Toy(z, networks)
-    made.heads = toy.heads
-    stepped = Stepped([toy])
+    made.heads, made.exits = toy.heads, nn.ModuleList()  # the toy's exits are in its students
+    made.read_exits = toy.read
+    stand_in_for_networks(made, toy.students)
+    batch = types.SimpleNamespace(images=z.tensor("in_x"), labels=z.tensor("in_labels"))
 
-    def inner():
-        features, _ = toy.read(x)
-        return published_sum(z, made.contrast(made.embeddings(features), made.match(features), labels))
-
-    def outer():
-        _, logits = toy.read(x)
-        return sum(made.cross_entropy(rows, labels) for exits in logits for rows in exits)
-
-    compare("out_inner_loss_start", inner())
-    compare("out_outer_loss_start", outer())
-    steps = [stepped.objective(inner)] * z.number("hp_times") + [stepped.objective(outer)]
-    final, start, meta = stepped.objective(outer), stepped.start(), tuple(made.matchers.parameters())
-    sgd = SGD(z.number("hp_lr"), z.number("hp_momentum"), z.number("hp_weight_decay"))
+    steps, final, start = made.simulated_steps(batch)
+    compare("out_inner_loss_start", steps[0](start))
+    compare("out_outer_loss_start", final(start))
     for number, point in enumerate(sgd_trajectory(steps, start, sgd)[1:], start=1):
         for name, values in zip(toy.names(), point, strict=True):
             compare(f"out_step{number}_{name}", values)
+    meta = tuple(made.matchers.parameters())
     before = [p.clone() for p in start]
     names = [f"proj_{name.replace('.', '_')}" for name, _ in made.matchers.named_parameters()]
-    result = hypergradient(steps, final, start, meta, sgd)
-    compare("out_outer_loss_after_steps", result.loss)
-    for decay, kind in ((sgd, "exact"), (replace(sgd, weight_decay=0.0), "exact_wd0")):
-        result = hypergradient(steps, final, start, meta, decay)
+    compare("out_outer_loss_after_steps", made.meta_gradient(batch, sgd.lr).loss)
+    for decay, kind in ((sgd.weight_decay, "exact"), (0.0, "exact_wd0")):
+        made.config = made.config.model_copy(update={"meta_weight_decay": decay})
+        result = made.meta_gradient(batch, sgd.lr)
         for name, grad in zip(names, result.gradients, strict=True):
             compare(f"out_hypergrad_{kind}_{name}", grad)
     assert all(torch.equal(p, was) for p, was in zip(start, before, strict=True))

@@ -49,6 +49,21 @@ def test_with_more_networks_each_learns_from_the_one_before(tmp_path):
     torch.testing.assert_close(method.losses(batch)["mimicry_student"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_discriminators_target_is_1_for_the_peers_map_and_0_for_its_own_networks(tmp_path):
+    small = Small(tmp_path, "afd", float64=True)
+    method, batch = small.method, next(small.loader.epoch(0))
+    small.trainer._train_mode(method.phases()[0])
+    terms = method.losses(batch)
+    maps = [
+        list(network(batch.images, frozenset({"stages"})).stages.values())[-1]
+        for network in (small.student, *small.peers)
+    ]
+    for k, name in enumerate(["student", "peer1"]):
+        own, peer = (method.discriminators[k](maps[j]).sigmoid() for j in (k, 1 - k))
+        expected = ((1 - peer).square() + own.square()).mean()
+        torch.testing.assert_close(terms[f"discriminator_{name}"], expected, rtol=1e-9, atol=0)
+
+
 def test_there_is_a_transfer_layer_only_where_channels_differ(tmp_path):
     sets = Small(tmp_path / "equal", "afd").method.parameter_sets()
     assert list(sets) == ["main", "features", "discriminators"]

@@ -8,15 +8,17 @@ import math
 
 import pytest
 import torch
-from small_training import FOR_SELF, SIDES, Small, Watcher, assert_same
+from small_training import ALONE, FOR_SELF, SIDES, Small, Watcher, assert_same
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcompress import discovery
 from kdcompress.config import Section
+from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import Interrupted
 from kdcompress.methods.base import find_method
 from kdcompress.networks.build import build
+from kdcompress.train.minimiser import Minimiser
 
 CASES = [
     pytest.param(method, student, marks=[] if student.startswith("cifar/") else pytest.mark.exhaustive)
@@ -38,7 +40,7 @@ EXTREMES = {
     ],
     "one": [{"branches": 2, "detach": False, "ramp_epochs": 3.0}],
     "pcl": [{"branches": 2, "detach": False, "over_peers": "sum", "ramp_epochs": 3.0}],
-    "lmcl": [{"form": "memory", "negatives": 6, "blocks": 1, "exits": 2}],
+    "lmcl": [{"form": "memory", "negatives": 6, "blocks": 1, "exits": 2, "meta_every": 2}],
     "mcl": [{"form": "memory", "negatives": 6, "logit_weight": 1.0}, {"branches": 3, "logit_weight": 1.0}],
     "byot": [
         {"hint_weight": 0.03},
@@ -46,7 +48,7 @@ EXTREMES = {
         {"head": "bottleneck", "hint": "active_sum", "hint_weight": 1e-6, "adapters": False, "soft": "kl"},
     ],
     "zipf": [{"votes": "logits", "power": 0.5, "only_correct": True}],
-    "tfkd": [{"correct": 0.9, "multiplier": 2.0}],
+    "tfkd": [{"correct": 0.9, "multiplier": 2.0}, {"teacher": "self"}],
     "pskd": [{"memory": "cpu"}],
     "ddgsd": [{"divergence": "rows_and_classes", "features": "logits", "detach": False}],
     "sad": [{"energy": "sum", "enlarge": "map", "detach": False, "imitates": "deepest", "start_share": 0.0}],
@@ -80,10 +82,19 @@ EXTREMES = {
     "hsakd": [{"kd_weight": 0.0, "joint_weight": 0.5, "temperature": 1.0}],
     "sskd": [{"tf_ratio": 0.5, "ss_ratio": 0.0, "kd_weight": 0.0}],
 }
+RESUMED = {
+    # So that meta-steps lie before and behind each stop.
+    "lmcl": {"meta_every": 2},
+}
 EVERYTHING = {
     "train": {"ema": 0.9, "accumulate": 2, "clip_norm": 1.0, "label_smoothing": 0.1},
     "optim": {"name": "adamw", "lr": 0.002, "schedule": "one_cycle", "warmup": 0.2},
 }
+
+
+def beside_its_teacher(config, student):
+    """Arguments of a training with this config, whose teacher may have to be of the student's class."""
+    return {"config": config, **({"teacher": student} if config.get("teacher") == "self" else {})}
 
 
 @pytest.mark.parametrize(("name", "student"), CASES)
@@ -115,7 +126,7 @@ def test_every_trainable_parameter_belongs_to_exactly_one_set_and_every_set_to_a
     name, student, tmp_path
 ):
     for config in [{}, *EXTREMES.get(name, [])]:
-        method = Small(tmp_path, name, student=student, config=config).method
+        method = Small(tmp_path, name, student=student, **beside_its_teacher(config, student)).method
         sets, phases = method.parameter_sets(), method.phases()
         ids = [id(p) for held in sets.values() for p in held.parameters]
         assert len(ids) == len(set(ids))
@@ -251,8 +262,32 @@ def test_losses_are_computed_in_float32_under_bf16_autocast(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", discovery.names("method"))
+def test_a_step_of_each_phase_under_bf16_autocast_has_finite_gradients_for_every_set(name, tmp_path):
+    small = Small(tmp_path, name, precision=torch.bfloat16)
+    method, trainer, sets = small.method, small.trainer, small.method.parameter_sets()
+    batch, phases = next(small.loader.epoch(0)), method.phases()
+    for number, phase in enumerate(phases):
+        trainer._train_mode(phase)
+        method.on_phase_start(phase.name, resumed=False)
+        for key, held in sets.items():
+            for parameter in held.parameters:
+                parameter.requires_grad_(key in phase.sets)
+        minimise = Minimiser(method, {key: sets[key] for key in phase.sets}, trainer.job, ALONE)
+        minimise.set_rate(0, 2, 2)
+        minimise.begin(number, 0, 1)
+        method.on_epoch_start(len(phases) + number, 2 * len(phases))  # where no ramp is at 0 any more
+        method.step(batch, minimise)  # raises if a term is not finite
+        method.after_step(batch)
+        for key in phase.sets:
+            slopes = [p.grad for p in sets[key].parameters if p.grad is not None]
+            assert all(slope.isfinite().all() for slope in slopes), (phase.name, key)
+            assert any(slope.any() for slope in slopes), (phase.name, key)
+            assert all(p.isfinite().all() for p in sets[key].parameters), (phase.name, key)
+
+
+@pytest.mark.parametrize("name", discovery.names("method"))
 def test_a_run_stopped_and_resumed_in_each_epoch_equals_an_unbroken_one_bit_for_bit(name, tmp_path):
-    assert_resumes(tmp_path, (3, 7), name)
+    assert_resumes(tmp_path, (3, 7), name, config=RESUMED.get(name))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +299,8 @@ def test_a_run_stopped_and_resumed_in_each_epoch_equals_an_unbroken_one_bit_for_
     ],
 )
 def test_so_it_does_with_settings_beside_the_defaults(name, config, tmp_path):
-    assert_resumes(tmp_path, (7,), name, config=config)  # where the second epoch has begun
+    # Where the second epoch has begun.
+    assert_resumes(tmp_path, (7,), name, **beside_its_teacher(config, "cifar/resnet8"))
 
 
 @pytest.mark.parametrize(
@@ -275,11 +311,10 @@ def test_so_it_does_with_settings_beside_the_defaults(name, config, tmp_path):
     ],
 )
 def test_so_it_does_with_every_setting_and_a_network_that_drops_out(name, tmp_path):
+    student = "torchvision/mobilenet_v3_small"
     config = EXTREMES.get(name, [{}])[-1]
     # Three steps an epoch, the last of them a batch short; step 5 lies within the second epoch and phase.
-    assert_resumes(
-        tmp_path, (5,), name, student="torchvision/mobilenet_v3_small", config=config, **EVERYTHING
-    )
+    assert_resumes(tmp_path, (5,), name, student=student, **beside_its_teacher(config, student), **EVERYTHING)
 
 
 def assert_resumes(folder, stops, name, **arguments):
@@ -323,20 +358,29 @@ def test_what_ships_is_the_plain_class_and_nothing_else(name, student, tmp_path)
     kind = {"num_classes": small.student.num_classes, "channels": 3, "image_size": (side, side)}
     plain = build(student, **kind)
     assert list(outcome.state) == list(plain.state_dict())
-    for candidate in small.method.candidates().values():
+    images = next(small.loader.epoch(1)).images
+    for key, candidate in small.method.candidates().items():
         fresh = build(candidate.model, **kind)
         fresh.load_state_dict(candidate.state(), strict=True)
-        if candidate.module is None:
-            continue
-        assert sum(p.numel() for p in candidate.module.parameters()) == sum(
-            p.numel() for p in fresh.parameters()
-        )
-        pixels = small.student.normalise(next(small.loader.epoch(1)).images)
+        if candidate.module is not None:
+            assert count_parameters(candidate.module) == count_parameters(fresh)
+            assert count_macs(candidate.module, 3, side, side) == count_macs(fresh, 3, side, side)
         with torch.no_grad():
             # In the memory format of the training, which decides how a convolution rounds.
-            own = fresh.eval().to(memory_format=torch.channels_last)(pixels)
-            assert torch.equal(own, candidate.module.eval()(pixels))
+            own = fresh.eval().to(memory_format=torch.channels_last)(small.student.normalise(images))
+            assert torch.equal(own, trained_outputs(small, key, candidate, images))
     plain.load_state_dict(outcome.state, strict=True)
+
+
+def trained_outputs(small, key, candidate, images):
+    """Outputs of a candidate from the modules that were trained: of a branch, those of its cohort."""
+    small.student.network.eval()
+    small.method.eval()
+    if candidate.module is not None:
+        return candidate.module.eval()(small.student.normalise(images))
+    cohort = small.method.averaged if key.startswith("ema_") else small.method.cohort
+    _, readings = cohort(images)
+    return readings[small.method.names().index(key.removeprefix("ema_"))].logits
 
 
 def without_labels(name):

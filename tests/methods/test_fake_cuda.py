@@ -48,7 +48,7 @@ SETTINGS = {
     "ctkd": [{"loss": "dkd"}],
     "at": [{"weight": 1000.0}],
     "crd": [{"positive": "relax", "kd_weight": 0.0}],
-    "dml": [{"target": "mean_logits"}],
+    "dml": [{"target": "mean_logits"}, {"update": "sequential"}],
     "ffl": [{"form": "networks", "detach": False}],
     "mfef": [{"form": "networks", "groups": 2}],
     "kdcl": [
@@ -62,6 +62,8 @@ SETTINGS = {
     "mlkd": [{"align": "squared", "contrast": "across", "kd_weight": 0.0}],
     "mixskd": [{"discriminator": "published", "mixup_ce": False}],
     "pcl": [{"branches": 2, "detach": False}],
+    # Copies between the devices wait for the GPU, but read no value.
+    "pskd": [{"memory": "cpu"}],
     "reviewkd": [{"student_maps": "pre"}],
     "okddip": [{"form": "networks", "leader": False}, {"target": "mean_of_others", "stem_gradient": "mean"}],
     "one": [{"detach": False}],

@@ -141,6 +141,7 @@ class MetaStepAlone:
 
     def __init__(self, minimise):
         self.minimise, self.rate, self.log = minimise, minimise.rate, minimise.log
+        self.is_last_batch = minimise.is_last_batch
 
     def losses(self, batch):
         return {}
@@ -180,6 +181,7 @@ def test_a_meta_step_leaves_no_trace_but_in_the_meta_network_and_its_optimiser(c
     method.step(second, MetaStepAlone(minimise))
     after = state()
     assert before[1:] == after[1:]
+    assert before[0].keys() == after[0].keys()
     changed = {name for name in before[0] if before[0][name] != after[0][name]}
     assert changed
     rest = {
@@ -219,6 +221,43 @@ def test_meta_steps_come_every_so_many_steps_or_where_an_epoch_begins_at_the_run
     assert [step for step, _ in seen] == steps
     for step, rate in seen:
         assert rate == pytest.approx(0.02 * (1 + math.cos(math.pi * step / 10)) / 2)
+
+
+def test_meta_gradients_of_all_batches_of_a_step_are_those_of_the_weights_after_the_update(tmp_path):
+    made = Small(
+        tmp_path, "lmcl", config={"meta_every": 1}, train={"accumulate": 2, "epochs": 1}, float64=True
+    )  # fmt: skip
+    method, compute, finish = made.method, made.method.meta_gradient, made.method.after_step
+    results, batches_of_steps, mean_losses = [], [], []
+
+    def record(batch, rate):
+        results.append((compute(batch, rate), batch.indices, weights()))
+        return results[-1][0]
+
+    def weights():
+        return torch.cat([p.detach().reshape(-1) for p in made.student.network.parameters()])
+
+    def check(batch):
+        for _, _, seen in results:
+            assert torch.equal(seen, weights())
+        assert not any(torch.equal(weights(), start) for start in starts)
+        for number, parameter in enumerate(method.matchers.parameters()):
+            mean = sum(result.gradients[number] for result, _, _ in results) / len(results)
+            torch.testing.assert_close(parameter.grad, mean, rtol=1e-9, atol=1e-12)
+        batches_of_steps.append([indices.tolist() for _, indices, _ in results])
+        mean_losses.append(sum(result.loss.item() for result, _, _ in results) / len(results))
+        results.clear()
+        starts.append(weights())
+        finish(batch)
+
+    starts = [weights()]
+    method.meta_gradient, method.after_step = record, check
+    made.run()
+    assert [len(batches) for batches in batches_of_steps] == [2, 2, 1]  # 5 batches an epoch
+    expected = [batch.indices.tolist() for batch in made.loader.epoch(0)]
+    assert [indices for batches in batches_of_steps for indices in batches] == expected
+    line = json.loads((tmp_path / "log.jsonl").read_text())
+    assert line["losses"]["meta"] == pytest.approx(sum(mean_losses) / 3, rel=1e-6)  # logged in float32
 
 
 def test_a_resumed_run_knows_when_a_meta_step_is_due(tmp_path):
@@ -267,6 +306,45 @@ def test_exits_whose_projections_agree_match_best(tmp_path):
         assert (each < best).all()
 
 
+def test_within_a_network_an_exit_is_compared_with_its_own_networks_bank(tmp_path):
+    ones = {f"{term}_weight": 1.0 for term in ("vcl", "soft_vcl", "icl", "soft_icl")}
+    method = small(
+        tmp_path, config={"form": "memory", "negatives": 3, "exits": 2, "width": 5, **ones}, float64=True
+    ).method  # fmt: skip
+    columns = method.draws(torch.tensor([1, 2, 6]))
+    rows = {
+        (i, k): F.normalize(torch.randn(3, 5, dtype=torch.float64), dim=1) for i in (0, 1) for k in (0, 1)
+    }
+    weights = {((0, k), (1, z)): torch.rand(3, dtype=torch.float64) for k in (0, 1) for z in (0, 1)}
+    terms = method.bank_contrast([[rows[i, k] for k in (0, 1)] for i in (0, 1)], weights, columns)
+
+    def shares(end, network, b, temperature=1.0):
+        """Of one image: the softmax over the rows of a network's bank, the image's own row first."""
+        bank = method.banks[network].rows
+        first = 1 if end[0] == network else 0  # within a network its own row is left out
+        each = [math.exp((bank[c] @ rows[end][b]).item() / 0.1 / temperature) for c in columns[b, first:]]
+        return [e / sum(each) for e in each]
+
+    def divergence(target, learner):
+        return 9 * sum(p * math.log(p / q) for p, q in zip(target, learner, strict=True))
+
+    expected = dict.fromkeys(terms, 0.0)
+    for (one, other), w in weights.items():
+        for a, b in ((one, other), (other, one)):
+            for r in range(3):
+                # Each pair of networks counts in both orders.
+                weight = 2 * w[r].item() / 3
+                own = shares(a, a[0], r)
+                expected["vcl"] -= weight * math.log(own[0])
+                expected["soft_vcl"] += weight * divergence(shares(b, b[0], r, 3.0), shares(a, a[0], r, 3.0))
+                across = shares(a, b[0], r)
+                expected["icl"] -= weight * (math.log(across[0]) + math.log(across[1])) / 2
+                expected["soft_icl"] += weight * divergence(
+                    shares(b, a[0], r, 3.0), shares(a, b[0], r, 3.0)
+                )  # fmt: skip
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-9)
+
+
 def test_logits_are_mixed_with_weights_of_each_image():
     scores = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
     logits = torch.tensor([[[2.0, 0], [0, 4]], [[2.0, 0], [0, 4]]])
@@ -277,9 +355,12 @@ def test_a_network_has_exits_behind_its_last_stages(tmp_path):
     three = small(tmp_path / "three").method
     assert three.stages == [["stage1", "stage2"]] * 2
     assert [len(heads) for heads in three.heads] == [3, 3]
-    two = small(tmp_path / "two", config={"exits": 2}).method
+    made = Small(tmp_path / "two", "lmcl", config={"exits": 2})
+    two, images = made.method, torch.rand(4, 3, 8, 8)
     assert two.stages == [["stage2"]] * 2
-    features, logits = two.read_exits(torch.rand(4, 3, 8, 8))
+    features, logits = two.read_exits(images)
+    for network, exits in zip((made.student, *made.peers), logits, strict=True):
+        assert torch.equal(exits[-1], network(images).logits)
     assert [[rows.shape for rows in exits] for exits in features] == [[(4, 64)] * 2] * 2
     assert [[rows.shape for rows in exits] for exits in logits] == [[(4, 4)] * 2] * 2
     one_stage = types.SimpleNamespace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 from kdcompress.cli import main
 from kdcompress.data.batch import DataInfo
-from kdcompress.errors import DataError, NetworkError
+from kdcompress.errors import DataError, NetworkError, Uncuttable
 from kdcompress.methods.base import find_method
 from kdcompress.networks.build import build
 from kdcompress.networks.networks import Networks
@@ -153,6 +154,56 @@ def test_unequal_counts_of_stages_are_no_reason_to_refuse(name):
     teacher = network("cifar/resnet14", side=32)
     assert len(student.shapes().stages) > len(teacher.shapes().stages)
     method(name, student, teacher)
+
+
+# ---- networks that cannot be cut
+
+
+def cut_within_a_block():
+    return network("cifar/resnet8", stage1="layer1.0.conv1", stage2="layer2")
+
+
+def buffer_outside_the_chain():
+    student = network("cifar/resnet8")
+    student.network.register_buffer("extra", torch.zeros(1))
+    return student
+
+
+def classifier_outside_the_chain():
+    student = network("cifar/resnet8")
+    student.shapes()  # measured with the real classifier and remembered
+    student.network.extra = nn.Linear(64, CLASSES)
+    student.taps = replace(student.taps, classifier=replace(student.taps.classifier, path="extra"))
+    return student
+
+
+def own_network():
+    return network("python:mine:TwoClassifiers", stage1="layer.0", stage2="layer", classifier="one")
+
+
+@pytest.mark.parametrize(
+    ("student", "reason"),
+    [
+        (
+            cut_within_a_block,
+            r"cifar/resnet8: cannot be cut behind stage1 \(layer1.0.conv1\), .*; name another module in its",
+        ),
+        (buffer_outside_the_chain, "cifar/resnet8: extra lies outside its segments, .*;"),
+        (classifier_outside_the_chain, "cifar/resnet8: its classifier does not lie in the branches;"),
+        (own_network, "python:mine:TwoClassifiers: heads and branches .* not from your own;"),
+    ],
+    ids=["stage", "buffer", "classifier", "own"],
+)
+def test_an_online_methods_refusal_of_a_network_lists_those_that_can_be_cut(student, reason):
+    names = r".*choose a method .*, or a network that can be cut: every cifar/ network; timm/.*; torchvision/"
+    with pytest.raises(Uncuttable, match=reason + names):
+        build_branches(student())
+
+
+def build_branches(student):
+    cls = find_method("mcl")
+    info = DataInfo(CLASSES, torch.tensor((0, 1, 2, 3)), student.image_size, 3)
+    return cls(cls.Config(branches=2, own_stages=1), Networks(student), info)
 
 
 # ---- data

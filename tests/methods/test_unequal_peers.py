@@ -22,7 +22,7 @@ METHODS = {
     "afd": ({}, 1),
     "mcl": ({"logit_weight": 1.0}, 1),
     "mcl-memory": ({"form": "memory", "negatives": 6}, 1),
-    "lmcl": ({"exits": 2}, 1),
+    "lmcl": ({"exits": 2, "meta_every": 4}, 1),  # meta-steps before and behind the stop
     "mfef": ({"form": "networks", "groups": 2}, 2),
 }
 PEERS = [

@@ -17,7 +17,14 @@ from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Minimise, Needs, ParameterSet
 from kdcompress.methods.exit_method import READS, ByExit, End, ExitMethod, by_end
-from kdcompress.methods.hypergradient import SGD, Hypergradient, Stepped, hypergradient
+from kdcompress.methods.hypergradient import (
+    SGD,
+    Hypergradient,
+    Objective,
+    Stepped,
+    Tensors,
+    hypergradient,
+)
 from kdcompress.methods.losses import ContrastColumns
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.networks.networks import Networks
@@ -110,6 +117,8 @@ class LMCL(ExitMethod):
         super().__init__(config, networks, data)
         self.build_exits("lmcl", config.exits, config.blocks, config.matching_width)
         self.build_banks("lmcl", self.count)
+        # The batches so far of an optimiser step that has a meta-step.
+        self._meta_batches: list[Batch] = []
         # Epoch of the last step, and number of steps since the last meta-step: at first one is due.
         self.register_buffer("progress", torch.tensor([-1, config.meta_every]))
         self._epoch_begins, self._since_meta_step = True, config.meta_every
@@ -156,17 +165,32 @@ class LMCL(ExitMethod):
         self.progress[1].fill_(self._since_meta_step)
 
     def step(self, batch: Batch, minimise: Minimise) -> None:
-        """Updates everything but the projections, and those in a meta-step where one is due."""
+        """Updates everything but the projections, and those in a meta-step where one is due.
+
+        With several batches per optimiser step the meta-step follows the last one and takes the mean of their
+        meta-gradients.
+        """
         minimise(minimise.losses(batch), "main")
-        # Each batch of an optimiser step gives its share of the meta-gradient.
         if not self.meta_step_is_due:
             return
+        # The meta-gradient is that of the weights after the update, which the step's last batch makes.
+        self._meta_batches.append(batch)
+        if minimise.is_last_batch:
+            self._meta_step(minimise)
+
+    def _meta_step(self, minimise: Minimise) -> None:
+        """Updates the projections with the mean meta-gradient of the optimiser step's batches."""
         began = self._clock()
-        result = self.meta_gradient(batch, minimise.rate("main"))
-        # Linear in the projections, so that its gradient is the meta-gradient.
-        pairs = zip(self.matchers.parameters(), result.gradients, strict=True)
+        rate = minimise.rate("main")
+        results = [self.meta_gradient(batch, rate) for batch in self._meta_batches]
+        self._meta_batches.clear()
+        # Linear in the projections, so that its gradient is the sum of the meta-gradients, which `minimise`
+        # divides by the number of batches.
+        gradients = [_sum(each) for each in zip(*(result.gradients for result in results), strict=True)]
+        pairs = zip(self.matchers.parameters(), gradients, strict=True)
         slope = torch.stack([(p * g).sum() for p, g in pairs]).sum()
-        minimise({"meta": result.loss + slope - slope.detach()}, "meta")
+        loss = torch.stack([result.loss for result in results]).mean()
+        minimise({"meta": loss + slope - slope.detach()}, "meta")
         minimise.log({"meta_seconds": self._clock() - began})
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -265,6 +289,24 @@ class LMCL(ExitMethod):
             batch: Its first view is used for all simulated steps and for the loss after them.
             rate: Learning rate of the simulated steps.
         """
+        c = self.config
+        steps, final, start = self.simulated_steps(batch)
+        with _twice_differentiable(self.architectures()), _explain_missing_derivatives(self.architectures()):
+            return hypergradient(
+                steps, final, start, tuple(self.matchers.parameters()),
+                SGD(rate, c.meta_momentum, c.meta_weight_decay),
+            )  # fmt: skip
+
+    def simulated_steps(self, batch: Batch) -> tuple[list[Objective], Objective, Tensors]:
+        """Lists the losses of the simulated steps: `meta_times` of the contrast, then one of CE of all exits.
+
+        Args:
+            batch: Its first view is read.
+
+        Returns:
+            One loss per step, the loss after the last one (CE of all exits), and the parameters that are
+            stepped: those of networks, exits and heads.
+        """
         images, labels_B = self.gather(batch.images), self.gather(batch.labels)
         columns_BM = None if self.draws is None else self.draws(self.gather(batch.indices))
 
@@ -282,16 +324,9 @@ class LMCL(ExitMethod):
                 for rows_BK in itertools.chain.from_iterable(logits)
             )
 
-        c = self.config
         stepped = Stepped([*self.networks.trained(), self.exits, self.heads])
-        with _twice_differentiable(self.architectures()), _explain_missing_derivatives(self.architectures()):
-            return hypergradient(
-                [stepped.objective(contrast)] * c.meta_times + [stepped.objective(cross_entropy)],
-                stepped.objective(cross_entropy),
-                stepped.start(),
-                tuple(self.matchers.parameters()),
-                SGD(rate, c.meta_momentum, c.meta_weight_decay),
-            )
+        inner, outer = stepped.objective(contrast), stepped.objective(cross_entropy)
+        return [inner] * self.config.meta_times + [outer], outer, stepped.start()
 
     def _terms(
         self,
