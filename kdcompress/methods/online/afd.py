@@ -35,7 +35,8 @@ class AFD(CohortMethod):
     Third, every discriminator D_k descends (1 - D_k(predecessor's map))² + D_k(T_k(own map))².
 
     The maps of the second and third update are computed anew with the weights after the first, in a second
-    pass that leaves batch-norm statistics alone; the published method runs one pass. D_k is small, ends in
+    pass that leaves batch-norm statistics alone; the published method runs one pass. With `train.accumulate`
+    only the last batch of a step sees the weights after the first update. D_k is small, ends in
     one number per image, and normalises by the statistics of all processes' rows. The transfer layer T_k
     (1×1 convolution, batch norm, ReLU) exists where the channels of the two maps differ and is trained in the
     second update, at the discriminators' rate. Discriminators and transfer layers are discarded.
