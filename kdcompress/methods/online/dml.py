@@ -72,7 +72,7 @@ class DML(CohortMethod):
 
         update: Literal["joint", "sequential"] = "joint"
         """Update all networks at once, or one after the other; sequential takes one more forward pass of each
-        network but the last. With `train.accumulate` only the last batch of a step sees updates in between."""
+        network but the last. With `train.accumulate` the last batch of a step alone sees those updates."""
 
         @model_validator(mode="after")
         def _one_form(self) -> DML.Config:
