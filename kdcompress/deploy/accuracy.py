@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcompress.errors import NonFiniteOutputs, UserError
+from kdcompress.metrics.rows import Rows, blocks
 from kdcompress.tasks import CLASSIFICATION, Task
 from kdcompress.tasks.base import Deviation, Scorer
 
@@ -102,13 +103,15 @@ def score_split(run: Run, batches: Batches, scorer: Scorer, source: Path) -> Sco
 
 def outputs_of(run: Run, batches: Batches) -> tuple[Tensor, Tensor]:
     """Computes outputs [N, K] float32 and collects labels [N] of a split, which is not empty."""
-    pairs = [(torch.from_numpy(run(as_input(images))), labels.cpu()) for images, labels in batches]
-    outputs, labels = zip(*pairs, strict=True)
-    return torch.cat(outputs), torch.cat(labels)
+    outputs, all_labels = Rows(), []
+    for images, labels in batches:
+        outputs.add(torch.from_numpy(run(as_input(images))))
+        all_labels.append(labels.cpu())
+    return outputs.tensor(), torch.cat(all_labels)
 
 
 def scored(task: Task, outputs_NK: Tensor, labels_N: Tensor, num_classes: int | None = None) -> Scorer:
-    """Gives the outputs of a whole split to a scorer of the task.
+    """Gives the outputs of a whole split to a scorer of the task, which does not keep them.
 
     Args:
         task: Kind of the outputs.
@@ -116,8 +119,10 @@ def scored(task: Task, outputs_NK: Tensor, labels_N: Tensor, num_classes: int | 
         labels_N: -1 = none.
         num_classes: K; None: the width of the outputs.
     """
-    scorer = task.scorer(outputs_NK.shape[1] if num_classes is None else num_classes)
-    scorer.update(outputs_NK, labels_N)
+    count = outputs_NK.shape[1] if num_classes is None else num_classes
+    scorer = task.scorer(count, keep_outputs=False)
+    for outputs, labels in blocks(outputs_NK, labels_N):
+        scorer.update(outputs, labels)
     return scorer
 
 
@@ -136,7 +141,9 @@ def compare(
     Raises:
         UserError: The file does not take these images, or gives another number of outputs.
     """
-    reference_scorer, exported_scorer = (task.scorer(reference_NK.shape[1]) for _ in range(2))
+    num_classes = reference_NK.shape[1]
+    reference_scorer = task.scorer(num_classes, keep_outputs=False)
+    exported_scorer = task.scorer(num_classes)
     deviation = task.deviation(limit, spread(reference_NK))
     errors: list[Tensor] = []
     moments = _Moments()
@@ -175,7 +182,10 @@ def spread(outputs_NK: Tensor) -> float:
 
     Errors of outputs are divided by S.
     """
-    return float(outputs_NK.double().std(0, correction=0).mean())
+    moments = _Moments()
+    for (outputs,) in blocks(outputs_NK):
+        moments.add(outputs.double())
+    return moments.spread()
 
 
 class _Moments:

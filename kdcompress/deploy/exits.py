@@ -45,6 +45,7 @@ from kdcompress.deploy.verify import (
     split_gates,
 )
 from kdcompress.errors import NetworkError, UserError
+from kdcompress.metrics.rows import Rows, largest_absolute
 from kdcompress.networks.exits import WithExits
 from kdcompress.networks.tap_points import Tap
 from kdcompress.tasks import CLASSIFICATION
@@ -275,8 +276,12 @@ def _split_outputs(
     names: Sequence[str],
 ) -> dict[str, Tensor]:
     """Runs a whole split once; returns `[N, K]` of every output."""
-    batch_outputs = [run(as_input(images)) for images, _ in batches]
-    return {name: torch.cat([torch.from_numpy(outputs[name]) for outputs in batch_outputs]) for name in names}
+    rows = {name: Rows() for name in names}
+    for images, _ in batches:
+        outputs = run(as_input(images))
+        for name in names:
+            rows[name].add(torch.from_numpy(outputs[name]))
+    return {name: collected.tensor() for name, collected in rows.items()}
 
 
 def _output(
@@ -297,7 +302,7 @@ def _same_outputs(gate: str, other: Run, own: Run, images: Tensor, reference_NK:
     """Compares an output of the file with the same output of another file."""
     array, signal = as_input(images), spread(reference_NK)
     figure = relative(largest_difference(own(array), other(array)), signal)
-    limit = max(INVARIANCE_LIMIT, relative(ROUNDING * float(reference_NK.abs().max()), signal))
+    limit = max(INVARIANCE_LIMIT, relative(ROUNDING * largest_absolute(reference_NK), signal))
     whose = {"cut": "the graph cut at this output", "as_student": GRAPH}[gate]
     return at_most(gate, figure, limit, f"largest difference to {whose} over the spread between images")
 

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from kdcompress.deploy.float_graph import Layer, outputs
 from kdcompress.deploy.formats.onnx import INPUT, PROVIDER
+from kdcompress.metrics.rows import blocks
 
 CANDIDATES = 16
 """Layers of which it is measured what leaving them in float gives back; chosen by their own noise."""
@@ -80,9 +82,12 @@ def snr_db(expected_NK: NDArray[np.float32], given_NK: NDArray[np.float32]) -> f
 
     The signal is what tells images apart: the mean of each output over the images is taken off.
     """
-    exact = expected_NK.astype(np.float64)
-    noise = float(np.square(given_NK - exact).sum())
-    signal = float(np.square(exact - exact.mean(0)).sum())
+    mean_K = expected_NK.mean(0, dtype=np.float64)
+    noise = signal = 0.0
+    for expected, given in blocks(torch.from_numpy(expected_NK), torch.from_numpy(given_NK)):
+        exact = expected.double()
+        noise += float((given - exact).square().sum())
+        signal += float((exact - torch.from_numpy(mean_K)).square().sum())
     return -_db(noise / signal) if signal > 0 else (math.inf if noise == 0 else -math.inf)
 
 

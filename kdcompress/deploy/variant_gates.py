@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from torch import Tensor
 
 from kdcompress.deploy import half
@@ -24,6 +25,7 @@ from kdcompress.deploy.verify import (
     largest_difference,
 )
 from kdcompress.errors import UserError
+from kdcompress.metrics.rows import blocks, largest_absolute, mean_absolute
 from kdcompress.tasks import Task
 
 FP16_PARITY = 5e-2
@@ -57,7 +59,7 @@ def size_gate(precision: str, path: Path, exact: Path) -> Gate:
 def vary_gate(precision: str, outputs_NK: Tensor) -> Gate:
     """Checks that the outputs depend on the image."""
     signal = spread(outputs_NK)
-    vary = relative(signal, float(outputs_NK.double().abs().mean()))
+    vary = relative(signal, mean_absolute(outputs_NK))
     detail = (
         "spread of the outputs between images over their mean size on the "
         f"{len(outputs_NK):,} test images; the limit is the least"
@@ -78,7 +80,7 @@ def invariance_gate(precision: str, run: Run, images: Tensor, exact_NK: Tensor) 
     name, signal = f"{precision}_batch_invariance", spread(exact_NK)
     limit = INT8_INVARIANCE
     if precision == "fp16":
-        limit = max(INVARIANCE_LIMIT, relative(FP16_ROUNDING * float(exact_NK.abs().max()), signal))
+        limit = max(INVARIANCE_LIMIT, relative(FP16_ROUNDING * largest_absolute(exact_NK), signal))
     array = as_input(images)
     try:
         alone, *together = (in_batches(run, array, size) for size in PARITY_BATCHES)
@@ -144,9 +146,13 @@ def rounding_gates(exact_NK: Tensor, near_NK: Tensor, snr_db: float, *, task: Ta
         snr_db: Signal to noise of it.
         task: Kind of the outputs.
     """
-    exact, near = exact_NK.double(), near_NK.double()
-    signal, on = spread(exact_NK), f"on the {len(exact):,} test images"
-    worst = relative(float((exact - near).abs().max()), signal)
+    signal, on = spread(exact_NK), f"on the {len(exact_NK):,} test images"
+    deviation = task.deviation(FP16_PARITY, signal, FP16_AGREEMENT)
+    largest = []
+    for exact, near in blocks(exact_NK, near_NK):
+        largest.append((exact.double() - near.double()).abs().max())
+        deviation.update(exact.double(), near.double())
+    worst = relative(float(torch.stack(largest).max()), signal)
     gates = [
         at_most("fp16_parity", worst, FP16_PARITY, f"largest error of an output over the spread, {on}"),
         Gate(
@@ -157,8 +163,6 @@ def rounding_gates(exact_NK: Tensor, near_NK: Tensor, snr_db: float, *, task: Ta
             f"signal to noise of the outputs in dB {on}; the limit is the least",
         ),
     ]
-    deviation = task.deviation(FP16_PARITY, signal, FP16_AGREEMENT)
-    deviation.update(exact, near)
     detail = deviation.detail("fp32's", on) + ("; the limit is the least" if task.has_classes else "")
     last = Gate(f"fp16_{deviation.name}", deviation.passed, deviation.figure, deviation.limit, detail)
     return [*gates, last]

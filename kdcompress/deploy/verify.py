@@ -39,6 +39,7 @@ from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.probabilities import probabilities_gate
 from kdcompress.deploy.strip import describe_misfits, misfits
 from kdcompress.errors import UserError
+from kdcompress.metrics.rows import blocks, largest_absolute
 from kdcompress.tasks import CLASSIFICATION, Task
 from kdcompress.tasks.base import Scorer
 
@@ -134,7 +135,7 @@ def prove(
     deployed.eval()
     if reference_NK is None:
         reference_NK, _ = outputs_of(deployed.run, batches())
-    wrong = int((~reference_NK.isfinite()).sum())
+    wrong = sum(int((~rows.isfinite()).sum()) for (rows,) in blocks(reference_NK))
     if wrong:
         detail = f"of {reference_NK.numel():,} outputs, so many are NaN or infinite: nothing can be proved"
         return Proof([Gate("outputs_finite", False, wrong, 0, detail)], None, None)
@@ -238,7 +239,7 @@ def parity_gates(
         reference_NK: PyTorch's outputs on the test split, whose spread S is the measure.
         task: Kind of the outputs.
     """
-    signal, largest_output = spread(reference_NK), float(reference_NK.abs().max())
+    signal, largest_output = spread(reference_NK), largest_absolute(reference_NK)
     array = as_input(images)
     expected = reference(array)
     gates: list[Gate] = []

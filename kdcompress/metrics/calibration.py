@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from kdcompress.metrics.rows import blocks
+
 BINS = 15
 """As in Guo et al., 2017."""
 RANGE = (0.05, 20.0)
@@ -58,10 +60,15 @@ def fit_temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
     known = labels_N >= 0
     if not bool(known.any()):
         raise ValueError("no image has a label")
-    logits, labels = logits_NK[known].double(), labels_N[known]
+    count = int(known.sum())
 
     def loss(log_temperature: float) -> float:
-        return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
+        temperature = math.exp(log_temperature)
+        each = (
+            F.cross_entropy(logits.double() / temperature, labels, ignore_index=-1, reduction="sum")
+            for logits, labels in blocks(logits_NK, labels_N)
+        )
+        return sum(part.item() for part in each) / count
 
     found = minimize_scalar(
         loss, bounds=(math.log(RANGE[0]), math.log(RANGE[1])), method="bounded", options={"xatol": 1e-6}
@@ -71,7 +78,8 @@ def fit_temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
 
 def confidences(logits_NK: Tensor, temperature: float = 1.0) -> Tensor:
     """Returns the largest probability of each image, `[N]` float64."""
-    return (logits_NK.double() / temperature).softmax(1).amax(1)
+    each = [(logits.double() / temperature).softmax(1).amax(1) for (logits,) in blocks(logits_NK)]
+    return torch.cat(each) if each else torch.empty(0, dtype=torch.float64)
 
 
 def calibration_bins(confidences_N: Tensor, right_N: Tensor) -> list[Bin]:
@@ -104,8 +112,8 @@ def expected_calibration_error(bins: list[Bin]) -> float:
 def calibration(logits_NK: Tensor, labels_N: Tensor, temperature: float = 1.0) -> tuple[float, list[Bin]]:
     """Computes the calibration error of the labelled images and the bins that it is made of."""
     known = labels_N >= 0
-    logits, labels = logits_NK[known], labels_N[known]
-    bins = calibration_bins(confidences(logits, temperature), logits.argmax(1) == labels)
+    right_N = logits_NK.argmax(1) == labels_N
+    bins = calibration_bins(confidences(logits_NK, temperature)[known], right_N[known])
     return expected_calibration_error(bins), bins
 
 

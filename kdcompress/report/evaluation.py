@@ -25,6 +25,8 @@ MOST_CLASSES = 50
 """Of a stored confusion matrix; with more, only the most frequent mistakes are stored."""
 MOST_CONFUSIONS = 20
 MOST_MISTAKES = 12
+ROWS_AT_ONCE = 1024
+"""Mistakes whose losses are computed together."""
 DEFAULT_THRESHOLD = 0.5
 
 
@@ -43,6 +45,8 @@ class SplitOutputs:
     def labelled(self) -> SplitOutputs:
         """Selects the images with a label."""
         known = self.labels >= 0
+        if bool(known.all()):  # no second copy of many numbers
+            return self
         return SplitOutputs(self.logits[known], self.labels[known])
 
 
@@ -238,10 +242,11 @@ def _mistakes(
     if teacher is not None:
         wrong &= teacher == test.labels
     rows = wrong.nonzero().flatten()
-    losses = cross_entropies(test.logits[rows], test.labels[rows])
-    rows = rows[losses.argsort(descending=True, stable=True)[:MOST_MISTAKES]]
     if not len(rows):
         return []
+    parts = torch.split(rows, ROWS_AT_ONCE)
+    losses = torch.cat([cross_entropies(test.logits[part], test.labels[part]) for part in parts])
+    rows = rows[losses.argsort(descending=True, stable=True)[:MOST_MISTAKES]]
     probabilities = test.logits[rows].double().softmax(1)
     return [
         {

@@ -20,6 +20,7 @@ from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.documents import read_document
 from kdcompress.errors import RunFailed, WeakTeacher
 from kdcompress.methods.base import find_method
+from kdcompress.metrics.rows import Rows, mean_absolute
 from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
 from kdcompress.networks.networks import Networks
@@ -256,7 +257,7 @@ def _judge(run: Run, section: TeacherSection, figures: dict[str, Any], where: st
 
 def _variation(outputs: Tensor) -> float:
     """Computes the outputs' spread over their mean size; about 0 if all images give the same outputs."""
-    return relative(spread(outputs), float(outputs.abs().mean()))
+    return relative(spread(outputs), mean_absolute(outputs))
 
 
 def unchanged_gate(teacher: Teacher) -> Gate:
@@ -304,14 +305,18 @@ def read_test_split(
     teacher = teaching.teacher
     teacher.precision = None
     want: Want = frozenset({teacher.task.activation}) | (POOLED if pooled else frozenset())
-    logits, features, labels = [], [], []
+    logits, features, labels = Rows(), Rows(), []
+    has_logits = False
     for images_BCHW, labels_B in test():
         read = teacher(images_BCHW.to(run.device), want)
-        logits += [] if read.logits is None else [read.logits.cpu()]
-        features += [] if read.pooled is None else [read.pooled.cpu()]
+        if read.logits is not None:
+            logits.add(read.logits)
+            has_logits = True
+        if read.pooled is not None:
+            features.add(read.pooled)
         labels.append(labels_B)
     return TeacherTestOutputs(
-        torch.cat(logits) if logits else None, torch.cat(features) if features else None, torch.cat(labels)
+        logits.tensor() if has_logits else None, features.tensor() if pooled else None, torch.cat(labels)
     )
 
 

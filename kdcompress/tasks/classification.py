@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcompress.data.class_weights import unequal_classes
+from kdcompress.metrics.rows import Rows, blocks
 from kdcompress.tasks.base import Decisions, Deviation, Scorer, Task
 
 NEARLY_CONSTANT = 0.9
@@ -28,14 +29,14 @@ class Predictions(Scorer):
     def __init__(self, num_classes: int, keep_outputs: bool = True) -> None:
         self.num_classes, self._keep_outputs = num_classes, keep_outputs
         self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._logits: list[Tensor] = []
+        self._logits = Rows()
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
         """Adds logits `[B, K]` and labels `[B]`."""
         labels, logits = labels.cpu(), outputs.detach().cpu()
         self._batches.append((logits.argmax(1), cross_entropies(logits, labels), labels))
         if self._keep_outputs:
-            self._logits.append(logits)
+            self._logits.add(logits)
 
     @property
     def classes(self) -> Tensor:
@@ -45,7 +46,7 @@ class Predictions(Scorer):
     @property
     def logits(self) -> Tensor:
         """`[N, K]`, as they came."""
-        return torch.cat(self._logits)
+        return self._logits.tensor()
 
     @property
     def losses(self) -> Tensor:
@@ -146,7 +147,11 @@ class Classification(Task):
 
     def decide(self, outputs: Tensor, labels: Tensor) -> Decisions:
         """Reduces logits to classes and cross-entropies."""
-        rows = torch.stack([outputs.argmax(1).double(), cross_entropies(outputs, labels)], dim=1)
+        parts = [
+            torch.stack([some.argmax(1).double(), cross_entropies(some, their_labels)], dim=1)
+            for some, their_labels in blocks(outputs, labels)
+        ]
+        rows = torch.cat(parts) if parts else torch.empty(0, 2, dtype=torch.float64)
         return Decisions(rows, outputs.shape[1])
 
     def score(
@@ -170,10 +175,11 @@ class Classification(Task):
             return {}
         assert isinstance(outputs, Tensor), "without labels all logits are compared with the teacher's"
         agreement = (outputs.argmax(1) == teacher_outputs.argmax(1)).double().mean().item()
-        divergence = F.kl_div(
-            outputs.log_softmax(1), teacher_outputs.log_softmax(1), log_target=True, reduction="batchmean"
-        )
-        return {"agreement": agreement, "kl": _finite(divergence)}
+        divergences = [
+            F.kl_div(own.log_softmax(1), target.log_softmax(1), log_target=True, reduction="sum")
+            for own, target in blocks(outputs, teacher_outputs)
+        ]
+        return {"agreement": agreement, "kl": _finite(torch.stack(divergences).sum() / len(outputs))}
 
     def parts(
         self, outputs: Tensor | Decisions, labels: Tensor, teacher_outputs: Tensor | None = None

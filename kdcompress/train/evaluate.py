@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch
+from kdcompress.metrics.rows import Rows
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import Teacher
 from kdcompress.tasks import Task
@@ -50,11 +51,11 @@ def predict_all(
             what is kept of them.
 
     Returns:
-        `[N, ...]` by name; `[0]` if there is no batch.
+        `[N, ...]` by name, of many numbers in a mapped file (`Rows`); `[0]` if there is no batch.
     """
     for module, _ in networks.values():
         module.eval()
-    rows: dict[str, list[Tensor]] = {name: [] for name in networks}
+    rows = {name: Rows() for name in networks}
     for batch in batches:
         outputs = {}
         for name, (module, like) in networks.items():
@@ -62,8 +63,8 @@ def predict_all(
                 outputs[name] = module(like.normalise(batch.images)).float()
         labels = batch.labels.cpu()  # waits for the device once all networks' passes are under way
         for name, output in outputs.items():
-            rows[name].append(reduce(output.cpu(), labels))
-    return {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in rows.items()}
+            rows[name].add(reduce(output.cpu(), labels))
+    return {name: collected.tensor() for name, collected in rows.items()}
 
 
 def predict_teacher(
@@ -79,8 +80,8 @@ def predict_teacher(
     """
     if task is None or not teacher.task.has_classes:
         task = teacher.task
-    outputs, labels = [], []
+    outputs, labels = Rows(), Rows()
     for batch in batches:
-        outputs.append(teacher(batch.images, frozenset({task.activation})).output(task).cpu())
-        labels.append(batch.labels.cpu())
-    return (torch.cat(outputs), torch.cat(labels)) if outputs else (torch.empty(0), torch.empty(0))
+        outputs.add(teacher(batch.images, frozenset({task.activation})).output(task))
+        labels.add(batch.labels)
+    return outputs.tensor(), labels.tensor()
