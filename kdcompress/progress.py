@@ -31,7 +31,7 @@ class Bar(Protocol):
 
 
 def counted(batches: Iterable[tuple[Tensor, Tensor]], bar: Bar) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields batches of images and labels, and adds the images to a bar once they are dealt with."""
+    """Yields batches of images and labels, and adds a batch's images to a bar once it is processed."""
     for images, labels in batches:
         yield images, labels
         bar.advance(len(images))

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from kdcompress.cli import main
-from kdcompress.metrics import rows
+from kdcompress.metrics import split_rows as rows
 from kdcompress.networks.build import build
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcompress.errors import NonFiniteOutputs, UserError
-from kdcompress.metrics.rows import Rows, blocks
+from kdcompress.metrics.split_rows import SplitRows, blocks
 from kdcompress.tasks import CLASSIFICATION, Task
 from kdcompress.tasks.base import Deviation, Scorer
 
@@ -103,7 +103,7 @@ def score_split(run: Run, batches: Batches, scorer: Scorer, source: Path) -> Sco
 
 def outputs_of(run: Run, batches: Batches) -> tuple[Tensor, Tensor]:
     """Computes outputs [N, K] float32 and collects labels [N] of a split, which is not empty."""
-    outputs, all_labels = Rows(), []
+    outputs, all_labels = SplitRows(), []
     for images, labels in batches:
         outputs.add(torch.from_numpy(run(as_input(images))))
         all_labels.append(labels.cpu())

@@ -45,7 +45,7 @@ from kdcompress.deploy.verify import (
     split_gates,
 )
 from kdcompress.errors import NetworkError, UserError
-from kdcompress.metrics.rows import Rows, largest_absolute
+from kdcompress.metrics.split_rows import SplitRows, largest_absolute
 from kdcompress.networks.exits import WithExits
 from kdcompress.networks.tap_points import Tap
 from kdcompress.tasks import CLASSIFICATION
@@ -276,7 +276,7 @@ def _split_outputs(
     names: Sequence[str],
 ) -> dict[str, Tensor]:
     """Runs a whole split once; returns `[N, K]` of every output."""
-    rows = {name: Rows() for name in names}
+    rows = {name: SplitRows() for name in names}
     for images, _ in batches:
         outputs = run(as_input(images))
         for name in names:

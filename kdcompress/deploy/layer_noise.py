@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from kdcompress.deploy.float_graph import Layer, outputs
 from kdcompress.deploy.formats.onnx import INPUT, PROVIDER
-from kdcompress.metrics.rows import blocks
+from kdcompress.metrics.split_rows import blocks
 
 CANDIDATES = 16
 """Layers of which it is measured what leaving them in float gives back; chosen by their own noise."""

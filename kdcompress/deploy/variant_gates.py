@@ -25,7 +25,7 @@ from kdcompress.deploy.verify import (
     largest_difference,
 )
 from kdcompress.errors import UserError
-from kdcompress.metrics.rows import blocks, largest_absolute, mean_absolute
+from kdcompress.metrics.split_rows import blocks, largest_absolute, mean_absolute
 from kdcompress.tasks import Task
 
 FP16_PARITY = 5e-2

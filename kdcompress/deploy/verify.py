@@ -39,7 +39,7 @@ from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.probabilities import probabilities_gate
 from kdcompress.deploy.strip import describe_misfits, misfits
 from kdcompress.errors import UserError
-from kdcompress.metrics.rows import blocks, largest_absolute
+from kdcompress.metrics.split_rows import blocks, largest_absolute
 from kdcompress.tasks import CLASSIFICATION, Task
 from kdcompress.tasks.base import Scorer
 

@@ -29,7 +29,7 @@ class StagePairs(Method):
         pairs: Names of the shallower and the deeper stage.
 
     Raises:
-        NetworkError: The student has fewer than two stages.
+        NetworkError: The student has fewer than two stages to compare.
     """
 
     class Config(ShortRuns):
@@ -41,8 +41,7 @@ class StagePairs(Method):
         """Share of the run's epochs before the term begins; a run of one epoch has it from the start."""
 
     COMPARES_POSITIONS: ClassVar[bool] = False
-    """True: `compare` reads where a map is active, which a map of one pixel does not say: such stages are
-    left out."""
+    """True: leave out stages whose maps have one pixel, which is equally active everywhere."""
     config: Config
 
     def __init__(self, config: Any, networks: Networks, data: DataInfo) -> None:

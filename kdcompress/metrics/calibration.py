@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from kdcompress.metrics.rows import blocks
+from kdcompress.metrics.split_rows import blocks
 
 BINS = 15
 """As in Guo et al., 2017."""

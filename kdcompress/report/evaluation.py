@@ -16,6 +16,7 @@ from kdcompress.data.class_weights import unequal_classes
 from kdcompress.metrics import two_classes
 from kdcompress.metrics.calibration import calibration, fit_temperature
 from kdcompress.metrics.intervals import balanced_interval, share_interval
+from kdcompress.metrics.split_rows import block_rows
 from kdcompress.report import verdict
 from kdcompress.tasks.classification import cross_entropies
 
@@ -25,8 +26,6 @@ MOST_CLASSES = 50
 """Of a stored confusion matrix; with more, only the most frequent mistakes are stored."""
 MOST_CONFUSIONS = 20
 MOST_MISTAKES = 12
-ROWS_AT_ONCE = 1024
-"""Mistakes whose losses are computed together."""
 DEFAULT_THRESHOLD = 0.5
 
 
@@ -244,7 +243,7 @@ def _mistakes(
     rows = wrong.nonzero().flatten()
     if not len(rows):
         return []
-    parts = torch.split(rows, ROWS_AT_ONCE)
+    parts = torch.split(rows, block_rows(test.logits))
     losses = torch.cat([cross_entropies(test.logits[part], test.labels[part]) for part in parts])
     rows = rows[losses.argsort(descending=True, stable=True)[:MOST_MISTAKES]]
     probabilities = test.logits[rows].double().softmax(1)

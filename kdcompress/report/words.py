@@ -173,7 +173,7 @@ def candidates_sentence(results: dict[str, Any]) -> str:
     ]
     title = FIGURES[key].title
     told = f"Best {title} on held-out images: {', '.join(listed)}."
-    # Runs of older versions hold those alone that may ship.
+    # Runs of older versions hold candidates alone.
     others = [name for name, figures in reached.items() if not figures.get("may_ship", True)]
     if others:
         told += f" Trained with it, and not offered as the student: {', '.join(others)}."

@@ -13,7 +13,7 @@ from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.macs import evaluating
 from kdcompress.deploy.normalised import Deployed
 from kdcompress.errors import UserError
-from kdcompress.metrics.rows import Rows
+from kdcompress.metrics.split_rows import SplitRows
 from kdcompress.recipe import Recipe
 from kdcompress.report import evaluation
 from kdcompress.report.evaluation import Evaluation, SplitOutputs
@@ -71,7 +71,7 @@ def held_out_outputs(run: Run, network: nn.Module, spec: InputSpec) -> SplitOutp
     if len(rows) > HELD_OUT_MOST:
         rows = rows[torch.linspace(0, len(rows) - 1, HELD_OUT_MOST).round().long()]
     deployed = Deployed(network, spec).to(run.device)
-    logits, labels = Rows(), []
+    logits, labels = SplitRows(), []
     with evaluating(deployed), torch.no_grad(), run.evaluation(images.subset(rows)) as batches:
         for batch in batches:
             logits.add(deployed(batch.images).float())

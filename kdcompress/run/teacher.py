@@ -20,7 +20,7 @@ from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.documents import read_document
 from kdcompress.errors import RunFailed, WeakTeacher
 from kdcompress.methods.base import find_method
-from kdcompress.metrics.rows import Rows, mean_absolute
+from kdcompress.metrics.split_rows import SplitRows, mean_absolute
 from kdcompress.networks.activations import POOLED, Want
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
 from kdcompress.networks.networks import Networks
@@ -274,7 +274,7 @@ class TeacherTestOutputs:
 
     Args:
         logits: `[N, K]`; None: it has no classifier.
-        pooled: `[N, D]`; None if the student is a classifier, which is compared by classes.
+        pooled: `[N, D]`; None if both networks are classifiers, which are compared by classes.
         labels: `[N]`; -1 = none.
     """
 
@@ -305,18 +305,21 @@ def read_test_split(
     teacher = teaching.teacher
     teacher.precision = None
     want: Want = frozenset({teacher.task.activation}) | (POOLED if pooled else frozenset())
-    logits, features, labels = Rows(), Rows(), []
-    has_logits = False
+    logits, features, labels = SplitRows(), SplitRows(), []
+    found: set[str] = set()
     for images_BCHW, labels_B in test():
         read = teacher(images_BCHW.to(run.device), want)
         if read.logits is not None:
             logits.add(read.logits)
-            has_logits = True
+            found.add("logits")
         if read.pooled is not None:
             features.add(read.pooled)
+            found.add("pooled")
         labels.append(labels_B)
     return TeacherTestOutputs(
-        logits.tensor() if has_logits else None, features.tensor() if pooled else None, torch.cat(labels)
+        logits.tensor() if "logits" in found else None,
+        features.tensor() if "pooled" in found else None,
+        torch.cat(labels),
     )
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcompress.data.class_weights import unequal_classes
-from kdcompress.metrics.rows import Rows, blocks
+from kdcompress.metrics.split_rows import SplitRows, blocks
 from kdcompress.tasks.base import Decisions, Deviation, Scorer, Task
 
 NEARLY_CONSTANT = 0.9
@@ -29,7 +29,7 @@ class Predictions(Scorer):
     def __init__(self, num_classes: int, keep_outputs: bool = True) -> None:
         self.num_classes, self._keep_outputs = num_classes, keep_outputs
         self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._logits = Rows()
+        self._logits = SplitRows()
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
         """Adds logits `[B, K]` and labels `[B]`."""
@@ -179,7 +179,8 @@ class Classification(Task):
             F.kl_div(own.log_softmax(1), target.log_softmax(1), log_target=True, reduction="sum")
             for own, target in blocks(outputs, teacher_outputs)
         ]
-        return {"agreement": agreement, "kl": _finite(torch.stack(divergences).sum() / len(outputs))}
+        divergence = torch.stack(divergences).sum() / len(outputs) if divergences else torch.tensor(math.nan)
+        return {"agreement": agreement, "kl": _finite(divergence)}
 
     def parts(
         self, outputs: Tensor | Decisions, labels: Tensor, teacher_outputs: Tensor | None = None

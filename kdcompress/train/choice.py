@@ -136,11 +136,12 @@ class Choice:
         if metric is None:
             return None
         self.last = scores[self._default()]
-        eligible = self._eligible()
+        candidates = self._candidates()
         for name, figures in scores.items():
             if name not in self.reached or rank(figures, metric) > rank(self.reached[name], metric):
-                self.reached[name] = {**figures, "epoch": epoch, "may_ship": name in eligible}
-        names = [key for key in eligible if key in scores]
+                may_ship = name in candidates or name == ENSEMBLE
+                self.reached[name] = {**figures, "epoch": epoch, "may_ship": may_ship}
+        names = [key for key in self._eligible() if key in scores]
         highest = max(names, key=lambda key: rank(scores[key], metric))
         name = highest
         if parts[highest] is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompress.data.batch import Batch
-from kdcompress.metrics.rows import Rows
+from kdcompress.metrics.split_rows import SplitRows
 from kdcompress.networks.tapped import Tapped
 from kdcompress.networks.teacher import Teacher
 from kdcompress.tasks import Task
@@ -51,11 +51,11 @@ def predict_all(
             what is kept of them.
 
     Returns:
-        `[N, ...]` by name, of many numbers in a mapped file (`Rows`); `[0]` if there is no batch.
+        `[N, ...]` by name, of many numbers in a mapped file (`SplitRows`); `[0]` if there is no batch.
     """
     for module, _ in networks.values():
         module.eval()
-    rows = {name: Rows() for name in networks}
+    rows = {name: SplitRows() for name in networks}
     for batch in batches:
         outputs = {}
         for name, (module, like) in networks.items():
@@ -80,7 +80,7 @@ def predict_teacher(
     """
     if task is None or not teacher.task.has_classes:
         task = teacher.task
-    outputs, labels = Rows(), Rows()
+    outputs, labels = SplitRows(), SplitRows()
     for batch in batches:
         outputs.add(teacher(batch.images, frozenset({task.activation})).output(task))
         labels.add(batch.labels)

@@ -361,7 +361,7 @@ def test_a_near_end_that_falls_silent_is_given_up(python, server, tmp_path, monk
         link._heartbeat.join()
         _beat(link, 999)  # the far end has read every beat: one that it read later would keep it
         # More than once: the far end may have answered and not looked at the time yet for its next wait.
-        times = iter(range(1000, ssh_connection.agent.LIMIT_S, 100))
+        times = iter(range(1000, ssh_connection.agent.LIMIT_S, 10))
 
         def has_given_up():
             pass_time(next(times))

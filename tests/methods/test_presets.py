@@ -55,7 +55,8 @@ PUBLISHED = {
     "simsiam": {"width": 2048},
     "snapshot": {"cycles": 4, "temperature": 2.0, "weight": 1.0},
     "spkd-self": {"weight": 3000.0},
-    "tfkd": {"teacher": "virtual", "alpha": 0.1, "temperature": 20.0},
+    # auto is the published value of the chosen teacher (test_tfkd.py).
+    "tfkd": {"teacher": "virtual", "alpha": "auto", "temperature": "auto", "multiplier": "auto"},
     "zipf": {"weight": 0.1, "power": 1.0, "votes": "dense"},
     "moco": {"width": 128},
     "afd": {"temperature": 3.0, "weight": 1.0, "feature_lr": 2e-5, "feature_weight_decay": 0.1},
@@ -90,7 +91,6 @@ BY_SETTING = {
     "reviewkd": {"cifar100": {"weight": 5.0}, "imagenet": {"weight": 1.0}},
     "zipf": {"cifar100": {"upsample": 2}},
     "mixskd": {"cifar100": {"mix_alpha": 0.4}, "imagenet": {"mix_alpha": 0.2}},
-    "tfkd": {"cifar100": {"multiplier": 100.0}},
     "moco": {
         "cifar100": {"temperature": 0.1, "queue": 4096, "momentum": 0.99, "norm_groups": 8},
         "imagenet": {"temperature": 0.2, "queue": 65536, "momentum": 0.999},

@@ -39,8 +39,8 @@ def test_the_automatic_values_are_those_published_for_each_teacher(tmp_path):
         return type(method)(type(method).Config(**values), method.networks, method.data)
 
     virtual = explicit(alpha=0.1, temperature=20.0, multiplier=100.0)
-    earlier = explicit(alpha=0.95, temperature=6.0, multiplier=50.0)
-    for given, expected, target in ((method, virtual, None), (explicit(), earlier, teacher)):
+    earlier = explicit(teacher="self", alpha=0.95, temperature=6.0, multiplier=50.0)
+    for given, expected, target in ((method, virtual, None), (explicit(teacher="self"), earlier, teacher)):
         got, wanted = given.terms(logits, labels, target), expected.terms(logits, labels, target)
         assert {key: value.item() for key, value in got.items()} == pytest.approx(
             {key: value.item() for key, value in wanted.items()}, rel=1e-12

@@ -99,8 +99,8 @@ class LMCL(ExitMethod):
         """Width of the projections whose cosines match two exits."""
         meta_every: int = Field(50, ge=1)
         """Steps between two meta-steps, the first of the run included; the first step of an epoch also has
-        one if half as many lie behind. A meta-step takes about as long as ten steps. 500 in the authors'
-        ImageNet setting."""
+        one if half as many lie behind. A meta-step takes about as long as ten steps, or as 34 where the other
+        steps are in bf16 on a CPU: it is in float32. 500 in the authors' ImageNet setting."""
         meta_times: int = Field(2, ge=1)
         """Simulated steps on the contrast, before the one on the cross-entropy."""
         meta_momentum: float = Field(0.9, ge=0, lt=1)
@@ -146,6 +146,7 @@ class LMCL(ExitMethod):
     def on_epoch_start(self, epoch: int, epochs: int) -> None:
         """Reads from the state when a meta-step is due; also called first after a resume."""
         super().on_epoch_start(epoch, epochs)
+        self._meta_batches.clear()  # of a step that an error ended
         last, self._since_meta_step = self.progress.tolist()
         self._epoch_begins = last != epoch
 

@@ -20,21 +20,21 @@ REPOSITORY = "teacher-free KD repository"
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
+class TeacherDefaults:
     """The authors' values for ResNet-18 on CIFAR-100 with one kind of teacher.
 
     Args:
         alpha: Share of the distillation term.
         temperature: Divides the teacher's numbers.
-        share: The multiplier over the number of classes.
+        multiplier_per_class: The multiplier over the number of classes.
     """
 
     alpha: float
     temperature: float
-    share: float
+    multiplier_per_class: float
 
 
-PUBLISHED = {"virtual": Values(0.1, 20.0, 1.0), "self": Values(0.95, 6.0, 0.5)}
+PUBLISHED = {"virtual": TeacherDefaults(0.1, 20.0, 1.0), "self": TeacherDefaults(0.95, 6.0, 0.5)}
 
 
 class TFKD(Method):
@@ -58,11 +58,11 @@ class TFKD(Method):
             "1; ShuffleNetV2: 0.95, 10, 1; GoogLeNet: 0.1, 40, 50. With teacher: self ResNet-18 has 0.95, 6, "
             "50.",
             epochs=200, optim={"lr": 0.1, "milestones": [60, 120, 160], "warmup": 1.0},
-            alpha=0.1, temperature=20.0, multiplier=100.0, teacher="virtual",
+            alpha="auto", temperature="auto", multiplier="auto", teacher="virtual",
         ),
         "imagenet": imagenet(
             "The authors' repository lacks this loss: the values are those of CIFAR-100.",
-            alpha=0.1, temperature=20.0, multiplier=1000.0, teacher="virtual",
+            alpha="auto", temperature="auto", multiplier="auto", teacher="virtual",
         ),
     }  # fmt: skip
     FIGURES = (
@@ -128,11 +128,11 @@ class TFKD(Method):
             teacher_BK: `[B, K]` logits of the trained network, without gradient; None: the virtual teacher.
         """
         c, classes = self.config, logits_BK.shape[1]
-        published = PUBLISHED["virtual" if teacher_BK is None else "self"]
+        published = PUBLISHED[c.teacher]
         alpha = published.alpha if c.alpha == "auto" else c.alpha
         temperature = published.temperature if c.temperature == "auto" else c.temperature
-        # As published the term is a mean over classes too.
-        scale = published.share if c.multiplier == "auto" else c.multiplier / classes
+        # losses.kl sums over classes; the published term is a mean over them.
+        scale = published.multiplier_per_class if c.multiplier == "auto" else c.multiplier / classes
         if teacher_BK is None:
             designed_BK = losses.designed_labels(labels_B, classes, c.correct, logits_BK.dtype)
             divergence = losses.kl(logits_BK, designed_BK / temperature, 1.0)

@@ -8,11 +8,14 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from kdcompress.atomic import translated
 
 MEMORY_BYTES = 1 << 30
 """Most bytes of rows that are kept in memory."""
@@ -20,8 +23,8 @@ BLOCK_BYTES = 1 << 26
 """Most bytes of rows that are computed with at once."""
 
 
-class Rows:
-    """Collects rows of one shape and type.
+class SplitRows:
+    """Collects rows of one shape and type; bfloat16 becomes float32.
 
     Beyond `MEMORY_BYTES` all of them lie in a temporary file without a name, in the folder that TMPDIR names,
     until nothing reads them any more.
@@ -36,25 +39,34 @@ class Rows:
         """Adds rows `[B, ...]`.
 
         Raises:
-            OSError: The file cannot be written, because the disk is full for instance.
+            WorldError: The disk is full or fails.
         """
-        self._parts.append(rows.detach().cpu().contiguous())
+        rows = rows.detach().cpu().contiguous()
+        rows = rows.float() if rows.dtype == torch.bfloat16 else rows  # NumPy has no such type
+        like = self._parts[0] if self._parts else rows
+        assert (rows.dtype, rows.shape[1:]) == (like.dtype, like.shape[1:]), "rows of another shape or type"
+        self._parts.append(rows)
         self._count += len(rows)
         self._bytes += rows.numel() * rows.element_size()
-        if self._file is None and self._bytes > MEMORY_BYTES:
+        if self._file is not None or self._bytes > MEMORY_BYTES:
+            with translated(Path(tempfile.gettempdir())):
+                self._write()
+
+    def _write(self) -> None:
+        """Moves what is in memory to the end of the file."""
+        if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="kdcompress-")  # noqa: SIM115 - as long as this object
             weakref.finalize(self, self._file.close)  # a map of it stays
-        if self._file is not None:
-            for part in self._parts:
-                self._file.write(part.numpy().data)
-            self._parts = [self._parts[-1][:0]]  # keeps shape and type
+        for part in self._parts:
+            self._file.write(part.numpy().data)
+        self._file.flush()
+        self._parts = [self._parts[-1][:0]]  # keeps shape and type
 
     def tensor(self) -> Tensor:
         """Returns all rows `[N, ...]`, in the order of `add`; `[0]` if there are none."""
         if self._file is None:
-            self._parts = [torch.cat(self._parts)] if self._parts else []
+            self._parts = self._parts if len(self._parts) < 2 else [torch.cat(self._parts)]
             return self._parts[0] if self._parts else torch.empty(0)
-        self._file.flush()
         like = self._parts[0].numpy()
         # Writable for torch's sake: what is written into it stays in memory.
         shape = (self._count, *like.shape[1:])
@@ -67,12 +79,15 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     Args:
         tensors: `[N, ...]` each.
     """
-    first = tensors[0]
-    if not len(first):
-        return
-    size = max(1, BLOCK_BYTES // max(1, first[0].numel() * first.element_size()))
-    for start in range(0, len(first), size):
+    size = block_rows(tensors[0])
+    for start in range(0, len(tensors[0]), size):
         yield tuple(tensor[start : start + size] for tensor in tensors)
+
+
+def block_rows(rows: Tensor) -> int:
+    """Returns the number of rows that take `BLOCK_BYTES`, at least 1."""
+    width = rows.shape[1:].numel() * rows.element_size()
+    return max(1, BLOCK_BYTES // max(1, width))
 
 
 def mean_absolute(rows: Tensor) -> float:
@@ -82,6 +97,6 @@ def mean_absolute(rows: Tensor) -> float:
 
 
 def largest_absolute(rows: Tensor) -> float:
-    """Computes the largest absolute value; NaN if any number is."""
-    largest = torch.stack([block.abs().max() for (block,) in blocks(rows)])
-    return float(largest.max())
+    """Computes the largest absolute value; NaN if any number is, or if there are none."""
+    each = [block.abs().max() for (block,) in blocks(rows)]
+    return float(torch.stack(each).max()) if each else float("nan")

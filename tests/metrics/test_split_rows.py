@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from kdcompress.metrics import rows as module
-from kdcompress.metrics.rows import Rows, blocks, largest_absolute, mean_absolute
+from kdcompress.errors import WorldError
+from kdcompress.metrics import split_rows as module
+from kdcompress.metrics.split_rows import SplitRows, blocks, largest_absolute, mean_absolute
 
 
 def collected(parts):
-    rows = Rows()
+    rows = SplitRows()
     for part in parts:
         rows.add(part)
     return rows.tensor()
@@ -31,7 +32,7 @@ def test_what_is_many_lies_in_a_file_and_not_in_memory(monkeypatch):
     monkeypatch.setattr(module, "MEMORY_BYTES", 100)
     real = module.tempfile.TemporaryFile
     monkeypatch.setattr(module.tempfile, "TemporaryFile", lambda **k: files.append(real(**k)) or files[-1])
-    rows = Rows()
+    rows = SplitRows()
     rows.add(torch.zeros(5, 5))
     assert not files
     rows.add(torch.ones(5, 5))
@@ -66,3 +67,21 @@ def test_figures_of_all_numbers_do_not_depend_on_the_blocks(monkeypatch):
     values[3, 1] = math.nan
     assert math.isnan(mean_absolute(values))
     assert math.isnan(largest_absolute(values))
+
+
+def test_rows_of_another_width_or_type_are_a_bug_of_ours():
+    for other in (torch.zeros(2, 4), torch.zeros(2, 3, dtype=torch.int64)):
+        rows = SplitRows()
+        rows.add(torch.zeros(2, 3))
+        with pytest.raises(AssertionError, match="another shape or type"):
+            rows.add(other)
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder(monkeypatch):
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(module.tempfile, "TemporaryFile", full)
+    with pytest.raises(WorldError, match=module.tempfile.gettempdir()):
+        SplitRows().add(torch.zeros(2, 3))
