@@ -181,3 +181,12 @@ def test_a_resume_asks_the_teacher_again_and_chooses_the_same(tmp_path):
     resumed = Small(tmp_path / "cut", "kd", **settings).run()
     assert resumed.best == whole.best
     assert all(torch.equal(tensor, whole.state[key]) for key, tensor in resumed.state.items())
+
+
+@pytest.mark.parametrize("ship", ["best", "peer1", "ensemble"])
+def test_every_candidate_may_ship_whatever_was_asked_for(ship, tmp_path):
+    outcome = Small(tmp_path, "dml", held_out=8, train={"ship": ship}).run()
+    names = {"student", "peer1", *(["ensemble"] if ship == "ensemble" else [])}
+    assert {name: figures["may_ship"] for name, figures in outcome.candidates.items()} == dict.fromkeys(
+        names, True
+    )
