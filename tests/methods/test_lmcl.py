@@ -308,9 +308,9 @@ def test_exits_whose_projections_agree_match_best(tmp_path):
 
 def test_within_a_network_an_exit_is_compared_with_its_own_networks_bank(tmp_path):
     ones = {f"{term}_weight": 1.0 for term in ("vcl", "soft_vcl", "icl", "soft_icl")}
-    method = small(
-        tmp_path, config={"form": "memory", "negatives": 3, "exits": 2, "width": 5, **ones}, float64=True
-    ).method  # fmt: skip
+    sizes = {"negatives": 3, "exits": 2, "width": 5}
+    config = {"form": "memory", "full_weight_epochs": 0, **sizes, **ones}
+    method = small(tmp_path, config=config, float64=True).method
     columns = method.draws(torch.tensor([1, 2, 6]))
     rows = {
         (i, k): F.normalize(torch.randn(3, 5, dtype=torch.float64), dim=1) for i in (0, 1) for k in (0, 1)

@@ -27,6 +27,7 @@ from kdcompress.methods.hypergradient import (
 )
 from kdcompress.methods.losses import ContrastColumns
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
+from kdcompress.methods.short_runs import ShortRuns
 from kdcompress.networks.networks import Networks
 from kdcompress.networks.tapped import Tapped
 
@@ -83,7 +84,7 @@ class LMCL(ExitMethod):
         PublishedFigure("imagenet", "", "torchvision/shufflenet_v2_x1_0", 65.91, README, None),
     )  # fmt: skip
 
-    class Config(ExitMethod.Config):
+    class Config(ExitMethod.Config, ShortRuns):
         """The contrast is a sum over ordered pairs of networks and all pairs of their exits."""
 
         exits: int = Field(3, ge=2)
@@ -224,9 +225,13 @@ class LMCL(ExitMethod):
             for name, exits in zip(self.names(), logits, strict=True)
         }
         terms["ce_aggregated"] = _sum(self.cross_entropy(rows_BK, labels_B) for rows_BK in aggregated)
-        terms["logits"] = c.logit_weight * _sum(
-            losses.kl(exits[-1], target.detach(), c.logit_temperature)
-            for exits, target in itertools.product(logits, aggregated)
+        terms["logits"] = (
+            self.short_run_factor()
+            * c.logit_weight
+            * _sum(
+                losses.kl(exits[-1], target.detach(), c.logit_temperature)
+                for exits, target in itertools.product(logits, aggregated)
+            )
         )
         return terms
 
@@ -340,7 +345,7 @@ class LMCL(ExitMethod):
         """Sums over the pairs; `across[a, b]` has the anchors of exit a."""
         both = [(a, b, w_B) for pair, w_B in weights.items() for a, b in (pair, pair[::-1])]
         # The weights do not depend on the direction, and ordered pairs of networks count each pair twice.
-        return self.weighted(
+        terms = self.weighted(
             vcl=2 * _sum(
                 losses.class_contrast(s, own_columns, _sum(w_B for a, _, w_B in both if a == end))
                 for end, s in own.items()
@@ -349,6 +354,7 @@ class LMCL(ExitMethod):
             icl=2 * _sum(losses.class_contrast(across[a, b], across_columns, w_B) for a, b, w_B in both),
             soft_icl=2 * _sum(self.imitate(across[a, b], across[b, a], w_B) for a, b, w_B in both),
         )  # fmt: skip
+        return {name: self.short_run_factor() * term for name, term in terms.items()}
 
     def _clock(self) -> float:
         """Returns seconds, after the device has finished its work: meta-steps are rare."""
