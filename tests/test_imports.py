@@ -111,7 +111,8 @@ SHARED_BY_METHODS = {
     "base", "class_draws", "cohort_method", "contrast_method", "exit_method", "feature_kd", "frozen",
     "fusion_method",
     "gather", "hierarchy", "hypergradient", "losses", "memory", "mixup", "moving_average", "presets",
-    "queue", "requirements", "shared_norm", "short_runs", "soft_labels", "stage_heads", "stage_pairs",
+    "queue", "requirements", "shared_norm", "short_runs", "soft_labels", "stage_gradient",
+    "stage_heads", "stage_pairs",
     "turned",
 }  # fmt: skip
 

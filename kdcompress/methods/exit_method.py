@@ -12,6 +12,7 @@ from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.contrast_method import ContrastMethod
 from kdcompress.methods.requirements import pooled_width
+from kdcompress.methods.stage_gradient import StageGradient, with_gradient_share
 from kdcompress.networks.activations import Want
 from kdcompress.networks.exits import exit_after
 from kdcompress.networks.tapped import Tapped, wide
@@ -36,6 +37,11 @@ class ExitMethod(ContrastMethod):
         aggregators: Of each network the layers that weight its exits' logits.
         matchers: Of each network a projection for each exit, whose cosines match two exits.
     """
+
+    class Config(ContrastMethod.Config, StageGradient):
+        """Options of the contrast, and of the exits."""
+
+    config: Config
 
     def build_exits(self, method: str, exits: int, blocks: int | None, matching_width: int) -> None:
         """Builds all parts.
@@ -65,13 +71,21 @@ class ExitMethod(ContrastMethod):
             self.aggregators.append(_aggregator(features, count))
             self.matchers.append(nn.ModuleList(nn.Linear(features, matching_width) for _ in range(count)))
 
-    def read_exits(self, images: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-        """Returns pooled features `[B, D]` and logits `[B, K]` of every exit of every network."""
+    def read_exits(
+        self, images: Tensor, stage_gradient: float = 1.0
+    ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Returns pooled features `[B, D]` and logits `[B, K]` of every exit of every network.
+
+        Args:
+            images: `[B, C, H, W]`.
+            stage_gradient: Factor on the gradient that the exits but the last give the stages.
+        """
         features: list[list[Tensor]] = []
         logits: list[list[Tensor]] = []
         for network, stages, exits in zip(self.architectures(), self.stages, _lists(self.exits), strict=True):
             whole = network(images, READS)
-            reads = [branch(whole.stages[s]) for s, branch in zip(stages, exits, strict=True)]
+            maps = [with_gradient_share(whole.stages[s], stage_gradient) for s in stages]
+            reads = [branch(own_map) for own_map, branch in zip(maps, exits, strict=True)]
             features.append([read.pooled for read in (*reads, whole)])
             logits.append([read.logits for read in (*reads, whole)])
         return features, logits

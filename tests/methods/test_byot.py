@@ -144,23 +144,6 @@ def test_early_exits_are_the_logits_of_the_heads_shallowest_first(tmp_path, form
     assert not own & {id(p) for exit_ in exits.values() for p in exit_.parameters()}
 
 
-def test_heads_give_the_stages_a_share_of_their_gradient_and_learn_at_whole_weights(tmp_path):
-    gradients = {}
-    for share in (1.0, 0.1, 0.0):
-        config = {"stage_gradient": share, "deepest_ce_weight": 0.0}
-        small = Small(tmp_path / str(share), "byot", config=config, float64=True)
-        terms = small.method.losses(next(small.loader.epoch(0)))
-        sum(terms.values()).backward()
-        stem, head = small.student.network.conv1.weight.grad, next(small.method.heads.parameters()).grad
-        gradients[share] = (terms, None if stem is None else stem.clone(), head.clone())
-    whole, tenth, none = (gradients[share] for share in (1.0, 0.1, 0.0))
-    assert all(torch.equal(whole[0][name], tenth[0][name]) for name in whole[0])
-    torch.testing.assert_close(tenth[1], 0.1 * whole[1])
-    assert not none[1].any()
-    torch.testing.assert_close(tenth[2], whole[2])
-    torch.testing.assert_close(none[2], whole[2])
-
-
 def test_a_hint_that_no_head_would_have_is_refused(tmp_path):
     with pytest.raises(NetworkError, match=r"the only head has no hint; set method.hinted: all, or"):
         Small(tmp_path, "byot", config={"heads": 1, "hint_weight": 0.03})

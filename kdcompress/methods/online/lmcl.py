@@ -45,7 +45,8 @@ class LMCL(ExitMethod):
 
     The projections (the meta-network) are trained so that steps on the contrast alone lower the exits' CE:
     `meta_times` SGD steps on the contrast and one on CE are simulated on the batch, and the gradient of the
-    CE that follows is taken through them. Nothing but the projections changes.
+    CE that follows is taken through them. Nothing but the projections changes. Simulated steps give the
+    stages the whole gradient of the exits: a factor that is no derivative would make second ones wrong.
 
     Source:
         Yang et al., Online Knowledge Distillation via Mutual Contrastive Learning for Visual Recognition,
@@ -63,6 +64,7 @@ class LMCL(ExitMethod):
             contrast_temperature=0.1, soft_temperature=3.0, width=128,
             logit_weight=1.0, logit_temperature=3.0, exits=3, blocks=None, matching_width=128,
             meta_every=50, meta_times=2, meta_momentum=0.9, meta_weight_decay=5e-4, meta_lr_scale=1.0,
+            stage_gradient=1.0,
         ),
         "imagenet": imagenet(
             "Two ResNets. The ShuffleNetV2 there has one block per stage in its first exit alone.",
@@ -70,6 +72,7 @@ class LMCL(ExitMethod):
             contrast_temperature=0.07, soft_temperature=3.0, width=128, negatives=8192, bank_momentum=0.5,
             logit_weight=1.0, logit_temperature=3.0, exits=4, blocks=1, matching_width=128,
             meta_every=500, meta_times=2, meta_momentum=0.9, meta_weight_decay=1e-4, meta_lr_scale=1.0,
+            stage_gradient=1.0,
         ),
     }  # fmt: skip
     FIGURES = (
@@ -197,7 +200,7 @@ class LMCL(ExitMethod):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Terms ce of each network's exits, ce_aggregated, logits, vcl, soft_vcl, icl and soft_icl."""
-        features, logits = self.read_exits(batch.images)
+        features, logits = self.read_exits(batch.images, self.config.stage_gradient)
         terms = self.logit_terms(logits, self.aggregate(features, logits), batch.labels)
         with torch.no_grad():
             weights = self.match(features)

@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcompress.config import Section
 from kdcompress.data.batch import Batch, DataInfo
 from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Method, Needs
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.methods.requirements import pooled_width
+from kdcompress.methods.stage_gradient import StageGradient, with_gradient_share
 from kdcompress.methods.stage_heads import StageClassifier, StageHead, attention_head, bottleneck_head
 from kdcompress.networks.activations import Activations
 from kdcompress.networks.exits import Exit, exit_after
@@ -68,7 +68,7 @@ class BYOT(Method):
         PublishedFigure("cifar100", "", "cifar/resnet50", 80.56, "BYOT paper, ICCV 2019", None),
     )  # fmt: skip
 
-    class Config(Section):
+    class Config(StageGradient):
         """The journal code's values, without its hint."""
 
         temperature: float = Field(3.0, gt=0)
@@ -98,9 +98,6 @@ class BYOT(Method):
         head: Literal["attention", "stages", "bottleneck"] = "attention"
         """Form of the heads. attention: gate and depthwise-separable blocks; stages: copies of the student's
         later stages, one block each; bottleneck: three convolutions, of which one shrinks the map at once."""
-        stage_gradient: float = Field(0.1, ge=0, le=1)
-        """Factor on the gradient that the heads give the student's stages; the heads themselves learn at
-        whole weights. 1 as published, which cost a ResNet-8 nearly a point in 45 epochs."""
         heads: int | None = Field(None, ge=1)
         """Largest number of heads, those on the deepest stages. null: one on every stage but the last."""
 
@@ -190,11 +187,8 @@ class BYOT(Method):
         reads: list[Activations] = []
         factor = self.config.stage_gradient
         for stage, head in zip(self.stages, self.heads, strict=True):
-            own_map = outputs.stages[stage]
-            constant = own_map.detach()
             with student.autocast():
-                # The map's own value, to the bit, and a share of its gradient.
-                reads.append(head(own_map if factor == 1 else constant + factor * (own_map - constant)))
+                reads.append(head(with_gradient_share(outputs.stages[stage], factor)))
         own = Activations(outputs.logits, outputs.pooled, {"map": outputs.stages[self.deepest]})
         logits = [wide(read.output(student.task)) for read in (own, *reads)]
         features = [wide(self._compared(read)) for read in (own, *reads)]
