@@ -122,6 +122,7 @@ def test_what_the_method_needs_is_among_the_problems(tmp_path):
         ("student.model=cifr/resnet8", "student.model: unknown family 'cifr'; did you mean 'cifar'?"),
         ("student.model=3", "student.model: expected text, got 3"),
         ("method.name=kdd", "method.name: unknown method 'kdd'; did you mean 'kd'?"),
+        ("method.name=sssd", "method.name: unknown method 'sssd'; that is a recipe: --recipe sssd"),
         ("method.name=null", "method.name: required; choices: "),
         ("train.ship=a b", "train.ship: expected best, last, ensemble or the name of a candidate"),
         ("teacher=null", "teacher: required by the method 'kd'"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdcompress.errors import NetworkError
+from kdcompress.errors import KdcompressError, NetworkError
 from kdcompress.networks.undisturbed import undisturbed
 
 
@@ -152,8 +152,12 @@ def run_once(network: Callable[[Tensor], Any], images: Tensor, model: str) -> Te
     size = "x".join(str(side) for side in images.shape[1:])
     try:
         output = network(images)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except KdcompressError:
+        raise
+    except Exception as error:  # networks of others assert, or fail in ways of their own
         reason = str(error).strip().split("\n", 1)[0]
+        if not reason or not isinstance(error, (RuntimeError, ValueError, TypeError, AssertionError)):
+            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
         raise NetworkError(
             f"{model}: cannot run on images of {size} (channels x height x width): {reason}; "
             "choose another data.image_size or another network"

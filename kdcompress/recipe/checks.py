@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from kdcompress import discovery
 from kdcompress.errors import suggest
+from kdcompress.listing import shipped_recipes
 from kdcompress.problems import describe, keys
 from kdcompress.recipe.schema import Recipe
 
@@ -206,7 +207,10 @@ def check_method(document: dict[str, Any], overrides: Sequence[str]) -> tuple[di
     if name is None:
         return {}, [f"method.name: required; choices: {', '.join(known)}"]
     if name not in known:
-        return {}, [f"method.name: unknown method {name!r}{suggest(str(name), known)}"]
+        hint = (
+            f"; that is a recipe: --recipe {name}" if name in shipped_recipes() else suggest(str(name), known)
+        )
+        return {}, [f"method.name: unknown method {name!r}{hint}"]
     cls = method_class(name)
     try:
         config = cls.Config.model_validate(_without_name(section))

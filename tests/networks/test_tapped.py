@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,7 @@ from kdcompress.networks.build import NetworkSpec
 from kdcompress.networks.hooks import reading
 from kdcompress.networks.tap_points import Tap
 from kdcompress.networks.tapped import ALL, Tapped
+from kdcompress.networks.trace import run_once
 
 
 def plain(network: nn.Module, image_size: tuple[int, int] = (16, 16), **settings: object) -> Tapped:
@@ -411,3 +413,21 @@ def test_a_network_that_runs_otherwise_in_training_is_told_where():
     network.train_mode(True)
     with pytest.raises(NetworkError, match="'calm' is not called in this pass"):
         network(torch.rand(2, 3, 16, 16), ALL)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AssertionError("height (8) should be divisible by 16"), "height (8) should be divisible by 16"),
+        (AssertionError(), "AssertionError"),
+        (KeyError("stem"), "KeyError: 'stem'"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_whatever_a_network_raises_on_its_images_is_told_with_the_image_size(error, reason):
+    def network(images):
+        raise error
+
+    message = f"mine: cannot run on images of 3x8x8 (channels x height x width): {reason}; choose another"
+    with pytest.raises(NetworkError, match=re.escape(message)):
+        run_once(network, torch.zeros(2, 3, 8, 8), "mine")
