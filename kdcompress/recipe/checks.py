@@ -208,7 +208,9 @@ def check_method(document: dict[str, Any], overrides: Sequence[str]) -> tuple[di
         return {}, [f"method.name: required; choices: {', '.join(known)}"]
     if name not in known:
         hint = (
-            f"; that is a recipe: --recipe {name}" if name in shipped_recipes() else suggest(str(name), known)
+            f"; that is a recipe: --recipe {name}"
+            if str(name) in shipped_recipes()
+            else suggest(str(name), known)
         )
         return {}, [f"method.name: unknown method {name!r}{hint}"]
     cls = method_class(name)
