@@ -76,6 +76,6 @@ def test_a_licence_that_is_not_known_stops_every_run_before_its_training(tmp_pat
         "--methods", "kd", "--seeds", "1", "--license-policy", "permissive", "--out", tmp_path / "grid",
         "--set", "teacher.model=cifar/resnet20", "--set", f"teacher.weights={tmp_path / 'a.pt'}",
     )  # fmt: skip
-    assert done.exit_code == 2
+    assert done.exit_code == 3
     assert "no run of the grid came to a student" in done.stderr
     assert "licence" in done.stderr

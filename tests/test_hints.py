@@ -102,6 +102,24 @@ def test_bash_itself_completes_words_that_it_splits(line, expected):
     assert ("compopt -o nospace" in " ".join(done.stderr.split())) == expected[0].endswith("=")
 
 
+@pytest.mark.parametrize("line", ["kdcompress distill --data ./im", "kdcompress evaluate runs/qu"])
+def test_paths_are_left_to_bash(line):
+    script = f"""
+        kdcompress() {{ {sys.executable} -c {shlex.quote(COMPLETE)} "$@"; }}
+        export -f kdcompress
+        eval "$(_KDCOMPRESS_COMPLETE=bash_source kdcompress)"
+        env() {{ (for pair; do [[ $pair == *=* ]] && export "$pair"; done; kdcompress); }}
+        COMP_LINE={shlex.quote(line)}; COMP_POINT=${{#COMP_LINE}}
+        _kdcompress_completion kdcompress
+        echo "offered: ${{#COMPREPLY[@]}}"
+        complete -p kdcompress
+    """
+    done = subprocess.run(["bash", "--norc", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    offered, registered = done.stdout.splitlines()
+    assert offered == "offered: 0", done.stderr
+    assert " -o default " in registered  # bash's own completion of files, where there is nothing else
+
+
 def test_options_of_the_recipes_method_are_completed():
     main_context = main.make_context("kdcompress", ["distill", "--help"], resilient_parsing=True)
     command = main.commands["distill"]

@@ -17,6 +17,7 @@ from kdcompress.cli import main
 from kdcompress.data.datasets import digits
 from kdcompress.errors import RecipeError
 from kdcompress.methods.selfkd.byot import BYOT
+from kdcompress.progress import Progress
 from kdcompress.recipe import load_recipe, load_recipe_of_data
 from kdcompress.run import pseudo_labels
 from kdcompress.tasks import CLUSTERS, task_of
@@ -173,7 +174,8 @@ def test_the_hash_in_the_run_folder_is_that_of_the_features(done, monkeypatch):
     written = read(done.run, "results.json")["pretraining"]["features_sha256"]
     assert written == read(done.run / "checkpoints", "clusters.json")["features_sha256"]
     recipe = load_recipe(str(done.folder / "recipe.yaml"), ["pseudo_labels.clusters=2"])
-    run = types.SimpleNamespace(recipe=recipe, data=types.SimpleNamespace(train=None))
+    data = types.SimpleNamespace(train=None)
+    run = types.SimpleNamespace(recipe=recipe, data=data, progress=Progress(quiet=True))
     features = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     other = features.clone()
     other[3, 1] += 1e-6

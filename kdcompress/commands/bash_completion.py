@@ -37,7 +37,7 @@ _SCRIPT = """\
 }
 
 %(complete_func)s_setup() {
-    complete -o nosort -F %(complete_func)s %(prog_name)s
+    complete -o nosort -o default -F %(complete_func)s %(prog_name)s
 }
 
 %(complete_func)s_setup;

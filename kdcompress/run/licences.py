@@ -17,7 +17,12 @@ from kdcompress.run.context import Run
 Policy = Literal["any", "permissive"]
 Use = Literal["allowed", "forbidden", "not known"]
 
-_FORBIDDEN = re.compile(r"non-?commercial|\bnc\b|research[- ](use[- ])?only|academic[- ]use", re.IGNORECASE)
+_FORBIDDEN = re.compile(
+    r"non[- ]?commercial|(not for|no) commercial|\bnc\b|research[- ](use[- ])?only|academic[- ]use",
+    re.IGNORECASE,
+)
+_UNCLEAR = re.compile(r"\bnd\b|no[- ]?deriv", re.IGNORECASE)
+"""Nobody has decided whether a network is a derivative of its training images."""
 _ALLOWED = re.compile(
     r"\b(own|mit|0?bsd|apache|isc|unlicense|zlib|public domain|cc0|pddl|odc-by|cc[- ]by|[al]?gpl|mpl|cdla)\b",
     re.IGNORECASE,
@@ -47,7 +52,8 @@ class Licensed:
         parts = (self.licence or "").split(";")
         if any(_FORBIDDEN.search(part) for part in parts):
             return "forbidden"
-        return "allowed" if all(_ALLOWED.search(part) for part in parts) else "not known"
+        clear = all(_ALLOWED.search(part) and not _UNCLEAR.search(part) for part in parts)
+        return "allowed" if clear else "not known"
 
 
 class LicenceRefused(RunFailed):

@@ -18,7 +18,7 @@ from typing import Any
 from kdcompress.atomic import write_json
 from kdcompress.cores import granted_cores
 from kdcompress.documents import read_document
-from kdcompress.errors import RESUMABLE, Interrupted, RunFailed, UserError
+from kdcompress.errors import RESUMABLE, Interrupted, RunFailed
 from kdcompress.progress import Progress
 from kdcompress.report.comparison import Compared, document, figure_of, write_comparison
 from kdcompress.report.record import read_run
@@ -45,7 +45,8 @@ def compare(request: GridRequest, progress: Progress) -> dict[str, Any]:
         `failed` (runs whose student must not ship) and the page's path as `file`.
 
     Raises:
-        UserError: An option or a cell cannot be used, or all runs of the grid failed.
+        UserError: An option or a cell cannot be used.
+        RunFailed: No run of the grid came to a student that may ship.
         KdcompressError: A run ended otherwise than by its gates; `--resume` continues.
     """
     plan = make_plan(request)
@@ -163,7 +164,7 @@ def _choose_teacher(
     known = [entry for entry in found if entry["failed"] is None]
     if not known:
         reason = f"{found[0]['teacher']}: {found[0]['failed']}"
-        raise UserError(f"--teachers: no short run came to a student; {reason}")
+        raise RunFailed(f"--teachers: no short run came to a student; {reason}")
     # Of equals the smaller one, whose forward pass costs less.
     best = max(known, key=lambda entry: (entry["held_out"], -(entry["params"] or 0)))
     best["taken"] = True
@@ -205,7 +206,7 @@ def _rows(cells: Sequence[Cell], folder: Path, failed: dict[str, str]) -> list[C
         rows.append(Compared(name, records, incomplete=len(records) < len(members)))
         firsts.append(first_of.setdefault(student, rows[-1]))
     if not rows:
-        raise UserError("no run of the grid came to a student: " + "; ".join(failed.values()))
+        raise RunFailed("no run of the grid came to a student: " + "; ".join(failed.values()))
     _, key = figure_of(rows)
     return [
         row if row is first else against(first, row, key) for row, first in zip(rows, firsts, strict=True)
