@@ -127,12 +127,14 @@ def _run_to_end(run: Run, *, baseline: bool) -> dict[str, Any] | None:
         prepare(real_run, method, teacher)  # trains the method's heads on the teacher, if it has any
         if baseline:
             # First, so that a teacher with nothing to teach is known before the longer training.
+            run.progress.say(f"Baseline: the student without distillation; its log: {folder / 'baseline'}")
             _run_to_end(_baseline_of(student_run), baseline=False)
             plain = folder / "baseline" / "checkpoints"
             if first and (plain / PREDICTIONS).exists():
                 compared_predictions(plain)  # damage must not be known after the longer training alone
             if first and teaching is not None:
                 compare_with_baseline(student_run, teaching)
+            run.progress.say(f"Student: trained by {student_run.recipe.method['name']}")
         replay = replay_of(student_run, answering)
         outcome = run_training(student_run, student_training(student_run, method, replay))
         teaching = with_network(real_run, teaching)

@@ -19,10 +19,14 @@ def run(folder, weights):
         "distill", "--recipe", "quickstart", "--method", "kd", "--baseline", "--threads", 1, "--out", folder,
         "--set", "teacher.model=cifar/resnet8", "--set", f"teacher.weights={weights}",
         "--set", "teacher.min_top1=0", "--set", "train.max_steps=2", "--set", "bench.rounds=1",
-        "--set", "export.int8={max_drop: 100}", "-q",
+        "--set", "export.int8={max_drop: 100}",
     ]  # fmt: skip
     done = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
+    # Both trainings are called "student"; what trains is said before.
+    baseline = f"Baseline: the student without distillation; its log: {folder / 'baseline'}"
+    lines = done.stderr.splitlines()
+    assert lines.index(baseline) < lines.index("Student: trained by kd")
     return {
         name: json.loads((folder / f"{name}.json").read_text()) for name in ("results", "gates", "details")
     }
