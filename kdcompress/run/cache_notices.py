@@ -1,4 +1,4 @@
-"""What a run says of its teacher cache: size, place, speed of the disk, room, and the time that it saves."""
+"""Tells a teacher cache's size, place and room, the speed of its disk, and the time that it saves."""
 
 from __future__ import annotations
 

@@ -17,14 +17,7 @@ from kdcompress.errors import NetworkError
 from kdcompress.methods import losses
 from kdcompress.methods.base import Minimise, Needs, ParameterSet
 from kdcompress.methods.exit_method import READS, ByExit, End, ExitMethod, by_end
-from kdcompress.methods.hypergradient import (
-    SGD,
-    Hypergradient,
-    Objective,
-    Stepped,
-    Tensors,
-    hypergradient,
-)
+from kdcompress.methods.hypergradient import SGD, Hypergradient, Objective, Stepped, Tensors, hypergradient
 from kdcompress.methods.losses import ContrastColumns
 from kdcompress.methods.presets import Preset, PublishedFigure, cifar100, imagenet
 from kdcompress.methods.short_runs import ShortRuns
@@ -45,8 +38,9 @@ class LMCL(ExitMethod):
 
     The projections (the meta-network) are trained so that steps on the contrast alone lower the exits' CE:
     `meta_times` SGD steps on the contrast and one on CE are simulated on the batch, and the gradient of the
-    CE that follows is taken through them. Nothing but the projections changes. Simulated steps give the
-    stages the whole gradient of the exits: a factor that is no derivative would make second ones wrong.
+    CE that follows is taken through them. Nothing but the projections changes. Simulated steps take the
+    whole gradient, whatever `stage_gradient` is: a scaled one is the gradient of no loss, and the derivative
+    through the steps would not be exact.
 
     Source:
         Yang et al., Online Knowledge Distillation via Mutual Contrastive Learning for Visual Recognition,
@@ -228,14 +222,11 @@ class LMCL(ExitMethod):
             for name, exits in zip(self.names(), logits, strict=True)
         }
         terms["ce_aggregated"] = _sum(self.cross_entropy(rows_BK, labels_B) for rows_BK in aggregated)
-        terms["logits"] = (
-            self.short_run_factor()
-            * c.logit_weight
-            * _sum(
-                losses.kl(exits[-1], target.detach(), c.logit_temperature)
-                for exits, target in itertools.product(logits, aggregated)
-            )
+        imitation = _sum(
+            losses.kl(exits[-1], target.detach(), c.logit_temperature)
+            for exits, target in itertools.product(logits, aggregated)
         )
+        terms["logits"] = self.short_run_factor() * c.logit_weight * imitation
         return terms
 
     def contrast(
