@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from kdcompress.errors import Interrupted, UserError, WorldError
-from kdcompress.tools import grid_runner
+from kdcompress.tools import grid_progress, grid_runner
+from kdcompress.tools.grid_progress import RunningNote, last_epoch
 from kdcompress.tools.grid_runner import Task, run_here, run_on_ray
 
 DONE = "pass"
@@ -52,6 +53,42 @@ def test_the_first_runs_alone_and_the_others_side_by_side(tmp_path):
     assert ended[0] == "first"
     begins = [moment(tmp_path, name, "began") for name in ("second", "third")]
     assert moment(tmp_path, "first", "ended") < min(begins)
+
+
+def test_the_runs_under_way_are_told_again_and_again(tmp_path):
+    seen = []
+    tasks = [times(tmp_path, "first"), times(tmp_path, "second")]
+    run_here(tasks, workers=1, limit_by_memory=False, on_poll=lambda now: seen.append([t.name for t in now]))
+    assert seen[0] == ["first"]
+    assert seen[-1] == ["second"]
+
+
+def test_a_note_names_the_runs_and_their_epochs(tmp_path, monkeypatch):
+    class Bar:
+        def __init__(self):
+            self.notes = []
+
+        def advance(self, amount=1, note=""):
+            self.notes.append((amount, note))
+
+    bar = Bar()
+    running = [Task(f"cells/kd--a/seeds/{n}", (), tmp_path / f"{n}.log") for n in range(2)]
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "log.jsonl").write_text('{"phase": "student", "epoch": 3}\n{"phase": "student", "ep')
+    note = RunningNote(bar)
+    note(running)
+    note(running)  # at once: the logs are not read again
+    assert bar.notes == [(0, "kd--a/seeds/0, kd--a/seeds/1 (student epoch 3)")]
+    monkeypatch.setattr(grid_progress, "SECONDS", 0.0)
+    RunningNote(bar)(running[:1])
+    assert bar.notes[1:] == [(0, "kd--a/seeds/0")]
+
+
+@pytest.mark.parametrize("content", [None, "", "no document\n", '["a list"]\n', '{"phase": "student"}\n'])
+def test_a_log_without_an_epoch_gives_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "log.jsonl").write_text(content)
+    assert last_epoch(tmp_path / "log.jsonl") == ""
 
 
 def test_no_more_run_at_a_time_than_fit_into_the_free_memory(tmp_path, monkeypatch):
@@ -135,6 +172,23 @@ def test_ray_runs_the_same_tasks(tmp_path):
     codes = run_on_ray(tasks, address="local", threads=1, gpus=0)
     assert codes == {"first": 0, "second": 0, "failed": 3}
     assert moment(tmp_path, "first", "ended") < moment(tmp_path, "second", "began")
+
+
+NODE = {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "needed", "told"),
+    [
+        ([NODE], {"CPU": 8, "GPU": 0}, "takes 8 CPU cores, and the largest machine .* has 4 CPU cores;"),
+        ([NODE, NODE], {"CPU": 2, "GPU": 2}, "takes 2 CPU cores and 2 GPUs, .* has 4 CPU cores and 1 GPUs"),
+        ([{**NODE, "Alive": False}], {"CPU": 1, "GPU": 0}, "has 0 CPU cores"),
+    ],
+)  # fmt: skip
+def test_a_run_that_no_machine_of_the_cluster_can_take_is_refused(nodes, needed, told):
+    with pytest.raises(UserError, match=told):
+        grid_runner._check_nodes("here:1", nodes, needed)
+    grid_runner._check_nodes("here:1", [NODE], {"CPU": 4, "GPU": 1})
 
 
 def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):

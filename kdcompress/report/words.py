@@ -97,7 +97,7 @@ def gain_sentence(record: Record) -> str:
         f"images the student differs from it by {numbers.points(gain['points'])} points of "
         f"{FIGURES[gain.get('figure', 'top1')].title} "
         f"(95 % interval {numbers.points_interval(gain)}): {gain['verdict']}. "
-        "One seed each; the interval covers the choice of test images, not that of the seed."
+        "That holds for this seed only: the interval covers the choice of test images, not that of the seed."
     )
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from kdcompress.data.augment import resolve_preset, skipped_colours
 from kdcompress.data.dataset import Data
 from kdcompress.errors import DownloadError, UserError, WorldError
 from kdcompress.methods.base import configured
@@ -20,6 +19,7 @@ from kdcompress.networks.from_recipe import load_network, teacher_needs_training
 from kdcompress.recipe import AUTO, RANDOM, CacheSection, Recipe, TrainSection
 from kdcompress.run.cache_plan import cacheable
 from kdcompress.run.decoder import resolve_decoder
+from kdcompress.run.input_notices import colour_notice, crop_notice, normalisation_notice
 from kdcompress.run.networks import needs_of
 from kdcompress.run.pixel_cache import resolve_pixel_cache
 from kdcompress.run.schedule import images_of_an_epoch, resolve_schedule, with_recorded, with_schedule
@@ -100,7 +100,9 @@ def resolve_auto(
         compile_notice,
         pixel_notice,
         decoder_notice,
-        _colour_notice(presets, data),
+        colour_notice(presets, data),
+        crop_notice(data.train),
+        normalisation_notice(recipe, data),
     )
     notices = (*schedule.reasons, *(sentence for sentence in others if sentence is not None))
     return Resolution(recipe, notices, schedule.warnings)
@@ -169,18 +171,6 @@ def check_cuda_graphs(train: TrainSection, *, device: str, processes: int) -> No
         why = f"the run has {processes} processes, whose averaging of gradients was not tried with them"
     if why is not None:
         raise UserError(f"train.cuda_graphs: {why}; or leave it out")
-
-
-def _colour_notice(presets: tuple[str, ...], data: Data) -> str | None:
-    """Returns a sentence about the colour operations that the training images do not go through."""
-    resolved = {preset: resolve_preset(preset, data.augment) for preset in presets}
-    skipped = {name: skipped_colours(preset, data.channels) for name, preset in resolved.items()}
-    names = [name for name, operations in skipped.items() if operations]
-    if not names:
-        return None
-    *others, last = dict.fromkeys(name for operations in skipped.values() for name in operations)
-    listed = f"{', '.join(others)} and {last}" if others else last
-    return f"the images have one channel, so {listed} of the augmentation {' and '.join(names)} are skipped"
 
 
 def keep_recorded(requested: Recipe, recorded: Recipe, *, own_lr: bool = False) -> Recipe:

@@ -28,6 +28,7 @@ from kdcompress.tasks.figures import selection_metric
 from kdcompress.tools.bench import BenchRequest, bench
 from kdcompress.tools.compare_runs import NAME, against
 from kdcompress.tools.grid_plan import Cell, GridRequest, Plan, make_plan, record, slug, with_teacher
+from kdcompress.tools.grid_progress import RunningNote
 from kdcompress.tools.grid_runner import Task, last_error, run_here, run_on_ray
 
 TEACHERS = "teachers.json"
@@ -109,15 +110,17 @@ class _Runner:
                 bar.advance(note=task.name)
                 bar.report(f"{title}: {task.name} has ended")
 
-            codes = self._run(tasks, ended) if tasks else {}
+            codes = self._run(tasks, ended, RunningNote(bar)) if tasks else {}
         return {task.name: last_error(task.log) for task in tasks if codes[task.name] == 3}
 
-    def _run(self, tasks: Sequence[Task], on_end: Any) -> dict[str, int]:
+    def _run(self, tasks: Sequence[Task], on_end: Any, on_poll: RunningNote) -> dict[str, int]:
         request, threads = self.request, self.plan.threads
         devices = _devices(request.device)
         if request.ray is not None:
             gpus = 1 if devices else 0
-            return run_on_ray(tasks, address=request.ray, threads=threads, gpus=gpus, on_end=on_end)
+            return run_on_ray(
+                tasks, address=request.ray, threads=threads, gpus=gpus, on_end=on_end, on_poll=on_poll
+            )
         workers = request.jobs or len(devices) or max(1, granted_cores() // threads)
         return run_here(
             tasks,
@@ -125,6 +128,7 @@ class _Runner:
             limit_by_memory=request.jobs is None,
             devices=[devices[number % len(devices)] for number in range(workers)] if devices else (),
             on_end=on_end,
+            on_poll=on_poll,
         )
 
     def _task(self, cell: Cell) -> Task:

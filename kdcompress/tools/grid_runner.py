@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,6 +20,7 @@ from kdcompress.containment import open_in_folder
 from kdcompress.errors import Interrupted, TargetUnreachable, UserError, WorldError
 
 POLL_S = 0.2
+RAY_POLL_S = 2.0
 MEMORY_SHARE = 0.8
 """Of the free memory: what the runs side by side may take."""
 _DEATH_SIGNAL = 1
@@ -77,6 +79,7 @@ def run_here(
     limit_by_memory: bool,
     devices: Sequence[str] = (),
     on_end: Callable[[Task], None] = lambda task: None,
+    on_poll: Callable[[Sequence[Task]], None] = lambda tasks: None,
 ) -> dict[str, int]:
     """Runs tasks side by side on this machine.
 
@@ -89,6 +92,7 @@ def run_here(
         limit_by_memory: True: no more than fit into the free memory.
         devices: `CUDA_VISIBLE_DEVICES` of each worker; empty: as the environment has it.
         on_end: Called after each task.
+        on_poll: Called several times a second with the tasks that run.
 
     Returns:
         The exit code of each task, 0 or 3.
@@ -108,6 +112,7 @@ def run_here(
                 process = _start(task, device)
                 running[process.pid] = task, process, device
             time.sleep(POLL_S)
+            on_poll([task for task, _, _ in running.values()])
             if limit_by_memory and not outcomes.codes:
                 peak_bytes = max(peak_bytes, *map(_memory_with_children, running))
             for pid, (task, process, device) in list(running.items()):
@@ -135,6 +140,7 @@ def run_on_ray(
     threads: int,
     gpus: int,
     on_end: Callable[[Task], None] = lambda task: None,
+    on_poll: Callable[[Sequence[Task]], None] = lambda tasks: None,
 ) -> dict[str, int]:
     """Runs tasks on a Ray cluster; every node must see the grid's folder, the data and this installation.
 
@@ -144,12 +150,13 @@ def run_on_ray(
         threads: CPU cores of each task.
         gpus: GPUs of each task.
         on_end: Called after each task.
+        on_poll: Called every few seconds with the tasks that have not ended.
 
     Returns:
         The exit code of each task, 0 or 3.
 
     Raises:
-        UserError: Ray is not installed, or no cluster answers.
+        UserError: Ray is not installed, no cluster answers, or none of its machines could run a task.
         KdcompressError: As `run_here`.
     """
     try:
@@ -162,17 +169,46 @@ def run_on_ray(
     except ConnectionError as error:
         raise UserError(f"--ray {address}: no cluster answers ({error})") from None
     try:
+        list_nodes: Any = ray.nodes  # has no annotations
+        _check_nodes(address, list_nodes(), {"CPU": threads, "GPU": gpus})
         remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_run_task)
         for group in (tasks[:1], tasks[1:]):
             pending = {remote.remote(task, dict(os.environ)): task for task in group}
             while pending:
-                (done, *_), _ = ray.wait(list(pending))
-                task = pending.pop(done)
-                outcomes.add(task, ray.get(done))
-                on_end(task)
+                done, _ = ray.wait(list(pending), timeout=RAY_POLL_S)
+                on_poll(list(pending.values()))
+                for reference in done:
+                    task = pending.pop(reference)
+                    outcomes.add(task, ray.get(reference))
+                    on_end(task)
     finally:
         ray.shutdown()
     return outcomes.codes
+
+
+def _check_nodes(address: str, nodes: Sequence[Mapping[str, Any]], needed: Mapping[str, int]) -> None:
+    """Refuses tasks for which no machine of the cluster is large enough: Ray would wait for one for ever.
+
+    Args:
+        address: Of the cluster.
+        nodes: As `ray.nodes()` lists them.
+        needed: What a task takes, by Ray's names.
+
+    Raises:
+        UserError: With what the largest machine has.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    if not any(all(node.get(kind, 0) >= count for kind, count in needed.items()) for node in alive):
+        most = {kind: max((int(node.get(kind, 0)) for node in alive), default=0) for kind in needed}
+        told = {"CPU": "CPU cores", "GPU": "GPUs"}
+        wanted, has = (
+            " and ".join(f"{counts[kind]} {told[kind]}" for kind in needed if needed[kind])
+            for counts in (needed, most)
+        )
+        raise UserError(
+            f"--ray {address}: a run takes {wanted}, and the largest machine of the cluster has {has}; "
+            "more runs side by side (--jobs) take fewer cores each"
+        )
 
 
 def _run_task(task: Task, environment: Mapping[str, str]) -> int:

@@ -10,7 +10,9 @@ import pytest
 from evaluated_run import write_evaluated
 from run_folders import write_run
 
+from kdcompress.report.comparison import Compared, write_comparison
 from kdcompress.report.page import write_report
+from kdcompress.report.record import read_run
 
 FINISHED = Path(__file__).parent.parent / "fixtures" / "e33f4e2" / "finished"
 LONG = ("an extraordinarily long class name with many words in it", "Donaudampfschifffahrtsgesellschaft" * 2)
@@ -34,7 +36,7 @@ pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason="there is no ch
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A page of each kind: of ten classes, of two with long names, of many, of a backbone, and an old run."""
+    """A page of each kind: of ten classes, two long names, many, a backbone, an old run, several runs."""
     work = tmp_path_factory.mktemp("pages")
     folders = {
         "ten": write_evaluated(work / "ten"),
@@ -43,10 +45,28 @@ def pages(tmp_path_factory):
         "backbone": write_run(work / "backbone", backbone=True),
         "old": Path(shutil.copytree(FINISHED, work / "old")),
     }  # fmt: skip
-    return {name: write_report(folder) for name, folder in folders.items()}
+    runs = {name: write_report(folder) for name, folder in folders.items()}
+    return {**runs, "several": several(folders["ten"], work / "several.html")}
 
 
-@pytest.mark.parametrize("name", ["ten", "two", "many", "backbone", "old"])
+def several(folder, path):
+    """The page of `compare`: many rows with long names, a choice of teachers, and a run that did not ship."""
+    record = read_run(folder)
+    difference = {"points": 0.5, "sd": 0.25, "n": 3, "ci95": [-0.25, 1.25], "verdict": "no difference shown"}
+    name = "kd:temperature=2.5:kd_weight=0.125, torchvision/mobilenet_v3_small"
+    rows = [Compared("none", (record,), p50_ms=0.5)]
+    rows += [Compared(f"{name} {k}", (record,) * 3, difference, p50_ms=0.5 + k) for k in range(8)]
+    teachers = [
+        {"teacher": f"torchvision/resnet{depth}@IMAGENET1K_V2", "failed": None, "taken": depth == 50,
+         "figure": "top1", "held_out": 0.75, "own_top1": 0.875, "params": 25_557_032, "epochs": 4}
+        for depth in (50, 101)
+    ]  # fmt: skip
+    failures = [f"cells/{LONG[1]}/seeds/0: did not ship: {LONG[0]}"]
+    write_comparison(rows, path, reference="none", teachers=teachers, failures=failures)
+    return path
+
+
+@pytest.mark.parametrize("name", ["ten", "two", "many", "backbone", "old", "several"])
 def test_nothing_is_clipped_requested_or_complained_of(pages, name):
     with chromium.browser() as page:
         page.open(pages[name])

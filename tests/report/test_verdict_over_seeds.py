@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kdcompress.report.verdict import gain, gain_over_seeds, image_error
+from kdcompress.tools.grid_plan import GridRequest
 
-IMAGES, UNCERTAIN, SPREAD = 10_000, 940, 0.0302
-"""Measured on Fashion-MNIST (benchmarks/methods.md, 8 methods, 3 seeds).
-
-Runs of one method differ in whether they are right on 4.7 % of the images, as if 940 of 10,000 were right
-by the toss of a coin. The differences of their top-1 have a standard deviation of 0.46 points; tosses would
-alone give 0.22, and the rest is a coin that each seed loads otherwise.
-"""
+MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks" / "seed_spread.json").read_text())["sets"]
+SEEDS = GridRequest("any").seeds
 
 
-def compared(random, seeds, true_gain=0.0):
-    """Returns the verdict on two arms of so many seeds; the student's arm is better by so many points."""
+def made_up(measured):
+    """Returns how many images a toss decides, and how far each seed loads the coin, as they would give it.
+
+    Two runs of one method are right on different images as if so many were right by the toss of a coin. Of
+    the spread of their difference in top-1 tosses explain a part; the rest is a coin that each seed loads.
+    """
+    images = measured["images"]
+    uncertain = round(2 * measured["differing"] * images)
+    rest = (measured["sd_points"] * images / 100) ** 2 - uncertain / 2
+    return images, uncertain, math.sqrt(max(0.0, rest) / 2) / uncertain
+
+
+def differences(random, measured, seeds, true_gain):
+    """Returns the difference of each pair in points, and its error; one arm is better by so many points."""
+    images, uncertain, spread = made_up(measured)
     points, errors = [], []
     for _ in range(seeds):
-        student, baseline = 0.5 + random.normal(0, SPREAD, 2)
-        student += true_gain * IMAGES / 100 / UNCERTAIN
+        student, baseline = 0.5 + random.normal(0, spread, 2)
+        student += true_gain * images / 100 / uncertain
         shares = [student * (1 - baseline), baseline * (1 - student)]
-        won, lost, _ = random.multinomial(UNCERTAIN, [*shares, 1 - sum(shares)])
-        points.append(100 * (won - lost) / IMAGES)
-        errors.append(100 * math.sqrt(won + lost) / IMAGES)
-    return gain_over_seeds(points, errors)["verdict"]
+        won, lost, _ = random.multinomial(uncertain, [*shares, 1 - sum(shares)])
+        points.append(100 * (won - lost) / images)
+        errors.append(100 * math.sqrt(won + lost) / images)
+    return points, errors
+
+
+def compared(random, measured, seeds, true_gain=0.0):
+    return gain_over_seeds(*differences(random, measured, seeds, true_gain))["verdict"]
+
+
+@pytest.mark.parametrize("measured", MEASURED, ids=lambda measured: measured["set"])
+def test_what_is_simulated_has_the_spread_that_was_measured(measured):
+    random = np.random.default_rng(0)
+    points = [differences(random, measured, 1, 0.0) for _ in range(4000)]
+    assert np.std([p[0] for p, _ in points]) == pytest.approx(measured["sd_points"], rel=0.05)
+    # The square of an error is the share of images that one of the two gets right, over the images.
+    share = np.mean([(e[0] / 100) ** 2 * measured["images"] for _, e in points])
+    assert share == pytest.approx(measured["differing"], rel=0.05)
 
 
 def test_the_interval_is_students_over_the_seeds():
@@ -56,14 +81,16 @@ def test_the_error_of_the_images_is_that_of_their_interval():
     assert error == pytest.approx(100 * math.sqrt(0.1 * 0.9 / 2000), rel=0.02)
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_arms_that_differ_by_seed_alone_are_seldom_called_different(seeds):
+@pytest.mark.parametrize("measured", MEASURED, ids=lambda measured: measured["set"])
+@pytest.mark.parametrize("seeds", [2, 3, SEEDS])
+def test_arms_that_differ_by_seed_alone_are_seldom_called_different(measured, seeds):
     random = np.random.default_rng(0)
-    wrong = sum(compared(random, seeds) != "no difference shown" for _ in range(2000))
+    wrong = sum(compared(random, measured, seeds) != "no difference shown" for _ in range(2000))
     assert wrong <= 0.06 * 2000
 
 
-def test_a_gain_of_one_point_is_found_with_the_default_number_of_seeds():
+@pytest.mark.parametrize("measured", MEASURED, ids=lambda measured: measured["set"])
+def test_a_gain_of_one_point_is_found_with_the_default_number_of_seeds(measured):
     random = np.random.default_rng(0)
-    found = sum(compared(random, 5, true_gain=1.0) == "better" for _ in range(2000))
+    found = sum(compared(random, measured, SEEDS, true_gain=1.0) == "better" for _ in range(2000))
     assert found >= 0.8 * 2000
