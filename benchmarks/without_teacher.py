@@ -5,8 +5,9 @@
 
 Setting resnet8 (the default): Fashion-MNIST with 3,000 labelled images, of which 300 are held out in every
 arm to choose what ships. Every network sees 119,040 images in batches of 64: 1,860 steps, 45 epochs. Setting
-resnet8-short: a quarter of that, in which plain training does not fit its labels yet. Setting resnet20: 5,000
-labelled images, of which 500 are held out, 90,000 images seen (20 epochs).
+resnet8-short: a quarter of that, in which plain training does not fit its labels yet. Setting resnet8-few:
+1,000 labelled images, of which 100 are held out, as many steps, 133 epochs. Setting resnet20: 5,000 labelled
+images, of which 500 are held out, 90,000 images seen (20 epochs).
 
 A method with two views of every image takes batches of half as many images, so that every step of every arm
 shows a network 64. (The branches of `pcl` see one view each, and its shared stem those of all branches.)
@@ -49,6 +50,7 @@ class Setting:
 SETTINGS = {
     "resnet8": Setting("cifar/resnet8", labels=3_000, held_out=300, seen=119_040),
     "resnet8-short": Setting("cifar/resnet8", labels=3_000, held_out=300, seen=29_760),
+    "resnet8-few": Setting("cifar/resnet8", labels=1_000, held_out=100, seen=119_040),
     "resnet20": Setting("cifar/resnet20", labels=5_000, held_out=500, seen=90_000),
 }
 RECIPE = """

@@ -72,7 +72,9 @@ def test_a_note_names_the_runs_and_their_epochs(tmp_path, monkeypatch):
             self.notes.append((amount, note))
 
     bar = Bar()
-    running = [Task(f"cells/kd--a/seeds/{n}", (), tmp_path / f"{n}.log") for n in range(2)]
+    running = [Task(f"cells/kd--a/seeds/{n}", (), tmp_path / f"{n}.log") for n in range(3)]
+    for begun in running[:2]:  # the third waits for a machine
+        begun.log.touch()
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "log.jsonl").write_text('{"phase": "student", "epoch": 3}\n{"phase": "student", "ep')
     note = RunningNote(bar)

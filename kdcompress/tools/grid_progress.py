@@ -30,12 +30,13 @@ class RunningNote:
         """Reads the logs of the runs, unless that was just done.
 
         Args:
-            running: Those that have begun and not ended.
+            running: Those that have not ended; of a cluster's, some may still wait for a machine.
         """
         now = time.monotonic()
         if now >= self._next:
             self._next = now + SECONDS
-            self.bar.advance(0, note=", ".join(map(_told, running)))
+            begun = [task for task in running if task.log.exists()]
+            self.bar.advance(0, note=", ".join(map(_told, begun)))
 
 
 def _told(task: Task) -> str:

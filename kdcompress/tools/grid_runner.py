@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -165,7 +166,12 @@ def run_on_ray(
         raise UserError("--ray: needs Ray; install it with: pip install 'kdcompress[ray]'") from None
     outcomes = Outcomes()
     try:
-        ray.init(None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+        ray.init(
+            None if address == "local" else address,
+            log_to_driver=False,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+        )
     except ConnectionError as error:
         raise UserError(f"--ray {address}: no cluster answers ({error})") from None
     try:
