@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 KINDS = (
     "recipes", "runs", "benchmarks", "far_ends", "graphs", "checkpoints", "images", "goldens", "tables",
-    "shards", "cache_parts",
+    "shards", "cache_parts", "array_sets",
 )  # fmt: skip
 CASES = ("kd", "crd", "ab", "hsakd", "dml", "lmcl", "mixskd", "snapshot", "sssd", "int8", "seeds")
 # pytest writes the name of the test's file before what the test writes.

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from hostile import damage, far_end, forked
+from hostile.array_sets import array_sets
 from hostile.cache_parts import cache_parts
 from kdcompress.bench import compare, ssh_connection
 from kdcompress.bench.compare import read_document
@@ -409,4 +410,5 @@ KINDS = {
     "shards": shards,
     "tables": tables,
     "cache_parts": cache_parts,
+    "array_sets": array_sets,
 }
