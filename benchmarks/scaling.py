@@ -28,11 +28,19 @@ STUDENT = {"A100": 5_800.0, "H100": 5_800.0 * 1.7}
 CORES = {"A100": 48, "H100": 112}
 TEACHER_TO_STUDENT = 7.8 / (3 * 1.81)
 HYPER = 1.2
-PILLOW = 392.0
-"""Images per second and core of commit e33f4e2, on the processor that the rates below are of."""
-INPUT = {"as e33f4e2": 1.0, "pixel cache, jpeg": 2.5, "pixel cache, raw": 4.3}
-"""Rates relative to e33f4e2, by the parts that were measured one by one on that processor."""
+PILLOW = 203.0
+"""Images per second and core of commit e33f4e2 in input.md."""
+INPUT = {
+    "as e33f4e2": 1.0,
+    "pixel cache, jpeg": 1.94,
+    "pixel cache, raw": 3.14,
+    "pixel cache, jpeg, simplejpeg": 2.85,
+    "pixel cache, raw, simplejpeg": 5.64,
+}
+"""Rates relative to e33f4e2 in input.md."""
 POOLED, LOGITS = 4_104, 2_008
+PICTURE = {"pixel cache, jpeg": 25_000, "pixel cache, raw": 262_000}
+"""Bytes of a kept 4:3 picture for views of 224 x 224."""
 
 
 def hours(gpu, gpus, epochs, views, rate, shared_evaluation):
@@ -68,11 +76,16 @@ def main():
             cells.append(f"{found:.1f} ({cached if views else live})")
         teacher = f"{views} views cached" if views else "at every step"
         print(f"| {name} | {'shared' if shared else 'one process'} | {teacher} | {' | '.join(cells)} |")
-    print("\n| views | pooled features | logits |\n|---|---|---|")
-    for views in (1, 8, 25, 50):
-        print(
-            f"| {views} | {views * IMAGES * POOLED / 1e9:.1f} GB | {views * IMAGES * LOGITS / 1e9:.1f} GB |"
-        )
+    rate = {gpu: options.gpus * each for gpu, each in STUDENT.items()}
+    print("\n| kept | bytes per image | ImageNet | read at the student's speed, A100 | H100 |")
+    print("|---|---|---|---|---|")
+    several = [(views, f"{views} view" + "s" * (views > 1)) for views in (1, 8, 25, 50)]
+    kept = {f"{told} of pooled features": (POOLED, views) for views, told in several}
+    kept |= {f"{told} of logits": (LOGITS, views) for views, told in several}
+    kept |= {name: (size, 1) for name, size in PICTURE.items()}
+    for name, (size, copies) in kept.items():
+        speeds = " | ".join(f"{rate[gpu] * size / 1e9:.1f} GB/s" for gpu in STUDENT)
+        print(f"| {name} | {size:,} | {copies * IMAGES * size / 1e9:.1f} GB | {speeds} |")
 
 
 if __name__ == "__main__":
