@@ -8,7 +8,10 @@ sample photographs. Each round decodes the same 32 files in every way, in anothe
 over the rounds of the two times of one round. Counted are CPU seconds of one thread, with the batch in the
 layout that networks read. "e33f4e2" are the steps of that commit: a copy of the decoded picture,
 channel-height-width images that are stacked, and a change of the layout. Rows with "simplejpeg" are of
-`data.decoder: simplejpeg`, where it is installed.
+`data.decoder: simplejpeg`, where it is installed. Two rows are pipelines of others: torchvision's
+RandomResizedCrop, RandomHorizontalFlip and PILToTensor on pictures that Pillow opens, and, where OpenCV is
+installed (`pip install opencv-python-headless`), libjpeg-turbo (simplejpeg) with OpenCV's resizing; both
+stack a batch as the others do.
 
 Start: `open_data` in a new process, for a folder and for a table of labels that list the same files, with an
 empty cache and again. The files are of 64 x 64 pixels: with larger ones a first start takes longer, and a
@@ -89,6 +92,48 @@ def cached(source, kind):
     return cache.open()
 
 
+def torchvision_views(source):
+    """Returns a function that decodes a batch by torchvision's transforms."""
+    from torchvision import transforms
+
+    change = transforms.Compose([
+        transforms.RandomResizedCrop(SIDE, SCALE),
+        transforms.RandomHorizontalFlip(),
+        transforms.PILToTensor(),
+    ])  # fmt: skip
+
+    def views(view):
+        pictures = []
+        for name in source.files:
+            with Image.open(source.root / name) as stored:
+                pictures.append(change(stored.convert("RGB")))
+        return torch.stack(pictures).contiguous(memory_format=torch.channels_last)
+
+    return views
+
+
+def opencv_views(source):
+    """Returns a function that decodes a batch by libjpeg-turbo and OpenCV; None: one is not installed."""
+    try:
+        import cv2
+        import simplejpeg
+    except ImportError:
+        return None
+    cv2.setNumThreads(1)
+
+    def views(view):
+        batch = np.empty((len(source), SIDE, SIDE, 3), np.uint8)
+        for index, name in enumerate(source.files):
+            pixels = simplejpeg.decode_jpeg((source.root / name).read_bytes(), "RGB")
+            height, width = pixels.shape[:2]
+            (left, top, right, bottom), flip = crop_box(0, view, index, width, height, SCALE)
+            cut = cv2.resize(pixels[top:bottom, left:right], (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+            batch[index] = cv2.flip(cut, 1) if flip else cut
+        return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+    return views
+
+
 def decoding(work, rounds):
     """Returns milliseconds per image and the ratio to e33f4e2, by way."""
     root = work / "pictures"
@@ -107,6 +152,9 @@ def decoding(work, rounds):
         }
     for name, each in sources.items():
         ways[name] = lambda view, each=each: each.training_images(everything, view, 0)
+    ways["torchvision's transforms"] = torchvision_views(source)
+    if (views := opencv_views(source)) is not None:
+        ways["libjpeg-turbo and OpenCV"] = views
     assert torch.equal(ways["e33f4e2"](0), ways["now"](0)), "the same bits"
     times = {name: [] for name in ways}
     for view in range(rounds + 1):
