@@ -1,21 +1,26 @@
-"""Writes the command reference, reference.md, from the help text of every command.
+"""Writes the command reference, reference.md, from the help text of every command, and recipe.md.
 
 python docs/generate_reference.py
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from kdcompress.cli import main
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import recipe_page
+
 FILE = Path(__file__).with_name("reference.md")
 INTRODUCTION = """# Command reference
 
 Generated from `--help` by `python docs/generate_reference.py`;
-`tests/test_docs.py` checks that it is current. Exit codes are listed in the [README](../README.md#limits).
+`tests/test_docs.py` checks that it is current. The [README](../README.md#exit-codes) lists the exit codes.
 """
 
 
@@ -40,3 +45,4 @@ def _section(title: str, command: click.Command, context: click.Context) -> str:
 
 if __name__ == "__main__":
     FILE.write_text(reference(), encoding="utf-8")
+    recipe_page.FILE.write_text(recipe_page.page(), encoding="utf-8")

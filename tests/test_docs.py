@@ -30,7 +30,7 @@ def commands(page):
     ]
     lines += re.findall(r"^(?:\$ |    )(kdcompress .*)$", text, re.MULTILINE)
     lines += re.findall(r"`(kdcompress [^`\n]*)`", FENCE.sub("", text))
-    lines = [line.removeprefix("torchrun --nproc-per-node 4 -m ") for line in lines]
+    lines = [line.removeprefix("torchrun --nproc-per-node 4 -m ").partition(" > ")[0] for line in lines]
     return [line for line in dict.fromkeys(lines) if line.startswith("kdcompress ") and "…" not in line]
 
 
@@ -92,4 +92,5 @@ def test_the_command_reference_is_current():
     spec.loader.exec_module(module)
     written = PAGES["docs/reference.md"]
     assert written == module.reference(), "run: python docs/generate_reference.py"
+    assert PAGES["docs/recipe.md"] == module.recipe_page.page(), "run: python docs/generate_reference.py"
     assert all(f"\n## kdcompress {command}\n" in written for command in main.commands)

@@ -73,7 +73,7 @@ units    us ms s, kB MB GB, %; none: ms and MB
     shell_complete=complete_recipe,
     help="Time on its data, and measure the top-1. [default: noise]",
 )
-@click.option("--data", metavar="DIR", help="Folder or table of the recipe's data.")
+@click.option("--data", metavar="DIR", help="Folder of the recipe's data, a table of labels, or tar shards.")
 @overrides
 @click.option(
     "--input-size",

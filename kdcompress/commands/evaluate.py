@@ -19,7 +19,7 @@ from kdcompress.commands.options import allow_code, common, overrides, print_res
     shell_complete=complete_recipe,
     help="Recipe of the data and its splits. [default: the run's own]",
 )
-@click.option("--data", metavar="DIR", help="Folder or table of the data.")
+@click.option("--data", metavar="DIR", help="Folder of the data, a table of labels, or tar shards.")
 @overrides
 @click.option(
     "--split",
@@ -57,7 +57,7 @@ def evaluate(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Top-1 of a .onnx or .safetensors file, or of a run's exported student."""
+    """Accuracy and loss of an exported file (.onnx, .safetensors, .xml, .pte), or of a run's student."""
     if probe is not None and knowledge:
         raise click.UsageError("--probe and --knowledge exclude each other")
     if images is not None and not knowledge:

@@ -112,7 +112,12 @@ def _of_smaller(command: F) -> F:
     show_default=True,
     help="resize: also student.image.onnx, which takes images as they are decoded, of any size.",
 )
-@click.option("--data", "root", metavar="DIR", help="Folder or table of images to prove the files on.")
+@click.option(
+    "--data",
+    "root",
+    metavar="DIR",
+    help="Images to prove the files on: a folder, a table of labels, or tar shards.",
+)
 @click.option(
     "--student",
     metavar="FAMILY/NAME",

@@ -44,7 +44,11 @@ def _one(ctx: click.Context, option: click.Parameter, text: str) -> int | Litera
     shell_complete=complete_recipe,
     help="Take image size and classes from it, and time its student too.",
 )
-@click.option("--data", metavar="DIR", help="Folder or table of the recipe's data, to count its classes.")
+@click.option(
+    "--data",
+    metavar="DIR",
+    help="Data of the recipe, to count its classes: a folder, a table of labels, or tar shards.",
+)
 @recipe_changes
 @click.option(
     "--input-size", type=click.IntRange(8, 4096), metavar="N", help="Side of the images. [default: 224]"

@@ -55,7 +55,7 @@ class DataSection(Section):
     cut out. whole: all of the picture is squeezed into the square. pad: all of it in its own proportions, on
     a grey border. Whoever uses the student must do the same: its files say which."""
     channels: Literal["auto", 1, 3] = "auto"
-    """1: images are grey, and a teacher that takes three channels gets the one three times. 3: colour. auto:
+    """1: images are grey; a teacher that takes three channels gets the grey one repeated. 3: colour. auto:
     what the data has and all networks take; image files are colour where they do."""
     batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] = 64
     """Global batch size, summed over all processes. auto: 256, halved down to 32 while an epoch has fewer
@@ -149,6 +149,7 @@ class TrainSection(Section):
     candidate is scored and on up to all of them for the network that ships; the running statistics ship if
     they score higher on held-out images. off: use the running statistics. freeze_bn implies off."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that the cross-entropy on labels spreads over all classes."""
     class_weights: Literal["auto", "none", "balanced"] | list[float] = "auto"
     """Weights of the cross-entropy. balanced: inverse class frequency; auto: balanced if the largest class
     has at least twice the images of the smallest, otherwise none; a list: one per class. Scaled to a mean of
@@ -177,12 +178,17 @@ class OptimSection(Section):
     """`optim:` the optimiser and the learning-rate schedule."""
 
     name: Literal["sgd", "adamw"] = "sgd"
+    """The optimiser; momentum and nesterov are those of sgd."""
     lr: float = Field(gt=0)
     """Base learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd."""
     nesterov: bool = True
+    """Nesterov's form of the momentum."""
     weight_decay: float = Field(5e-4, ge=0)
+    """L2 penalty of sgd, decoupled decay of adamw."""
     schedule: Literal["constant", "cosine", "multistep", "one_cycle"] = "cosine"
+    """Course of the learning rate over the run. one_cycle: up to lr and down again."""
     milestones: list[Annotated[float, Field(ge=0)]] = Field([0.625, 0.75, 0.875])
     """For multistep: fractions of the run (below 1) or epochs (1 and above) at which the rate is divided by
     ten."""
@@ -293,12 +299,17 @@ class Recipe(Section):
     """A checked recipe: every value that a run depends on."""
 
     name: str = Field(pattern=RECIPE_NAME)
+    """Name of the run's folder below `runs/`."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the student's weights, the order of the images and the augmentation."""
     data: DataSection = DataSection()
     teacher: TeacherSection | None = None
+    """The frozen network that teaches; none for methods without one."""
     student: StudentSection
     peers: list[NetworkSection] = Field([])
+    """Networks that train beside the student, for online methods of whole networks."""
     method: dict[str, Any]
+    """The method's `name` and its options, as `kdcompress methods NAME` lists them."""
     pseudo_labels: PseudoLabelsSection | None = None
     train: TrainSection
     optim: OptimSection
