@@ -30,7 +30,8 @@ def commands(page):
     ]
     lines += re.findall(r"^(?:\$ |    )(kdcompress .*)$", text, re.MULTILINE)
     lines += re.findall(r"`(kdcompress [^`\n]*)`", FENCE.sub("", text))
-    lines = [line.removeprefix("torchrun --nproc-per-node 4 -m ").partition(" > ")[0] for line in lines]
+    lines = [line.removeprefix("torchrun --nproc-per-node 4 -m ") for line in lines]
+    lines = [re.sub(r" > \S+\.yaml$", "", line) for line in lines]
     return [line for line in dict.fromkeys(lines) if line.startswith("kdcompress ") and "…" not in line]
 
 
