@@ -182,7 +182,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="kdcompress")
 def main() -> None:
-    """Trains small image classifiers by knowledge distillation, and exports files that are proved and timed."""
+    """Train small image classifiers by knowledge distillation; export files that are proved and timed."""
 
 
 for _command in (
