@@ -34,6 +34,7 @@ def main() -> None:
     name = options.page.stem
     with chromium.browser() as page:
         page.open(options.page)
+        page.call("Emulation.setScrollbarsHidden", hidden=True)
         for width in (1200, 390):
             for dark in (False, True):
                 page.look(width, FOLD, dark=dark)
