@@ -108,7 +108,7 @@ def product(arm, work, threads):
 
     name = arm.split()[0]
     cache = "{views: 1}" if name == "cached" else "'off'"
-    file = work / f"{arm}.yaml"
+    file = work / f"{arm}.yaml".replace(" ", "-")
     file.write_text(
         RECIPE.format(
             root=work / "data", student=STUDENT, teacher=TEACHER, weights=work / "teacher.safetensors",

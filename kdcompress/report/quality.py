@@ -19,6 +19,8 @@ WEAKEST = 5
 """Classes named above the fold."""
 MOST_COMPARED = 5_000
 """Images whose nearest neighbours are looked at, of a larger test split."""
+LEAST_OF_LEAD = 0.5
+"""Share of the teacher's lead over the largest class below which a student is called far behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +136,28 @@ def badge(quality: Quality) -> Badge:
     reason = _doubt(quality)
     if reason:
         return Badge("amber", "right, but not shown to be good", reason)
+    behind = _behind_teacher(quality)
+    if behind:
+        return Badge("amber", "right, but far behind its teacher", behind)
     names = {"knn_top1": "top-1 by nearest neighbours"}
     key = selection_metric(student) or "top1"
     return Badge("good", f"right, and better than the largest class ({names.get(key, FIGURES[key].title)})")
+
+
+def _behind_teacher(quality: Quality) -> str:
+    """Says how little of the teacher's lead over the largest class the student has; empty if it has half."""
+    student, largest = quality.record.results["student"], quality.largest
+    teacher, key = quality.record.results.get("teacher") or {}, selection_metric(student)
+    if key is None or largest is None or largest.get(key) is None or teacher.get(key) is None:
+        return ""
+    lead, teachers = student[key] - largest[key], teacher[key] - largest[key]
+    if teachers <= 0 or lead >= LEAST_OF_LEAD * teachers:
+        return ""
+    return (
+        f"It beats always {quality.name(largest['class'])!r}, but by {100 * lead / teachers:.0f} % of its "
+        f"teacher's lead: {FIGURES[key].title} {numbers.percent(student[key])}, teacher "
+        f"{numbers.percent(teacher[key])}."
+    )
 
 
 def _doubt(quality: Quality) -> str:

@@ -39,7 +39,7 @@ def other_files(record: Record) -> list[str]:
         sentences.append(f"{entry['verdict']['sentence']}.")
         if entry.get("qat"):
             sentences.append(f"{entry['file']}: {entry['qat']['sentence']}.")
-        if entry["verdict"]["told"]:
+        if entry["verdict"].get("told"):
             sentences.append(f"{entry['file']}: {entry['verdict']['told']}.")
     return sentences
 

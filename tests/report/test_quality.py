@@ -53,6 +53,20 @@ def test_a_student_that_may_beat_the_largest_class_by_chance_is_amber_with_the_i
     assert "chip good" not in page(read_run(folder))
 
 
+def test_a_student_with_less_than_half_of_its_teachers_lead_is_amber(tmp_path):
+    folder = write_evaluated(tmp_path / "run", counts=(100,) * 10, skill=1.0)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["largest_class"]["student_ahead"]["verdict"] == "better"
+    lead, teachers = (results[role]["top1"] - 0.1 for role in ("student", "teacher"))
+    assert lead < 0.5 * teachers
+    found = badge_of(folder)
+    assert (found.level, found.text) == ("amber", "right, but far behind its teacher")
+    assert f"by {100 * lead / teachers:.0f} % of its teacher's lead" in found.reason
+    results["teacher"] |= {"top1": results["student"]["top1"] + 0.9 * lead}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert badge_of(folder).level == "good"
+
+
 def test_a_student_of_80_to_20_is_judged_by_balanced_top1_and_shown_beside_always_the_largest(tmp_path):
     folder = write_evaluated(tmp_path / "run", counts=(80, 20), names=("intact", "broken"))
     assert badge_of(folder).level == "good"
