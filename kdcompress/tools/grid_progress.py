@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdcompress.data.decode import open_regular
 from kdcompress.progress import Bar
 from kdcompress.tools.grid_runner import Task
 
@@ -52,10 +53,10 @@ def last_epoch(log: Path) -> str:
         log: `log.jsonl` of a run that may be writing to it.
     """
     try:
-        with log.open("rb") as file:
+        with open_regular(log) as file:
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))
             *whole, _ = file.read(TAIL_BYTES).split(b"\n")
         line = json.loads(whole[-1])
         return f"{line['phase']} epoch {line['epoch']}"
-    except (OSError, ValueError, LookupError, TypeError):  # a note, and no reason to end a grid
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # a note, and no reason to end a grid
         return ""
