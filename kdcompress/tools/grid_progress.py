@@ -58,5 +58,5 @@ def last_epoch(log: Path) -> str:
             *whole, _ = file.read(TAIL_BYTES).split(b"\n")
         line = json.loads(whole[-1])
         return f"{line['phase']} epoch {line['epoch']}"
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # a note, and no reason to end a grid
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # only a note
         return ""
