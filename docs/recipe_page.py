@@ -120,7 +120,7 @@ def _kind(annotation: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin is list:
-        return "list of " + " or ".join(_kind(part) for part in _parts(arguments[0])) + "s"
+        return "list; each: " + " or ".join(_kind(part) for part in _parts(arguments[0]))
     if origin is dict:
         return "section"
     if isinstance(annotation, type) and issubclass(annotation, Section):

@@ -261,7 +261,7 @@ class ExportSection(Section):
     """`export:` the files that ship."""
 
     formats: list[str] = Field(["onnx", "safetensors"], min_length=1)
-    """Names of `kdcompress/deploy/formats`."""
+    """Files to write: onnx, safetensors, openvino, executorch."""
     int8: Int8Section | None = None
     """Also write `student.int8.onnx`, with a verdict on its speed and accuracy on this machine."""
     fp16: bool = False
