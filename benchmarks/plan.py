@@ -27,6 +27,7 @@ student: {{model: torchvision/resnet18, weights: random}}
 teacher: {{model: torchvision/resnet34, weights: random, epochs: 2, min_top1: 0}}
 method: {{name: kd}}
 train: {{epochs: 8}}
+optim: {{lr: 0.05}}
 bench: {{rounds: 3}}
 """
 PICTURES = 800

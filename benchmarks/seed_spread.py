@@ -25,7 +25,8 @@ KEPT = Path(__file__).with_name("seed_spread.json")
 def measured(runs):
     """Returns the spread over all methods of a folder of runs, as one entry of the table."""
     right = defaultdict(dict)
-    for done in sorted(runs.glob("*-[0-9]/done")):
+    finished = sorted(runs.glob("*-[0-9]/done"))
+    for done in finished:
         method, _, seed = done.parent.name.rpartition("-")
         stored = read_predictions(done.parent / "checkpoints")
         if stored is not None:
@@ -36,10 +37,12 @@ def measured(runs):
         if len(seeds) > 1:
             tops.append([100 * float(images.float().mean()) for images in seeds.values()])
         count = len(next(iter(seeds.values())))
+    if not tops:
+        raise SystemExit(f"{runs}: holds no method with two finished seeds")
     # Of a difference of two runs: twice the variance within a method, over all methods.
     freedom = sum(len(values) - 1 for values in tops)
     variance = sum((len(values) - 1) * statistics.variance(values) for values in tops) / freedom
-    line = json.loads((done.parent / "log.jsonl").read_text().splitlines()[-1])
+    line = json.loads((finished[0].parent / "log.jsonl").read_text().splitlines()[-1])
     return {
         "set": runs.parent.name,
         "steps": line["step"],
@@ -47,7 +50,7 @@ def measured(runs):
         "methods": len(tops),
         "pairs": len(differing),
         "differing": round(statistics.fmean(differing), 4),
-        "sd_points": round(math.sqrt(2 * variance), 3),
+        "sd_points": round(math.sqrt(2 * variance), 4),
     }
 
 

@@ -49,6 +49,7 @@ kdcompress distill --recipe ./mine.yaml --data ./images
 `optim.lr`, and what differs from the defaults below. `--set KEY=VALUE` changes one value for a run, with the
 names of the first column: `--set optim.lr=0.05`, `--set teacher.cache.views=8`,
 `--set peers.0.model=cifar/resnet8`. An unknown key or value is an error before anything is written.
+Short forms: `data.extra: PATH`, `export.int8: true`, and a bare name for a peer or `pseudo_labels.method`.
 [Where each value comes from](methods.md#where-each-value-comes-from) says which of several places wins.
 
 Generated from the schema by `python docs/generate_reference.py`.
@@ -58,7 +59,10 @@ TYPES = {int: "whole number", float: "number", str: "text", bool: "true, false"}
 
 def page() -> str:
     """Returns the page: what a recipe is, and a table for each of its sections."""
-    parts = [INTRODUCTION.format(quickstart=_quickstart()), _table("Of the whole recipe", "", schema.Recipe)]
+    parts = [
+        INTRODUCTION.format(quickstart=_quickstart()),
+        _table("Keys outside of sections", "", schema.Recipe),
+    ]
     parts += [_table(f"`{name}`", f"{name}.", section) for name, section in SECTIONS.items()]
     return "\n".join(parts)
 
@@ -71,7 +75,7 @@ def _quickstart() -> str:
 
 def _table(title: str, prefix: str, section: type[Section]) -> str:
     rows = [
-        [f"`{prefix}{name}`", _values(field), _default(name, field), _cell(field.description or "")]
+        [f"`{prefix}{name}`", _values(field), _default(prefix + name, field), _cell(field.description or "")]
         for name, field in section.model_fields.items()
         if prefix or field.description
     ]
@@ -85,8 +89,8 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _default(name: str, field: FieldInfo) -> str:
-    if name == "name":
+def _default(key: str, field: FieldInfo) -> str:
+    if key == "name":
         return "the file's name"
     if field.is_required():
         return "needed"

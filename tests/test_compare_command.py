@@ -92,7 +92,7 @@ def test_a_grid_that_was_killed_goes_on_to_the_same_students(grid, tmp_path):
             time.sleep(0.02)
         runs = psutil.Process(killed.pid).children(recursive=True)
         killed.send_signal(signal.SIGKILL)
-    psutil.wait_procs(runs, timeout=60)
+    assert not psutil.wait_procs(runs, timeout=60)[1]
     kept = (folder / CELLS[0] / "results.json").stat().st_mtime_ns
     again = compare(*GRID, "--out", folder, "--json", "--resume")
     assert again.exit_code == 0, again.stderr

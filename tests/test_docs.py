@@ -94,4 +94,5 @@ def test_the_command_reference_is_current():
     written = PAGES["docs/reference.md"]
     assert written == module.reference(), "run: python docs/generate_reference.py"
     assert PAGES["docs/recipe.md"] == module.recipe_page.page(), "run: python docs/generate_reference.py"
+    assert "| `optim.name` | `sgd`, `adamw` | `sgd` |" in PAGES["docs/recipe.md"]
     assert all(f"\n## kdcompress {command}\n" in written for command in main.commands)

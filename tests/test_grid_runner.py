@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -71,6 +72,7 @@ def test_a_note_names_the_runs_and_their_epochs(tmp_path, monkeypatch):
         def advance(self, amount=1, note=""):
             self.notes.append((amount, note))
 
+    monkeypatch.setattr(grid_progress, "SECONDS", 3600.0)
     bar = Bar()
     running = [Task(f"cells/kd--a/seeds/{n}", (), tmp_path / f"{n}.log") for n in range(3)]
     for begun in running[:2]:  # the third waits for a machine
@@ -91,6 +93,24 @@ def test_a_log_without_an_epoch_gives_none(tmp_path, content):
     if content is not None:
         (tmp_path / "log.jsonl").write_text(content)
     assert last_epoch(tmp_path / "log.jsonl") == ""
+
+
+def test_a_log_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "log.jsonl")
+    assert last_epoch(tmp_path / "log.jsonl") == ""
+
+
+def test_a_log_of_an_earlier_attempt_does_not_make_a_run_look_begun(tmp_path):
+    log = tmp_path / "0.log"
+    log.touch()
+    os.utime(log, (1, 1))
+    notes = []
+    bar = SimpleNamespace(advance=lambda amount, note: notes.append(note))
+    RunningNote(bar)([Task("cells/kd--a/seeds/0", (), log)])
+    assert notes == [""]
+    assert run_here([task(tmp_path, "0", DONE)], workers=1, limit_by_memory=False) == {"0": 0}
+    RunningNote(bar)([Task("cells/kd--a/seeds/0", (), log)])
+    assert notes == ["", "kd--a/seeds/0"]
 
 
 def test_no_more_run_at_a_time_than_fit_into_the_free_memory(tmp_path, monkeypatch):

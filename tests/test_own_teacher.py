@@ -58,7 +58,7 @@ def test_the_example_of_the_docs_teaches_with_its_own_weights_and_may_print(modu
     )  # fmt: skip
     assert "hello from my code" in done.stderr
     assert "have the same weights, so it is used as it is" in done.stderr
-    guessed = re.search(r"as if by --set teacher\.input\.mean='\[([\d.]+)\]'", done.stderr)
+    guessed = re.search(r"of the data: teacher\.input\.mean \[([\d.]+)\]", done.stderr)
     assert 0.2 < float(guessed[1]) < 0.4  # of the digits
     assert "teacher: epoch" not in done.stderr
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["teacher"]["pretrained"] is True

@@ -47,8 +47,8 @@ def warn_of_unequal_classes(labels: Tensor, class_names: Sequence[str]) -> list[
     (fewest, rarest), (most, commonest) = ordered[0], ordered[-1]
     return [
         f"the classes are unequal: {commonest!r} has {most:,} training images, {rarest!r} has {fewest:,}. So "
-        "the loss is weighted (train.class_weights). Where the scored images are as unequal, balanced top-1 "
-        "decides, the mean over the classes"
+        "the loss is weighted (train.class_weights). Where the scored images are also unequal, balanced "
+        "top-1 decides, the mean over the classes"
     ]
 
 

@@ -69,8 +69,9 @@ class StudentSection(NetworkSection):
     """`student:` the network that ships, and its initial weights."""
 
     weights: str | None = AUTO
-    """As of a peer. auto: torchvision's best or timm's default weights for the network, if there are fewer
-    than 100,000 training images, otherwise random. recipe.yaml of the run holds the result."""
+    """A name, a file or a run folder, as in `peers.N.weights`. auto: torchvision's best or timm's default
+    weights for the network, if there are fewer than 100,000 training images, otherwise random. recipe.yaml
+    of the run holds the result."""
 
 
 class CacheSection(Section):

@@ -89,7 +89,7 @@ class DataSection(Section):
     ] = "auto"
     """Augmentation of the training images; auto: the usual one for the data set."""
     max_broken: float = Field(0.01, ge=0, le=1)
-    """Share of unreadable image files above which the run stops; they are listed and counted."""
+    """Share of unreadable image files above which the run stops; they are counted, the first five named."""
     extra: ExtraSection | None = None
     """Generated images, added to the student's training images."""
     license: str | None = None

@@ -153,9 +153,10 @@ def _behind_teacher(quality: Quality) -> str:
     lead, teachers = student[key] - largest[key], teacher[key] - largest[key]
     if teachers <= 0 or lead >= LEAST_OF_LEAD * teachers:
         return ""
+    share = int(100 * lead / teachers)
     return (
-        f"It beats always {quality.name(largest['class'])!r}, but by {100 * lead / teachers:.0f} % of its "
-        f"teacher's lead: {FIGURES[key].title} {numbers.percent(student[key])}, teacher "
+        f"It beats always {quality.name(largest['class'])!r}, but has only {share} % of its teacher's lead "
+        f"over that: {FIGURES[key].title} {numbers.percent(student[key])}, teacher "
         f"{numbers.percent(teacher[key])}."
     )
 

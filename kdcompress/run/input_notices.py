@@ -10,6 +10,7 @@ from kdcompress.data.augment import resolve_preset, skipped_colours
 from kdcompress.data.dataset import Data
 from kdcompress.data.decode import open_image, quiet_pillow
 from kdcompress.data.source import FolderSource, Source
+from kdcompress.networks import weights
 from kdcompress.recipe import Recipe
 
 SAMPLED = 200
@@ -49,8 +50,8 @@ def crop_notice(train: Source) -> str | None:
     if kept >= NEARLY_ALL:
         return None
     return (
-        f"data.resize: crop: networks are tested on the middle {100 * kept:.0f} % of a picture. If what "
-        "matters can be near the edges, set data.resize=whole or data.resize=pad"
+        f"data.resize: crop: networks are tested on {100 * kept:.0f} % of a picture's area, around its "
+        "middle. If what matters can be near the edges, set data.resize=whole or data.resize=pad"
     )
 
 
@@ -62,7 +63,8 @@ def kept_by_crop(source: FolderSource) -> float:
     """
     shares = []
     with quiet_pillow():
-        for index in torch.linspace(0, len(source) - 1, min(SAMPLED, len(source))).round().long().tolist():
+        last, count = len(source) - 1, min(SAMPLED, len(source))
+        for index in torch.linspace(0, last, count, dtype=torch.float64).round().long().tolist():
             with open_image(source.file_list.place(source.root, index)) as image:
                 shares.append(min(image.size) / max(image.size))
     return source.crop_share**2 * statistics.median(shares)
@@ -78,8 +80,11 @@ def normalisation_notice(recipe: Recipe, data: Data) -> str | None:
     section = recipe.teacher
     if section is None or not section.model.startswith("python:"):
         return None
-    if section.pretrained is not True and section.initial_weights is None:
-        return None
+    if section.initial_weights is None:
+        if section.pretrained is not True:
+            return None
+    elif weights.resolve(section.initial_weights, section.model, progress=False).mean is not None:
+        return None  # those of a run say by what its images were normalised
     spec, own = data.input_spec(), section.input
     guessed = {
         name: [round(value, 4) for value in values]
@@ -89,7 +94,9 @@ def normalisation_notice(recipe: Recipe, data: Data) -> str | None:
     if not guessed:
         return None
     settings = " ".join(f"--set teacher.input.{name}='{values}'" for name, values in guessed.items())
+    if data.channels == 1:  # the teacher may take three
+        settings = " and ".join(f"teacher.input.{name} {values}" for name, values in guessed.items())
     return (
-        f"the teacher gets images normalised like the student's, as if by {settings}; set there what its "
+        f"the teacher gets images normalised by the mean and std of the data: {settings}; set there what its "
         "weights were trained with, if that is something else"
     )

@@ -18,7 +18,7 @@ TAIL_BYTES = 65_536
 
 
 class RunningNote:
-    """Tells a bar which runs are under way and their epochs, a few times a minute.
+    """Tells a bar which runs are under way and their epochs, every two seconds.
 
     Args:
         bar: Of the whole grid.
@@ -26,6 +26,7 @@ class RunningNote:
 
     def __init__(self, bar: Bar) -> None:
         self.bar, self._next = bar, 0.0
+        self._since = time.time() - 1  # the clock of files is coarse
 
     def __call__(self, running: Sequence[Task]) -> None:
         """Reads the logs of the runs, unless that was just done.
@@ -36,8 +37,16 @@ class RunningNote:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + SECONDS
-            begun = [task for task in running if task.log.exists()]
+            begun = [task for task in running if _changed(task.log) >= self._since]
             self.bar.advance(0, note=", ".join(map(_told, begun)))
+
+
+def _changed(log: Path) -> float:
+    """Returns when a run has begun to use its log, in seconds since 1970; 0: never."""
+    try:
+        return log.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _told(task: Task) -> str:

@@ -230,6 +230,7 @@ def _start(task: Task, device: str, environment: Mapping[str, str] = os.environ)
     with translated(task.log):
         descriptor = open_in_folder(task.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, folder=False)
     with open(descriptor, "ab") as log:
+        os.utime(descriptor)  # of an earlier attempt's log too: this run has begun
         return subprocess.Popen(
             task.words,
             stdin=subprocess.DEVNULL,

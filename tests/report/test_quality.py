@@ -61,7 +61,7 @@ def test_a_student_with_less_than_half_of_its_teachers_lead_is_amber(tmp_path):
     assert lead < 0.5 * teachers
     found = badge_of(folder)
     assert (found.level, found.text) == ("amber", "right, but far behind its teacher")
-    assert f"by {100 * lead / teachers:.0f} % of its teacher's lead" in found.reason
+    assert f"only {int(100 * lead / teachers)} % of its teacher's lead" in found.reason
     results["teacher"] |= {"top1": results["student"]["top1"] + 0.9 * lead}
     (folder / "results.json").write_text(json.dumps(results))
     assert badge_of(folder).level == "good"
