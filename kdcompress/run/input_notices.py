@@ -12,6 +12,7 @@ from kdcompress.data.decode import open_image, quiet_pillow
 from kdcompress.data.source import FolderSource, Source
 from kdcompress.networks import weights
 from kdcompress.recipe import Recipe
+from kdcompress.run.teacher_record import reads_alone
 
 SAMPLED = 200
 """Pictures whose size is read to say how much of one a crop keeps."""
@@ -80,19 +81,19 @@ def normalisation_notice(recipe: Recipe, data: Data) -> str | None:
     section = recipe.teacher
     if section is None or not section.model.startswith("python:"):
         return None
-    if section.initial_weights is None:
-        if section.pretrained is not True:
-            return None
-    elif weights.resolve(section.initial_weights, section.model, progress=False).mean is not None:
-        return None  # those of a run say by what its images were normalised
+    if section.pretrained is not True and section.initial_weights is None:
+        return None
     spec, own = data.input_spec(), section.input
     guessed = {
         name: [round(value, 4) for value in values]
         for name, values, given in (("mean", spec.mean, own.mean), ("std", spec.std, own.std))
         if given is None
     }
-    if not guessed:
+    if not guessed or reads_alone(recipe):  # without the teacher, its weights are not loaded either
         return None
+    given = section.initial_weights
+    if given is not None and weights.resolve(given, section.model, progress=False).mean is not None:
+        return None  # those of a run say by what its images were normalised
     settings = " ".join(f"--set teacher.input.{name}='{values}'" for name, values in guessed.items())
     if data.channels == 1:  # the teacher may take three
         settings = " and ".join(f"teacher.input.{name} {values}" for name, values in guessed.items())

@@ -37,19 +37,19 @@ class RunningNote:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + SECONDS
-            begun = [task for task in running if _changed(task.log) >= self._since]
-            self.bar.advance(0, note=", ".join(map(_told, begun)))
+            begun = [task for task in running if _used_at(task.log) >= self._since]
+            self.bar.advance(0, note=", ".join(map(_describe, begun)))
 
 
-def _changed(log: Path) -> float:
-    """Returns when a run has begun to use its log, in seconds since 1970; 0: never."""
+def _used_at(log: Path) -> float:
+    """Returns when a run last began with this log or wrote to it, in seconds since 1970; 0: never."""
     try:
         return log.stat().st_mtime
     except OSError:
         return 0.0
 
 
-def _told(task: Task) -> str:
+def _describe(task: Task) -> str:
     name = task.name.removeprefix("cells/").removeprefix("teachers/")
     reached = last_epoch(task.log.with_suffix("") / "log.jsonl")
     return f"{name} ({reached})" if reached else name
