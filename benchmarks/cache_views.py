@@ -1,6 +1,6 @@
 """Test top-1 of a student whose teacher's outputs are cached, by the number of views, against new views.
 
-    python benchmarks/cache_views.py [--work DIR] [--views 1 2 4 8 24] [--seeds 3] [--epochs 72]
+    python benchmarks/cache_views.py [--work DIR] [--views 1 2 4 8 24] [--seeds 3] [--epochs 72] [--jobs 1]
 
 WRN-16-2 teaches ResNet-8 by KD on the first images of Fashion-MNIST (Debian's package
 dataset-fashion-mnist), tested on its 10,000 test images. Nothing is held out and the last epoch counts, so
@@ -15,6 +15,7 @@ import gzip
 import math
 import statistics
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -56,20 +57,31 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=72)
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at one time, a thread each")
     options = parser.parse_args()
     root = options.work / f"images{options.images}"
     if not root.exists():
         pictures(root, options.images)
-    found = {}
-    for views in (0, *options.views):
+
+    def run(cell):
+        seed, views = cell
         cache = f"{{views: {views}, folder: {(options.work / 'cache').absolute()}}}" if views else '"off"'
-        for seed in range(options.seeds):
-            recipe = RECIPE.format(seed=seed, root=root.absolute(), cache=cache, epochs=options.epochs)
-            name = f"v{views}-e{options.epochs}-n{options.images}-s{seed}"
-            results = distill(options.work.absolute(), name, recipe)
-            found.setdefault(views, []).append(100 * results["student"]["top1"])
-            found.setdefault("teacher", 100 * results["teacher"]["top1"])
-    print(f"{options.images:,} images, {options.epochs} epochs, teacher {found['teacher']:.2f} %\n")
+        recipe = RECIPE.format(seed=seed, root=root.absolute(), cache=cache, epochs=options.epochs)
+        name = f"v{views}-e{options.epochs}-n{options.images}-s{seed}"
+        return cell, distill(options.work.absolute(), name, recipe)
+
+    # The first run of a cell fills the cache that its other seeds read; it alone is started before the others,
+    # so that the teacher is trained once.
+    cells = [(seed, views) for seed in range(options.seeds) for views in (0, *options.views)]
+    results = dict([run(cells[0])])
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results.update(pool.map(run, cells[1:]))
+    found = {
+        views: [100 * results[seed, views]["student"]["top1"] for seed in range(options.seeds)]
+        for views in (0, *options.views)
+    }
+    teacher = 100 * results[0, 0]["teacher"]["top1"]
+    print(f"{options.images:,} images, {options.epochs} epochs, teacher {teacher:.2f} %\n")
     print("| views | top-1 of each seed | mean | against new views | joint standard error |")
     print("|---|---|---|---|---|")
     fresh = found[0]
