@@ -70,8 +70,8 @@ def main():
         name = f"v{views}-e{options.epochs}-n{options.images}-s{seed}"
         return cell, distill(options.work.absolute(), name, recipe)
 
-    # The first run of a cell fills the cache that its other seeds read; it alone is started before the others,
-    # so that the teacher is trained once.
+    # The first seed of a row fills the cache that the others read. The very first run is alone, so that the
+    # teacher is trained once.
     cells = [(seed, views) for seed in range(options.seeds) for views in (0, *options.views)]
     results = dict([run(cells[0])])
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -1,9 +1,11 @@
-"""Moves tensors to a GPU without waiting for it, and the next batch while the present one is trained on."""
+"""Moves tensors to a GPU and back without waiting for it, and the next batch during the present step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +17,33 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+class HostCopy:
+    """Copies a tensor to the host's memory; on CUDA nothing waits until the copy is read.
+
+    Args:
+        tensor: On any device.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor
+        self._event: Any = None  # torch's own types say nothing of CUDA events
+        if tensor.device.type == "cuda":
+            self._copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._copy.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(tensor.device))
+
+    def ready(self) -> bool:
+        """Returns True once the copy can be read without waiting."""
+        return self._event is None or bool(self._event.query())
+
+    def array(self) -> npt.NDArray[Any]:
+        """Waits for the copy and returns it."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copy.numpy()
 
 
 def prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from small_training import images, tapped
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcompress.data.batch import TurnedViews, View
 from kdcompress.data.joined import IDS_PER_SET
@@ -315,3 +316,91 @@ def test_a_stored_classifier_gives_the_bits_of_the_teacher(precision):
         stored(torch.rand(2, 1, 8, 8))
     stored.take(teacher)
     assert torch.equal(stored(torch.ones(2, 1, 8, 8)).logits, teacher(torch.ones(2, 1, 8, 8)).logits)
+
+
+class SlowCopy:
+    """A copy from a device that has not come until it is read, or until `done` is set."""
+
+    done = False
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def ready(self):
+        return SlowCopy.done
+
+    def array(self):
+        return self.tensor.numpy()
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    monkeypatch.setattr(SlowCopy, "done", False)
+    monkeypatch.setattr(cached_teacher, "HostCopy", SlowCopy)
+
+
+def stored(folder):
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def test_rows_on_their_way_from_the_device_are_written_once_they_are_there(teacher, tmp_path, slow):
+    one = cached(teacher, tmp_path)
+    one(view([3, 1]))
+    one(view([5]))
+    assert stored(tmp_path) == 0
+    SlowCopy.done = True
+    one(view([7]))
+    assert torch.equal(
+        cached(teacher, tmp_path).has(0, torch.arange(8)).nonzero()[:, 0], torch.tensor([1, 3, 5, 7])
+    )
+
+
+def test_no_more_than_a_few_batches_wait_to_be_written(teacher, tmp_path, slow):
+    one = cached(teacher, tmp_path)
+    for number in range(12):
+        one(view([number]))
+    there = cached(teacher, tmp_path).has(0, torch.arange(12))
+    assert there.tolist() == [True] * 4 + [False] * 8
+    one.close()
+    assert cached(teacher, tmp_path).has(0, torch.arange(12)).all()
+
+
+def test_a_row_on_its_way_is_read_and_not_computed_again(teacher, tmp_path, slow):
+    one = cached(teacher, tmp_path)
+    first = one(view([3, 1]), POOLED).pooled
+    assert torch.equal(one(view([1]), POOLED).pooled, first[1:])
+    assert (one.computed, one.read) == (2, 1)
+    one(view([5]))
+    assert one.has(0, torch.tensor([5])).all()
+
+
+def test_a_missing_row_on_a_fake_gpu_reads_no_value(teacher, tmp_path, monkeypatch):
+    class OnFakeGpu:
+        device, precision = torch.device("cuda", 0), None
+
+        def __call__(self, images, want=LOGITS):
+            return Activations(pooled=torch.empty(2, 64, device="cuda"))
+
+        def classify(self, pooled):
+            assert pooled.device.type == "cuda"
+            return pooled[:, :5]
+
+    class NoCopy(SlowCopy):
+        def __init__(self, tensor):
+            assert tensor.device.type == "cuda"
+
+    one = cached(teacher, tmp_path)
+    one.teacher = OnFakeGpu()
+    one.codec = PooledCodec(64, one.teacher.classify)
+    rows, present = np.zeros((2, one.codec.width), np.uint8), np.array([True, False])
+    monkeypatch.setattr(one, "_find", lambda name, ids: (rows, present))
+    monkeypatch.setattr(cached_teacher, "HostCopy", NoCopy)
+    monkeypatch.setattr(
+        cached_teacher, "moved", lambda tensor, device: torch.empty_like(tensor, device=device)
+    )
+    asked = view([3, 1])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        outputs = one(asked, BOTH)
+    assert (one.computed, one.read) == (1, 1)
+    assert outputs.logits.shape == (2, 5)
+    assert outputs.logits.device.type == outputs.pooled.device.type == "cuda"

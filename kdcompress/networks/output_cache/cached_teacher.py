@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from kdcompress.data.batch import TurnedViews, View
 from kdcompress.data.joined import IDS_PER_SET
-from kdcompress.data.prefetch import moved
+from kdcompress.data.prefetch import HostCopy, moved
 from kdcompress.errors import KdcompressError, UserError
 from kdcompress.networks.activations import LOGITS, Activations, Want
 from kdcompress.networks.output_cache.codec import Codec
@@ -22,6 +24,8 @@ from kdcompress.networks.teacher import Teacher
 
 _ROWS_AT_ONCE = 4096
 """Rows that `has` reads at a time."""
+_UNWRITTEN_BATCHES = 8
+"""Batches whose rows may be on their way from the device; each holds some pinned memory."""
 
 
 class CachedTeacher(WithFacts):
@@ -64,6 +68,7 @@ class CachedTeacher(WithFacts):
         self._stamps = dict(zip(self._sets, stamps, strict=False))
         self._writes = fill
         self._known: dict[str, np.ndarray] = {}
+        self._unwritten: deque[_Unwritten] = deque()
 
     @property
     def tapped(self) -> Tapped | None:
@@ -106,6 +111,8 @@ class CachedTeacher(WithFacts):
         views = rows_of(images)
         if views is None or not want <= self.codec.gives:
             return self.teacher(images, want)
+        if any(each.holds(views) for each in self._unwritten):
+            self._write(wait=True)
         found = [self._find(name, ids) for name, ids in views]
         rows, present = (
             np.stack(each, 1).reshape(-1, *each[0].shape[1:]) for each in zip(*found, strict=True)
@@ -115,9 +122,13 @@ class CachedTeacher(WithFacts):
         self.computed += missing
         if missing:
             self._require_fill(missing, len(present))
-            computed = self.codec.encode(self.teacher(images, self.codec.reads)).cpu().numpy()
-            rows = np.where(present[:, None], rows, computed)
-            self._keep(views, rows, present)
+            computed = self.codec.encode(self.teacher(images, self.codec.reads))
+            known = moved(torch.from_numpy(present), self.device)
+            complete = torch.where(known[:, None], moved(torch.from_numpy(rows), self.device), computed)
+            if self._writes:
+                self._unwritten.append(_Unwritten(views, present, HostCopy(complete)))
+                self._write()
+            return self.codec.decode(complete, want)
         return self.codec.decode(moved(torch.from_numpy(rows), self.device), want)
 
     def classify(self, pooled: Tensor) -> Tensor:
@@ -137,6 +148,7 @@ class CachedTeacher(WithFacts):
 
         Rows that this process has read or written are known; the others are read, some at a time.
         """
+        self._write(wait=True)
         name = view_name(view, turn)
         there = np.zeros(len(ids), np.bool_)
         for file, here, numbers, _ in self._files(name, ids):
@@ -148,11 +160,13 @@ class CachedTeacher(WithFacts):
 
     def cached(self, view: int, ids: Tensor, want: Want, turn: int = 0) -> Activations:
         """Returns the outputs in the files; what is not there is zero or the classifier's bias."""
+        self._write(wait=True)
         rows, _ = self._find(view_name(view, turn), ids)
         return self.codec.decode(moved(torch.from_numpy(rows), self.device), want)
 
     def close(self) -> None:
-        """Closes the files; a later call opens them again."""
+        """Writes what the device has computed, and closes the files; a later call opens them again."""
+        self._write(wait=True)
         self.files.close()
 
     def _find(self, name: str, ids: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -183,6 +197,14 @@ class CachedTeacher(WithFacts):
             self._known[file] = known = np.pad(known, (0, max(most, 2 * len(known)) - len(known)))
         known[numbers] = True
 
+    def _write(self, *, wait: bool = False) -> None:
+        """Writes the rows that have come from the device; with `wait` it waits for all of them."""
+        while self._unwritten and (
+            wait or len(self._unwritten) > _UNWRITTEN_BATCHES or self._unwritten[0].rows.ready()
+        ):
+            batch = self._unwritten.popleft()
+            self._keep(batch.views, batch.rows.array(), batch.present)
+
     def _keep(self, views: list[tuple[str, Tensor]], rows: np.ndarray, present: np.ndarray) -> None:
         """Writes the rows that were not there; a full disk costs a warning and the rest of the cache."""
         if not self._writes:
@@ -208,6 +230,23 @@ class CachedTeacher(WithFacts):
                 f"teacher.cache.mode: read, but of a batch of {count} the outputs for {missing} are not in "
                 f"{self.files.folder}; run it once with teacher.cache.mode: fill, on the same images"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Unwritten:
+    """A batch whose rows `[B, width]` are on their way from the device; those not `present` are new."""
+
+    views: list[tuple[str, Tensor]]
+    present: np.ndarray
+    rows: HostCopy
+
+    def holds(self, views: list[tuple[str, Tensor]]) -> bool:
+        """Returns True if it has a row of these views, which a look into the files would miss."""
+        return any(
+            name == own_name and bool(torch.isin(ids, own).any())
+            for name, ids in views
+            for own_name, own in self.views
+        )
 
 
 def view_name(view: int, turn: int = 0) -> str:
