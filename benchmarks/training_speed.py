@@ -21,25 +21,17 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
-import os
-import random
-import statistics
 import struct
-import subprocess
-import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from alternating import OnCall, answer, setting, table, take_turns
 from torch import nn
 
-from kdcompress.bench.stats import interval
 from kdcompress.networks.build import build
-from kdcompress.progress import Progress
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 IMAGES, TEST, BATCH, SIDE, CLASSES = 1_920, 200, 64, 32, 10
@@ -50,6 +42,7 @@ PRODUCT = {
     "none compiled": ("train.compile=true",), "kd compiled": ("train.compile=true",),
     "cached compiled": ("train.compile=true",),
 }  # fmt: skip
+FLOORS = {"plain training": "none", "torchdistill": "torchdistill", "script": "script"}
 ARMS = (*PRODUCT, "torchdistill", "script")
 RECIPE = """
 data: {{dataset: fashion-mnist, root: {root}, image_size: 32, channels: 3, batch_size: 64, held_out: 0}}
@@ -63,42 +56,6 @@ bench: {{rounds: 1}}
 
 
 # ---- the process that trains
-
-
-def answer(seconds):
-    """Says how long the steps took, and waits for the next request."""
-    print(json.dumps(seconds), flush=True)
-    if not sys.stdin.readline():
-        os._exit(0)
-    return time.perf_counter()
-
-
-class OnCall(Progress):
-    """A progress that answers after every ten steps of an epoch but the first."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-
-    def warn(self, message):
-        pass
-
-    @contextmanager
-    def bar(self, description, total, done=0):
-        self.step, self.began, self.clean = done, None, False
-        yield self
-
-    def report(self, text):
-        self.clean = False  # an epoch ended, so that these steps are not only steps
-
-    def advance(self, amount=1, note=""):
-        self.step += amount
-        if self.step < IMAGES // BATCH or self.step % STEPS:
-            return
-        if self.began is not None and self.clean:
-            self.began = answer(time.perf_counter() - self.began)
-        else:
-            self.began = time.perf_counter()
-        self.clean = True
 
 
 def product(arm, work, threads):
@@ -122,7 +79,7 @@ def product(arm, work, threads):
             overrides=PRODUCT[arm],
             method="none" if name == "none" else None,
         )
-        distill(request, OnCall())
+        distill(request, OnCall(IMAGES // BATCH, STEPS))
 
 
 def loader(work, dataset_only=False):
@@ -249,76 +206,6 @@ def _read(name):
     return plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
 
 
-class Asked:
-    """An arm in a process of its own."""
-
-    def __init__(self, arm, work, threads):
-        self.arm, began = arm, time.perf_counter()
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--train", arm, "--work", str(work), "--threads", str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "KDCOMPRESS_CACHE": str(work / "cache")},
-        )  # fmt: skip
-        self.answered()
-        self.start_s = time.perf_counter() - began
-
-    def answered(self):
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{self.arm} ended with exit code {self.process.wait()}")
-        return json.loads(line)
-
-    def seconds(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self.answered()
-
-
-def processor():
-    """Names the processor, and its matrix instructions for bf16."""
-    facts = Path("/proc/cpuinfo").read_text()
-    name = facts.partition("model name")[2].partition("\n")[0].strip("\t: ") or "unknown processor"
-    found = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in facts]
-    return f"{name} ({', '.join(found) or 'no bf16'})"
-
-
-FLOORS = {"plain training": "none", "torchdistill": "torchdistill", "script": "script"}
-
-
-def ratio(own, base):
-    """Formats how many times as fast, the median over the rounds, with its interval."""
-    ratios = [b / a for a, b in zip(own, base, strict=True)]
-    low, high = interval(ratios) or (min(ratios), max(ratios))
-    return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
-
-
-def table(times):
-    """Builds the table; a compiled arm is compared with compiled plain training."""
-    floors = {title: arm for title, arm in FLOORS.items() if arm in times}
-    lines = [f"| | images/s | {' | '.join(f'to {title}' for title in floors)} |"]
-    lines.append("|---" * (2 + len(floors)) + "|")
-    for arm, seconds in times.items():
-        cells = []
-        for floor in floors.values():
-            own = f"{floor} compiled"
-            base = own if arm.endswith("compiled") and own in times else floor
-            cells.append("" if base == arm else ratio(seconds, times[base]))
-        rate = STEPS * BATCH / statistics.median(seconds)
-        lines.append(f"| {arm} | {rate:.0f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def compiling(asked):
-    """Tells how many seconds compiling took, of each arm that was also run without."""
-    starts = {each.arm: each.start_s for each in asked}
-    found = [
-        f"{arm} {starts[f'{arm} compiled'] - starts[arm]:.0f} s"
-        for arm in starts
-        if f"{arm} compiled" in starts
-    ]
-    return f"Compiling: {', '.join(found)}.\n" if found else ""
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
@@ -339,17 +226,9 @@ def main():
         work = Path(folder) / "work"
         prepare(work)
         arms = ["none", *(arm for arm in options.arms if arm != "none")]
-        asked = [Asked(arm, work, options.threads) for arm in arms]
-        times = {arm: [] for arm in arms}
-        for number in range(options.rounds):
-            for each in random.sample(asked, len(asked)):
-                times[each.arm].append(each.seconds())
-            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-        for each in asked:
-            each.process.stdin.close()
-            each.process.wait()
-    said = f"{processor()}, torch {torch.__version__}, {options.threads} threads, "
-    said += f"{options.rounds} rounds of {STEPS} steps\n\n{table(times)}\n\n{compiling(asked)}"
+        times, compiled = take_turns(__file__, arms, work, options.threads, options.rounds)
+    said = f"{setting(options.threads, options.rounds, STEPS)}\n\n"
+    said += f"{table(times, FLOORS, STEPS * BATCH)}\n\n{compiled}"
     print(said, end="")
     if options.out:
         options.out.write_text(said)

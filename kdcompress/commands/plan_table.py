@@ -10,10 +10,11 @@ from kdcompress.progress import duration_text
 
 _PARTS = {
     "teacher": "teacher", "student": "student", "data": "waiting for data",
-    "losses_and_rest": "losses, heads, optimiser",
+    "losses_and_rest": "losses, heads, optimiser", "epoch_ends": "evaluation and checkpoints",
 }  # fmt: skip
 _STAGES = {
     "pretraining": "training without labels",
+    "pixel_cache": "filling the pixel cache",
     "teacher": "training the teacher",
     "preparations": "training heads on the teacher",
     "student": "training the student",
@@ -42,7 +43,7 @@ def print_plan(plan: dict[str, Any]) -> None:
         click.echo(f"Not counted: {left_out}")
     click.echo()
     parts = ", ".join(f"{name} {100 * plan['shares'][key]:.0f} %" for key, name in _PARTS.items())
-    click.echo(f"A step: {parts}")
+    click.echo(f"Of the student's training: {parts}")
     click.echo(f"Memory: {plan['peak_memory_bytes'] / 1e9:.1f} GB")
     cache = plan["teacher_cache"]
     if cache is not None:

@@ -87,6 +87,24 @@ class ShuffledOrder:
         return permutation(self._seed, epoch, self._count)[: self.steps * self._batch_size]
 
 
+class FirstBatches:
+    """The first batches of every epoch of an order, for a training that is only measured.
+
+    Args:
+        order: The whole epochs.
+        steps: Batches of an epoch; at least 1.
+    """
+
+    def __init__(self, order: BatchOrder, steps: int) -> None:
+        self._order = order
+        self.steps = min(steps, order.steps)
+
+    def __call__(self, epoch: int) -> Tensor:
+        """Returns the sample indices of the batches, `[steps · batch_size]` int64."""
+        indices = self._order(epoch)
+        return indices[: len(indices) // self._order.steps * self.steps]
+
+
 class PooledOrder:
     """Batches that hold a fixed number of images of each pool.
 

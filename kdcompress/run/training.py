@@ -11,7 +11,7 @@ from typing import Any
 from kdcompress.data.batch import Replay
 from kdcompress.data.dataset import Data
 from kdcompress.data.loader import TrainingLoader
-from kdcompress.data.orders import BatchOrder, batch_order
+from kdcompress.data.orders import BatchOrder, FirstBatches, batch_order
 from kdcompress.data.random_bits import permutation
 from kdcompress.data.splits import DATA_SEED
 from kdcompress.methods.base import Method, Needs, configured
@@ -44,6 +44,7 @@ class Training:
         choose: True chooses the best epoch on held-out data, if there is any.
         exits: True if the method's early exits ship too.
         replay: Views that repeat, for a teacher whose outputs are kept; None: every epoch has new ones.
+        batches: Batches of an epoch, for a training that is only measured; None: all.
     """
 
     label: str
@@ -55,6 +56,7 @@ class Training:
     choose: bool = True
     exits: bool = False
     replay: Replay | None = None
+    batches: int | None = None
 
 
 def student_training(run: Run, method: Method, replay: Replay | None = None) -> Training:
@@ -85,7 +87,7 @@ def run_training(run: Run, training: Training) -> Outcome:
     method, seed = training.method, training.seed
     data = for_method(run, type(method), method.config).data
     needs = method.needs(method.config)
-    loader = training_loader(run, needs, data, seed, training.replay)
+    loader = training_loader(run, needs, data, seed, training.replay, batches=training.batches)
     job = Job(
         label=training.label,
         folder=run.folder.checkpoints,
@@ -112,7 +114,13 @@ def run_training(run: Run, training: Training) -> Outcome:
 
 
 def training_loader(
-    run: Run, needs: Needs, data: Data, seed: int, replay: Replay | None = None
+    run: Run,
+    needs: Needs,
+    data: Data,
+    seed: int,
+    replay: Replay | None = None,
+    *,
+    batches: int | None = None,
 ) -> TrainingLoader:
     """Opens the training batches of a method.
 
@@ -122,12 +130,14 @@ def training_loader(
         data: With the training images that the method uses.
         seed: Seed of order and augmentation.
         replay: Views that repeat; None: every epoch has new ones.
+        batches: Batches of an epoch; None: all.
     """
+    order = _order(run, needs, data, seed)
     return TrainingLoader(
         data.train,
         batch_size=run.recipe.batch_size,
         views=needs.views,
-        order=_order(run, needs, data, seed),
+        order=order if batches is None else FirstBatches(order, batches),
         seed=seed,
         augment=needs.augment or data.augment,
         device=run.device,

@@ -12,20 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdcompress.data.dataset import Data
-from kdcompress.data.loader import TrainingLoader
+from kdcompress.data.prefetch import moved
 from kdcompress.data.source import MemorySource
 from kdcompress.methods.base import Method, configured
+from kdcompress.networks.activations import Activations
 from kdcompress.networks.from_recipe import LoadedNetwork, teacher_needs_training
+from kdcompress.networks.output_cache.codec import Codec
+from kdcompress.networks.output_cache.rows import RowFiles
 from kdcompress.networks.tapped import wide
 from kdcompress.networks.teacher import FrozenTeacher, Teacher
 from kdcompress.progress import Progress
 from kdcompress.recipe import CacheSection
-from kdcompress.run.cache_plan import plan_cache
+from kdcompress.run.cache_plan import CachePlan, plan_cache
 from kdcompress.run.context import Run
 from kdcompress.run.extra_images import without_extra
 from kdcompress.run.networks import load_networks, needs_of, tapped
@@ -43,15 +47,22 @@ from kdcompress.run.training import (
     training_loader,
 )
 from kdcompress.run_folder import RunFolder
-from kdcompress.tools.stopwatch import WARM_UP, Measured, Stopwatch, TimedTeacher, wait_for
+from kdcompress.tools.plan_advice import Length, StepTimes, advice, shares
+from kdcompress.tools.plan_input import measure_input
+from kdcompress.tools.stopwatch import (
+    LEAST_EPOCHS,
+    WARM_UP,
+    Measured,
+    Stopwatch,
+    TimedTeacher,
+    wait_for,
+)
 from kdcompress.train.processes import join, leave
 
 SCHEMA = "kdcompress.plan/1"
 STEPS = 20
 REPEATS = 5
-"""Passes of teacher and student alone that are measured, after one that is not."""
-WORTH_SAYING = 1.03
-"""Least gain in speed of an advice."""
+"""Passes of the student alone, and readings of cached rows, that are measured after one that is not."""
 DELIVERY_SECONDS = 20.0
 """Time for export, proof and timing of small networks, beside the passes over the test images."""
 
@@ -95,41 +106,55 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
     timed = None if teacher is None else TimedTeacher(teacher)
     method = build_method(run, networks, timed)
     with run.progress.announce(f"Measuring {steps} steps of the student's training"):
-        measured = _measure(run, student_training(run, method), steps)
+        measured, count = _measure(run, student_training(run, method), steps)
         peak = _peak_bytes(run.device)
         data = for_method(run, *configured(recipe.method)).data
         needs = method.needs(method.config)
-        images, seconds_of_data = _data_seconds(training_loader(run, needs, data, recipe.seed))
-        student_seconds = _seconds(run.device, _student_step(method, images))
+        preset = (needs.augment or (data.augment,))[0]
+        loader = training_loader(run, needs, data, recipe.seed)
+        batch = measure_input(dataclasses.replace(run, data=data), loader, preset, 2 * STEPS)
+        student_seconds = _seconds(run.device, _student_step(method, batch.images))
     accumulate = recipe.train.accumulate
     per_epoch = -(-steps_per_epoch(run) // accumulate)
     total_steps = recipe.epochs * per_epoch
     if recipe.train.max_steps is not None:
         total_steps = min(total_steps, recipe.train.max_steps)
     epochs = -(-total_steps // per_epoch)
-    views = needs.views
-    # Of a step, in which a method may call the teacher several times.
-    teacher_seconds = 0.0 if timed is None else timed.seconds / (WARM_UP + steps)
-    share_of_teacher = min(1.0, teacher_seconds / measured.step)
-    cached_step = measured.step * (1 - share_of_teacher)
-    cache = _cache(run, teacher, data)
-    step = measured.step
+    length = Length.of(total_steps, epochs, recipe.train.evaluate_every)
+    teacher_seconds = 0.0 if timed is None else timed.seconds(count)
+    overlap = run.workers > 0 and not isinstance(data.train, MemorySource)
+    times = StepTimes.of(
+        measured.step,
+        teacher=teacher_seconds,
+        student=accumulate * student_seconds,
+        batch=accumulate * batch.measured,
+        overlap=overlap,
+    )
+    if batch.now != batch.measured:
+        times = times.with_batch(accumulate * batch.now)
+    cache, found = _cache(run, teacher, data)
+    cached = times
+    if found is not None:
+        rows = needs.views * accumulate * _row_seconds(found.codec, recipe.batch_size, run.device)
+        computed = min(1.0, found.replay.views / (epochs * needs.views)) if found.share_computed else 0.0
+        cached = times.with_teacher(computed * teacher_seconds + rows, accumulate * batch.now)
     if cache is not None and cache["on"]:
-        computed = min(1.0, cache["views"] / max(1, epochs * views)) if cache["computed_share"] else 0.0
-        step = computed * measured.step + (1 - computed) * cached_step
+        times = cached
+    alternatives = {
+        setting: times.with_batch(accumulate * seconds) for setting, seconds in batch.others.items()
+    }
+    if cache is not None and cache["possible"] and not cache["on"]:
+        alternatives["teacher.cache=auto"] = cached
     seconds = {
         "pretraining": pretraining_seconds,
+        "pixel_cache": batch.fill,
         "teacher": _teacher_seconds(run, networks, steps),
         "preparations": _preparation_seconds(run, method, teacher, steps),
-        "student": measured.seconds(total_steps, epochs, step),
+        "student": length.seconds(measured, times.whole),
         "delivery": _delivery_seconds(run, teacher, teacher_seconds / accumulate, student_seconds),
     }
-    from_files = not isinstance(data.train, MemorySource)
-    beside = from_files and run.workers > 0
-    shares = _shares(
-        measured, accumulate * student_seconds, share_of_teacher, accumulate * seconds_of_data, beside
-    )
-    document: dict[str, Any] = {
+    end = measured.epoch_end + measured.evaluation / recipe.train.evaluate_every
+    return {
         "schema": SCHEMA,
         "recipe": recipe.name,
         "device": str(run.device),
@@ -139,21 +164,17 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
         "steps_per_epoch": per_epoch,
         "epochs": epochs,
         "measured_steps": steps,
-        "images_per_s": recipe.batch_size * accumulate / step,
-        "step_ms": 1e3 * step,
-        "epoch_s": per_epoch * step + measured.epoch_end,
-        "epoch_end_s": measured.epoch_end,
+        "images_per_s": recipe.batch_size * accumulate / times.whole,
+        "step_ms": 1e3 * times.whole,
+        "epoch_s": per_epoch * times.whole + end,
+        "epoch_end_s": end,
         "seconds": {**seconds, "total": sum(seconds.values())},
         "peak_memory_bytes": peak,
-        "shares": shares,
+        "shares": shares(times, measured, length),
         "teacher_cache": cache,
         "not_counted": _not_counted(run),
+        "advice": advice(times, alternatives, measured, length, recipe.train.evaluate_every),
     }
-    document["advice"] = _advice(
-        document, measured, cached_step, epochs, total_steps, views,
-        decodes=from_files and recipe.data.pixel_cache == "off",
-    )  # fmt: skip
-    return document
 
 
 def _teacher(run: Run, networks: dict[str, LoadedNetwork]) -> Teacher | None:
@@ -166,15 +187,29 @@ def _teacher(run: Run, networks: dict[str, LoadedNetwork]) -> Teacher | None:
     return FrozenTeacher(tapped(run, section, start, frozen=True), size=size)
 
 
-def _measure(run: Run, training: Training, steps: int) -> Measured:
-    """Runs the first steps of a training as they are, and takes their times."""
-    watch = Stopwatch()
+def _measure(run: Run, training: Training, steps: int) -> tuple[Measured, int]:
+    """Runs a training of a few short epochs, of which the last two are evaluated.
+
+    Returns:
+        Its times, and the number of its steps.
+    """
+    watch, accumulate = Stopwatch(), training.train.accumulate
+    method = training.method
+    data = for_method(run, type(method), method.config).data
+    whole = -(-max(1, len(data.train) // run.recipe.batch_size) // accumulate)
+    per_epoch = min(whole, -(-(WARM_UP + steps) // LEAST_EPOCHS))
+    epochs = max(LEAST_EPOCHS, -(-(WARM_UP + steps) // per_epoch))
     train = training.train.model_copy(
-        update={"max_steps": WARM_UP + steps, "checkpoint_minutes": 1e6, "tensorboard": False}
+        update={
+            "max_steps": epochs * per_epoch, "evaluate_every": epochs - 1, "checkpoint_minutes": 1e6,
+            "tensorboard": False,
+        }
+    )  # fmt: skip
+    shortened = dataclasses.replace(
+        training, train=train, epochs=max(training.epochs, epochs), batches=per_epoch * accumulate
     )
-    quiet = dataclasses.replace(run, progress=watch)
-    run_training(quiet, dataclasses.replace(training, train=train))
-    return watch.result()
+    run_training(dataclasses.replace(run, progress=watch), shortened)
+    return watch.result(), epochs * per_epoch
 
 
 def _pretraining_seconds(run: Run, steps: int) -> float:
@@ -184,7 +219,7 @@ def _pretraining_seconds(run: Run, steps: int) -> float:
         return 0.0
     with run.progress.announce("Measuring the training without labels"):
         training = pretraining_of(run, section, build_backbone(run))
-        return _whole(run, training, _measure(run, training, max(3, steps // 2)))
+        return _whole(run, training, _measure(run, training, max(3, steps // 2))[0])
 
 
 def _not_counted(run: Run) -> list[str]:
@@ -192,8 +227,6 @@ def _not_counted(run: Run) -> list[str]:
     found, int8 = [], run.recipe.export.int8
     if int8 is not None and int8.qat_epochs:
         found.append(f"the {int8.qat_epochs} epochs of the training for int8")
-    if run.recipe.data.pixel_cache in ("raw", "jpeg"):
-        found.append("filling the pixel cache; the figures are those of an input without it")
     if run.recipe.pseudo_labels is not None:
         found.append("clustering the features")
     return found
@@ -209,7 +242,7 @@ def _teacher_seconds(run: Run, networks: dict[str, LoadedNetwork], steps: int) -
         return 0.0
     with run.progress.announce("Measuring the teacher's training"):
         training = teacher_training(real, section, start)
-        measured = _measure(real, training, max(3, steps // 2))
+        measured, _ = _measure(real, training, max(3, steps // 2))
     return _whole(real, training, measured)
 
 
@@ -218,8 +251,9 @@ def _whole(run: Run, training: Training, measured: Measured) -> float:
     method, recipe = training.method, run.recipe
     images = len(for_method(run, type(method), method.config).data.train)
     per_epoch = -(-max(1, images // recipe.batch_size) // recipe.train.accumulate)
-    total = min(training.epochs * per_epoch, recipe.train.max_steps or sys.maxsize)
-    return measured.seconds(total, -(-total // per_epoch))
+    total = min(training.epochs * per_epoch, training.train.max_steps or sys.maxsize)
+    length = Length.of(total, -(-total // per_epoch), training.train.evaluate_every)
+    return length.seconds(measured, measured.step)
 
 
 def _preparation_seconds(run: Run, method: Method, teacher: Teacher | None, steps: int) -> float:
@@ -230,7 +264,7 @@ def _preparation_seconds(run: Run, method: Method, teacher: Teacher | None, step
         real = without_extra(run)
         with run.progress.announce(f"Measuring the training of the teacher's {preparation.name}"):
             training = preparation_training(real, preparation, teacher)
-            seconds += _whole(real, training, _measure(real, training, max(3, steps // 2)))
+            seconds += _whole(real, training, _measure(real, training, max(3, steps // 2))[0])
     return seconds
 
 
@@ -242,18 +276,6 @@ def _delivery_seconds(
     # PyTorch once, each exported format once, golden outputs and the record of the report.
     passes = (1 + len(run.recipe.export.formats)) * student_seconds / 3 + teacher_seconds
     return batches * passes + DELIVERY_SECONDS * (1.5 if teacher is not None else 1.0)
-
-
-def _data_seconds(loader: TrainingLoader) -> tuple[Tensor, float]:
-    """Returns the images of a batch, and the seconds of a batch when nothing else computes."""
-    with contextlib.closing(loader):
-        first = next(loader.epoch(0)).images
-        began, count = time.perf_counter(), 0
-        for _ in loader.epoch(1):
-            count += 1
-            if count == 2 * STEPS or time.perf_counter() - began > 20:
-                break
-        return first, (time.perf_counter() - began) / count
 
 
 def _student_step(method: Method, images: Tensor) -> Callable[[], None]:
@@ -289,76 +311,35 @@ def _peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _cache(run: Run, teacher: Teacher | None, data: Data) -> dict[str, Any] | None:
-    """Describes the teacher cache: the recipe's, or the one that `auto` would make."""
+def _cache(run: Run, teacher: Teacher | None, data: Data) -> tuple[dict[str, Any] | None, CachePlan | None]:
+    """Describes the teacher cache: the recipe's, or the one that `auto` would make; None: there is none."""
     section = run.recipe.teacher
     if teacher is None or section is None:
-        return None
+        return None, None
     on = isinstance(section.cache, CacheSection)
     recipe = run.recipe
     if not on:
         recipe = recipe.replace(teacher=section.model_copy(update={"cache": "auto"}))
     found, why = plan_cache(recipe, needs_of(recipe), teacher, len(data.train))
     if found is None:
-        return {"on": False, "possible": False, "reason": why}
-    return {
+        return {"on": False, "possible": False, "reason": why}, None
+    document = {
         "on": on, "possible": True, "views": found.replay.views, "keep": found.codec.kind,
         "bytes": found.bytes, "computed_share": found.share_computed,
     }  # fmt: skip
+    return document, found
 
 
-def _shares(
-    measured: Measured, student: float, share_of_teacher: float, data: float, beside: bool
-) -> dict[str, float]:
-    """Returns the parts of a step: teacher, student, data, and the rest (losses, heads, optimiser, log).
+def _row_seconds(codec: Codec, batch_size: int, device: torch.device) -> float:
+    """Measures the time in which a batch's rows are read from a file and decoded."""
+    numbers, want = np.arange(batch_size), codec.gives
+    with tempfile.TemporaryDirectory(prefix="kdcompress-plan-") as folder:
+        files = RowFiles(Path(folder), codec.width)
+        files.write("rows", numbers, np.zeros((batch_size, codec.width), np.uint8))
 
-    Args:
-        measured: Times of the steps.
-        student: Seconds of the student's passes and update.
-        share_of_teacher: Of a step.
-        data: Seconds in which a batch is made.
-        beside: True: by worker processes, beside the training.
-    """
-    own = min(student / measured.step, 1 - share_of_teacher)
-    left = measured.step * (1 - share_of_teacher - own)
-    # Of batches that are made beside the training only what they lag behind costs time.
-    waited = max(0.0, data - measured.step + left) if beside else data
-    of_data = min(waited, left) / measured.step
-    rest = max(0.0, 1 - share_of_teacher - own - of_data)
-    return {"teacher": share_of_teacher, "student": own, "data": of_data, "losses_and_rest": rest}
+        def read() -> Activations:
+            rows, _ = files.read("rows", numbers)
+            return codec.decode(moved(torch.from_numpy(rows), device), want)
 
-
-def _advice(
-    plan: dict[str, Any],
-    measured: Measured,
-    cached_step: float,
-    epochs: int,
-    steps: int,
-    views: int,
-    *,
-    decodes: bool,
-) -> list[dict[str, Any]]:
-    """Lists settings that would make the student's training faster, with their factor.
-
-    Args:
-        plan: The document so far.
-        measured: Times of the steps.
-        cached_step: Seconds of a step with all outputs of the teacher in the cache.
-        epochs: Of the training.
-        steps: Of the training.
-        views: Of an image in a step.
-        decodes: True: pictures are decoded anew in every epoch.
-    """
-    now = plan["seconds"]["student"]
-    cache, found = plan["teacher_cache"], []
-    if cache is not None and cache["possible"] and not cache["on"]:
-        computed = min(1.0, cache["views"] / max(1, epochs * views))
-        step = computed * measured.step + (1 - computed) * cached_step
-        found.append(("teacher.cache=auto", now / measured.seconds(steps, epochs, step)))
-    if epochs >= 10:
-        fewer = now - (epochs - epochs // 5) * measured.epoch_end
-        found.append(("train.evaluate_every=5", now / fewer))
-    if decodes:
-        waiting = plan["shares"]["data"]
-        found.append(("data.pixel_cache=auto", 1 / (1 - waiting)))
-    return [{"setting": setting, "speedup": speedup} for setting, speedup in found if speedup >= WORTH_SAYING]
+        with contextlib.closing(files):
+            return _seconds(device, read)

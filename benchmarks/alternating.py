@@ -1,0 +1,172 @@
+"""Trainings in processes of their own that take turns: each trains a few steps when it is asked to.
+
+In every round each arm is asked once, in shuffled order and never two at once; ratios are taken per round. So
+a machine that is slower for a minute changes no ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from kdcompress.bench.stats import interval
+from kdcompress.progress import Progress
+
+# ---- the process that trains
+
+
+def answer(seconds):
+    """Says how long the steps took, and waits for the next request."""
+    print(json.dumps(seconds), flush=True)
+    if not sys.stdin.readline():
+        os._exit(0)
+    return time.perf_counter()
+
+
+class OnCall(Progress):
+    """A progress that answers after every few steps within an epoch, but not in the first one.
+
+    Args:
+        first: Steps of the first epoch.
+        steps: Steps of an answer.
+    """
+
+    def __init__(self, first, steps):
+        super().__init__(quiet=True)
+        self.first, self.steps = first, steps
+
+    def warn(self, message):
+        pass
+
+    @contextmanager
+    def bar(self, description, total, done=0):
+        self.step, self.began, self.clean = done, None, False
+        yield self
+
+    def report(self, text):
+        self.clean = False  # an epoch ended, so that these steps are not only steps
+
+    def advance(self, amount=1, note=""):
+        self.step += amount
+        if self.step < self.first or self.step % self.steps:
+            return
+        if self.began is not None and self.clean:
+            self.began = answer(time.perf_counter() - self.began)
+        else:
+            self.began = time.perf_counter()
+        self.clean = True
+
+
+# ---- the process that asks and compares
+
+
+class Asked:
+    """An arm in a process of its own.
+
+    Args:
+        script: The benchmark; it is started with `--train ARM --work WORK --threads N`.
+        arm: Name of what it trains.
+        work: Folder of the pictures and of the cache.
+        threads: Threads of the process.
+    """
+
+    def __init__(self, script, arm, work, threads):
+        self.arm, began = arm, time.perf_counter()
+        self.process = subprocess.Popen(
+            [sys.executable, script, "--train", arm, "--work", str(work), "--threads", str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "KDCOMPRESS_CACHE": str(work / "cache")},
+        )  # fmt: skip
+        self.answered()
+        self.start_s = time.perf_counter() - began
+
+    def answered(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.arm} ended with exit code {self.process.wait()}")
+        return json.loads(line)
+
+    def seconds(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.answered()
+
+
+def take_turns(script, arms, work, threads, rounds):
+    """Starts every arm and asks each once a round.
+
+    Returns:
+        Seconds of each round by arm, and a sentence about compiling.
+    """
+    asked = [Asked(script, arm, work, threads) for arm in arms]
+    times = {arm: [] for arm in arms}
+    for number in range(rounds):
+        for each in random.sample(asked, len(asked)):
+            times[each.arm].append(each.seconds())
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    for each in asked:
+        each.process.stdin.close()
+        each.process.wait()
+    return times, compiling(asked)
+
+
+def setting(threads, rounds, steps):
+    """Names the processor, torch, the threads, and what was asked."""
+    return f"{processor()}, torch {torch.__version__}, {threads} threads, {rounds} rounds of {steps} steps"
+
+
+def processor():
+    """Names the processor, and its matrix instructions for bf16."""
+    facts = Path("/proc/cpuinfo").read_text()
+    name = facts.partition("model name")[2].partition("\n")[0].strip("\t: ") or "unknown processor"
+    found = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in facts]
+    return f"{name} ({', '.join(found) or 'no bf16'})"
+
+
+def ratio(own, base):
+    """Formats how many times as fast, the median over the rounds, with its interval."""
+    ratios = [b / a for a, b in zip(own, base, strict=True)]
+    low, high = interval(ratios) or (min(ratios), max(ratios))
+    return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
+
+
+def table(times, floors, images):
+    """Builds the table; a compiled arm is compared with compiled plain training.
+
+    Args:
+        times: Seconds of each round by arm.
+        floors: Arms to compare with, by the title of their column.
+        images: Images of a round.
+    """
+    floors = {title: arm for title, arm in floors.items() if arm in times}
+    lines = [f"| | images/s | {' | '.join(f'to {title}' for title in floors)} |"]
+    lines.append("|---" * (2 + len(floors)) + "|")
+    for arm, seconds in times.items():
+        cells = []
+        for floor in floors.values():
+            own = f"{floor} compiled"
+            base = own if arm.endswith("compiled") and own in times else floor
+            cells.append("" if base == arm else ratio(seconds, times[base]))
+        rate = images / statistics.median(seconds)
+        lines.append(f"| {arm} | {rate:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def compiling(asked):
+    """Tells how many seconds compiling took, of each arm that was also run without."""
+    starts = {each.arm: each.start_s for each in asked}
+    found = [
+        f"{arm} {starts[f'{arm} compiled'] - starts[arm]:.0f} s"
+        for arm in starts
+        if f"{arm} compiled" in starts
+    ]
+    return f"Compiling: {', '.join(found)}.\n" if found else ""
