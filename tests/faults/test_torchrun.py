@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 SETTINGS = (
@@ -107,3 +109,31 @@ def test_two_nodes_train_what_one_trains_and_only_the_first_one_writes(undisturb
     assert list((tmp_path / f"node{1 - written[0]}").iterdir()) == []
     assert student(folder) == student(undisturbed[1])
     assert steps(folder) == [2, 4, 6]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(before, after, tmp_path):
+    # Batch-norm statistics are those of a process's rows: without them the processes do not matter.
+    settings = ["--set", "train.freeze_bn=true", "--set", "train.precision=fp32"]
+    run, whole, mark = tmp_path / "run", tmp_path / "whole", tmp_path / "died"
+
+    def options(count):
+        return ["--standalone", f"--nproc-per-node={count}"]
+
+    def start(count, program):
+        return started([*options(count), *program], [], tmp_path / "work", tmp_path / "cache")
+
+    ended(start(before, ["-m", "kdcompress", *words(whole), *settings]))
+    dying = [HERE / "dying_rank.py", before - 1, DYING_STEP, mark, *words(run), *settings]
+    died = start(before, map(str, dying))
+    output, _ = died.communicate(timeout=900)
+    assert died.returncode != 0, output
+    assert mark.exists(), output
+    first = (run / "log.jsonl").read_text().splitlines()[0]
+    ended(start(after, ["-m", "kdcompress", *words(run), *settings, "--resume"]))
+    assert (run / "log.jsonl").read_text().splitlines()[0] == first
+    assert steps(run) == [2, 4, 6]
+    weights, expected = (load_file(folder / "student.safetensors") for folder in (run, whole))
+    for name, tensor in expected.items():
+        assert torch.allclose(weights[name], tensor, rtol=1e-3, atol=1e-4), name
