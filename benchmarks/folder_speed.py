@@ -19,14 +19,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-from alternating import OnCall, answer, setting, table, take_turns
+from alternating import OnCall, setting, table, take_turns, train_plainly
 from input import crops
 from safetensors.torch import save_file
-from torch import nn
 
 from kdcompress.networks.build import build
 
@@ -90,20 +88,7 @@ def script(work):
     batches = torch.utils.data.DataLoader(pictures, BATCH, shuffle=True, drop_last=True)
     teacher, student = network(TEACHER).eval(), network(STUDENT).train()
     optimiser = torch.optim.SGD(student.parameters(), 0.01, 0.9, weight_decay=1e-4)
-    kl, began, step = nn.KLDivLoss(reduction="batchmean"), None, 0
-    while True:
-        for images, labels in batches:
-            with torch.no_grad():
-                soft = (teacher(images) / 4).softmax(1)
-            logits = student(images)
-            loss = 0.1 * nn.functional.cross_entropy(logits, labels)
-            loss = loss + 0.9 * 16 * kl((logits / 4).log_softmax(1), soft)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            step += 1
-            if step % STEPS == 0:
-                began = time.perf_counter() if began is None else answer(time.perf_counter() - began)
+    train_plainly(teacher, student, batches, optimiser, STEPS)
 
 
 # ---- the process that compares

@@ -28,8 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from alternating import OnCall, answer, setting, table, take_turns
-from torch import nn
+from alternating import OnCall, answer, setting, table, take_turns, train_plainly
 
 from kdcompress.networks.build import build
 
@@ -110,27 +109,11 @@ def network(name):
     return build(name, num_classes=CLASSES, channels=3, image_size=(SIDE, SIDE))
 
 
-def endless(batches):
-    while True:
-        yield from batches
-
-
 def script(work):
     """Trains as a plain script does."""
     teacher, student = network(TEACHER).eval(), network(STUDENT).train()
     optimiser = torch.optim.SGD(student.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
-    kl, began = nn.KLDivLoss(reduction="batchmean"), None
-    for step, (images, labels) in enumerate(endless(loader(work)), start=1):
-        with torch.no_grad():
-            soft = (teacher(images) / 4).softmax(1)
-        logits = student(images)
-        loss = 0.1 * nn.functional.cross_entropy(logits, labels)
-        loss = loss + 0.9 * 16 * kl((logits / 4).log_softmax(1), soft)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        if step % STEPS == 0:
-            began = time.perf_counter() if began is None else answer(time.perf_counter() - began)
+    train_plainly(teacher, student, loader(work), optimiser, STEPS)
 
 
 def torchdistill(work):
