@@ -140,6 +140,11 @@ class Trainings:
             self._noted = answering, run.data.train.ids
             yield answering
 
+    def key(self, cache):
+        """Returns the name of a cache's folder, the hash of what its outputs depend on."""
+        (name,) = {file.parent.name for file in self.rows(cache).values()}
+        return name
+
     def rows(self, cache):
         """Returns the files of a cache's rows by name."""
         found = (self.work / "caches" / cache).glob("*/*.rows")
@@ -231,7 +236,10 @@ def rows(trainings, options):
             worst, above = float(apart.max()), int((apart > MOST_PROBABILITY).sum())
             bits = int((mine != theirs).any(1).sum())
             said = f"{worst:.2g}; {bits:,} of {count:,} rows have other bits, {above:,} are above 2⁻⁸"
-            found.append(Case(f"{precision}: batches of {BATCH}, {name}", said, worst <= MOST_PROBABILITY))
+            right = worst <= MOST_PROBABILITY
+            if trainings.key(caches[name]) != trainings.key(next(iter(caches.values()))):
+                said, right = f"{said}; it has a cache of its own", True
+            found.append(Case(f"{precision}: batches of {BATCH}, {name}", said, right))
     return (
         f"Rows of another run differ from recomputed ones by at most 2⁻⁸ ({MOST_PROBABILITY:.2g}) in "
         "probability: largest difference over all rows of two runs' caches",

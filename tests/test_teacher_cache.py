@@ -12,15 +12,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 from kdcompress import pipeline
 from kdcompress.errors import Interrupted, UserError
 from kdcompress.networks.output_cache.rows import RowFiles
 from kdcompress.progress import Progress
+from kdcompress.run import teacher_cache
 from kdcompress.run.opening import Request
 
 ROOT = Path(__file__).parent.parent
@@ -245,3 +248,14 @@ def test_maps_are_computed_at_every_step_and_the_run_says_so(runs):
     errors = runs.distill("maps", method="at")
     assert "teacher.cache: off, since at reads maps of the teacher's stages" in errors
     assert "cache: 'off'" in (runs.folder / "maps" / "recipe.yaml").read_text()
+
+
+def test_a_cpu_of_other_instructions_has_a_cache_of_its_own_in_bf16(monkeypatch):
+    def device(precision, kind="cpu"):
+        return teacher_cache._device(SimpleNamespace(device=torch.device(kind), precision=precision))
+
+    here = device(torch.bfloat16)
+    monkeypatch.setattr(teacher_cache, "instruction_sets", lambda: ["some other"])
+    assert device(torch.bfloat16) != here
+    assert device(None) == "cpu"
+    assert device(torch.bfloat16, "cuda") == "cuda"

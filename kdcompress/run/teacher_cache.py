@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.atomic import write_json
+from kdcompress.bench.device.machine import instruction_sets
 from kdcompress.data import fast_views
 from kdcompress.data.batch import Replay, View
 from kdcompress.data.dataset import Data
@@ -46,8 +47,8 @@ RULES = 1
 CHECKED = 64
 """Rows that are computed again when a cache is opened, and views whose pixels go into its key."""
 TOLERANCE = 2.0**-8
-"""Largest difference of a probability between a cached and a computed output. Another batch size, or another
-processor, rounds differently."""
+"""Largest difference of a probability between a cached and a computed output. Another batch size, in float32
+another processor too, rounds differently."""
 
 
 def with_cache_settings(run: Run, teacher: Teacher | None) -> Run:
@@ -177,7 +178,7 @@ def _key(run: Run, plan: CachePlan, teacher: Teacher, data: Data) -> dict[str, A
         "size": teacher.size,
         "normalisation": teacher.normalisation,
         "precision": str(teacher.precision),
-        "device": teacher.device.type,
+        "device": _device(teacher),
         "classifier": TeacherFacts.of(teacher).classifier,
         "keep": plan.codec.kind,
         "width": plan.codec.width,
@@ -188,6 +189,16 @@ def _key(run: Run, plan: CachePlan, teacher: Teacher, data: Data) -> dict[str, A
         "pillow": PIL.__version__,
         "pixels": _pixel_fingerprint(run, plan, data),
     }
+
+
+def _device(teacher: Teacher) -> str | list[str]:
+    """Names what computes the outputs.
+
+    In bf16 a CPU's instructions belong to it: without AVX-512 some outputs differ by more than `TOLERANCE`.
+    """
+    if teacher.device.type != "cpu" or teacher.precision != torch.bfloat16:
+        return teacher.device.type
+    return [teacher.device.type, torch.backends.cpu.get_cpu_capability(), *instruction_sets()]
 
 
 def _decoder(run: Run) -> list[str | None]:

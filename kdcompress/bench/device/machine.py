@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 from kdcompress.cores import affinity, cpu_quota, granted_cores
 
@@ -27,11 +27,11 @@ _PROC = Path("/proc")
 def facts() -> Dict[str, Any]:
     """Reads the `env` block of a benchmark document, without the version of kdcompress."""
     cpuinfo = _cpuinfo()
-    flags = set(cpuinfo.get("flags", cpuinfo.get("Features", "")).split())
+    flags = _flags(cpuinfo)
     return {
         "date_utc": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu(cpuinfo),
-        "isa": [flag for flag in _FLAGS if flag in flags],
+        "isa": instruction_sets(cpuinfo),
         "machine": platform.machine(),
         "logical_cores": os.cpu_count(),
         "physical_cores": physical_cores(),
@@ -52,6 +52,20 @@ def facts() -> Dict[str, Any]:
         "python": platform.python_version(),
         "runtimes": versions("onnxruntime", "torch", "openvino", "executorch"),
     }
+
+
+def instruction_sets(cpuinfo: Optional[Dict[str, str]] = None) -> List[str]:
+    """Lists the processor's vector and matrix instructions that change how networks are computed.
+
+    Args:
+        cpuinfo: Entries of /proc/cpuinfo; None: reads them.
+    """
+    flags = _flags(_cpuinfo() if cpuinfo is None else cpuinfo)
+    return [flag for flag in _FLAGS if flag in flags]
+
+
+def _flags(cpuinfo: Dict[str, str]) -> Set[str]:
+    return set(cpuinfo.get("flags", cpuinfo.get("Features", "")).split())
 
 
 def load_warnings() -> List[str]:
