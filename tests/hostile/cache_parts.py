@@ -38,7 +38,7 @@ SPARSE_BYTES = 40 << 30
 
 def cache_parts(rng, folder):
     """A part of the cache that was damaged, replaced or removed, read once more."""
-    kind = rng.choice([_teacher_outputs, _pictures, _checks, _results])
+    kind = rng.choice(PARTS)
     read = kind(rng, folder)
     expected = read()
     elsewhere = folder / "elsewhere"
@@ -50,6 +50,12 @@ def cache_parts(rng, folder):
     forked.note_inputs()
     for _ in range(2):  # the second time with what the first one has made again
         assert read() == expected, "a damaged part was used"
+
+
+def read_twice(part, rng, folder):
+    """Reads a part of the cache that is sound."""
+    read = part(rng, folder)
+    assert read() == read()
 
 
 def _teacher_outputs(rng, folder):
@@ -151,6 +157,9 @@ def _results(rng, folder):
         return read()
 
     return rng.choice([read, read_without_run])
+
+
+PARTS = (_teacher_outputs, _pictures, _checks, _results)
 
 
 class _Quiet(Progress):
