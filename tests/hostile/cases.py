@@ -305,9 +305,7 @@ def images(rng, folder):
 def read_images(root, max_broken=0):
     """Opens a folder of images or a table of labels."""
     forked.note_inputs()
-    data = open_data(
-        DataSection(dataset="imagefolder", root=str(root), image_size=16, max_broken=max_broken)
-    )
+    data = open_data(DataSection(dataset="imagefolder", root=str(root), image_size=16, max_broken=max_broken))
     torch.as_tensor(data.train.labels).sum()
 
 

@@ -12,7 +12,8 @@ from kdcompress.bench.device import machine
 SCRIPT = """
 import os, sys, threading, time
 out, script = sys.stdout.buffer, open(sys.argv[1], "rb").read()
-modes = b" ENDLESS", b" TALKING", b" LOUDLY!", b" DEAFLY!", b"  STILL!", b" ENDING!", b" SINGLES", b" LONGEST", b" EXIT255"
+modes = [b" ENDLESS", b" TALKING", b" LOUDLY!", b" DEAFLY!", b"  STILL!", b" ENDING!"]
+modes += [b" SINGLES", b" LONGEST", b" EXIT255"]
 mode = script[-8:] if script[-8:] in modes else b""
 script = script[: len(script) - len(mode)]
 if mode == b" EXIT255":
@@ -54,9 +55,10 @@ except BrokenPipeError:
 RARE_MODES = (b" ENDLESS", b" TALKING", b" LOUDLY!", b" DEAFLY!", b"  STILL!", b" LONGEST")
 """Modes that take seconds of processor or waiting time."""
 REFUSALS = (
-    b"", b"\x1b]0;title\x07\x1b[2J\n", b"Permission denied (publickey).\n", b"Host key verification failed.\n",
-    b"kdcompress: Python 2.7\n", b"\xff\xfe\x80\n", b"x" * 70_000, "\u202e\u2028\u0085\n".encode(),
-    b"Bad configuration option: \x1b[31m\n", b"REMOTE HOST IDENTIFICATION HAS CHANGED!\n", b"\n" * 5000,
+    b"", b"\x1b]0;title\x07\x1b[2J\n", b"Permission denied (publickey).\n", b"kdcompress: Python 2.7\n",
+    b"Host key verification failed.\n", b"\xff\xfe\x80\n", b"x" * 70_000, b"\n" * 5000,
+    "\u202e\u2028\u0085\n".encode(), b"Bad configuration option: \x1b[31m\n",
+    b"REMOTE HOST IDENTIFICATION HAS CHANGED!\n",
 )  # fmt: skip
 """Error messages of an ssh that cannot log in."""
 
@@ -106,7 +108,8 @@ def _reordered(rng, messages):
 FOREIGN = (
     {"beat": 1}, {"received": "a.onnx"}, {"error": "full"}, {"error": "limit"}, {"error": "silence"}, {},
     {"ended": 2, "words": "no"}, {"ended": 5, "words": "\x1b[2J"}, {"ended": -9, "words": ""}, {"ended": 1},
-    {"error": "\u2028", "message": "\x1b"}, {"hello": None}, {"gone": False}, {"tell": None}, {"result": None},
+    {"error": "\u2028", "message": "\x1b"}, {"hello": None}, {"gone": False}, {"tell": None},
+    {"result": None},
 )  # fmt: skip
 """Messages that the agent may send, at another place."""
 

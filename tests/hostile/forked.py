@@ -24,7 +24,7 @@ CPU_SECONDS = 10
 WALL_SECONDS = 60
 """On a machine that does other work the wall clock says little: an input that waits is stopped by it."""
 ADDRESSED_BYTES = 4 << 30
-"""Private memory that a fork may ask for beyond what it begins with; more is refused to it, and the machine lives."""
+"""Private memory that a fork may ask for beyond what it begins with; more is refused to it."""
 WRITABLE = ("run", "cache", "home", "tmp")
 """Folders of an input that the program may write into."""
 CODES = {0, 2, 3, 4, 5}
@@ -131,9 +131,18 @@ def _child(make, seed, folder):
         os._exit(code)
 
 
+def own_megabytes():
+    """Returns the resident memory that a fork of this process begins with."""
+    return _status("VmRSS") / 1024
+
+
 def _private_bytes():
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmData")).split()[1])
+    return 1024 * _status("VmData")
+
+
+def _status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def _ended(make, rng, folder):
@@ -186,4 +195,4 @@ def _wait(pid):
         os.close(handle)
 
 
-__all__ = ["Ending", "Path", "prepare", "run"]
+__all__ = ["Ending", "Path", "own_megabytes", "prepare", "run"]

@@ -98,7 +98,9 @@ def _with_another_graph(rng, content):
         element = rng.choice(list(parents))
         kind = rng.choice(["attribute", "attribute", "attribute", "text", "remove", "double", "no attribute"])
         if kind == "attribute" and element.attrib:
-            nasty = rng.choice([*NUMBERS, *(text for text in damage.NASTY_TEXT if "\0" not in text and "\x1b" not in text)])
+            nasty = rng.choice(
+                [*NUMBERS, *(text for text in damage.NASTY_TEXT if "\0" not in text and "\x1b" not in text)]
+            )
             element.attrib[rng.choice(list(element.attrib))] = nasty
         elif kind == "no attribute" and element.attrib:
             del element.attrib[rng.choice(list(element.attrib))]

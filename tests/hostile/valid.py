@@ -1,4 +1,4 @@
-"""Valid inputs of each kind: the program takes them, and what they take is what a damaged one is compared with."""
+"""Valid inputs of each kind: the program takes them, and damaged ones may take little more memory."""
 
 from __future__ import annotations
 
