@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -146,10 +147,15 @@ def _results(rng, folder):
     state = {"weight": torch.arange(600.0).reshape(30, 20), "steps": torch.tensor(7)}
     place = folder / "run" / "checkpoints"
 
+    class Network(torch.nn.Module):
+        def state_dict(self):
+            return state
+
     def read():
         stored = result_store.result(
-            place, "teacher", "k" * 32, ALONE, lambda: (state, {"epoch": 3, "held_out": {"top1": 0.5}})
-        )
+            place, "teacher", "k" * 32, ALONE, lambda: (state, {"epoch": 3, "held_out": {"top1": 0.5}}),
+            result_store.fits_network(Network()),
+        )  # fmt: skip
         return {name: tensor.tolist() for name, tensor in stored.state.items()}, stored.note, stored.sha256
 
     def read_without_run():
@@ -192,13 +198,16 @@ def _damage(rng, elsewhere):
         return
     path = rng.choice(parts)
     kind = rng.choice(
-        ["bytes"] * 8 + ["shape"] * 3 + ["tree", "foreign", "foreign", "long", "gone", "link", "link", "own"]
+        ["bytes"] * 8 + ["shape"] * 3 + ["tensors"] * 2
+        + ["tree", "foreign", "foreign", "long", "gone", "link", "link", "own"]
         + ["dangling", "loop", "fifo", "folder", "full_folder", "linked_folder", "file_for_folder"]
     )  # fmt: skip
     if kind == "bytes":
         path.write_bytes(damage.of_bytes(rng, path.read_bytes()))
     elif kind == "shape":
         path.write_bytes(_with_another_shape(rng, path))
+    elif kind == "tensors":
+        _store_other_tensors(rng, path)
     elif kind == "tree":
         note = next((part for part in parts if part.suffix == ".json"), path)
         note.write_bytes(damage.of_json(rng, note.read_bytes()))
@@ -231,6 +240,21 @@ def _replace_file(path, elsewhere, kind):
     elif kind == "full_folder":
         path.mkdir()
         (path / "x").touch()
+
+
+def _store_other_tensors(rng, path):
+    """Replaces a stored result by one of other tensors, whose note and sums are right."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        key = json.loads(path.with_suffix(".json").read_bytes())["key"]
+        state = {
+            name: torch.zeros(rng.choice([(), (0,), (3, 2), (30, 20)])).to(
+                rng.choice([torch.int64, torch.float32])
+            )
+            for name in rng.sample(["weight", "steps", "bias", "x"], rng.randrange(4))
+        }
+        digest = hashlib.sha256(result_store.content_of(state)).hexdigest()
+        other = result_store.StoredResult(state, {"epoch": 9}, key, digest)
+        result_store.write_stored(path.parent, path.stem, other)
 
 
 def _replace_folder(rng, place, elsewhere, kind):
