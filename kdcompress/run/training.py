@@ -163,7 +163,7 @@ def stored_training(
     key: str,
     training: Callable[[], Training],
     note: dict[str, Any],
-    fits: result_store.Fits,
+    fits: result_store.ResultCheck,
 ) -> StoredResult:
     """Returns the stored result of a training, or trains and stores it.
 

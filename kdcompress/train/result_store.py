@@ -58,7 +58,7 @@ class StoredResult:
     sha256: str
 
 
-Fits = Callable[[StoredResult], bool]
+ResultCheck = Callable[[StoredResult], bool]
 
 
 def result(
@@ -67,7 +67,7 @@ def result(
     key: str,
     processes: Processes,
     make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]],
-    fits: Fits | None = None,
+    fits: ResultCheck | None = None,
 ) -> StoredResult:
     """Returns the stored result of a key, or makes and stores it; the same in all processes.
 
@@ -136,7 +136,7 @@ def recipe_parts(recipe: Recipe) -> list[dict[str, Any]]:
     return [data, train, recipe.optim.model_dump(mode="json")]
 
 
-def find(folder: Path, key: str, stem: str = TEACHER, fits: Fits | None = None) -> StoredResult | None:
+def find(folder: Path, key: str, stem: str = TEACHER, fits: ResultCheck | None = None) -> StoredResult | None:
     """Reads a result from the run folder or the user cache; None: there is no whole one of this key.
 
     Args:
@@ -159,7 +159,7 @@ def find(folder: Path, key: str, stem: str = TEACHER, fits: Fits | None = None) 
     return None
 
 
-def fits_network(network: nn.Module) -> Fits:
+def fits_network(network: nn.Module) -> ResultCheck:
     """Returns a check that a result holds the state dictionary of a network: names, shapes and types."""
     own = {name: (value.shape, value.dtype) for name, value in network.state_dict().items()}
     return lambda stored: {name: (value.shape, value.dtype) for name, value in stored.state.items()} == own
