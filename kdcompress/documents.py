@@ -7,9 +7,11 @@ afterwards finds every key it reads with a value of the right kind. Keys of a ne
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,11 +24,17 @@ from kdcompress.errors import KdcompressError, UserError
 from kdcompress.plain_text import one_line, shortened
 from kdcompress.schemas.document import VERSION_ERROR
 
-MOST_BYTES = 64 << 20
+MOST_BYTES = 8 << 20
 """Of one document; the largest ones have a few figures for each of thousands of classes."""
+MOST_LONG_BYTES = 32 << 20
+"""Of a document with the duration of every timed call, which asks for this much."""
+MOST_CONTAINERS = 1 << 20
+"""Lists and objects of one document: an empty one takes thirty times the memory of its two characters."""
 MOST_DEPTH = 64
 """Nested lists and objects; our own have less than ten."""
 _LARGEST = 2**63
+# Numbers that may be too large; also such characters within a text, where they do no harm.
+_LARGE_NUMBER = re.compile(r"[0-9]{19}|[eE]\+?[0-9]{3}")
 
 Failure = type[KdcompressError]
 
@@ -89,7 +97,7 @@ def check_document(
     failure: Failure = UserError,
 ) -> None:
     """Checks a document against a schema; the arguments and errors are those of `parse_document`."""
-    adapter = schema if isinstance(schema, TypeAdapter) else TypeAdapter(schema)
+    adapter = schema if isinstance(schema, TypeAdapter) else _adapter(schema)
     try:
         adapter.validate_python(document, strict=True)
     except ValidationError as error:
@@ -101,20 +109,30 @@ def check_document(
         _fail(where, "is nested too deeply", advice, failure)
 
 
+@functools.cache
+def _adapter(schema: type[BaseModel]) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
+
+
 def parse_json(text: str, where: str, *, advice: str = "", failure: Failure = UserError) -> Any:
-    """Reads bounded JSON: finite numbers, whole characters, at most `MOST_DEPTH` levels.
+    """Reads bounded JSON: finite numbers, whole characters, `MOST_DEPTH` levels, `MOST_CONTAINERS` in all.
 
     The arguments and errors are those of `parse_document`.
     """
+    if text.count("[") + text.count("{") > MOST_CONTAINERS:
+        _fail(where, f"it has more than {MOST_CONTAINERS:,} lists and objects", advice, failure)
     try:
-        document = json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
+        document = (_CHECKS_NUMBERS if _LARGE_NUMBER.search(text) else _PLAIN).decode(text)
     except json.JSONDecodeError as error:
         _fail(where, f"is not valid JSON ({error.msg}, line {error.lineno})", advice, failure)
     except RecursionError:
         _fail(where, "is nested too deeply", advice, failure)
     except ValueError as error:
         _fail(where, _shown(error), advice, failure)
-    check_tree(document, where, advice=advice, failure=failure)
+    if _is_deeper(document, MOST_DEPTH):
+        _fail(where, "is nested too deeply", advice, failure)
+    if "\\u" in text:  # text of UTF-8 has half a character only where it is written as an escape
+        _check_characters(document, where, advice, failure)
     return document
 
 
@@ -125,6 +143,10 @@ def check_tree(document: Any, where: str, *, advice: str = "", failure: Failure 
     """
     if _is_deeper(document, MOST_DEPTH):
         _fail(where, "is nested too deeply", advice, failure)
+    _check_characters(document, where, advice, failure)
+
+
+def _check_characters(document: Any, where: str, advice: str, failure: Failure) -> None:
     try:
         json.dumps(document, ensure_ascii=False, default=str).encode("utf-8")
     except UnicodeEncodeError:
@@ -227,3 +249,7 @@ def _is_deeper(document: Any, most: int) -> bool:
         if not level:
             return False
     return True
+
+
+_PLAIN = json.JSONDecoder(parse_constant=_refuse)
+_CHECKS_NUMBERS = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int)

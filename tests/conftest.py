@@ -54,7 +54,7 @@ SLOW_FILES = {
         "worth",
     },
     "faults": {"data_disappears", "kills", "lost_rank", "torchrun"},
-    "hostile": {"cache_parts", "hostile"},
+    "hostile": {"cache_parts", "hostile", "large_documents"},
     "methods": {
         "ab",
         "afd",
@@ -182,13 +182,15 @@ LONGEST_FILES = [
 
 def pytest_addoption(parser):
     parser.addoption("--hostile", type=int, default=200, metavar="N", help="damaged inputs of each kind")
+    parser.addoption("--hostile-from", type=int, default=0, metavar="SEED", help="first of their seeds")
     parser.addoption("--kills", type=int, metavar="N", help="kills of each case of tests/faults")
 
 
 @pytest.fixture
-def hostile_inputs(request):
-    """Number of inputs of each kind in tests/hostile."""
-    return request.config.getoption("--hostile")
+def hostile_seeds(request):
+    """Seeds of the inputs of each kind in tests/hostile."""
+    first = request.config.getoption("--hostile-from")
+    return range(first, first + request.config.getoption("--hostile"))
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import importlib
 import io
 import json
@@ -20,6 +22,7 @@ from kdcompress.progress import Progress
 from kdcompress.recipe import load_recipe
 from kdcompress.run.opening import Request
 from kdcompress.run.teacher_record import why_built
+from kdcompress.train import result_store
 
 BUILDER = """
     import torch
@@ -163,6 +166,21 @@ def test_a_damaged_record_counts_as_none(runs, tmp_path):
     with pytest.raises(UserError, match="holds nothing about this teacher"):
         runs.distill(tmp_path / "run", "teacher.cache.mode=read")
     note.write_text(content)
+
+
+def test_a_record_of_other_shapes_counts_as_none(runs, tmp_path):
+    folder = Path(runs.folder, "cache", "teacher-outputs", "teachers")
+    key = next(folder.glob("*.json")).stem
+    content = {path: path.read_bytes() for path in folder.iterdir()}
+    stored = result_store.read_stored(folder, key, key)
+    for state in ({}, {"weight": stored.state["weight"][:, 1:]}, {"bias": stored.state["bias"]}):
+        digest = hashlib.sha256(result_store.content_of(state)).hexdigest()
+        other = dataclasses.replace(stored, state=state, sha256=digest)
+        result_store.write_stored(folder, key, other)
+        with pytest.raises(UserError, match="holds nothing about this teacher"):
+            runs.distill(tmp_path / "run", "teacher.cache.mode=read")
+    for path, before in content.items():
+        path.write_bytes(before)
 
 
 def data(labels=(0, 1), labelled=2):

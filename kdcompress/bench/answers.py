@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, NoReturn
 from annotated_types import Len
 from pydantic import Field
 
-from kdcompress.documents import check_document, parse_json
+from kdcompress.documents import MOST_LONG_BYTES, check_document, parse_json
 from kdcompress.errors import TargetUnreachable
 from kdcompress.plain_text import printable
 from kdcompress.schemas.bench import Bench, Environment
 from kdcompress.schemas.document import Count, Document, Milliseconds, Number
 
-MOST_LINE_BYTES = 64 << 20
+MOST_LINE_BYTES = MOST_LONG_BYTES
 """Of one message; the longest holds the duration of every timed call."""
 TOLD = r"^(checking|loading|comparing|warming|timing)( |$)"
 """First words of what a measurement tells of its progress; each is a bar on the terminal."""

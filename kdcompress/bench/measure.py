@@ -12,6 +12,7 @@ A plan is written first (plan.py), carried out by programs that need nothing of 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from kdcompress.errors import UserError, suggest
 __all__ = ["Artefact", "Progress", "Protocol", "check_artefacts", "measure"]
 
 _DEFAULTS = Protocol()
+_MOST_VALUES = 1 << 27
+"""Of the images of one call; a file that says so is asked for no more."""
 _THIS_MACHINE = Local()
 
 
@@ -227,6 +230,13 @@ def check_artefacts(
     for key, number in numbers:
         if not isinstance(number, int) or number < 1:
             raise UserError(f"bench.{key}: expected a whole number of at least 1, got {number!r}")
+    for artefact in artefacts:
+        if artefact.shape is not None and max(batch) * math.prod(artefact.shape) > _MOST_VALUES:
+            size = "×".join(map(str, (max(batch), *artefact.shape)))
+            raise UserError(
+                f"{artefact.file}: a call would take {size} values, more than the {_MOST_VALUES:,} that are "
+                "timed at most; choose a smaller image (--input-size) or batch"
+            )
     return artefacts
 
 

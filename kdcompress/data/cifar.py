@@ -21,11 +21,12 @@ import torch
 from kdcompress.archives import UNPACKING_ERRORS, reason_of
 from kdcompress.data.cache import cache_folder
 from kdcompress.data.decode import open_regular
-from kdcompress.data.fetch import fetch
+from kdcompress.data.fetch import fetch, is_whole
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.source import MemorySource
 from kdcompress.documents import read_bytes
-from kdcompress.errors import DataError
+from kdcompress.errors import DataError, DownloadError
+from kdcompress.recipe import write_notice
 
 SIDE = 32
 """Pixels of the images' height and width."""
@@ -77,7 +78,23 @@ def read_splits(
         DataError: A file is missing or damaged.
         DownloadError: The set is nowhere and cannot be downloaded.
     """
-    contents = _contents(_place(which, root, progress), which)
+    place = _place(which, root, progress)
+    try:
+        return _read(place, which, classes)
+    except DataError as error:
+        archive = cache_folder() / "datasets" / which.name / which.archive
+        if root is not None or place != archive or is_whole(archive, md5=which.md5):
+            raise
+        write_notice(f"{error}; it is downloaded again")
+        try:
+            place = _fetch(which, progress, replace=True)
+        except DownloadError:
+            raise error from None
+    return _read(place, which, classes)
+
+
+def _read(place: Path, which: CifarSet, classes: int) -> tuple[MemorySource, MemorySource, str]:
+    contents = _contents(place, which)
     train = [_batch(contents[name], name, which.labels, classes) for name in which.train]
     test = _batch(contents[which.test], which.test, which.labels, classes)
     joined = MemorySource(torch.cat([b.images for b in train]), torch.cat([b.labels for b in train]))
@@ -151,14 +168,24 @@ def _batch(content: bytes, source: str, labels_key: str, classes: int) -> Memory
     return MemorySource(pixels, torch.tensor(labels, dtype=torch.int64))
 
 
+def _advice(which: CifarSet) -> str:
+    return f"put {which.archive} or the folder {which.folder} into a folder and pass it with --data DIR"
+
+
+def _fetch(which: CifarSet, progress: OnProgress | None, *, replace: bool = False) -> Path:
+    path = cache_folder() / "datasets" / which.name / which.archive
+    advice = _advice(which)
+    return fetch([which.url], path, md5=which.md5, advice=advice, progress=progress, replace=replace)
+
+
 def _place(which: CifarSet, root: str | None, progress: OnProgress | None) -> Path:
-    advice = f"put {which.archive} or the folder {which.folder} into a folder and pass it with --data DIR"
+    advice = _advice(which)
     if root is None:
         cache = cache_folder() / "datasets" / which.name
         for place in (cache / which.folder, cache / which.archive):
             if place.exists():
                 return place
-        return fetch([which.url], cache / which.archive, md5=which.md5, advice=advice, progress=progress)
+        return _fetch(which, progress)
     folder = Path(root).expanduser()
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "no such folder"

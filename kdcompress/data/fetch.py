@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
+import functools
 import hashlib
 import http.client
 import os
+import shutil
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -15,15 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress import __version__
-from kdcompress.atomic import replacing, sha256_of
+from kdcompress.atomic import replacing
+from kdcompress.data.decode import open_regular
 from kdcompress.data.raw import OnProgress
-from kdcompress.errors import DownloadError, UserError
+from kdcompress.errors import DownloadError
+from kdcompress.recipe import write_notice
 
 TIMEOUT_S = 10.0
 """For each attempt to connect, and for each read."""
 OFFLINE = "KDCOMPRESS_OFFLINE"
 """Environment variable; 1: nothing is downloaded, and what is in the cache is used."""
 _CHUNK_BYTES = 1 << 18
+_MOST_BYTES = 8 << 30
+"""Of a file in the cache whose checksum is compared; a larger one is none that is published."""
 
 
 def fetch(
@@ -36,8 +45,11 @@ def fetch(
     progress: OnProgress | None = None,
     timeout_s: float = TIMEOUT_S,
     connect_s: float | None = None,
+    replace: bool = False,
 ) -> Path:
     """Downloads a file, unless it is there already.
+
+    Where its folder cannot be written the file goes to a temporary one, until this process ends.
 
     Args:
         urls: The same file at several places, tried in order.
@@ -50,25 +62,25 @@ def fetch(
         timeout_s: Limit in seconds for each attempt to connect, and for each read.
         connect_s: Limit in seconds until a place answers, with the lookup of its name, all of its addresses
             and redirects; None: `timeout_s` for each of them.
+        replace: True: the file that is there is known to be damaged.
 
     Returns:
-        `path`.
+        Path of the file: `path`, or one in a temporary folder.
 
     Raises:
         DownloadError: No place gave the file with that checksum, or downloads are switched off.
         WorldError: The disk is full.
-        UserError: The folder cannot be written.
     """
-    if path.is_file() and (sha256_prefix is None or sha256_of(path).startswith(sha256_prefix)):
+    if not replace and is_whole(path, sha256_prefix=sha256_prefix):
         return path
     if os.environ.get(OFFLINE, "0") not in ("", "0"):
-        raise DownloadError(f"{path.name} is not in the cache, and {OFFLINE} switches downloads off", advice)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: {error.strerror}; set KDCOMPRESS_CACHE to a folder that can be written"
-        ) from error
+        state = "damaged" if path.is_file() else "not"
+        raise DownloadError(
+            f"{path.name} is {state} in the cache, and {OFFLINE} switches downloads off", advice
+        )
+    place, path = path, _writable(path)
+    if path != place and is_whole(path, md5=md5, sha256_prefix=sha256_prefix):
+        return path  # downloaded before, by this process
     problems = []
     for url in urls:
         try:
@@ -82,6 +94,57 @@ def fetch(
     reasons = "; ".join(problems)
     message = reasons if len(problems) == 1 else f"cannot download {path.name} ({reasons})"
     raise DownloadError(message, advice)
+
+
+def is_whole(path: Path, *, md5: str | None = None, sha256_prefix: str | None = None) -> bool:
+    """Returns True if a file is there, and has the checksums as far as they are known.
+
+    Args:
+        path: The file.
+        md5: See `fetch`.
+        sha256_prefix: See `fetch`.
+    """
+    expected = {"md5": md5, "sha256": sha256_prefix}
+    known = {name: digest for name, digest in expected.items() if digest is not None}
+    if not known:
+        return path.is_file()
+    digests = {name: hashlib.new(name, usedforsecurity=False) for name in known}
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+                return False
+            while chunk := file.read(_CHUNK_BYTES):
+                for digest in digests.values():
+                    digest.update(chunk)
+    except OSError:
+        return False
+    return all(digest.hexdigest().startswith(known[name]) for name, digest in digests.items())
+
+
+def _writable(path: Path) -> Path:
+    """Returns a path that can be written: the given one, or one of the same name in a temporary folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise OSError(errno.EISDIR, f"{path.name} is a folder")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return path  # the download says that the disk is full
+        write_notice(
+            f"{path.parent}: the cache cannot be written ({error.strerror}); {path.name} is downloaded for "
+            "this run alone. Set KDCOMPRESS_CACHE to another folder to keep it"
+        )
+        return _temporary_folder() / path.name
+    return path
+
+
+@functools.cache
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="kdcompress-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 class _Unusable(Exception):

@@ -10,7 +10,7 @@ import hashlib
 import io
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from kdcompress.archives import UNPACKING_ERRORS, reason_of, unzipped
 from kdcompress.data.cache import cache_folder
-from kdcompress.data.fetch import fetch
+from kdcompress.data.fetch import fetch, is_whole
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.source import MemorySource
 from kdcompress.documents import read_bytes
-from kdcompress.errors import DataError
+from kdcompress.errors import DataError, DownloadError
+from kdcompress.recipe import write_notice
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -77,6 +78,15 @@ def read_splits(
         DownloadError: The set is nowhere and cannot be downloaded.
     """
     paths = _paths(which, root, progress)
+    try:
+        return _read(paths, classes)
+    except DataError as error:
+        if root is not None:
+            raise
+        return _read(_fetch_again(which, paths, error, progress), classes)
+
+
+def _read(paths: Mapping[str, Path], classes: int) -> tuple[MemorySource, MemorySource, str]:
     train = _split(paths[TRAIN_IMAGES], paths[TRAIN_LABELS], classes)
     test = _split(paths[TEST_IMAGES], paths[TEST_LABELS], classes)
     digest = hashlib.sha256()
@@ -154,21 +164,41 @@ def _paths(which: IdxSet, root: str | None, progress: OnProgress | None) -> dict
     for place in (cache, *map(Path, which.system_folders)):
         if len(files := _files_in(place)) == len(FILES):
             return files
-    advice = f"put {names} (plain or .gz) into a folder and pass it with --data DIR"
-    return {
-        name: fetch(
-            _urls(which.mirrors, name),
-            cache / f"{name}.gz",
-            md5=which.md5[name],
-            advice=advice,
-            progress=progress,
-        )
-        for name in FILES
-    }
+    return {name: _fetch(which, name, progress) for name in FILES}
 
 
-def _urls(mirrors: Sequence[str], name: str) -> list[str]:
-    return [f"{mirror}{name}.gz" for mirror in mirrors]
+def _fetch(which: IdxSet, name: str, progress: OnProgress | None, *, replace: bool = False) -> Path:
+    return fetch(
+        [f"{mirror}{name}.gz" for mirror in which.mirrors],
+        cache_folder() / "datasets" / which.name / f"{name}.gz",
+        md5=which.md5[name],
+        advice=f"put {', '.join(FILES)} (plain or .gz) into a folder and pass it with --data DIR",
+        progress=progress,
+        replace=replace,
+    )
+
+
+def _fetch_again(
+    which: IdxSet, paths: Mapping[str, Path], error: DataError, progress: OnProgress | None
+) -> dict[str, Path]:
+    """Downloads the files of the cache that are not what their publisher's checksums say.
+
+    Raises:
+        DataError: The error given; there is no such file, or it cannot be downloaded.
+    """
+    cache = cache_folder() / "datasets" / which.name
+    damaged = [
+        name
+        for name, path in paths.items()
+        if path == cache / f"{name}.gz" and not is_whole(path, md5=which.md5[name])
+    ]
+    if not damaged:
+        raise error
+    write_notice(f"{error}; it is downloaded again")
+    try:
+        return {**paths, **{name: _fetch(which, name, progress, replace=True) for name in damaged}}
+    except DownloadError:
+        raise error from None
 
 
 def _files_in(folder: Path) -> dict[str, Path]:

@@ -7,19 +7,24 @@ the comma, the semicolon and the tab; the text is UTF-8, with or without a byte-
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
+import errno
 import io
+import itertools
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcompress.data.decode import open_regular
 from kdcompress.data.file_list import ImageFile
 from kdcompress.data.folder_tree import DATA_ROOT, is_image
 from kdcompress.data.image_files import quote_names
-from kdcompress.documents import parse_json, read_bytes
+from kdcompress.documents import parse_json
 from kdcompress.errors import DataError, suggest
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -38,12 +43,21 @@ LABELS = (
 )  # fmt: skip
 SPLITS = ("split", "subset", "set", "partition")
 
+_KNOWN = frozenset([*PATHS, *LABELS, *SPLITS])
 _SPLIT_VALUES = {
     "train": "train", "training": "train", "val": "val", "valid": "valid", "validation": "validation",
     "dev": "val", "test": "test", "testing": "test",
 }  # fmt: skip
 _MOST_BYTES = 1 << 31
 """A hundred bytes for each of twenty million images."""
+_MOST_LINE = 1 << 20
+"""Characters of a line."""
+_MOST_PROBLEMS = 1000
+"""A table with more wrong rows is not read to its end."""
+_MOST_REPEATS = 100_000
+"""Empty lines, and rows that repeat another; with more of either a table is damaged."""
+_MOST_MISSING = 100_000
+"""Files at the beginning of a table of which not one is there."""
 _DELIMITERS = (",", ";", "\t")
 _ODD_PARTS = frozenset(["", ".", ".."])  # of a path that is not in its shortest form
 _LISTED = 5  # problems listed in one message
@@ -123,54 +137,195 @@ def read_table(path: Path, *, labels: bool) -> LabelTable:
             the table's folder or no image, has no label or no known split, or contradicts another row.
     """
     where = f"{DATA_ROOT}: {path}"
-    text = _text(path, where)
-    json_lines = path.suffix.lower() in SUFFIXES[2:]
-    columns, records = _json_records(text, where) if json_lines else _csv_records(text, where)
-    of_file, of_label, of_split = _roles(columns, where, labels=labels)
-    root = Path(os.path.abspath(path.parent))
-    problems: list[tuple[int, str]] = []
-    rows = []
-    for line, record in records:
-        if isinstance(record, str):
-            problems.append((line, record))
-            continue
-        file, label = _value(record.get(of_file)), _value(record.get(of_label)) if of_label else ""
-        split = _value(record.get(of_split)) if of_split else ""
-        problem = _problem(root, file, label if of_label else None, split if of_split else None)
-        if problem is not None:
-            problems.append((line, problem))
-            continue
-        inside = _inside(root, str(file))
-        assert inside is not None, "or it is a problem"
-        rows.append(Row(line, inside, str(label), _SPLIT_VALUES[str(split).lower()] if of_split else ""))
-    if not rows and not problems:
+    problems = _Problems(where)
+    with _open(path, where) as file:
+        lines = _lines(file, where)
+        json_lines = path.suffix.lower() in SUFFIXES[2:]
+        columns, records = (
+            _json_records(lines, problems) if json_lines else _csv_records(lines, where, problems)
+        )
+        of_file, of_label, of_split = _roles(columns, where, labels=labels)
+        root = Path(os.path.abspath(path.parent))
+        rows = _Rows(path, problems)
+        try:
+            for line, record in records:
+                file_name = _value(record.get(of_file))
+                label = _value(record.get(of_label)) if of_label else ""
+                split = _value(record.get(of_split)) if of_split else ""
+                problem = _problem(root, file_name, label if of_label else None, split if of_split else None)
+                if problem is not None:
+                    problems.add(line, problem)
+                    continue
+                inside = _inside(root, str(file_name))
+                assert inside is not None, "or it is a problem"
+                rows.add(Row(line, inside, str(label), _SPLIT_VALUES[str(split).lower()] if of_split else ""))
+        except csv.Error as error:
+            raise DataError(f"{where}: {error}") from None
+    problems.refuse()
+    if not rows.first:
         raise DataError(f"{where}: the table has no rows; a row per image is expected")
-    return _check_rows(path, root, rows, problems, where)
+    return _place_files(path, root, rows)
 
 
-def _text(path: Path, where: str) -> str:
+class _Problems:
+    """The wrong rows of a table, of which the first ones are kept.
+
+    Args:
+        where: Name of the table, for the message.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where, self._first, self._count = where, list[tuple[int, str]](), 0
+
+    def add(self, line: int, problem: str) -> None:
+        """Adds a problem.
+
+        Raises:
+            DataError: There are `_MOST_PROBLEMS`.
+        """
+        self._count += 1
+        if len(self._first) < _LISTED:
+            self._first.append((line, problem))
+        if self._count >= _MOST_PROBLEMS:
+            self.refuse()
+
+    def refuse(self) -> None:
+        """Raises one error about all problems, if there are any."""
+        if not self._count:
+            return
+        lines = [f"line {line}: {problem}" for line, problem in self._first]
+        if self._count == 1:
+            raise DataError(f"{self.where}: {lines[0]}")
+        number = f"{self._count} problems"
+        if self._count >= _MOST_PROBLEMS:
+            number = f"the first {number}; what comes after them was not read"
+        more = [f"and {self._count - _LISTED} more"] if self._count > _LISTED else []
+        raise DataError("\n  ".join([f"{self.where}: {number}", *lines, *more]))
+
+
+class _Rows:
+    """The rows of a table, each file once.
+
+    Args:
+        path: The table.
+        problems: Receives the rows that contradict an earlier one.
+
+    Attributes:
+        first: Name of a file -> its first row.
+    """
+
+    def __init__(self, path: Path, problems: _Problems) -> None:
+        self.path, self.first, self._problems = path, dict[str, Row](), problems
+        self._doubled, self._count = list[str](), 0
+
+    def add(self, row: Row) -> None:
+        """Adds a row.
+
+        Raises:
+            DataError: Too many rows repeat another, or contradict one.
+        """
+        before = self.first.setdefault(row.file, row)
+        if before is row:
+            if len(self.first) == _MOST_MISSING:
+                self._check_any_is_there()
+            return
+        for what, one, other in (("", before.label, row.label), ("split ", before.split, row.split)):
+            if one != other:
+                now, then = f"{what}{other!r}", f"{what}{one!r} in line {before.line}"
+                self._problems.add(row.line, f"{row.file!r} is {now}, and {then}")
+                return
+        self._count += 1
+        if len(self._doubled) < _LISTED:
+            self._doubled.append(f"{row.file} (lines {before.line} and {row.line})")
+        if self._count > _MOST_REPEATS:
+            raise DataError(
+                f"{self._problems.where}: more than {_MOST_REPEATS:,} rows repeat a file, such as "
+                f"{self._doubled[0]}; keep one row for each file"
+            )
+
+    def _check_any_is_there(self) -> None:
+        root = self.path.parent
+        places = [root, root / IMAGES] if (root / IMAGES).is_dir() else [root]
+        if not any(os.path.lexists(place / name) for name in self.first for place in places):
+            row = next(iter(self.first.values()))
+            raise DataError(
+                f"{self._problems.where}: not one of its first {_MOST_MISSING:,} files is there, such as "
+                f"{row.file!r} in line {row.line}; names are relative to the table's folder"
+            )
+
+    def warnings(self) -> list[str]:
+        """Returns a sentence about the rows that repeat another."""
+        if not self._count:
+            return []
+        count = "1 row repeats" if self._count == 1 else f"{self._count} rows repeat"
+        more = f" and {self._count - _LISTED} more" if self._count > _LISTED else ""
+        return [f"{self.path}: {count} a file, counted once: {', '.join(self._doubled)}{more}"]
+
+
+@contextlib.contextmanager
+def _open(path: Path, where: str) -> Iterator[io.TextIOWrapper]:
+    """Opens a table of bounded size as text."""
     if not path.exists():
         raise DataError(f"{where}: no such file")
     try:
-        content = read_bytes(path, _MOST_BYTES, failure=DataError)
-    except DataError as error:
-        raise DataError(f"{DATA_ROOT}: {error}") from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{where}: line {line}: is not UTF-8; save the table as UTF-8") from None
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+                raise DataError(
+                    f"{where}: is larger than {_MOST_BYTES >> 20} MiB, so it is no table of labels"
+                )
+            try:
+                yield io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            except UnicodeDecodeError:
+                line = _line_of_other_text(path)
+                raise DataError(f"{where}: line {line}: is not UTF-8; save the table as UTF-8") from None
+    except OSError as error:
+        reason = "it is no regular file" if error.errno == errno.EINVAL else error.strerror
+        raise DataError(f"{where}: cannot be read: {reason}") from None
 
 
-_Records = list[tuple[int, dict[str, Any] | str]]
-"""(line, values by column, or what is wrong with the line)."""
+def _line_of_other_text(path: Path) -> int:
+    """Returns the number of the first line that is not UTF-8."""
+    decoder, number = codecs.getincrementaldecoder("utf-8")(), 1
+    with open_regular(path) as file:
+        while content := file.read(_MOST_LINE):
+            try:
+                decoder.decode(content)
+            except UnicodeDecodeError as error:
+                # What it has of the block before is less than a character, so it has no line in it.
+                return number + error.object.count(b"\n", 0, error.start)
+            number += content.count(b"\n")
+    return number
 
 
-def _csv_records(text: str, where: str) -> tuple[list[str], _Records]:
+def _lines(file: io.TextIOWrapper, where: str) -> Iterator[str]:
+    """Yields the lines of a table with their ends; none is long, and not too many are empty."""
+    number = empty = 0
+    while line := file.readline(_MOST_LINE):
+        number += 1
+        if len(line) == _MOST_LINE and not line.endswith(("\n", "\r")):
+            raise DataError(f"{where}: line {number}: is longer than {_MOST_LINE:,} characters")
+        empty += line.isspace()
+        if empty > _MOST_REPEATS:
+            raise DataError(f"{where}: more than {_MOST_REPEATS:,} of its lines are empty; remove them")
+        yield line
+
+
+_Records = Iterator[tuple[int, dict[str, Any]]]
+"""(line, values by column)."""
+
+
+def _csv_records(lines: Iterator[str], where: str, problems: _Problems) -> tuple[list[str], _Records]:
     best: tuple[tuple[int, int], str, list[str]] | None = None
+    start: list[str] = []
+
+    def kept_lines() -> Iterator[str]:
+        for line in lines:
+            start.append(line)
+            yield line
+
     for delimiter in _DELIMITERS:
         try:
-            header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+            header = next(csv.reader(itertools.chain(list(start), kept_lines()), delimiter=delimiter), [])
         except csv.Error as error:
             raise DataError(f"{where}: line 1: {error}") from None
         header = [name.strip() for name in header]
@@ -179,44 +334,50 @@ def _csv_records(text: str, where: str) -> tuple[list[str], _Records]:
             best = fit, delimiter, header
     assert best is not None
     _, delimiter, columns = best
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    records: _Records = []
+    return columns, _csv_rows(itertools.chain(start, lines), delimiter, columns, problems)
+
+
+def _csv_rows(lines: Iterable[str], delimiter: str, columns: list[str], problems: _Problems) -> _Records:
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         next(reader, None)
         for fields in reader:
             if not any(field.strip() for field in fields):
                 continue
             if len(fields) != len(columns):
-                records.append((reader.line_num, f"{len(fields)} fields, and {len(columns)} columns"))
+                problems.add(reader.line_num, f"{len(fields)} fields, and {len(columns)} columns")
             else:
-                records.append((reader.line_num, dict(zip(columns, fields, strict=True))))
+                yield reader.line_num, dict(zip(columns, fields, strict=True))
     except csv.Error as error:
-        raise DataError(f"{where}: line {reader.line_num}: {error}") from None
-    return columns, records
+        raise csv.Error(f"line {reader.line_num}: {error}") from None
 
 
-def _json_records(text: str, where: str) -> tuple[list[str], _Records]:
-    records: _Records = []
+def _json_records(lines: Iterator[str], problems: _Problems) -> tuple[list[str], _Records]:
+    """Reads all lines, since any of them may name a column; of each the values of known columns stay."""
+    records: list[tuple[int, dict[str, Any]]] = []
     columns: dict[str, None] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+    without_file = 0
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            record = parse_json(line, "", failure=DataError)
+            record = parse_json(line.rstrip("\r\n"), "", failure=DataError)
         except DataError as error:
             why = str(error).removeprefix(": is damaged: ").removeprefix("is not valid JSON (")
-            records.append((number, f"is no JSON: {why.removesuffix(', line 1)')}"))
+            problems.add(number, f"is no JSON: {why.removesuffix(', line 1)')}")
             continue
         if not isinstance(record, dict):
-            records.append(
-                (number, 'is no JSON object; each line is one, such as {"path": ..., "label": ...}')
-            )
+            problems.add(number, 'is no JSON object; each line is one, such as {"path": ..., "label": ...}')
             continue
         columns |= dict.fromkeys(record)
-        records.append((number, record))
-    if records and not columns:
-        _refuse([(number, str(problem)) for number, problem in records], where)
-    return list(columns), records
+        known = {name: value for name, value in record.items() if _known(name) in _KNOWN}
+        records.append((number, known))
+        without_file += not any(_known(name) in PATHS for name in known)
+        if without_file >= _MOST_PROBLEMS:
+            break  # each of them is a wrong row, or there is no column of files at all
+    if not columns:
+        problems.refuse()
+    return list(columns), iter(records)
 
 
 def _known(column: str) -> str:
@@ -276,41 +437,22 @@ def _problem(root: Path, file: str | None, label: str | None, split: str | None)
     return None
 
 
-def _check_rows(
-    path: Path, root: Path, rows: list[Row], problems: list[tuple[int, str]], where: str
-) -> LabelTable:
-    """Places the files, and finds missing ones and rows that repeat or contradict each other."""
+def _place_files(path: Path, root: Path, rows: _Rows) -> LabelTable:
+    """Looks at the files of the rows, and finds missing ones."""
     # The files of `labels.csv` beside `images/` are often named from there on.
-    if not any(os.path.exists(root / row.file) for row in rows) and (root / IMAGES).is_dir():
-        rows = [Row(row.line, os.path.join(IMAGES, row.file), row.label, row.split) for row in rows]
+    all_rows = list(rows.first.values())
+    if (root / IMAGES).is_dir() and not any(os.path.exists(root / row.file) for row in all_rows):
+        all_rows = [Row(row.line, os.path.join(IMAGES, row.file), row.label, row.split) for row in all_rows]
     folder = _Folder(root)
-    first: dict[str, Row] = {}
-    doubled: list[str] = []
     files: dict[str, ImageFile] = {}
     missing: dict[str, str] = {}
-    for row in rows:
-        before = first.setdefault(row.file, row)
-        if before is row:
-            file = folder.file(row.file)
-            if isinstance(file, str):
-                missing[row.file] = f"line {row.line}: {file}"
-            else:
-                files[row.file] = file
-            continue
-        for what, one, other in (("", before.label, row.label), ("split ", before.split, row.split)):
-            if one != other:
-                now, then = f"{what}{other!r}", f"{what}{one!r} in line {before.line}"
-                problems.append((row.line, f"{row.file!r} is {now}, and {then}"))
-                break
+    for row in all_rows:
+        file = folder.file(row.file)
+        if isinstance(file, str):
+            missing[row.file] = f"line {row.line}: {file}"
         else:
-            doubled.append(f"{row.file} (lines {before.line} and {row.line})")
-    _refuse(problems, where)
-    warnings = []
-    if doubled:
-        count = "1 row repeats" if len(doubled) == 1 else f"{len(doubled)} rows repeat"
-        more = f" and {len(doubled) - _LISTED} more" if len(doubled) > _LISTED else ""
-        warnings.append(f"{path}: {count} a file, counted once: {', '.join(doubled[:_LISTED])}{more}")
-    return LabelTable(path, root, list(first.values()), files, missing, warnings)
+            files[row.file] = file
+    return LabelTable(path, root, all_rows, files, missing, rows.warnings())
 
 
 def _inside(root: Path, file: str) -> str | None:
@@ -359,17 +501,6 @@ class _Folder:
             path = os.path.realpath(os.path.join(self._root, name))
             self._known[name] = os.path.commonpath([self._real, path]) == self._real
         return self._known[name]
-
-
-def _refuse(problems: Sequence[tuple[int, str]], where: str) -> None:
-    """Raises one error about all problems (line, what is wrong), if there are any."""
-    if not problems:
-        return
-    lines = [f"line {line}: {problem}" for line, problem in sorted(problems)]
-    if len(lines) == 1:
-        raise DataError(f"{where}: {lines[0]}")
-    more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    raise DataError("\n  ".join([f"{where}: {len(lines)} problems", *lines[:_LISTED], *more]))
 
 
 def rows_by_split(table: LabelTable) -> Iterator[tuple[str, list[Row]]]:

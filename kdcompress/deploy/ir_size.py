@@ -11,7 +11,7 @@ from kdcompress.deploy.graph_size import GraphFacts
 from kdcompress.documents import read_bytes
 from kdcompress.errors import UserError
 
-MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 24
 """Of a graph; its weights are in a file of their own."""
 _PRODUCTS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}

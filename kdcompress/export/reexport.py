@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -286,9 +287,17 @@ def batches_of(split: Source) -> Iterator[Callable[[], Batches]]:
         loader.close()
 
 
+_BATCH, _BATCH_VALUES = 256, 1 << 28
+"""Images of a batch, and the most values that one has."""
+
+
 def images_of(split: Source, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields un-augmented images [B, C, H, W] in [0, 1] and labels [B], on the CPU."""
-    for batch in EvaluationLoader(split, device=torch.device("cpu"), workers=workers):
+    # A file says itself how large its images are.
+    values = split.channels * math.prod(split.image_size)
+    batch_size = max(1, min(_BATCH, _BATCH_VALUES // values))
+    loader = EvaluationLoader(split, batch_size=batch_size, device=torch.device("cpu"), workers=workers)
+    for batch in loader:
         yield batch.images, batch.labels
 
 

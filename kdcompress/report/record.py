@@ -27,8 +27,8 @@ from kdcompress.schemas.run import Gates, LogLine, Manifest
 from kdcompress.strict_yaml import read_yaml
 from kdcompress.tasks import Task, task_of
 
-MOST_LOG_BYTES = 1 << 30
-"""Of `log.jsonl`: a thousand bytes for each of a million epochs."""
+MOST_LOG_BYTES = 16 << 20
+"""Of `log.jsonl`: three hundred bytes for each of fifty thousand epochs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from kdcompress.recipe import ExtraSection, Recipe
 from kdcompress.run.context import Run
 from kdcompress.run.teacher_gate import weak_top1_limit
 from kdcompress.train import result_store
+from kdcompress.train.result_store import StoredResult
 
 STEM = "extra_images"
 """Name of the stored selection: indices of the images that are used, and their labels."""
@@ -99,8 +101,9 @@ def select_extra_images(run: Run, teacher: Teacher | None) -> Run:
     assert teacher is not None, "held by the recipe's checks"
     key = _key(run, section, teacher)
     selection = result_store.result(
-        run.folder.checkpoints, STEM, key, run.processes, lambda: _select(run, section, teacher)
-    )
+        run.folder.checkpoints, STEM, key, run.processes, lambda: _select(run, section, teacher),
+        functools.partial(_is_selection, run),
+    )  # fmt: skip
     indices, labels, note = selection.state["indices"], selection.state["labels"], selection.note
     agreement = note["agreement"]
     least = weak_top1_limit(1 / run.data.num_classes)
@@ -188,6 +191,26 @@ def _select(run: Run, section: ExtraSection, teacher: Teacher) -> tuple[dict[str
     right = (judgement.classes == given)[has_label].double()
     note = {"counts": counts, "agreement": right.mean().item() if len(right) else None}
     return {"indices": indices, "labels": labels}, note
+
+
+def _is_selection(run: Run, stored: StoredResult) -> bool:
+    """Returns True if a stored result selects among the run's generated images."""
+    assert run.data.extra is not None
+    tensors, note = stored.state, stored.note
+    if tensors.keys() != {"indices", "labels"} or not {"counts", "agreement"} <= note.keys():
+        return False
+    indices, labels = tensors["indices"], tensors["labels"]
+    if indices.dtype != torch.int64 or labels.dtype != torch.int64 or indices.ndim != 1:
+        return False
+    counts, agreement = note["counts"], note["agreement"]
+    return (
+        labels.shape == indices.shape
+        and bool(((indices >= 0) & (indices < len(run.data.extra.source))).all())
+        and bool(((labels >= -1) & (labels < run.data.num_classes)).all())
+        and (agreement is None or isinstance(agreement, float))
+        and isinstance(counts, dict)
+        and all(isinstance(count, int) for count in counts.values())
+    )
 
 
 def _with_source(run: Run, source: MemorySource | FolderSource, counts: dict[str, int]) -> Run:

@@ -16,6 +16,7 @@ from kdcompress.run.context import Run
 from kdcompress.run.networks import info
 from kdcompress.run.training import Training, for_method, stored_training
 from kdcompress.train import result_store
+from kdcompress.train.result_store import StoredResult
 
 
 def prepare(run: Run, method: Method, teacher: Teacher | None) -> None:
@@ -43,9 +44,21 @@ def prepare(run: Run, method: Method, teacher: Teacher | None) -> None:
                     "for": run.recipe.method["name"],
                     "epochs": preparation.epochs,
                 },
+                functools.partial(_takes, method, preparation.name, taken := set[str]()),
             )
         earlier.append(stored.sha256)
-        method.take_prepared(preparation.name, stored.state)
+        if stored.sha256 not in taken:
+            method.take_prepared(preparation.name, stored.state)
+
+
+def _takes(method: Method, name: str, taken: set[str], stored: StoredResult) -> bool:
+    """Gives a stored result to the method; returns True if it is taken, and adds its hash to `taken`."""
+    try:
+        method.take_prepared(name, stored.state)
+    except RuntimeError:
+        return False
+    taken.add(stored.sha256)
+    return True
 
 
 def build_preparation(run: Run, preparation: Preparation, teacher: Teacher) -> Method:

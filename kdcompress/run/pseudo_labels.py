@@ -30,6 +30,7 @@ from kdcompress.run.training import Training, for_method, stored_training
 from kdcompress.tasks.clusters import of_clusters
 from kdcompress.train import result_store
 from kdcompress.train.evaluate import predict
+from kdcompress.train.result_store import StoredResult
 
 PRETRAINING, CLUSTERS = "pretraining", "clusters"
 """Names of the stored results in `checkpoints/`; the first also names the log lines."""
@@ -106,17 +107,18 @@ def pretrain(run: Run) -> Pretraining | None:
     start = build_backbone(run)
     key = _key(run, section, start)
     note = {"model": run.recipe.student.model, "method": section.method, "epochs": section.epochs}
-    stored = stored_training(
-        run, PRETRAINING, key, functools.partial(pretraining_of, run, section, start), note
-    )
+    training = functools.partial(pretraining_of, run, section, start)
+    fits = result_store.fits_network(start.network)
+    stored = stored_training(run, PRETRAINING, key, training, note, fits)
     load_state(start.network, stored.state)
     network = tapped(run, run.recipe.student, start)
     clusters_key = result_store.key_of(
         stored.sha256, section.clusters, section.starts, section.whiten, run.recipe.seed
     )
     clusters = result_store.result(
-        run.folder.checkpoints, CLUSTERS, clusters_key, run.processes, lambda: _cluster(run, section, network)
-    )
+        run.folder.checkpoints, CLUSTERS, clusters_key, run.processes,
+        lambda: _cluster(run, section, network), functools.partial(_are_clusters, run, section),
+    )  # fmt: skip
     tensors = clusters.state
     whitening = Whitening(tensors["mean"], tensors["directions"]) if section.whiten else None
     return Pretraining(
@@ -211,6 +213,29 @@ def _cluster(
     if whitening is not None:
         tensors |= {"mean": whitening.mean, "directions": whitening.directions}
     return tensors, note
+
+
+def _are_clusters(run: Run, section: PseudoLabelsSection, stored: StoredResult) -> bool:
+    """Returns True if a stored result holds clusters of the run's training images."""
+    tensors, note = stored.state, stored.note
+    names = {"assigned", "centres"} | ({"mean", "directions"} if section.whiten else set())
+    if tensors.keys() != names or not {"sizes", "inertia", "features", "features_sha256"} <= note.keys():
+        return False
+    assigned, centres = tensors["assigned"], tensors["centres"]
+    if assigned.dtype != torch.int64 or centres.dtype != torch.float32 or centres.ndim != 2:
+        return False
+    features = centres.shape[1]
+    if section.whiten:
+        mean, directions = tensors["mean"], tensors["directions"]
+        if directions.ndim != 2 or mean.shape != directions.shape[:1] or directions.shape[1] != features:
+            return False
+        features = len(mean)
+    return (
+        assigned.shape == (len(run.data.train),)
+        and len(centres) == section.clusters == len(note["sizes"])
+        and features == note["features"]
+        and bool(((assigned >= 0) & (assigned < section.clusters)).all())
+    )
 
 
 def _features(run: Run, network: Tapped, split: Source, name: str) -> tuple[Tensor, Tensor]:

@@ -164,13 +164,15 @@ def _train_or_load_teacher(run: Run, start: LoadedNetwork) -> None:
     assert section is not None
     note = {"model": section.model, "fine_tuned": start.pretrained}
     training = functools.partial(teacher_training, run, section, start)
-    stored = stored_training(run, result_store.TEACHER, _key(run, start), training, note)
+    fits = result_store.fits_network(start.network)
+    stored = stored_training(run, result_store.TEACHER, _key(run, start), training, note, fits)
     result_store.fill(start.network, stored.state)
 
 
 def teacher_is_stored(run: Run, start: LoadedNetwork) -> bool:
     """Returns True if an earlier run with the same inputs trained the teacher and kept it."""
-    return result_store.find(run.folder.checkpoints, _key(run, start)) is not None
+    fits = result_store.fits_network(start.network)
+    return result_store.find(run.folder.checkpoints, _key(run, start), fits=fits) is not None
 
 
 def _key(run: Run, start: LoadedNetwork) -> str:

@@ -208,7 +208,19 @@ def _read(folder: Path, key: str) -> TeacherRecord | None:
         check_document(note, str(folder), TeacherRecordNote)
     except UserError:
         return None
-    return TeacherRecord(stored.note, stored.state)
+    return TeacherRecord(stored.note, stored.state) if _is_classifier(stored) else None
+
+
+def _is_classifier(stored: StoredResult) -> bool:
+    """Returns True if the tensors are the last linear layer that the note tells of, or there is none."""
+    outputs, features = stored.note["num_classes"], stored.note["features"]
+    if not stored.state:
+        return features is None or outputs == 0
+    shapes = {"weight": (outputs, features), "bias": (outputs,)}
+    return "weight" in stored.state and all(
+        name in shapes and tuple(tensor.shape) == shapes[name] and tensor.is_floating_point()
+        for name, tensor in stored.state.items()
+    )
 
 
 def _folder(section: TeacherSection) -> Path:

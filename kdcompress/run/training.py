@@ -168,7 +168,12 @@ def _statistics_images(run: Run, seen: int, stack: contextlib.ExitStack) -> Stat
 
 
 def stored_training(
-    run: Run, stem: str, key: str, training: Callable[[], Training], note: dict[str, Any]
+    run: Run,
+    stem: str,
+    key: str,
+    training: Callable[[], Training],
+    note: dict[str, Any],
+    fits: result_store.ResultCheck,
 ) -> StoredResult:
     """Returns the stored result of a training, or trains and stores it.
 
@@ -178,13 +183,14 @@ def stored_training(
         key: Hash of everything that the result depends on.
         training: Builds the training; called only if there is no stored result.
         note: Facts to store beside it; the held-out figures and the chosen epoch are added.
+        fits: Returns True if a stored result has the tensors that are expected.
     """
 
     def make() -> tuple[dict[str, Any], dict[str, Any]]:
         outcome = run_training(run, training())
         return outcome.state, {**note, "held_out": outcome.best, "epoch": outcome.epoch}
 
-    return result_store.result(run.folder.checkpoints, stem, key, run.processes, make)
+    return result_store.result(run.folder.checkpoints, stem, key, run.processes, make, fits)
 
 
 def build_method(run: Run, loaded: dict[str, LoadedNetwork], teacher: Teacher | None) -> Method:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from kdcompress.schemas.document import MOST_CLASSES, Count, Document, Positive, Text, Version
 
 MOST_CHANNELS = 1024
+
+
+MOST_PIXELS = 1 << 26
+"""Of an image that a file says it takes: 8,192 x 8,192."""
+
+
+def _bounded(sides: list[int]) -> list[int]:
+    if math.prod(sides) > MOST_PIXELS:
+        raise ValueError(f"more than {MOST_PIXELS:,} pixels")
+    return sides
 
 
 class InputObject(BaseModel):
@@ -34,6 +45,7 @@ class InputObject(BaseModel):
             raise ValueError(f"mean and std: expected one number for each of {self.channels} channels")
         if (self.border is not None) != (self.fit == "pad"):
             raise ValueError(f"border: {self.border} with fit {self.fit}; pad has one, and nothing else")
+        _bounded([self.height, self.width])
         return self
 
 
@@ -69,4 +81,4 @@ Labels = TypeAdapter(Annotated[list[Text], Len(0, MOST_CLASSES)])
 class GraphImages(Document):
     """Metadata of a file that takes images as they are decoded."""
 
-    typical: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Len(2, 2)]
+    typical: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Len(2, 2), AfterValidator(_bounded)]

@@ -58,12 +58,16 @@ class StoredResult:
     sha256: str
 
 
+ResultCheck = Callable[[StoredResult], bool]
+
+
 def result(
     folder: Path,
     stem: str,
     key: str,
     processes: Processes,
     make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]],
+    fits: ResultCheck | None = None,
 ) -> StoredResult:
     """Returns the stored result of a key, or makes and stores it; the same in all processes.
 
@@ -73,8 +77,9 @@ def result(
         key: From `key_of`.
         processes: The first of them reads and writes.
         make: Returns the tensors and the note; called in all processes, and in none if the result is stored.
+        fits: See `find`.
     """
-    stored = find(folder, key, stem) if processes.first else None
+    stored = find(folder, key, stem, fits) if processes.first else None
     if processes.broadcast(stored is not None):
         if stored is not None:
             write_stored(folder, stem, stored)
@@ -131,13 +136,33 @@ def recipe_parts(recipe: Recipe) -> list[dict[str, Any]]:
     return [data, train, recipe.optim.model_dump(mode="json")]
 
 
-def find(folder: Path, key: str, stem: str = TEACHER) -> StoredResult | None:
-    """Reads a result from the run folder or the user cache; None: there is no whole one of this key."""
+def find(folder: Path, key: str, stem: str = TEACHER, fits: ResultCheck | None = None) -> StoredResult | None:
+    """Reads a result from the run folder or the user cache; None: there is no whole one of this key.
+
+    Args:
+        folder: The run's `checkpoints/`.
+        key: From `key_of`.
+        stem: Name of the files, without suffix.
+        fits: Returns True if a result has the tensors and facts that its user reads. One that has not was
+            written by somebody else: it is left out, with a note on stderr. None: any will do.
+    """
     for place in (folder, _in_cache(key)):
         stored = read_stored(place, key, stem)
-        if stored is not None:
+        if stored is None:
+            continue
+        if fits is None or fits(stored):
             return stored
+        write_notice(
+            f"{place / stem}.safetensors: its tensors are not those of this run, so it is not used and made "
+            "again"
+        )
     return None
+
+
+def fits_network(network: nn.Module) -> ResultCheck:
+    """Returns a check that a result holds the state dictionary of a network: names, shapes and types."""
+    own = {name: (value.shape, value.dtype) for name, value in network.state_dict().items()}
+    return lambda stored: {name: (value.shape, value.dtype) for name, value in stored.state.items()} == own
 
 
 def keep(

@@ -18,7 +18,7 @@ from bench.mean_classifier import mean_classifier
 
 from kdcompress.bench import target
 from kdcompress.bench.device import scheduler
-from kdcompress.bench.measure import Artefact, Protocol, measure
+from kdcompress.bench.measure import Artefact, Protocol, check_artefacts, measure
 from kdcompress.cores import granted_cores
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.config import write_config
@@ -49,6 +49,16 @@ def run():
         return json.loads(json.dumps(document, allow_nan=False))  # what a reader of bench.json gets
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch"), [((3, 8192, 8192), 1), ((3, 1024, 1024), 64), ((1, 2**40, 7), 1)]
+)
+def test_images_that_no_memory_holds_are_refused_before_anything_is_started(scripted, shape, batch):
+    with pytest.raises(UserError, match="values, more than the"):
+        check_artefacts(
+            [scripted("a", "", shape=shape)], threads=[1], batch=[1, batch], rounds=1, baseline=None
+        )
 
 
 def _results(document):

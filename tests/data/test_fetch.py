@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from kdcompress.data.fetch import fetch
-from kdcompress.errors import DownloadError, KdcompressError, UserError
+from kdcompress.errors import DownloadError
 
 pytestmark = pytest.mark.usefixtures("downloads")
 
@@ -190,10 +190,11 @@ def test_an_address_that_is_no_url_is_a_download_error(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_must_not_be_written_is_the_users_matter(tmp_path):
+def test_a_folder_that_must_not_be_written_costs_a_notice(server, tmp_path, capsys):
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="no permission"):
-        fetch(["http://127.0.0.1:1/w.pth"], tmp_path / "w.pth", advice="")
+    path = fetch([f"{server}/w.pth"], tmp_path / "w.pth", advice="")
+    assert path.read_bytes() == CONTENT
+    assert "is downloaded for this run alone" in capsys.readouterr().err
 
 
 def test_a_refused_connection_is_a_download_error(tmp_path):
@@ -204,7 +205,26 @@ def test_a_refused_connection_is_a_download_error(tmp_path):
         fetch([url], tmp_path / "file", md5=MD5, advice="")
 
 
-def test_a_cache_that_cannot_be_written_is_named(server, tmp_path):
+def test_a_cache_that_cannot_be_written_costs_a_notice_and_a_download(server, tmp_path, capsys):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(KdcompressError, match="file"):
-        fetch([f"{server}/file"], tmp_path / "file" / "below" / "name", md5=MD5, advice="")
+    wanted = tmp_path / "file" / "below" / "name"
+    path = fetch([f"{server}/file"], wanted, md5=MD5, advice="")
+    assert path.read_bytes() == CONTENT
+    assert f"{wanted.parent}: the cache cannot be written (Not a directory)" in capsys.readouterr().err
+    assert fetch([f"{server}/absent"], wanted, md5=MD5, advice="") == path  # no second download
+
+
+def test_a_folder_in_the_place_of_a_file_costs_a_notice(server, tmp_path, capsys):
+    (tmp_path / "name").mkdir()
+    path = fetch([f"{server}/file"], tmp_path / "name", sha256_prefix=SHA256[:8], advice="")
+    assert path.read_bytes() == CONTENT
+    assert "name is a folder" in capsys.readouterr().err
+
+
+def test_a_pipe_or_a_huge_file_in_the_place_of_a_file_is_replaced(server, tmp_path):
+    path = tmp_path / "name"
+    os.mkfifo(path)
+    assert fetch([f"{server}/file"], path, sha256_prefix=SHA256[:8], advice="") == path
+    os.truncate(path, 1 << 40)
+    assert fetch([f"{server}/file"], path, sha256_prefix=SHA256[:8], advice="") == path
+    assert path.read_bytes() == CONTENT

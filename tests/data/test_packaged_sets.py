@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from kdcompress import discovery
+from kdcompress.data import cifar as cifar_file
 from kdcompress.data import fetch as fetch_file
 from kdcompress.data import idx as idx_file
 from kdcompress.data.dataset import open_data
@@ -125,6 +126,43 @@ def test_the_cache_is_looked_at_before_the_network(tmp_path, monkeypatch, no_net
     data = opened("mnist")
     assert data.counts["test"] == 20
     assert (data.augment, data.train.pad) == ("crop", 2)
+
+
+@pytest.fixture(params=["mnist", "cifar10"])
+def damaged_download(request, tmp_path, monkeypatch):
+    """Puts a set with a damaged file into the cache; returns its name and the sound files."""
+    monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path))
+    folder = tmp_path / "datasets" / request.param
+    if request.param == "mnist":
+        write_idx_set(folder, zipped=True)
+    else:
+        write_cifar10(tmp_path / FOLDER)
+        folder.mkdir(parents=True)
+        with tarfile.open(folder / cifar10.WHERE.archive, "w:gz") as archive:
+            archive.add(tmp_path / FOLDER, FOLDER)
+    sound = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path = max(folder.iterdir(), key=lambda file: file.stat().st_size)
+    path.write_bytes(sound[path.name][:-100])
+    return request.param, sound
+
+
+def test_a_damaged_download_in_the_cache_costs_a_notice_and_a_download(damaged_download, monkeypatch, capsys):
+    name, sound = damaged_download
+
+    def fetched(urls, path, *, replace, **_):
+        assert replace
+        path.write_bytes(sound[path.name])
+        return path
+
+    monkeypatch.setattr(idx_file if name == "mnist" else cifar_file, "fetch", fetched)
+    assert opened(name).counts["test"] == 20
+    assert "cannot be read" in (notice := capsys.readouterr().err)
+    assert "it is downloaded again" in notice
+
+
+def test_a_damaged_download_is_named_where_there_is_no_network(damaged_download, no_network):
+    with pytest.raises(DataError, match="cannot be read"):
+        opened(damaged_download[0])
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])

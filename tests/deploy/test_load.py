@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from small_student import CLASSES, MODEL, SPEC, images, randomise
 import kdcompress
 from kdcompress.atomic import sha256_of
 from kdcompress.data.input_spec import InputSpec
+from kdcompress.deploy import image_graph
 from kdcompress.deploy.config import read_config, timm_name, write_config
 from kdcompress.deploy.formats import onnx as onnx_format
 from kdcompress.deploy.formats import safetensors as safetensors_format
@@ -215,6 +217,13 @@ def test_a_folder_that_is_no_run_says_what_it_lacks(tmp_path):
 def test_a_path_that_is_nothing_to_load_says_so(tmp_path, name, words):
     with pytest.raises(UserError, match=words):
         kdcompress.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("sides", [[65536, 65536], [8192, 8193], [0, 1], [1]])
+def test_images_of_more_pixels_than_memory_are_refused(sides):
+    metadata = {image_graph.KEY: json.dumps({"typical": sides})}
+    with pytest.raises(UserError, match="typical"):
+        image_graph.contract_of(metadata, Path("a.onnx"))
 
 
 def test_a_spoilt_description_in_a_graph_is_one_line(run, tmp_path):

@@ -35,11 +35,12 @@ def array_sets(rng, folder):
     """A set of any of the three kinds with one damaged file, as a whole or in what it declares."""
     root = folder / "arrays"
     root.mkdir()
-    rng.choice([_idx, _cifar, _generated])(rng, root)
+    rng.choice([idx, cifar, generated])(rng, root)
 
 
-def _idx(rng, root):
-    damaged = rng.choice(FILES)
+def idx(rng, root, *, sound=False):
+    """Opens MNIST's files, one of them damaged unless `sound`."""
+    damaged = None if sound else rng.choice(FILES)
     for name in FILES:
         shape = [12, 28, 28] if "images" in name else [12]
         values = rng.randbytes(12 * 784) if "images" in name else bytes(range(10)) + bytes(2)
@@ -60,9 +61,10 @@ def _idx(rng, root):
     open_data(DataSection(dataset="mnist", root=str(root)))
 
 
-def _cifar(rng, root):
+def cifar(rng, root, *, sound=False):
+    """Opens CIFAR's batches, in a folder or an archive, damaged unless `sound`."""
     names, batches = (*WHERE.train, WHERE.test), {}
-    damaged = rng.choice(names)
+    damaged = None if sound else rng.choice(names)
     for name in names:
         pixels = np.frombuffer(rng.randbytes(10 * 3072), np.uint8).reshape(10, 3072)
         batch = {"data": pixels, "labels": list(range(10)), "batch_label": name}
@@ -78,9 +80,9 @@ def _cifar(rng, root):
                     *map(str, damage.NASTY_TEXT),
                 ]
             )  # fmt: skip
-        content = pickle.dumps(batch, protocol=rng.choice([0, 2, 4, 5]))
+        content = pickle.dumps(batch, protocol=2 if sound else rng.choice([0, 2, 4, 5]))
         batches[name] = damage.of_bytes(rng, content) if name == damaged and rng.random() < 0.5 else content
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 and not sound:
         del batches[damaged]
     if rng.random() < 0.5:
         (root / WHERE.folder).mkdir()
@@ -94,20 +96,21 @@ def _cifar(rng, root):
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
         content = file.getvalue()
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 and not sound:
             content = damage.of_bytes(rng, content)
         (root / WHERE.archive).write_bytes(content)
     forked.note_inputs()
     open_data(DataSection(dataset="cifar10", root=str(root)))
 
 
-def _generated(rng, root):
+def generated(rng, root, *, sound=False):
+    """Opens generated images, damaged unless `sound`."""
     count = 6
     arrays = {
         "images": np.frombuffer(rng.randbytes(count * 64), np.uint8).reshape(count, 8, 8),
         "labels": np.arange(count),
     }
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and not sound:
         key = rng.choice(list(arrays))
         arrays[key] = rng.choice(
             [
@@ -121,7 +124,7 @@ def _generated(rng, root):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     content = buffer.getvalue()
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and not sound:
         content = damage.of_bytes(rng, content)
     path = root / "generated.npz"
     path.write_bytes(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -38,7 +39,7 @@ SPARSE_BYTES = 40 << 30
 
 def cache_parts(rng, folder):
     """A part of the cache that was damaged, replaced or removed, read once more."""
-    kind = rng.choice([_teacher_outputs, _pictures, _checks, _results])
+    kind = rng.choice(PARTS)
     read = kind(rng, folder)
     expected = read()
     elsewhere = folder / "elsewhere"
@@ -50,6 +51,12 @@ def cache_parts(rng, folder):
     forked.note_inputs()
     for _ in range(2):  # the second time with what the first one has made again
         assert read() == expected, "a damaged part was used"
+
+
+def read_twice(part, rng, folder):
+    """Reads a part of the cache that is sound."""
+    read = part(rng, folder)
+    assert read() == read()
 
 
 def _teacher_outputs(rng, folder):
@@ -140,10 +147,15 @@ def _results(rng, folder):
     state = {"weight": torch.arange(600.0).reshape(30, 20), "steps": torch.tensor(7)}
     place = folder / "run" / "checkpoints"
 
+    class Network(torch.nn.Module):
+        def state_dict(self):
+            return state
+
     def read():
         stored = result_store.result(
-            place, "teacher", "k" * 32, ALONE, lambda: (state, {"epoch": 3, "held_out": {"top1": 0.5}})
-        )
+            place, "teacher", "k" * 32, ALONE, lambda: (state, {"epoch": 3, "held_out": {"top1": 0.5}}),
+            result_store.fits_network(Network()),
+        )  # fmt: skip
         return {name: tensor.tolist() for name, tensor in stored.state.items()}, stored.note, stored.sha256
 
     def read_without_run():
@@ -151,6 +163,9 @@ def _results(rng, folder):
         return read()
 
     return rng.choice([read, read_without_run])
+
+
+PARTS = (_teacher_outputs, _pictures, _checks, _results)
 
 
 class _Quiet(Progress):
@@ -183,13 +198,16 @@ def _damage(rng, elsewhere):
         return
     path = rng.choice(parts)
     kind = rng.choice(
-        ["bytes"] * 8 + ["shape"] * 3 + ["tree", "foreign", "foreign", "long", "gone", "link", "link", "own"]
+        ["bytes"] * 8 + ["shape"] * 3 + ["tensors"] * 2
+        + ["tree", "foreign", "foreign", "long", "gone", "link", "link", "own"]
         + ["dangling", "loop", "fifo", "folder", "full_folder", "linked_folder", "file_for_folder"]
     )  # fmt: skip
     if kind == "bytes":
         path.write_bytes(damage.of_bytes(rng, path.read_bytes()))
     elif kind == "shape":
         path.write_bytes(_with_another_shape(rng, path))
+    elif kind == "tensors":
+        _store_other_tensors(rng, path)
     elif kind == "tree":
         note = next((part for part in parts if part.suffix == ".json"), path)
         note.write_bytes(damage.of_json(rng, note.read_bytes()))
@@ -222,6 +240,21 @@ def _replace_file(path, elsewhere, kind):
     elif kind == "full_folder":
         path.mkdir()
         (path / "x").touch()
+
+
+def _store_other_tensors(rng, path):
+    """Replaces a stored result by one of other tensors, whose note and sums are right."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        key = json.loads(path.with_suffix(".json").read_bytes())["key"]
+        state = {
+            name: torch.zeros(rng.choice([(), (0,), (3, 2), (30, 20)])).to(
+                rng.choice([torch.int64, torch.float32])
+            )
+            for name in rng.sample(["weight", "steps", "bias", "x"], rng.randrange(4))
+        }
+        digest = hashlib.sha256(result_store.content_of(state)).hexdigest()
+        other = result_store.StoredResult(state, {"epoch": 9}, key, digest)
+        result_store.write_stored(path.parent, path.stem, other)
 
 
 def _replace_folder(rng, place, elsewhere, kind):

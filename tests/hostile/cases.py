@@ -20,6 +20,7 @@ from PIL import Image
 from hostile import damage, far_end, forked
 from hostile.array_sets import array_sets
 from hostile.cache_parts import cache_parts
+from hostile.openvino_files import openvino_files
 from kdcompress.bench import compare, ssh_connection
 from kdcompress.bench.compare import read_document
 from kdcompress.bench.device import main as packed
@@ -106,19 +107,27 @@ def runs(rng, folder):
     shutil.copytree(FINISHED, run)
     _damage_run(rng, run)
     # An export or a resume takes seconds.
-    action = rng.choices(["report", "compare", "load", "resume", "export"], [40, 30, 20, 7, 3])[0]
+    read_run(rng.choices(READERS_OF_A_RUN, [40, 30, 20, 7, 3])[0], run, rng)
+
+
+READERS_OF_A_RUN = ("report", "compare", "load", "resume", "export")
+
+
+def read_run(action, run, rng):
+    """Runs a command that reads a run folder."""
     if action == "report":
         cli("report", run)
     elif action == "compare":
-        shutil.copytree(FINISHED, folder / "run2")
-        cli("report", *rng.sample([run, folder / "run2"], 2), "--out", folder / "run" / "page.html")
+        other = run.with_name("run2")
+        shutil.copytree(FINISHED, other)
+        cli("report", *rng.sample([run, other], 2), "--out", run / "page.html")
     elif action == "load":
         forked.note_inputs()
         load(run)
     elif action == "resume":
         cli("distill", "--recipe", FINISHED / "recipe.yaml", "--out", run, "--resume", "-q")
     else:
-        cli("export", run, "--format", "safetensors", "--out", folder / "run" / "out", "-q")
+        cli("export", run, "--format", "safetensors", "--out", run / "out", "-q")
 
 
 def benchmarks(rng, folder):
@@ -127,14 +136,34 @@ def benchmarks(rng, folder):
     if rng.random() < 0.7:
         source = rng.choice([FIXTURES / "bench.json", FINISHED / "bench.json"])
         path.write_bytes(damage.of_json(rng, source.read_bytes()))
-        forked.note_inputs()
-        new, old = json.loads(source.read_text()), read_document(path)
-        new["compare"] = compare.compare(new, old, "bench.json")
-        table(new)
+        compare_benchmark(path, source)
         return
+    body = packed_result()
+    document = packed.with_digest(damage.of_tree(rng, body) if rng.random() < 0.8 else body)
+    content = json.dumps(document).encode()
+    path.write_bytes(content if rng.random() < 0.7 else damage.of_json(rng, content))
+    merge_benchmark(path)
+
+
+def compare_benchmark(path, source):
+    """Compares a benchmark with an earlier one."""
+    forked.note_inputs()
+    new, old = json.loads(source.read_text()), read_document(path)
+    new["compare"] = compare.compare(new, old, "bench.json")
+    table(new)
+
+
+def merge_benchmark(path):
+    """Reads the result of a pack."""
+    forked.note_inputs()
+    table(read_result(path))
+
+
+def packed_result():
+    """Returns the result of a pack, without its digest."""
     far = far_end.valid()
     cell = {"artefact": "a", "runtime": "onnxruntime", "threads": 1, "batch": 1, "control": False}
-    body = {
+    return {
         "job": {
             "tool": {"name": "kdcompress", "version": "1"},
             "artefacts": {"a": {"file": "a.onnx", "sha256": "", "bytes": 1, "params": 1, "macs": 1} | {
@@ -146,27 +175,21 @@ def benchmarks(rng, folder):
         "raw": far[4]["result"]["raw"], "before": far[1]["preflight"]["facts"],
         "after": far[4]["result"]["after"], "warnings": [],
     }  # fmt: skip
-    document = packed.with_digest(damage.of_tree(rng, body) if rng.random() < 0.8 else body)
-    content = json.dumps(document).encode()
-    path.write_bytes(content if rng.random() < 0.7 else damage.of_json(rng, content))
-    forked.note_inputs()
-    table(read_result(path))
 
 
 def far_ends(rng, folder):
     """A machine that answers anything over ssh."""
-    messages = far_end.valid()
-    if rng.random() < 0.75:
-        number = rng.randrange(len(messages))
-        messages[number] = damage.of_tree(rng, messages[number])
-        script = far_end.transcript(messages)
-    else:
-        script = damage.of_bytes(rng, far_end.transcript(messages))
+    measure_there(folder, far_end.damaged(rng))
+
+
+def measure_there(folder, script):
+    """Times a file on a machine that answers as the script says."""
     words = far_end.command(folder, script)
     # The process is a fork of its own, so nothing has to be put back.
     ssh_connection.Address.command = lambda self: words
     ssh_connection.shutil.which = lambda name: name
-    ssh_connection.LOGIN_TIMEOUT_S = ssh_connection.RESPONSE_TIMEOUT_S = 2
+    ssh_connection.LOGIN_TIMEOUT_S, ssh_connection.RESPONSE_TIMEOUT_S = 2, 1
+    ssh_connection.GOODBYE_S = 0.5
     timing.PROTOCOL = Protocol(0.01, 1, 2, 0, 0)
     cli("bench", GRAPH, "--target", "ssh://far", "--rounds", 1, "--threads", 1, "-q")
 
@@ -197,7 +220,14 @@ def graphs(rng, folder):
     else:
         content = damage.of_bytes(rng, content)
     path.write_bytes(content)
-    action = rng.choice(["evaluate", "facts", "load"])
+    read_graph(rng.choice(READERS_OF_A_GRAPH), path)
+
+
+READERS_OF_A_GRAPH = ("evaluate", "facts", "load")
+
+
+def read_graph(action, path):
+    """Reads an exported graph as a command does."""
     if action == "evaluate":
         cli("evaluate", path, "--recipe", "quickstart", "-q")
     elif action == "facts":
@@ -235,11 +265,17 @@ def checkpoints(rng, folder):
         torch.save(state, path)
     if kind == "bytes":
         path.write_bytes(damage.of_bytes(rng, path.read_bytes()))
+    strip(path, folder)
+
+
+def strip(path, folder):
+    """Reads the student out of a checkpoint."""
     (folder / "run").mkdir()
     cli("strip", path, "--student", "cifar/resnet8", "--out", folder / "run" / "out.safetensors")
 
 
-def _images(rng, folder):
+def image_folder(rng, folder):
+    """Writes a folder of small images."""
     root = folder / "images"
     for split in ("train", "test"):
         for name in ("cat", "dog"):
@@ -252,7 +288,7 @@ def _images(rng, folder):
 
 def images(rng, folder):
     """A folder with a damaged image of any format."""
-    root = _images(rng, folder)
+    root = image_folder(rng, folder)
     buffer = io.BytesIO()
     mode = rng.choice(["RGB", "L", "RGBA", "I;16", "P", "1"])
     kind = rng.choice(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
@@ -263,10 +299,13 @@ def images(rng, folder):
         picture.convert("RGB").save(buffer, kind)
     path = root / "train" / "cat" / f"x.{kind.lower()}"
     path.write_bytes(damage.of_bytes(rng, buffer.getvalue()))
+    read_images(root, rng.choice([0, 0.5]))
+
+
+def read_images(root, max_broken=0):
+    """Opens a folder of images or a table of labels."""
     forked.note_inputs()
-    data = open_data(
-        DataSection(dataset="imagefolder", root=str(root), image_size=16, max_broken=rng.choice([0, 0.5]))
-    )
+    data = open_data(DataSection(dataset="imagefolder", root=str(root), image_size=16, max_broken=max_broken))
     torch.as_tensor(data.train.labels).sum()
 
 
@@ -292,6 +331,11 @@ def goldens(rng, folder):
     else:
         content = damage.of_bytes(rng, content)
     path.write_bytes(content)
+    compare_golden(path)
+
+
+def compare_golden(path):
+    """Compares outputs with the golden ones."""
     forked.note_inputs()
     golden = read_golden(path)
     golden.error(lambda images: np.zeros_like(golden.outputs))
@@ -322,7 +366,7 @@ def _declared_otherwise(rng, content):
 
 def tables(rng, folder):
     """A table of labels."""
-    root = _images(rng, folder)
+    root = image_folder(rng, folder)
     names = [str(path.relative_to(root)) for path in sorted(root.rglob("*.png"))]
     kind = rng.choice([".csv", ".tsv", ".jsonl"])
     rows = [(name, name.split("/")[1], name.split("/")[0]) for name in names]
@@ -339,11 +383,10 @@ def tables(rng, folder):
     if rng.random() < 0.5:
         content = damage.of_bytes(rng, content)
     (root / f"labels{kind}").write_bytes(content)
-    forked.note_inputs()
-    open_data(DataSection(dataset="imagefolder", root=str(root / f"labels{kind}"), image_size=16))
+    read_images(root / f"labels{kind}")
 
 
-def _tar(rng, names, contents):
+def _tar(rng, names, contents, odd):
     """A tar file with damaged headers whose sums are right, or None where one cannot be written."""
     file = io.BytesIO()
     with tarfile.open(
@@ -352,14 +395,14 @@ def _tar(rng, names, contents):
         for name, content in zip(names, contents, strict=True):
             member = tarfile.TarInfo(name)
             member.size = len(content)
-            if rng.random() < 0.015:
+            if rng.random() < odd:
                 member.type = rng.choice(
                     [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, b"S", b"x", b"g", b"L", b"?"]
                 )
                 member.linkname = "/etc/passwd"
-            if rng.random() < 0.015:
+            if rng.random() < odd:
                 member.size = rng.choice([0, 1, 511, 10**6, 8**11, 2**62, -1, -1024])
-            if rng.random() < 0.015:
+            if rng.random() < odd:
                 member.pax_headers = {
                     rng.choice(["size", "path", "GNU.sparse.map", "GNU.sparse.size"]): rng.choice(
                         ["-1", "9" * 400, "nan", "a", "1,2,3", "../x.png"]
@@ -374,6 +417,13 @@ def shards(rng, folder):
     """A folder of tar shards."""
     root = folder / "shards"
     root.mkdir()
+    write_shards(rng, root)
+    read_shards(root, [rng.choice([0, 0.5]) for _ in range(2)])
+
+
+def write_shards(rng, root, *, sound=False):
+    """Writes a shard of each split, with strange members and damaged bytes unless `sound`."""
+    odd = 0 if sound else 0.015
     for split in ("train", "test"):
         names, contents = [], []
         keyed = rng.random() < 0.5
@@ -382,19 +432,25 @@ def shards(rng, folder):
             picture = io.BytesIO()
             Image.fromarray(pixels).save(picture, "PNG")
             stem = str(number) if keyed else f"{rng.choice(['cat', 'dog'])}/{number}"
-            nasty = rng.random() < 0.015
+            nasty = rng.random() < odd
             names.append(rng.choice(damage.NASTY_TEXT) + ".png" if nasty else stem + ".png")
             contents.append(picture.getvalue())
             if keyed:
                 names.append(stem + ".cls")
                 contents.append(
-                    rng.choice(damage.NASTY_TEXT).encode() if rng.random() < 0.02 else b"01"[number % 2 :][:1]
+                    rng.choice(damage.NASTY_TEXT).encode() if rng.random() < odd else b"01"[number % 2 :][:1]
                 )
-        content = _tar(rng, names, contents)
-        (root / f"{split}.tar").write_bytes(damage.of_bytes(rng, content) if rng.random() < 0.4 else content)
+        content = _tar(rng, names, contents, odd)
+        if rng.random() < 0.4 and not sound:
+            content = damage.of_bytes(rng, content)
+        (root / f"{split}.tar").write_bytes(content)
+
+
+def read_shards(root, allowances):
+    """Reads all images of tar shards, some times."""
     forked.note_inputs()
-    for _ in range(2):  # the second time from the index in the cache
-        data = open_data(DataSection(root=str(root), image_size=16, max_broken=rng.choice([0, 0.5])))
+    for max_broken in allowances:  # the second time from the index in the cache
+        data = open_data(DataSection(root=str(root), image_size=16, max_broken=max_broken))
         data.train.evaluation_images(torch.arange(len(data.train)))
 
 
@@ -411,4 +467,5 @@ KINDS = {
     "tables": tables,
     "cache_parts": cache_parts,
     "array_sets": array_sets,
+    "openvino_files": openvino_files,
 }

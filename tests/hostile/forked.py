@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
 import os
 import random
 import resource
@@ -11,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +23,8 @@ from kdcompress.errors import KdcompressError
 CPU_SECONDS = 10
 WALL_SECONDS = 60
 """On a machine that does other work the wall clock says little: an input that waits is stopped by it."""
+ADDRESSED_BYTES = 4 << 30
+"""Private memory that a fork may ask for beyond what it begins with; more is refused to it."""
 WRITABLE = ("run", "cache", "home", "tmp")
 """Folders of an input that the program may write into."""
 CODES = {0, 2, 3, 4, 5}
@@ -58,12 +64,32 @@ class Ending:
         return f"{self.megabytes:.0f} MB" if self.megabytes > limit_mb else None
 
 
-def run(make, seed, folder):
-    """Makes input number `seed` in the folder and hands it to the program, in a fork.
+def prepare(make, valid, folder):
+    """Runs the valid inputs of a kind twice and returns how the second ones ended.
 
-    What `make.prepare` loads, if there is such a function, is shared by the forks.
+    After the first ones this process imports what their forks imported, and what `make.prepare` loads, if
+    there is such a function: the forks that follow share it, and neither import it again nor count it as
+    memory of their own.
     """
     getattr(make, "prepare", lambda: None)()
+    for function in valid:
+        run(function, 0, folder)
+        _import_modules((folder / "modules").read_text().split())
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page that has an object on it
+    return [run(function, 0, folder) for function in valid]
+
+
+def _import_modules(names):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            with contextlib.suppress(ImportError):  # modules that a program makes while it runs
+                importlib.import_module(name)
+
+
+def run(make, seed, folder):
+    """Makes input number `seed` in the folder and hands it to the program, in a fork."""
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("cwd", "cache", "home", "tmp"):
         (folder / name).mkdir(parents=True)
@@ -92,13 +118,32 @@ def _child(make, seed, folder):
         os.chdir(folder / "cwd")
         os.environ |= {"KDCOMPRESS_CACHE": str(folder / "cache"), "HOME": str(folder / "home")}
         os.environ["TMPDIR"] = str(folder / "tmp")
+        os.fsync = lambda descriptor: None  # no input takes the power away, and a busy disk takes seconds
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        addressed = _private_bytes() + ADDRESSED_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (addressed, addressed))
         _note_inputs_of(folder)
+        imported = set(sys.modules)
         code = _ended(make, random.Random(seed), folder / "input")
+        (folder / "modules").write_text("\n".join(sys.modules.keys() - imported))
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def own_megabytes():
+    """Returns the resident memory that a fork of this process begins with."""
+    return _status("VmRSS") / 1024
+
+
+def _private_bytes():
+    return 1024 * _status("VmData")
+
+
+def _status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def _ended(make, rng, folder):
@@ -151,4 +196,4 @@ def _wait(pid):
         os.close(handle)
 
 
-__all__ = ["Ending", "Path", "run"]
+__all__ = ["Ending", "Path", "own_megabytes", "prepare", "run"]

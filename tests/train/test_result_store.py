@@ -192,6 +192,30 @@ def test_a_result_is_made_once_and_found_by_the_next_run(tmp_path):
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)},
+        {"weight": torch.zeros(3, 2)},
+        {"weight": torch.zeros(3, 2), "bias": torch.zeros(3), "more": torch.zeros(1)},
+        {"weight": torch.zeros(3, 2), "bias": torch.zeros(3, dtype=torch.int64)},
+        {},
+    ],
+    ids=["shape", "less", "more", "type", "nothing"],
+)
+@pytest.mark.parametrize("place", ["cache", "run"])
+def test_a_result_that_does_not_fit_its_network_is_made_again(tmp_path, state, place, capsys):
+    result_store.keep(tmp_path / ("run" if place == "run" else "other"), "k" * 32, state, {"epoch": 1})
+    fits = result_store.fits_network(nn.Linear(2, 3))
+    arguments = (tmp_path / "run", "teacher", "k" * 32, ALONE, lambda: (STATE, {"epoch": 3}), fits)
+    stored = result_store.result(*arguments)
+    assert stored.note == {"epoch": 3}
+    assert "its tensors are not those of this run" in capsys.readouterr().err
+    again = result_store.result(*arguments)
+    assert again.note == {"epoch": 3}
+    assert capsys.readouterr().err == ""
+
+
 def test_a_key_chains_what_it_builds_on():
     first = result_store.key_of("heads", 1)
     assert result_store.key_of("labels", first) != result_store.key_of(

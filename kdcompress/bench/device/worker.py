@@ -49,6 +49,8 @@ import numpy as np  # noqa: E402
 
 INPUTS = 8
 """Number of different batches that a block uses in turn; they are prepared before it."""
+MOST_VALUES = 1 << 27
+"""Of all these batches, unless a single one has more."""
 
 
 class OnnxRuntime:
@@ -311,7 +313,10 @@ class Worker:
         is_real = self.images is not None
         if not is_real:
             drawn = np.random.RandomState(command["seed"])
-            self.images = drawn.random_sample([INPUTS * self.batch, *shape]).astype(np.float32)
+            # Call by call, and fewer of them where images are large: the memory is not all noise.
+            inputs = max(1, min(INPUTS, MOST_VALUES // max(1, self.batch * int(np.prod(shape)))))
+            calls = (drawn.random_sample([self.batch, *shape]).astype(np.float32) for _ in range(inputs))
+            self.images = np.concatenate(list(calls))
         prepare = getattr(self.runtime, "prepare", lambda images: images)
         rows = np.arange(INPUTS * self.batch).reshape(INPUTS, self.batch) % len(self.images)
         self.prepare, self.inputs = prepare, [prepare(self.images[row]) for row in rows]
