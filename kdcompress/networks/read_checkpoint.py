@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdcompress.errors import WeightsError
+from kdcompress.networks.pickle_size import pickle_problem
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar")
 """Suffixes of files that may hold a state dictionary."""
@@ -185,6 +186,11 @@ def _pickle(path: Path, unread: tuple[str, ...]) -> Any:
     if size is not None:
         raise WeightsError(
             f"{path}: would take {size / 1e6:,.0f} MB unpacked, so it was not read; save it with torch.save"
+        )
+    if (problem := pickle_problem(path)) is not None:
+        raise WeightsError(
+            f"{path}: is damaged: {problem}, so it was not read; save the tensors alone with "
+            "torch.save(network.state_dict(), FILE)"
         )
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):

@@ -17,6 +17,7 @@ import torch
 from kdcompress.archives import UNPACKING_ERRORS, reason_of
 from kdcompress.atomic import replacing
 from kdcompress.errors import RunFolderError
+from kdcompress.networks.pickle_size import pickle_problem
 from kdcompress.networks.read_checkpoint import TORCH_LOAD_ERRORS, oversize
 from kdcompress.plain_text import one_line, shortened
 
@@ -143,6 +144,8 @@ class _DamagedError(Exception):
 def _read(path: Path) -> dict[str, Any]:
     if (size := oversize(path)) is not None:
         raise _DamagedError(f"it would take {size / 1e6:,.0f} MB unpacked")
+    if (problem := pickle_problem(path)) is not None:
+        raise _DamagedError(problem)
     try:
         with zipfile.ZipFile(path) as archive:
             # PyTorch writes checksums and does not read them: a changed weight would go unnoticed.

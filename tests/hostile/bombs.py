@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import onnx
+import safetensors.torch
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from hostile import cases, forked
@@ -115,4 +119,124 @@ def nested_subgraphs(folder):
         graph = field(1, field(4, b"If") + field(5, attribute))
     path = folder / "a.onnx"
     path.write_bytes(b"\x08\x09" + field(7, graph))
+    return path
+
+
+def _strip(path):
+    cases.cli("strip", path, "--student", "cifar/resnet8", "--out", path.parent / "run" / "out.safetensors")
+
+
+def _export(path):
+    cases.cli("export", path, "--student", "cifar/resnet8", "--recipe", "quickstart", "-q")
+
+
+def _evaluate(path):
+    cases.cli("evaluate", path, "--recipe", "quickstart", "-q")
+
+
+def _checkpoint(folder, **beside):
+    """A whole checkpoint with more in it."""
+    path = folder / "a.pth"
+    (folder / "run").mkdir()
+    torch.save({"model": safetensors.torch.load_file(cases.WEIGHTS), **beside}, path)
+    return path
+
+
+def lists_of_one_list(folder, tensor=1):
+    """A list of 100 times the same list, seven deep."""
+    value = {"x": tensor}
+    for _ in range(7):
+        value = [value] * 100
+    return _checkpoint(folder, a=value, b=value)
+
+
+def lists_of_one_tensor(folder):
+    """The same with a tensor at the end of each of the 10^14 paths."""
+    return lists_of_one_list(folder, torch.zeros(1))
+
+
+def list_that_holds_itself(folder):
+    """A list of 100 times itself."""
+    value = []
+    value.extend([value] * 100)
+    return _checkpoint(folder, a=value)
+
+
+def key_of_doubled_tuples(folder, **options):
+    """A key that is a tuple of twice the same tuple, 40 deep; a dictionary takes its hash when it is read."""
+
+    class Mapping(dict):
+        def __reduce_ex__(self, protocol):
+            return dict, (), None, None, iter([(key, 1)])
+
+    key = (1,)
+    for _ in range(40):
+        key = (key, key)
+    path = folder / "a.pth"
+    (folder / "run").mkdir()
+    torch.save({"conv1.weight": torch.zeros(1), "a": Mapping()}, path, **options)
+    return path
+
+
+def key_of_doubled_tuples_in_the_old_format(folder):
+    """The same as PyTorch before 1.6 saved it."""
+    return key_of_doubled_tuples(folder, _use_new_zipfile_serialization=False)
+
+
+def name_of_dots(folder):
+    """A tensor whose name has 5 million dots."""
+    (folder / "run").mkdir()
+    path = folder / "a.safetensors"
+    state = safetensors.torch.load_file(cases.WEIGHTS)
+    safetensors.torch.save_file({**state, "." * 5_000_000: torch.zeros(1)}, path)
+    return path
+
+
+def packed_zeros(folder):
+    """A checkpoint whose tensor of 300 MB is packed to 1 MB."""
+    (folder / "run").mkdir()
+    plain, path = folder / "plain.pth", folder / "a.pth"
+    torch.save({"conv1.weight": torch.zeros(1000)}, plain)
+    packed = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
+    with zipfile.ZipFile(plain) as old, packed as new:
+        for name in old.namelist():
+            with new.open(name, "w", force_zip64=True) as file:
+                file.write(old.read(name))
+                for _ in range(300 if name.endswith("data/0") else 0):
+                    file.write(bytes(1 << 20))
+    plain.unlink()
+    return path
+
+
+def layers_in_reverse(folder):
+    """A graph of OpenVINO with 20000 layers, of which the last one in the file comes first."""
+    count = 20_000
+    port = '<port id="0"><dim>1</dim><dim>3</dim><dim>8</dim><dim>8</dim></port>'
+    kinds = ["Parameter", *["ReLU"] * (count - 2), "Result"]
+    layers = [
+        f'<layer id="{i}" name="{i}" type="{kinds[i]}"><output>{port}</output></layer>'
+        for i in reversed(range(count))
+    ]
+    edges = [
+        f'<edge from-layer="{i - 1}" from-port="0" to-layer="{i}" to-port="0"/>' for i in range(1, count)
+    ]
+    path = folder / "a.xml"
+    path.write_text(f"<net><layers>{''.join(layers)}</layers><edges>{''.join(edges)}</edges></net>")
+    path.with_suffix(".bin").write_bytes(b"")
+    return path
+
+
+def many_axes(folder):
+    """A weight of 300000 axes, whose product has 19 million bits."""
+    tensor = numpy_helper.from_array(np.ones(2, np.float32), "w")
+    tensor.dims.extend([2**62] * 300_000)
+    return _graph(folder, [helper.make_node("Add", ["images", "w"], ["logits"])], [tensor])
+
+
+def many_axes_in_openvino(folder):
+    """The same in a graph of OpenVINO."""
+    path = layers_in_reverse(folder)
+    output = f'<output><port id="0">{f"<dim>{2**62}</dim>" * 300_000}</port></output>'
+    constant = f'<layer id="-1" type="Const"><data element_type="f32"/>{output}</layer>'
+    path.write_text(path.read_text().replace("</layers>", f"{constant}</layers>"))
     return path

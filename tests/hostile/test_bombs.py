@@ -57,3 +57,50 @@ def test_a_graph_in_a_circle_is_refused(ended, reader):
 
 def test_a_weight_that_goes_through_many_nodes_is_followed_once(ended):
     assert ended(bombs.long_identity_chain, bombs._facts)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [bombs.lists_of_one_list, bombs.lists_of_one_tensor, bombs.list_that_holds_itself],
+    ids=lambda make: make.__name__,
+)
+def test_lists_that_stand_in_endlessly_many_places_are_read_in_a_few(ended, make):
+    code, output = ended(make, bombs._strip)
+    assert (code, "kept: model" in output) == (0, True), output
+
+
+def test_export_reads_such_lists_in_a_few_places_too(ended):
+    code, output = ended(bombs.lists_of_one_tensor, bombs._export)
+    assert (code, "--mean and --std: required" in output) == (2, True), output
+
+
+@pytest.mark.parametrize(
+    "make",
+    [bombs.key_of_doubled_tuples, bombs.key_of_doubled_tuples_in_the_old_format],
+    ids=lambda make: make.__name__,
+)
+def test_a_key_whose_hash_takes_for_ever_is_refused_unread(ended, make):
+    code, output = ended(make, bombs._strip)
+    assert (code, "the same tuples or lists stand in it too many times" in output) == (2, True), output
+
+
+def test_a_name_of_many_parts_is_looked_at_once(ended):
+    code, output = ended(bombs.name_of_dots, bombs._strip)
+    assert (code, len(output) < 2000) == (0, True), output[:2000]
+
+
+@pytest.mark.parametrize("read", [bombs._strip, bombs._export, bombs._evaluate], ids=lambda f: f.__name__)
+def test_a_packed_checkpoint_is_not_unpacked(ended, read):
+    code, output = ended(bombs.packed_zeros, read)
+    assert code == 2, output
+    assert read is bombs._evaluate or "would take 315 MB unpacked, so it was not read" in output, output
+
+
+def test_layers_in_any_order_are_followed_once(ended):
+    assert ended(bombs.layers_in_reverse, bombs._facts)[0] == 0
+
+
+@pytest.mark.parametrize("make", [bombs.many_axes, bombs.many_axes_in_openvino], ids=lambda f: f.__name__)
+def test_sizes_that_nobody_could_multiply_are_refused(ended, make):
+    code, output = ended(make, bombs._facts)
+    assert (code, "damaged" in output) == (2, True), output
