@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ from kdcompress.schemas.run import Manifest
 from kdcompress.tasks import task_of
 
 EXPORT_SCHEMA = "kdcompress.export/1"
+_MOST_IMAGES, _MOST_NUMBERS = 256, 1 << 27
+"""Of a batch: of 724 x 724 pixels in colour the first 85 images take 512 MiB in float32."""
 
 
 def export(
@@ -288,7 +291,8 @@ def batches_of(split: Source) -> Iterator[Callable[[], Batches]]:
 
 def images_of(split: Source, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields un-augmented images [B, C, H, W] in [0, 1] and labels [B], on the CPU."""
-    for batch in EvaluationLoader(split, device=torch.device("cpu"), workers=workers):
+    size = max(1, min(_MOST_IMAGES, _MOST_NUMBERS // (split.channels * math.prod(split.image_size))))
+    for batch in EvaluationLoader(split, batch_size=size, device=torch.device("cpu"), workers=workers):
         yield batch.images, batch.labels
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,7 +22,7 @@ _OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("x", 1)]
 
 def _facts(path):
     forked.note_inputs()
-    timing._artefact("a", path, timing.BenchRequest(files=(str(path),)))
+    timing._artefact("a", Path(path), timing.BenchRequest(files=(str(path),)))
 
 
 def _loaded(path):
@@ -239,4 +242,41 @@ def many_axes_in_openvino(folder):
     output = f'<output><port id="0">{f"<dim>{2**62}</dim>" * 300_000}</port></output>'
     constant = f'<layer id="-1" type="Const"><data element_type="f32"/>{output}</layer>'
     path.write_text(path.read_text().replace("</layers>", f"{constant}</layers>"))
+    return path
+
+
+def weights_for_images_of(side):
+    """Returns a maker of weights whose `config.json` says images of this side."""
+
+    def make(folder):
+        config = json.loads((cases.FINISHED / "config.json").read_text())
+        config["input"] |= {"height": side, "width": side}
+        (folder / "config.json").write_text(json.dumps(config))
+        return shutil.copy(cases.WEIGHTS, folder / "a.safetensors")
+
+    return make
+
+
+def graph_for_images_of(side):
+    """Returns a maker of a graph whose metadata say images of this side; it takes others."""
+
+    def make(folder):
+        model = onnx.load(cases.GRAPH)
+        entry = next(entry for entry in model.metadata_props if entry.key == "kdcompress.input")
+        entry.value = json.dumps(json.loads(entry.value) | {"height": side, "width": side})
+        onnx.save(model, folder / "a.onnx")
+        return folder / "a.onnx"
+
+    return make
+
+
+def graph_of_large_images(folder):
+    """A graph that itself takes images of 16384 x 16384 pixels."""
+    nodes = [helper.make_node("GlobalAveragePool", ["images"], ["logits"])]
+    path = _graph(folder, nodes)
+    model = onnx.load(path)
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 16384
+        model.graph.output[0].type.tensor_type.shape.dim[axis].dim_value = 1
+    onnx.save(model, path)
     return path

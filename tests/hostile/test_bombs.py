@@ -104,3 +104,28 @@ def test_layers_in_any_order_are_followed_once(ended):
 def test_sizes_that_nobody_could_multiply_are_refused(ended, make):
     code, output = ended(make, bombs._facts)
     assert (code, "damaged" in output) == (2, True), output
+
+
+def test_images_of_any_size_that_a_recipe_allows_are_counted_without_memory(ended):
+    assert ended(bombs.weights_for_images_of(4096), bombs._facts)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "reader", "message"),
+    [
+        (bombs.weights_for_images_of(16384), "load", "is more than 50,331,648 numbers"),
+        (bombs.weights_for_images_of(16384), "bench", "is more than 50,331,648 numbers"),
+        (bombs.graph_for_images_of(16384), "load", "1×16384×16384 is more than 50,331,648 numbers"),
+        (
+            bombs.graph_for_images_of(4096),
+            "evaluate",
+            "says images of 1×4096×4096, its graph takes 1×8×8",
+        ),
+        (bombs.graph_of_large_images, "load", "more than 50,331,648 numbers are refused"),
+        (bombs.graph_of_large_images, "bench", "more than 50,331,648 numbers are refused"),
+    ],
+)
+def test_larger_images_are_refused(ended, make, reader, message):
+    code, output = ended(make, bombs.READERS[reader])
+    assert code == 2, output
+    assert message.replace("×", "\\xd7") in output.replace("×", "\\xd7"), output  # a class is shown in ASCII
