@@ -54,7 +54,7 @@ SLOW_FILES = {
         "worth",
     },
     "faults": {"data_disappears", "kills", "lost_rank", "torchrun"},
-    "hostile": {"cache_parts", "hostile"},
+    "hostile": {"bombs", "cache_parts", "hostile"},
     "methods": {
         "ab",
         "afd",

@@ -15,8 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from kdcompress.archives import UNPACKING_ERRORS, reason_of
-
 MOST_STEPS = 100_000_000
 """Elements of all containers that are fetched from the memo, those of tuples in tuples counted anew each
 time. A checkpoint of a thousand layers has about a million."""
@@ -29,23 +27,21 @@ _ADDED = {"APPEND": 1, "SETITEM": 2}
 _ARCHIVE = b"PK\x03\x04"
 """Tells torch that a file is a zip."""
 _DAMAGE = ValueError, LookupError, OSError, EOFError, OverflowError, struct.error
-_REPEATED = "the same tuples or lists stand in it too many times"
 
 _Size = list[int]
 """Number of elements in a container, in a list of its own since containers grow."""
 
 
-def pickle_problem(path: Path) -> str | None:
-    """Says why a checkpoint's pickles must not be loaded; None: they can be, or `torch.load` refuses them.
+def repeats_too_often(path: Path) -> bool:
+    """Tells if a checkpoint's pickles fetch more than `MOST_STEPS` elements, so that none may be loaded.
 
     Args:
         path: A file that `torch.load` may be given.
+
+    Raises:
+        Exception: One of `UNPACKING_ERRORS`; its archive is damaged.
     """
-    try:
-        streams = _pickles(path)
-    except UNPACKING_ERRORS as error:
-        return f"its pickle cannot be unpacked: {reason_of(error)}"
-    return _REPEATED if any(_steps(stream) > MOST_STEPS for stream in streams) else None
+    return any(_steps(stream) > MOST_STEPS for stream in _pickles(path))
 
 
 def _pickles(path: Path) -> list[IO[bytes]]:

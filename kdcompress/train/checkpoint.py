@@ -17,7 +17,7 @@ import torch
 from kdcompress.archives import UNPACKING_ERRORS, reason_of
 from kdcompress.atomic import replacing
 from kdcompress.errors import RunFolderError
-from kdcompress.networks.pickle_size import pickle_problem
+from kdcompress.networks.pickle_size import repeats_too_often
 from kdcompress.networks.read_checkpoint import TORCH_LOAD_ERRORS, oversize
 from kdcompress.plain_text import one_line, shortened
 
@@ -144,14 +144,14 @@ class _DamagedError(Exception):
 def _read(path: Path) -> dict[str, Any]:
     if (size := oversize(path)) is not None:
         raise _DamagedError(f"it would take {size / 1e6:,.0f} MB unpacked")
-    if (problem := pickle_problem(path)) is not None:
-        raise _DamagedError(problem)
     try:
         with zipfile.ZipFile(path) as archive:
             # PyTorch writes checksums and does not read them: a changed weight would go unnoticed.
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"checksum of {damaged}")
+        if repeats_too_often(path):
+            raise _DamagedError("the same tuples or lists stand in it too many times")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise _DamagedError(reason_of(error)) from None
