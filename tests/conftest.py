@@ -54,7 +54,7 @@ SLOW_FILES = {
         "worth",
     },
     "faults": {"data_disappears", "kills", "lost_rank", "torchrun"},
-    "hostile": {"cache_parts", "hostile", "large_documents"},
+    "hostile": {"bombs", "cache_parts", "hostile", "large_documents"},
     "methods": {
         "ab",
         "afd",

@@ -330,7 +330,7 @@ def test_a_folder_of_several_seeds_says_to_name_one(refused, command):
     ("name", "message"),
     [
         ("notes.txt", "expected a run folder, a .onnx or a .safetensors file"),
-        ("notes.onnx", "onnxruntime cannot load it"),
+        ("notes.onnx", "notes.onnx: is not a whole ONNX file"),
         ("notes.safetensors", "config.json: cannot be read"),
     ],
 )

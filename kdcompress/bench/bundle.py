@@ -15,6 +15,7 @@ from kdcompress.atomic import sha256_of
 from kdcompress.bench.cell import Artefact
 from kdcompress.containment import contained_file
 from kdcompress.deploy.files import parts_of
+from kdcompress.deploy.onnx_file import all_tensors, read_onnx
 from kdcompress.errors import UserError
 
 JOB_SCHEMA = "kdcompress.bench-job/1"
@@ -74,7 +75,8 @@ def bundle(plan: dict[str, Any]) -> Bundle:
         plan: The result of `plan.plan`, with absolute paths.
 
     Raises:
-        UserError: A file of it cannot be read, or keeps its tensors outside of its folder.
+        UserError: A file of it cannot be read, or keeps its tensors outside of its folder or where the
+            graph itself will be.
     """
     renamed: dict[str, str] = {}
     sources: dict[str, Path] = {}
@@ -91,7 +93,8 @@ def bundle(plan: dict[str, Any]) -> Bundle:
                 part if part == file else contained_file(file, part.name)
             )
         if file.suffix == ".onnx":
-            sources.update({f"{folder}/{name}": source for name, source in _external_data(file).items()})
+            beside = _external_data(file, f"model{file.suffix}")
+            sources.update({f"{folder}/{name}": source for name, source in beside.items()})
         return renamed[path]
 
     groups = list(dict.fromkeys(cell["group"] for cell in plan["cells"]))
@@ -119,7 +122,7 @@ def needs_of(artefacts: Sequence[Artefact]) -> dict[str, Any]:
     for artefact in artefacts:
         if artefact.file.suffix != ".onnx":
             continue
-        graph = _graph(artefact.file)
+        graph = read_onnx(artefact.file)
         opsets = [entry.version for entry in graph.opset_import if entry.domain in {"", "ai.onnx"}]
         files.append(
             {"name": artefact.file.name, "opset": max(opsets, default=1), "ir": int(graph.ir_version)}
@@ -133,24 +136,30 @@ def to_text(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-def _graph(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(str(path), load_external_data=False)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except Exception:  # protobuf's own, which has no name that one could rely on
-        raise UserError(f"{path}: is damaged, or no ONNX file") from None
-
-
-def _external_data(path: Path) -> dict[str, Path]:
+def _external_data(path: Path, graph: str) -> dict[str, Path]:
     """Finds the files that hold a graph's tensors, by their paths relative to its folder.
 
+    Args:
+        path: The graph.
+        graph: Its own name there.
+
     Raises:
-        UserError: One is not a regular file inside that folder.
+        UserError: One is not a regular file inside that folder, or would replace the graph.
     """
+    locations = {
+        entry.value: None
+        for tensor in all_tensors(read_onnx(path))
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
     files = {}
-    for tensor in _graph(path).graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
-            files[str(PurePosixPath(location))] = contained_file(path, location)
+    for location in locations:
+        files[str(PurePosixPath(location))] = contained_file(path, location)
+        # Other machines may not tell capitals apart.
+        if PurePosixPath(location).parts[0].casefold() == graph:
+            raise UserError(
+                f"{path}: keeps tensors in {location!r}, the name under which the graph itself is sent; save "
+                "it with another location"
+            )
     return files

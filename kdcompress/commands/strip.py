@@ -9,6 +9,7 @@ import click
 
 from kdcompress.commands.complete import complete_students
 from kdcompress.commands.options import checkpoint_options, common, print_result
+from kdcompress.plain_text import shortened
 
 
 @click.command(short_help="Take the plain student out of a checkpoint.")
@@ -64,11 +65,13 @@ def print_stripped(document: dict[str, Any], file: str) -> None:
         click.echo(f"cast: {', '.join(kept['cast_from'])} to float32")
     if document["set_aside"]:
         click.echo(f"set aside: {', '.join(document['set_aside'])}, which fits too but is named a teacher")
-    rows = [(part["at"], f"{part['tensors']:,} tensors", f"{part['parameters']:,}") for part in dropped]
+    rows = [
+        (shortened(part["at"]), f"{part['tensors']:,} tensors", f"{part['parameters']:,}") for part in dropped
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for at, tensors, parameters in rows:
         click.echo(
             f"dropped: {at:<{widths[0]}}  {tensors:>{widths[1]}}  {parameters:>{widths[2]}} parameters"
         )
     if document["values"]:
-        click.echo(f"dropped: {', '.join(document['values'])}")
+        click.echo(f"dropped: {', '.join(map(shortened, document['values']))}")

@@ -42,6 +42,9 @@ SUFFIXES = frozenset(
     ]
 )
 """File names that are taken for images, in lower case; other files are passed over."""
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "TGA")
+"""Formats of these files. Pillow would try all it knows, whatever the name, and starts Ghostscript for EPS.
+TGA has no mark at its start, so it is tried last."""
 
 # What Pillow's readers raise on damaged files; they have no common base.
 _UNREADABLE = (
@@ -95,7 +98,7 @@ def open_image(path: Path | ShardMember) -> Iterator[Image.Image]:
         UnreadableImage: The file cannot be read, here or within the block; the message is `path: why`.
     """
     try:
-        with open_regular(path) as file, Image.open(file) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             yield image
     except _UNREADABLE as error:
         raise UnreadableImage(f"{path}: {why_unreadable(error)}") from None
@@ -128,7 +131,7 @@ def decode_image(image: Image.Image, channels: int) -> Image.Image:
 def problem_of(path: Path | ShardMember) -> str | None:
     """Gives the reason why the file cannot be decoded to its end, or None if it can."""
     try:
-        with open_regular(path) as file, Image.open(file) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             image.draft(None, (1, 1))  # a JPEG's whole stream is still read, at an eighth of the size
             image.load()
             _flattened(image, "RGB")

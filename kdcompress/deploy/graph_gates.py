@@ -9,6 +9,7 @@ import onnx
 from kdcompress.deploy.formats.onnx import PREFIX, PROVIDER, OnnxModel, opset_of
 from kdcompress.deploy.gate import Gate, equal
 from kdcompress.deploy.machine_paths import folders_in, is_path
+from kdcompress.deploy.onnx_file import all_tensors
 
 _LABELS = PREFIX + "labels"
 
@@ -63,7 +64,7 @@ def _checker(model: onnx.ModelProto) -> Gate:
 
 
 def _outside(model: onnx.ModelProto) -> Iterator[str]:
-    for tensor in model.graph.initializer:
+    for tensor in all_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             yield f"weights outside the file: {tensor.name}"
 

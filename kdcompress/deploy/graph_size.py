@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, TensorProto
 
+from kdcompress.deploy.onnx_file import read_onnx
 from kdcompress.errors import UserError
 
 _MISFITS = (
@@ -27,6 +27,8 @@ _PRODUCTS |= {"FusedConv": 1, "QLinearConv": 3, "QLinearMatMul": 3, "ConvInteger
 """Operators whose multiply-accumulates count, and which of their inputs holds the weights."""
 _PASSING = frozenset({"DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape"})
 """Through these a weight reaches its operator with as many elements as it has."""
+_MOST_AXES = 64
+"""Of a tensor; numpy takes as many."""
 IMAGE_SHAPE = "preprocess/shape"
 """Of a graph that cuts the images out itself: the constant [0, C, S, S] that says what it has cut."""
 
@@ -63,12 +65,7 @@ def graph_facts(path: Path, shape: tuple[int, int, int] | None = None) -> GraphF
     Raises:
         UserError: It is no ONNX file, or no network of images.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError:
-        raise UserError(f"{path}: is not a whole ONNX file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    model = read_onnx(path)
     try:
         return _facts(model, path, shape)
     except _MISFITS as error:
@@ -78,6 +75,8 @@ def graph_facts(path: Path, shape: tuple[int, int, int] | None = None) -> GraphF
 
 def _facts(model: ModelProto, path: Path, shape: tuple[int, int, int] | None) -> GraphFacts:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    if any(len(tensor.dims) > _MOST_AXES for tensor in weights.values()):
+        raise ValueError(f"a weight has more than {_MOST_AXES} axes")  # their product would never end
     inputs = [value for value in model.graph.input if value.name not in weights]
     dimensions = inputs[0].type.tensor_type.shape.dim if inputs else []
     if len(inputs) != 1 or len(dimensions) != 4:
@@ -124,11 +123,22 @@ def _weights_read(model: ModelProto) -> list[str]:
     """Names of the initializers that products read as weights or biases, and normalisations as theirs."""
     weights = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
+    origins: dict[str, str] = {}
     found: dict[str, None] = {}
+
+    def origin(name: str) -> str:
+        """Follows the nodes that only pass a tensor on back to where it comes from, each node once."""
+        passed: list[str] = []
+        while name not in weights and name in makers and makers[name].op_type in _PASSING:
+            if len(passed) > len(makers):
+                raise ValueError(f"{name:.100} is computed from itself")
+            passed.append(name)
+            name = origins.get(name, makers[name].input[0])
+        origins.update(dict.fromkeys(passed, name))
+        return name
+
     for node in model.graph.node:
-        for name in _parameter_inputs(node):
-            while name not in weights and name in makers and makers[name].op_type in _PASSING:
-                name = makers[name].input[0]
+        for name in map(origin, _parameter_inputs(node)):
             if weights.get(name, 0) > 1:  # a single number is a constant
                 found[name] = None
     return list(found)

@@ -11,8 +11,9 @@ from kdcompress.deploy.graph_size import GraphFacts
 from kdcompress.documents import read_bytes
 from kdcompress.errors import UserError
 
-MOST_BYTES = 1 << 24
-"""Of a graph; its weights are in a file of their own."""
+MOST_BYTES = 16 << 20
+"""Of a graph; its weights are in a file of their own, and a ResNet-152 has 1 MiB."""
+_MOST_AXES = 64
 _PRODUCTS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 
@@ -101,21 +102,25 @@ def _layers(root: ET.Element) -> dict[int, _Layer]:
 
 
 def _size(port: ET.Element) -> tuple[int, ...]:
-    return tuple(int(axis.text or -1) for axis in port.findall("dim"))
+    axes = port.findall("dim")
+    if len(axes) > _MOST_AXES:
+        raise ValueError("too many axes")  # their product would never end
+    return tuple(int(axis.text or -1) for axis in axes)
 
 
 def _weights(layers: dict[int, _Layer]) -> list[_Layer]:
     """Lists the constants that are no scalars and no preprocessing of the images."""
+    readers: dict[int, list[int]] = {}
+    for number, layer in layers.items():
+        for source in layer.inputs:
+            readers.setdefault(source, []).append(number)
     before = {number for number, layer in layers.items() if layer.kind == "Parameter"}
-    grown = True
-    while grown:
-        more = {
-            number
-            for number, layer in layers.items()
-            if layer.kind not in _PRODUCTS and before.intersection(layer.inputs)
-        } - before
-        before |= more
-        grown = bool(more)
+    waiting = list(before)
+    while waiting:  # each layer once, whatever the order in the file
+        for number in readers.get(waiting.pop(), []):
+            if layers[number].kind not in _PRODUCTS and number not in before:
+                before.add(number)
+                waiting.append(number)
     preparing = {source for number in before for source in layers[number].inputs}
     return [
         layer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from kdcompress.deploy.image_graph import contract_of
 from kdcompress.documents import check_document, parse_json
 from kdcompress.errors import UserError
 from kdcompress.plain_text import shortened
-from kdcompress.schemas.config import MOST_CHANNELS, InputObject
+from kdcompress.schemas.config import MOST_CHANNELS, MOST_NUMBERS, InputObject
 from kdcompress.tasks import Task
 
 WEIGHTS = "student.safetensors"
@@ -117,15 +118,34 @@ def spec_of(file: Graph) -> InputSpec:
             f"resized, so name {GRAPH}"
         )
     text = file.metadata.get(onnx.PREFIX + "input")
-    if text is not None:
-        return input_in_metadata(text, file.path)
     _, channels_, height, width = file.input_shape
+    if text is not None:
+        spec = input_in_metadata(text, file.path)
+        said, own = (spec.channels, spec.height, spec.width), (channels_, height, width)
+        if any(isinstance(size, int) and size != other for size, other in zip(own, said, strict=True)):
+            raise UserError(
+                f"{file.path}: is damaged: its metadata says images of {'×'.join(map(str, said))}, its graph "
+                f"takes {'×'.join(map(str, own))}"
+            )
+        return spec
     if not (isinstance(channels_, int) and isinstance(height, int) and isinstance(width, int)):
         raise UserError(
             f"{file.path}: neither its metadata nor its input's shape says the image size; export it with a "
             "fixed image size"
         )
+    check_size((channels_, height, width), file.path)
     return InputSpec(channels_, height, width, (0.0,) * channels_, (1.0,) * channels_)
+
+
+def check_size(shape: tuple[int, int, int], path: Path) -> None:
+    """Refuses images (C, H, W) that no machine should be asked to compute because a file says so.
+
+    Raises:
+        UserError: They have more than `MOST_NUMBERS` numbers.
+    """
+    if math.prod(shape) > MOST_NUMBERS:
+        size = "×".join(map(str, shape))
+        raise UserError(f"{path}: takes images of {size}, and more than {MOST_NUMBERS:,} numbers are refused")
 
 
 def input_in_metadata(text: str, path: Path) -> InputSpec:

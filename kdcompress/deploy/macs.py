@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdcompress.networks.tap_points import Tap
+
+_MOST_COMPUTED = 1 << 20
+"""Numbers of an image that a network is run on to count its work. Larger ones are counted without values, in
+no memory but ten times the time for a small image, and `suggest` counts hundreds of networks."""
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -28,6 +35,16 @@ def count_macs(module: nn.Module, channels: int, height: int, width: int) -> int
         height: Pixels.
         width: Pixels.
     """
+    if channels * height * width > _MOST_COMPUTED:
+        # A copy, since some networks keep tensors that they compute on their first call. A network that looks
+        # at the values of its tensors cannot be run without them.
+        without_values = copy.deepcopy(module)
+        with contextlib.suppress(RuntimeError), FakeTensorMode(allow_non_fake_inputs=True):
+            return _count(without_values, channels, height, width)
+    return _count(module, channels, height, width)
+
+
+def _count(module: nn.Module, channels: int, height: int, width: int) -> int:
     tensor = next(module.parameters(), torch.empty(0))
     images = torch.zeros(1, channels, height, width, device=tensor.device, dtype=tensor.dtype)
     counter = FlopCounterMode(display=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,8 @@ from kdcompress.networks.expected_keys import elements
 _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 """Parts of keys that torch.compile and similar wrappers insert at any depth; ignored in places."""
 _MAX_DEPTH = 8
+_MOST_PLACES = 8
+"""Of one container; training codes save a network under two or three names."""
 
 Dictionaries = Mapping[tuple[str, ...], dict[str, Tensor]]
 """The tensors that each container of a checkpoint itself holds, by its path."""
@@ -50,20 +52,30 @@ class DroppedPart:
     parameters: int
 
 
-def dictionaries(
-    content: Any, path: tuple[str, ...] = ()
+def dictionaries(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Yields the tensors that each container itself holds, by its path.
+
+    A container that stands in many places is read in the first `_MOST_PLACES` of them: seven
+    lists that hold each other a hundred times have 10^14 places.
+    """
+    yield from _dictionaries(content, (), Counter())
+
+
+def _dictionaries(
+    content: Any, path: tuple[str, ...], visits: Counter[int]
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Returns the tensors that each container itself holds, by its path."""
+    number = id(content)  # the checkpoint keeps all of its containers alive
     if isinstance(content, list | tuple):
         content = dict(enumerate(content))
-    if not isinstance(content, Mapping) or len(path) == _MAX_DEPTH:
+    if not isinstance(content, Mapping) or len(path) == _MAX_DEPTH or visits[number] == _MOST_PLACES:
         return
+    visits[number] += 1
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     bare = {unwrapped(name): tensor for name, tensor in tensors.items()}
     if tensors:
         yield path, bare if len(bare) == len(tensors) else tensors
     for key, value in content.items():
-        yield from dictionaries(value, (*path, str(key)))
+        yield from _dictionaries(value, (*path, str(key)), visits)
 
 
 def unwrapped(name: str) -> str:
@@ -118,7 +130,7 @@ def remainder(
                 part = Place((*path, module or ".".join(segments[: shared + 1])))
             groups[str(part)].append((name, tensor))
     dropped = (DroppedPart(at, len(members), elements(members)) for at, members in groups.items())
-    return Remainder(tuple(dropped), (*_values(content), *numbers))
+    return Remainder(tuple(dropped), (*_values(content, found), *numbers))
 
 
 def below(name: str, modules: Iterable[str]) -> bool:
@@ -126,10 +138,11 @@ def below(name: str, modules: Iterable[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def _values(content: Any) -> Iterator[str]:
+def _values(content: Any, found: Dictionaries) -> Iterator[str]:
+    with_tensors = {path[0] for path in found if path}
     if isinstance(content, Mapping):
         for key, value in content.items():
-            if not isinstance(value, Tensor) and next(dictionaries(value), None) is None:
+            if not isinstance(value, Tensor) and str(key) not in with_tensors:
                 yield str(key)
 
 

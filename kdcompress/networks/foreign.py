@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ from kdcompress.networks.read_checkpoint import is_finite
 
 _NEAREST = 6
 """Prefixes of a dictionary that are looked at closely where the network does not stand whole."""
+_MOST_FITTING = 64
+"""Places of a whole network that are compared with each other."""
 _NAMED = 3
 """Keys named per kind of problem."""
 _OF_A_NETWORK = frozenset({"model", "net", "network", "module"})
@@ -95,6 +98,11 @@ def find_student(
     fitting = [candidate for candidate in candidates if candidate.fit.whole]
     if not fitting:
         raise WeightsError(_nearest(candidates, tensors_at, pattern, source))
+    if len(fitting) > _MOST_FITTING:
+        raise WeightsError(
+            f"{source}: {pattern.model} stands in {len(fitting)} places of it, such as {fitting[0].place}; "
+            "name one with --at"
+        )
     # Averages that were kept without batch norm's statistics cannot be taken, but may be what is meant.
     fitting += [candidate for candidate in candidates if candidate.fit.weights_only]
     standing = [candidate for candidate in fitting if not candidate.larger(pattern, drop)]
@@ -168,14 +176,25 @@ _Groups = list[list[_Candidate]]
 def _candidates(path: tuple[str, ...], tensors: dict[str, Tensor], pattern: Pattern) -> Iterator[_Candidate]:
     """Lists the prefixes in a dictionary that hold the network, and the closest mismatch."""
     met: Counter[str] = Counter()
+    lengths = sorted({len(key) for key in pattern.needed}, reverse=True)
     for name in tensors:
-        starts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]
-        met.update(name[:start] for start in starts if name[start:] in pattern.needed)
+        starts = [len(name) - length for length in lengths]
+        met.update(
+            name[:start]
+            for start in starts
+            if (start == 0 or (start > 0 and name[start - 1] == ".")) and name[start:] in pattern.needed
+        )
     near = {prefix for prefix, _ in met.most_common(_NEAREST)}
+    position = {name: number for number, name in enumerate(tensors)}
+    ordered = sorted(tensors)
     for prefix, count in met.items():
         if count < len(pattern.needed) and prefix not in near:
             continue
-        under = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        names = ordered
+        if prefix:  # ends with a dot, and the character after the dot is the slash
+            names = ordered[bisect_left(ordered, prefix) : bisect_left(ordered, f"{prefix[:-1]}/")]
+        names = sorted(names, key=position.__getitem__)
+        under = {name.removeprefix(prefix): tensors[name] for name in names}
         state = {key: under[key] for key in pattern.keys if key in under}
         beside = tuple(name for name in under if name not in state)
         yield _Candidate(Place(path, prefix), state, beside, pattern.fit(state))

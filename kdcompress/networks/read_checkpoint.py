@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kdcompress.archives import UNPACKING_ERRORS, reason_of
 from kdcompress.errors import WeightsError
+from kdcompress.networks.pickle_size import repeats_too_often
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar")
 """Suffixes of files that may hold a state dictionary."""
@@ -185,6 +187,15 @@ def _pickle(path: Path, unread: tuple[str, ...]) -> Any:
     if size is not None:
         raise WeightsError(
             f"{path}: would take {size / 1e6:,.0f} MB unpacked, so it was not read; save it with torch.save"
+        )
+    try:
+        repeats = repeats_too_often(path)
+    except UNPACKING_ERRORS as error:
+        raise WeightsError(f"{path}: is truncated or no checkpoint of PyTorch ({reason_of(error)})") from None
+    if repeats:
+        raise WeightsError(
+            f"{path}: the same tuples or lists stand in it too many times, so it was not read; save the "
+            "tensors alone with torch.save(network.state_dict(), FILE)"
         )
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):

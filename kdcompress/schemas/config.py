@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal, Self
 
 from annotated_types import Len
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from kdcompress.schemas.document import MOST_CLASSES, Count, Document, Positive, Text, Version
 
 MOST_CHANNELS = 1024
-
-
-MOST_PIXELS = 1 << 26
-"""Of an image that a file says it takes: 8,192 x 8,192."""
-
-
-def _bounded(sides: list[int]) -> list[int]:
-    if math.prod(sides) > MOST_PIXELS:
-        raise ValueError(f"more than {MOST_PIXELS:,} pixels")
-    return sides
+MOST_NUMBERS = 3 * 4096**2
+"""Of one image, channels × height × width: as many as of the largest images that a recipe allows, 200 MB in
+float32."""
+_MOST_PIXELS = 16384
 
 
 class InputObject(BaseModel):
@@ -29,12 +22,12 @@ class InputObject(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     channels: Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
-    height: Annotated[int, Field(ge=1, le=16384)]
-    width: Annotated[int, Field(ge=1, le=16384)]
+    height: Annotated[int, Field(ge=1, le=_MOST_PIXELS)]
+    width: Annotated[int, Field(ge=1, le=_MOST_PIXELS)]
     mean: Annotated[list[Annotated[float, Field(ge=-1e6, le=1e6)]], Len(1, MOST_CHANNELS)]
     std: Annotated[list[Annotated[float, Field(gt=1e-12, le=1e6)]], Len(1, MOST_CHANNELS)]
-    resize: Annotated[int, Field(ge=1, le=65536)] | None = None
-    crop: Annotated[int, Field(ge=1, le=65536)] | None = None
+    resize: Annotated[int, Field(ge=1, le=_MOST_PIXELS)] | None = None
+    crop: Annotated[int, Field(ge=1, le=_MOST_PIXELS)] | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     fit: Literal["crop", "whole", "pad"] = "crop"
     border: Annotated[int, Field(ge=0, le=255)] | None = None
@@ -43,9 +36,11 @@ class InputObject(BaseModel):
     def _consistent(self) -> Self:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std: expected one number for each of {self.channels} channels")
+        if self.channels * self.height * self.width > MOST_NUMBERS:
+            size = f"{self.channels}×{self.height}×{self.width}"
+            raise ValueError(f"channels, height and width: {size} is more than {MOST_NUMBERS:,} numbers")
         if (self.border is not None) != (self.fit == "pad"):
             raise ValueError(f"border: {self.border} with fit {self.fit}; pad has one, and nothing else")
-        _bounded([self.height, self.width])
         return self
 
 
@@ -81,4 +76,10 @@ Labels = TypeAdapter(Annotated[list[Text], Len(0, MOST_CLASSES)])
 class GraphImages(Document):
     """Metadata of a file that takes images as they are decoded."""
 
-    typical: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Len(2, 2), AfterValidator(_bounded)]
+    typical: Annotated[list[Annotated[int, Field(ge=1, le=_MOST_PIXELS)]], Len(2, 2)]
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if 3 * self.typical[0] * self.typical[1] > MOST_NUMBERS:
+            raise ValueError(f"typical: {self.typical} is more than {MOST_NUMBERS // 3:,} pixels")
+        return self

@@ -29,7 +29,7 @@ from kdcompress.deploy.formats import onnx, openvino, safetensors
 from kdcompress.deploy.graph_size import GraphFacts, graph_facts
 from kdcompress.deploy.image_graph import contract_of
 from kdcompress.deploy.ir_size import ir_facts
-from kdcompress.deploy.load import Graph, input_in_metadata, open_graph, spec_of
+from kdcompress.deploy.load import Graph, check_size, input_in_metadata, open_graph, spec_of
 from kdcompress.deploy.macs import count_macs, count_parameters
 from kdcompress.errors import UserError
 from kdcompress.export.reexport import data_of, images_of
@@ -213,6 +213,9 @@ def _artefacts(request: BenchRequest, target: RuntimeChecker) -> tuple[list[Arte
             raise UserError(f"the runtime {name!r} takes {suffixes} files, and none of the files is one")
     names = _names(files)
     artefacts = [_artefact(name, path, request) for name, (_, path) in zip(names, files, strict=True)]
+    for artefact in artefacts:
+        if artefact.shape is not None:
+            check_size(artefact.shape, artefact.file)
     if request.baseline is not None:
         assert number is not None
         return artefacts, names[number]

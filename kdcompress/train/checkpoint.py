@@ -17,6 +17,7 @@ import torch
 from kdcompress.archives import UNPACKING_ERRORS, reason_of
 from kdcompress.atomic import replacing
 from kdcompress.errors import RunFolderError
+from kdcompress.networks.pickle_size import repeats_too_often
 from kdcompress.networks.read_checkpoint import TORCH_LOAD_ERRORS, oversize
 from kdcompress.plain_text import one_line, shortened
 
@@ -149,6 +150,8 @@ def _read(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"checksum of {damaged}")
+        if repeats_too_often(path):
+            raise _DamagedError("the same tuples or lists stand in it too many times")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise _DamagedError(reason_of(error)) from None

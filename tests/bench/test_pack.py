@@ -16,6 +16,7 @@ from bench import ssh_server
 from bench.mean_classifier import mean_classifier
 from click.testing import CliRunner
 
+from kdcompress.bench import bundle as bundling
 from kdcompress.bench.device import main as run
 from kdcompress.bench.measure import Protocol
 from kdcompress.cli import main
@@ -236,6 +237,54 @@ def test_a_link_that_the_user_names_is_followed(tmp_path):
     with zipfile.ZipFile(tmp_path / "kdcompress-bench.zip") as archive:
         sent = archive.read("kdcompress-bench/files/0/weights.bin")
     assert sent == (tmp_path / "model/weights.bin").read_bytes()
+
+
+def _external(name, location):
+    """A tensor that says it lies in a file beside the graph."""
+    tensor = onnx.numpy_helper.from_array(np.zeros(3, np.float32), name)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def test_tensors_of_constants_subgraphs_and_functions_are_sent_too(tmp_path):
+    graph = onnx.load(mean_classifier(tmp_path / "a.onnx"))
+    names = ["constant.bin", "branch.bin", "function.bin", "sparse.bin"]
+    for name in names:
+        (tmp_path / name).write_bytes(bytes(12))
+    make = onnx.helper.make_node
+    branch = onnx.helper.make_graph(
+        [make("Constant", [], ["c"], value=_external("c", "branch.bin"))],
+        "branch",
+        [],
+        [onnx.helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, [3])],
+        sparse_initializer=[
+            onnx.helper.make_sparse_tensor(_external("s", "sparse.bin"), _external("i", "sparse.bin"), [9])
+        ],
+    )
+    graph.graph.node.append(make("Constant", [], ["unused"], value=_external("u", "constant.bin")))
+    graph.graph.node.append(make("If", ["condition"], ["either"], then_branch=branch, else_branch=branch))
+    inner = make("Constant", [], ["y"], value=_external("f", "function.bin"))
+    graph.functions.append(onnx.helper.make_function("x", "f", [], ["y"], [inner], graph.opset_import))
+    path = tmp_path / "b.onnx"
+    path.write_bytes(graph.SerializeToString())
+    cells = [{"file": str(path), "images": None, "reference": None, "group": "b"}]
+    sent = bundling.bundle({"cells": cells}).sources
+    assert {name: sent[f"files/0/{name}"] for name in names} == {name: tmp_path / name for name in names}
+
+
+def test_a_file_that_would_replace_the_graph_where_it_is_sent_is_refused(tmp_path):
+    for location in ("model.onnx", "Model.ONNX", "model.onnx/weights.bin"):
+        folder = tmp_path / location.replace("/", "-")
+        folder.mkdir()
+        file = _with_external_data(folder / "a.onnx", location)
+        (folder / location).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "weights.bin", folder / location)
+        done = kdcompress(file, "--target", f"pack:{tmp_path}")
+        assert done.exit_code == 2
+        assert f"keeps tensors in {location!r}, the name under which the graph itself is sent" in done.stderr
+    assert not list(tmp_path.glob("*.zip"))
 
 
 def _carried_out(python, folder):

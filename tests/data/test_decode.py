@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from kdcompress.data.decode import decode_image, open_image, pixels, problem_of, upright_size
+from kdcompress.data.decode import (
+    FORMATS,
+    SUFFIXES,
+    decode_image,
+    open_image,
+    pixels,
+    problem_of,
+    upright_size,
+)
 from kdcompress.errors import DataError
 
 
@@ -111,3 +121,26 @@ def test_a_damaged_png_is_found(tmp_path):
 def test_floating_point_pixels_are_refused_with_the_reason(tmp_path):
     Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
     assert "8 or 16 bits" in problem_of(tmp_path / "float.tif")
+
+
+def test_a_file_is_read_only_in_the_formats_whose_names_are_taken(tmp_path, monkeypatch):
+    """Pillow would start Ghostscript for a file of PostScript, whatever its name."""
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: started.append("a program"))
+    for kind in ("EPS", "PDF", "ICO", "PCX"):
+        half_red().save(tmp_path / "x", kind)
+        (tmp_path / "x.png").write_bytes((tmp_path / "x").read_bytes())
+        assert problem_of(tmp_path / "x.png") == "not an image, or damaged at its start", kind
+        with pytest.raises(DataError, match="not an image, or damaged at its start"):
+            read(tmp_path / "x.png")
+    assert not started
+
+
+def test_every_format_whose_names_are_taken_is_read(tmp_path):
+    known = Image.registered_extensions()
+    assert {known[suffix] for suffix in SUFFIXES} == set(FORMATS)
+    for suffix in sorted(SUFFIXES):
+        image = half_red().convert("1" if suffix == ".pbm" else "RGB")
+        image.save(tmp_path / f"x{suffix}", known[suffix])
+        assert read(tmp_path / f"x{suffix}").shape == (3, 4, 8), suffix
+        assert problem_of(tmp_path / f"x{suffix}") is None

@@ -5,6 +5,7 @@ import torch
 from small_student import CLASSES, MODEL
 from torch import nn
 
+from kdcompress.deploy import macs
 from kdcompress.deploy.macs import count_macs, count_parameters, evaluating
 from kdcompress.deploy.strip import plain_student, without_wrappers
 from kdcompress.errors import WeightsError
@@ -59,6 +60,21 @@ def test_multiply_accumulates_of_a_convolution_and_a_matrix_product():
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 6, 5))
     # 27 products for each of 8 × 4 × 6 outputs, then 192 × 5.
     assert count_macs(network, 3, 4, 6) == 27 * 8 * 24 + 192 * 5
+
+
+def test_large_images_are_counted_without_values_to_the_same_number(monkeypatch):
+    class Looks(nn.Module):
+        def forward(self, images):
+            return images if images.sum().item() == 0 else images[:, :1]
+
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(192, 5))
+    expected = 27 * 8 * 24 + 192 * 5
+    runs = []
+    plain.register_forward_hook(lambda module, images, output: runs.append(type(output).__name__))
+    monkeypatch.setattr(macs, "_MOST_COMPUTED", 3 * 4 * 6 - 1)
+    assert count_macs(plain, 3, 4, 6) == expected
+    assert count_macs(nn.Sequential(Looks(), plain), 3, 4, 6) == expected
+    assert runs == ["FakeTensor", "Tensor"]
 
 
 def test_counting_leaves_modes_statistics_and_gradients_alone(student):

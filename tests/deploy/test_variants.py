@@ -323,7 +323,7 @@ def test_noise_and_turned_embeddings_are_caught():
     assert all(rounding(outputs() * 1.0001, task=EMBEDDING).values())
 
 
-def test_a_file_that_cannot_be_run_fails_with_what_the_runtime_says(quiet_file, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_run_fails_with_the_reason(quiet_file, tmp_path, monkeypatch):
     whole = variants._write
 
     def half_written(model, told, path):
@@ -333,7 +333,7 @@ def test_a_file_that_cannot_be_run_fails_with_what_the_runtime_says(quiet_file, 
     monkeypatch.setattr(variants, "_write", half_written)
     variant = to_int8(exact(quiet_file), calibrated(), tmp_path, target="x86")
     assert failed(variant) == ["int8_runs"]
-    assert "onnxruntime cannot load it" in by_name(variant)["int8_runs"].detail
+    assert "is not a whole ONNX file" in by_name(variant)["int8_runs"].detail
     assert variant.score == {}
 
 

@@ -218,6 +218,19 @@ def test_raw_and_averaged_weights_are_refused_with_where_they_stand(pattern):
     assert torch.equal(found.state["fc.bias"], state()["fc.bias"] + 1)
 
 
+def test_more_copies_than_can_be_compared_ask_for_one_by_name(pattern):
+    content = {f"epoch{number}": state(seed=number) for number in range(65)}
+    with pytest.raises(WeightsError, match=r"stands in 65 places of it, such as epoch0; name one with --at"):
+        find_student(content, pattern, source="a.pth")
+    assert find_student(content, pattern, source="a.pth", at="epoch64").at == "epoch64"
+
+
+def test_the_other_names_under_a_prefix_are_those_of_its_own_module(pattern):
+    beside = {"student.aux": torch.ones(2), "student/aux": torch.ones(2), "students.aux": torch.ones(2)}
+    found = find_student({**prefixed("student.", state()), **beside}, pattern, source="a.pth")
+    assert sorted(part.at for part in found.remainder.dropped) == ["student.aux", "student/aux", "students"]
+
+
 @pytest.mark.parametrize(
     "saved",
     [

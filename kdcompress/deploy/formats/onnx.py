@@ -25,6 +25,7 @@ from kdcompress.atomic import write_bytes
 from kdcompress.data.input_spec import InputSpec
 from kdcompress.deploy.macs import evaluating
 from kdcompress.deploy.normalised import Deployed
+from kdcompress.deploy.onnx_file import read_onnx
 from kdcompress.deploy.probabilities import is_pair, with_probabilities
 from kdcompress.errors import NetworkError, UserError
 from kdcompress.tasks import CLASSIFICATION, Task, task_with_output
@@ -196,6 +197,7 @@ class OnnxModel:
             str(path).encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(f"{path}: onnxruntime opens no path that is not UTF-8 text; rename it") from None
+        read_onnx(path)
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
         except ORT_ERRORS as error:
@@ -232,7 +234,7 @@ class OnnxModel:
         """Returns the opset of the standard operators in the file."""
         if self._opset is None:
             try:
-                self._opset = opset_of(onnx.load(self.path, load_external_data=False))
+                self._opset = opset_of(read_onnx(self.path))
             except StopIteration:
                 raise UserError(f"{self.path}: does not say its opset") from None
         return self._opset
