@@ -7,16 +7,19 @@ from typing import Annotated, Any, Literal, NoReturn
 from annotated_types import Len
 from pydantic import Field
 
+from kdcompress.bench.stats import MOST_ROUNDS
 from kdcompress.documents import check_document, parse_json
 from kdcompress.errors import TargetUnreachable
 from kdcompress.plain_text import printable
-from kdcompress.schemas.bench import Bench, Environment
-from kdcompress.schemas.document import Count, Document, Milliseconds, Number
+from kdcompress.schemas.bench import Artefact, Bench, BenchProtocol, Environment
+from kdcompress.schemas.document import Count, Document, Milliseconds, Number, Text
 
 MOST_LINE_BYTES = 64 << 20
 """Of one message; the longest holds the duration of every timed call."""
 TOLD = r"^(checking|loading|comparing|warming|timing)( |$)"
 """First words of what a measurement tells of its progress; each is a bar on the terminal."""
+MOST_CELLS = 2000
+"""Of one benchmark; each is a process there."""
 _SHOWN = 60
 
 Line = Annotated[str, Field(max_length=20_000)]
@@ -105,14 +108,64 @@ class CellResult(Document):
 
     loaded: LoadedFile
     parity: Parity | None
-    blocks: Annotated[list[Calls], Len(1)]
+    blocks: Annotated[list[Calls], Len(1, MOST_ROUNDS)]
 
 
 class Raw(Document):
     """The measurements."""
 
-    cells: list[CellResult | None]
+    cells: Annotated[list[CellResult | None], Len(0, MOST_CELLS)]
     failures: list[Failure]
+
+
+class PackedArtefact(Artefact):
+    """A file that was packed."""
+
+    file: Text
+    precision: Text
+
+
+class PackedCell(Document):
+    """A cell of the plan that was packed."""
+
+    artefact: Text
+    runtime: Text
+    threads: Annotated[int, Field(ge=1, le=4096)] | Literal["all"]
+    batch: Annotated[int, Field(ge=1, lt=2**31)]
+    control: bool
+
+
+class PackedPlan(Document):
+    """The cells that were packed."""
+
+    cells: Annotated[list[PackedCell], Len(1, MOST_CELLS)]
+
+
+class Tool(Document):
+    """The program that packed."""
+
+    version: Text
+
+
+class Job(Document):
+    """A benchmark as it was packed."""
+
+    tool: Tool
+    artefacts: dict[str, PackedArtefact]
+    plan: PackedPlan
+    baseline: Text | None
+    protocol: BenchProtocol
+    warnings: list[Text]
+
+
+class PackedResult(Document):
+    """The measurements that a pack brings back, with the job."""
+
+    job: Job
+    raw: Raw
+    before: MachineFacts
+    after: MachineFacts
+    warnings: list[Text]
 
 
 class Result(Document):

@@ -27,6 +27,7 @@ from kdcompress.bench.cell import Artefact, Cell, Protocol
 from kdcompress.bench.device.machine import granted_threads
 from kdcompress.bench.plan import cells_of, plan
 from kdcompress.bench.results import document, with_measurements
+from kdcompress.bench.stats import MOST_ROUNDS
 from kdcompress.bench.target import Local, Progress, RawResult, RuntimeChecker, Target
 from kdcompress.deploy.files import parts_of
 from kdcompress.errors import UserError, suggest
@@ -145,7 +146,7 @@ def make_document(
     return document(
         target=target,
         artefacts=artefacts,
-        cells=with_measurements(cells, raw),
+        cells=with_measurements(cells, raw, protocol["rounds"]),
         failures=[_failure(cells[failure["cell"]], failure) for failure in raw["failures"]],
         baseline=baseline,
         env=before,
@@ -227,6 +228,8 @@ def check_artefacts(
     for key, number in numbers:
         if not isinstance(number, int) or number < 1:
             raise UserError(f"bench.{key}: expected a whole number of at least 1, got {number!r}")
+    if rounds > MOST_ROUNDS:
+        raise UserError(f"bench.rounds: expected at most {MOST_ROUNDS}, got {rounds}")
     return artefacts
 
 

@@ -20,16 +20,22 @@ LEAST_AGREEMENT = 0.9
 """Least share of images to which a file in fewer bits gives the same class as full precision."""
 
 
-def with_measurements(cells: Sequence[Cell], raw: dict[str, Any]) -> list[Cell]:
+def with_measurements(cells: Sequence[Cell], raw: dict[str, Any], rounds: int) -> list[Cell]:
     """Adds the measurements to the cells, and gives those that were measured over all rounds.
 
     Args:
         cells: The cells in the plan's order.
         raw: The result of `scheduler.run`.
+        rounds: Rounds of the plan.
+
+    Raises:
+        ValueError: A cell has the blocks of another number of rounds.
     """
     measured = []
     for cell, entry in zip(cells, raw["cells"], strict=True):
         if entry is not None:
+            if len(entry["blocks"]) != rounds:
+                raise ValueError(f"{len(entry['blocks'])} rounds of {cell.artefact.name}, and not {rounds}")
             cell.loaded, cell.parity = entry["loaded"], entry["parity"]
             cell.blocks = [Block.from_answer(answer) for answer in entry["blocks"]]
             measured.append(cell)
