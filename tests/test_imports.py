@@ -32,6 +32,7 @@ LAYERS = [
         "problems",
         "schemas",
         "strict_yaml",
+        "user_paths",
     },
     {"recipe"},
     {"run_folder"},

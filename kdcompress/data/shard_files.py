@@ -13,6 +13,7 @@ from kdcompress.data.image_files import quote_names
 from kdcompress.data.image_splits import VAL
 from kdcompress.data.shard_member import SUFFIX
 from kdcompress.errors import DataError
+from kdcompress.user_paths import expand_home
 
 SPLITS = ("train", *VAL, "test")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -45,7 +46,7 @@ def shards_at(root: str | None) -> tuple[Path, list[Shard]] | None:
     """
     if root is None:
         return None
-    path = Path(root).expanduser()
+    path = expand_home(root, "data.root")
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():
