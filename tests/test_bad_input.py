@@ -371,9 +371,10 @@ def test_a_cache_folder_of_nobody_is_named(refused, monkeypatch):
     assert f"KDCOMPRESS_CACHE: {NO_HOME}" in refused(*FOLDER, "--set", "data.dataset=cifar10")
 
 
-@pytest.mark.parametrize(
-    "name", ["wrn-10-" + "9" * 20, "wrn-" + "9" * 5000 + "-1", "wrn-1210-1", "wrn-10-65"]
-)
+MANY = ("wrn-10-" + "9" * 20, "wrn-" + "9" * 5000 + "-1", "wrn-1210-1", "wrn-10-65")
+
+
+@pytest.mark.parametrize("name", MANY, ids=range(len(MANY)))
 def test_a_network_of_too_many_layers_or_channels_is_refused(refused, name):
     said = refused(*QUICKSTART, "--set", f"student.model=cifar/{name}")
     assert "the depth must be 10, 16, 22, … (6n + 4, at most 1204) and the width 1 to 64" in said
