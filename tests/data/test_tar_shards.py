@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -210,6 +212,34 @@ def test_a_damaged_index_is_made_again(tmp_path, damage):
     index = tar_index.index_shard(shard)
     stored = tar_index._stored_at(shard)
     stored.write_bytes(damage(stored.read_bytes()))
+    assert tar_index.index_shard(shard) == index
+
+
+ODD = [
+    lambda size, images, labels: (size, [[7, *images[0][1:]], *images[1:]], labels),
+    lambda size, images, labels: (size, [[images[0][0], "0", *images[0][2:]], *images[1:]], labels),
+    lambda size, images, labels: (size, [[images[0][0], -1, *images[0][2:]], *images[1:]], labels),
+    lambda size, images, labels: (size, [[*images[0][:2], 2**63, ""], *images[1:]], labels),
+    lambda size, images, labels: (size, [[*images[0][:2], size, ""], *images[1:]], labels),
+    lambda size, images, labels: (size, [[*images[0][:2], True, ""], *images[1:]], labels),
+    lambda size, images, labels: (size, [[*images[0][:3], None], *images[1:]], labels),
+    lambda size, images, labels: (size, images, labels | {"x": ["cat"]}),
+    lambda size, images, labels: (size, images, labels | {"x": "\x1b[2J"}),
+    lambda size, images, labels: (size, images, [labels]),
+    lambda size, images, labels: (size, {"a": 1}, labels),
+]
+
+
+@pytest.mark.parametrize("change", ODD)
+def test_an_index_with_values_of_another_kind_is_made_again(tmp_path, change):
+    shard = pack(tmp_path / "a.tar", by_folders())
+    index = tar_index.index_shard(shard)
+    stored = tar_index._stored_at(shard)
+    start = len(tar_index._MAGIC) + 32
+    size, mtime_ns, images, labels = json.loads(stored.read_bytes()[start:])
+    size, images, labels = change(size, images, labels)
+    content = json.dumps([size, mtime_ns, images, labels]).encode()
+    stored.write_bytes(tar_index._MAGIC + hashlib.sha256(content).digest() + content)
     assert tar_index.index_shard(shard) == index
 
 
