@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Gives the null device to standard streams that are closed (`>&-`), so that no file gets their number."""
+    """Gives the null device to closed standard streams (`>&-`); else a file would get their number."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -29,7 +29,7 @@ def _open_closed_streams() -> None:
             os.set_inheritable(number, True)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 if __name__ == "__main__":
