@@ -28,6 +28,7 @@ LAYERS = [
         "discovery",
         "documents",
         "listing",
+        "native_paths",
         "plain_text",
         "problems",
         "schemas",

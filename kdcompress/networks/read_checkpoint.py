@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdcompress.errors import WeightsError
+from kdcompress.native_paths import utf8_path
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar")
 """Suffixes of files that may hold a state dictionary."""
@@ -171,7 +172,8 @@ def _content(path: Path, unread: tuple[str, ...] = ()) -> Any:
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path, device="cpu")
+        with utf8_path(path) as place:
+            return load_file(place, device="cpu")
     except SafetensorError as error:
         raise WeightsError(f"{path}: is truncated or no safetensors file ({error})") from None
     except OSError as error:
