@@ -128,7 +128,7 @@ def pack(
         )
         texts = {NEEDS: to_text(needs), JOB: to_text(job), "README.txt": _README.format(version=__version__)}
         content = _zip({**PREFLIGHT_FILES, **DRIVER_FILES, **files.sources}, texts)
-    create_folder(target.file.parent)
+    create_folder(target.file.parent, "--target pack:DIR")
     write_bytes(target.file, content)
     return {
         "schema": SCHEMA,
