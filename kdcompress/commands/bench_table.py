@@ -11,7 +11,6 @@ from rich.text import Text
 
 from kdcompress.bench.compare import label_of
 from kdcompress.bench.metrics import top1_of
-from kdcompress.plain_text import printable_tree
 
 _STYLES = {"faster": "green", "slower": "red", "no difference": ""}
 
@@ -23,7 +22,7 @@ def print_table(document: dict[str, Any], console: Console) -> None:
         document: A document of schema `kdcompress.bench/1`.
         console: The terminal.
     """
-    console.print(table(printable_tree(document)))
+    console.print(table(document))
 
 
 def table(document: dict[str, Any]) -> RenderableType:
@@ -108,7 +107,7 @@ def footer(document: dict[str, Any]) -> list[str]:
     env, aa = document["env"], document["aa"]
     versions = ", ".join(f"{name} {version}" for name, version in env["runtimes"].items())
     target = document.get("target") or {}
-    where = {"ssh": f"on {target.get('host')}: ", "pack": "elsewhere: "}.get(target.get("kind"), "")
+    where = {"ssh": f"on {target.get('host')}: ", "pack": "elsewhere: "}.get(target.get("kind", ""), "")
     lines = [f"{where}{env['cpu']}, {env['granted_cores']} of {env['logical_cores']} cores; {versions}"]
     if aa is not None:
         lines.append(
