@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 from annotated_types import Len
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdcompress.bench.stats import MOST_ROUNDS
 from kdcompress.documents import check_document, parse_json
@@ -20,6 +20,8 @@ TOLD = r"^(checking|loading|comparing|warming|timing)( |$)"
 """First words of what a measurement tells of its progress; each is a bar on the terminal."""
 MOST_CELLS = 2000
 """Of one benchmark; each is a process there."""
+MOST_CALLS = 10_000_000
+"""Of one benchmark; the duration of a call in nanoseconds takes seven bytes and more of a message."""
 _SHOWN = 60
 
 Line = Annotated[str, Field(max_length=20_000)]
@@ -116,6 +118,13 @@ class Raw(Document):
 
     cells: Annotated[list[CellResult | None], Len(0, MOST_CELLS)]
     failures: list[Failure]
+
+    @model_validator(mode="after")
+    def _has_few_calls(self) -> Self:
+        calls = sum(len(block.samples_ns) for cell in self.cells if cell for block in cell.blocks)
+        if calls > MOST_CALLS:
+            raise ValueError(f"{calls:,} calls, and at most {MOST_CALLS:,} fit into a message")
+        return self
 
 
 class PackedArtefact(Artefact):

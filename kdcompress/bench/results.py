@@ -6,6 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdcompress import __version__
 from kdcompress.bench import stats
 from kdcompress.bench.cell import Block, Cell
@@ -101,7 +104,7 @@ def document(
 def _result(
     cell: Cell, base: Cell | None, margins: dict[tuple[int, int], float], is_noisy: bool
 ) -> dict[str, Any]:
-    calls = [call for block in cell.blocks for call in block.calls_ms]
+    calls = np.sort(np.concatenate([block.calls_ms for block in cell.blocks]))
     interval = stats.interval(cell.medians_ms)
     noise = _noise(cell, calls)
     return {
@@ -122,7 +125,7 @@ def _result(
             "ci95": interval and [rounded(end) for end in interval],
             "p90": rounded(stats.percentile(calls, 90)),
             "p99": rounded(stats.percentile(calls, 99)),
-            "min": rounded(min(calls)),
+            "min": rounded(float(calls[0])),
             "n": len(calls),
         },
         "throughput_img_s": rounded(1e3 * cell.batch / statistics.median(cell.medians_ms)),
@@ -191,7 +194,7 @@ def _parity(cell: Cell) -> dict[str, Any] | None:
     return cell.parity and {key: cell.parity[key] for key in keys}
 
 
-def _noise(cell: Cell, calls: list[float]) -> dict[str, Any]:
+def _noise(cell: Cell, calls: NDArray[np.float64]) -> dict[str, Any]:
     blocks, medians = cell.blocks, cell.medians_ms
     marked = sum(block.is_disturbed(cell.threads) for block in blocks)
     return {

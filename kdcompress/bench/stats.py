@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+Values = Sequence[float] | NDArray[np.float64]
 Interval = tuple[float, float]
 Verdict = Literal["faster", "slower", "no difference"]
 
@@ -59,7 +60,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval | No
     return (ordered[rank - 1], ordered[n - rank]) if rank else None
 
 
-def percentile(calls: Sequence[float], percent: int) -> float | None:
+def percentile(calls: Values, percent: int) -> float | None:
     """Computes the nearest-rank percentile; None if there are too few calls.
 
     Args:
@@ -68,7 +69,7 @@ def percentile(calls: Sequence[float], percent: int) -> float | None:
     """
     if len(calls) < MIN_CALLS[percent]:
         return None
-    return sorted(calls)[math.ceil(percent / 100 * len(calls)) - 1]
+    return float(np.sort(calls)[math.ceil(percent / 100 * len(calls)) - 1])
 
 
 def paired_ratio(baseline: Sequence[float], own: Sequence[float]) -> tuple[float, Interval | None]:
@@ -168,7 +169,7 @@ def verdict(ratio: Interval | None, least: float = LEAST_DIFFERENCE) -> Verdict:
     return "no difference"
 
 
-def has_two_modes(values: Sequence[float]) -> bool:
+def has_two_modes(values: Values) -> bool:
     """Tells if the values fall into two groups, as when another program takes a core for some of the rounds.
 
     The sorted values are cut at their widest relative gap, leaving at least a tenth of them (and two) on each
@@ -178,17 +179,17 @@ def has_two_modes(values: Sequence[float]) -> bool:
     Args:
         values: Positive durations: of rounds, or of calls.
     """
-    ordered = sorted(values)
+    ordered = np.sort(values)
     least = max(2, math.ceil(len(ordered) / 10))
-    cuts = range(least, len(ordered) - least + 1)
-    if not cuts:
+    if len(ordered) < 2 * least:
         return False
-    cut = max(cuts, key=lambda i: ordered[i] / ordered[i - 1])
-    ratio = statistics.median(ordered[cut:]) / statistics.median(ordered[:cut])
-    return ratio > MODE_RATIO and ordered[cut] / ordered[cut - 1] > math.sqrt(ratio)
+    gaps = ordered[1:] / ordered[:-1]  # at place i: of the cut before the value i + 1
+    cut = least + int(np.argmax(gaps[least - 1 : len(ordered) - least]))
+    ratio = float(np.median(ordered[cut:]) / np.median(ordered[:cut]))
+    return ratio > MODE_RATIO and float(gaps[cut - 1]) > math.sqrt(ratio)
 
 
-def share_over_twice_the_median(calls: Sequence[float]) -> float:
+def share_over_twice_the_median(calls: Values) -> float:
     """Computes the share of calls longer than twice the median call: the tail that a median hides."""
-    twice = 2 * statistics.median(calls)
-    return sum(call > twice for call in calls) / len(calls)
+    twice = 2 * np.median(calls)
+    return int(np.count_nonzero(np.asarray(calls) > twice)) / len(calls)

@@ -11,6 +11,7 @@ from bench.documents import document, result
 from click.testing import CliRunner
 from hostile.cases import packed_body
 
+from kdcompress.bench import answers
 from kdcompress.bench.device import main as packed
 from kdcompress.bench.stats import MOST_ROUNDS
 from kdcompress.cli import main
@@ -51,6 +52,11 @@ def test_more_rounds_than_can_be_evaluated_are_refused_at_once(tmp_path):
     began = time.process_time()
     _message(_merge(tmp_path, packed_body(rounds=20_000)))
     assert time.process_time() - began < 10
+
+
+def test_more_calls_than_fit_into_a_message_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "MOST_CALLS", 5)  # the two cells have three each
+    assert "6 calls, and at most 5" in _message(_merge(tmp_path, packed_body()))
 
 
 def test_the_command_line_allows_no_more_rounds_than_can_be_evaluated(tmp_path):
