@@ -78,6 +78,7 @@ class Commands(click.Group):
         if interrupt is signal.default_int_handler:  # else another program decides, or `nohup`
             signal.signal(signal.SIGINT, _interrupt)
         try:
+            _require_current_folder()
             return super().invoke(ctx)
         except click.MissingParameter as error:
             if error.param is None or error.param.name != "recipe":
@@ -98,6 +99,18 @@ class Commands(click.Group):
         finally:
             signal.signal(signal.SIGTERM, terminate)
             signal.signal(signal.SIGINT, interrupt)
+
+
+def _require_current_folder() -> None:
+    """Refuses to run in a folder that is gone: paths have no meaning there, and MKL ends the process.
+
+    Raises:
+        UserError: The current folder was removed.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was removed; change into another one (cd)") from None
 
 
 def _message(error: KdcompressError) -> str:

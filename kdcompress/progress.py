@@ -247,18 +247,26 @@ def _bars() -> RichProgress:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class PlainColumn(TextColumn):
+        """Shows text of any origin: names of networks and files, and what another machine says."""
+
+        def render(self, task: Task) -> Text:
+            return Text(printable(self.text_format.format(task=task)))
 
     columns = (
-        TextColumn("{task.description:<30}", markup=False),
+        PlainColumn("{task.description:<30}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        PlainColumn("{task.fields[note]}"),
     )
     return Progress(*columns, console=Console(stderr=True), refresh_per_second=4)

@@ -242,8 +242,12 @@ def _check_text(path: Path) -> None:
         raise UserError(f"{path}: is not UTF-8 text; choose another folder with --out") from None
 
 
-def create_folder(path: Path) -> None:
+def create_folder(path: Path, option: str = "--out") -> None:
     """Creates a folder and its parents, if they are not there.
+
+    Args:
+        path: Of the folder.
+        option: The option that names it, for the message.
 
     Raises:
         UserError: No folder can be made there.
@@ -258,7 +262,7 @@ def create_folder(path: Path) -> None:
         if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise
         why = f" ({cause.strerror})" if isinstance(cause, OSError) else ""
-        raise UserError(f"{path}: cannot be written to{why}; choose another folder with --out") from None
+        raise UserError(f"{path}: cannot be written to{why}; choose another folder with {option}") from None
 
 
 def same_recipe(recorded: Recipe, requested: Recipe, path: Path) -> None:

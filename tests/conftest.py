@@ -114,6 +114,7 @@ SLOW_FILES = {
         "bench_command",
         "calibrated_files",
         "cli",
+        "closed_streams",
         "compare_command",
         "compatibility",
         "early_exits",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,6 +19,7 @@ from PIL import Image
 from kdcompress.cli import main
 from kdcompress.networks.build import build
 
+FINISHED = Path(__file__).parent / "fixtures" / "e33f4e2" / "finished"
 QUICKSTART = ("distill", "--recipe", "quickstart")
 FOLDER = ("distill", "--recipe", "resnet101-to-resnet18")
 SMALL_FOLDER = """
@@ -337,3 +340,61 @@ def test_a_folder_of_several_seeds_says_to_name_one(refused, command):
 def test_a_file_that_is_no_network_is_named(refused, name, message):
     Path(name).write_text("hello")
     assert message in refused("evaluate", name, "--recipe", "quickstart")
+
+
+NOBODY = "~nosuchuser/place"
+NO_HOME = f"{NOBODY}: '~nosuchuser' is no home folder here; write the whole path"
+
+
+@pytest.mark.parametrize(
+    ("key", "arguments"),
+    [
+        ("data.root", (*FOLDER, "--data", NOBODY)),
+        ("data.root", (*FOLDER, "--data", NOBODY, "--out", ".")),
+        ("data.root", (*QUICKSTART, "--set", f"data.root={NOBODY}", "--set", "data.dataset=fashion-mnist")),
+        ("data.root", (*QUICKSTART, "--set", f"data.root={NOBODY}", "--set", "data.dataset=cifar10")),
+        ("data.root", ("plan", "resnet101-to-resnet18", "--data", NOBODY)),
+        ("data.extra.root", (*QUICKSTART, "--set", f"data.extra.root={NOBODY}")),
+        ("weights", (*QUICKSTART, "--set", f"student.weights={NOBODY}.pt")),
+        ("weights", (*QUICKSTART, "--set", f"teacher.weights={NOBODY}.pt")),
+        ("teacher.cache.folder", (*QUICKSTART, "--set", f"teacher.cache.folder={NOBODY}")),
+    ],
+)
+def test_a_home_folder_of_nobody_is_named_with_its_key(refused, key, arguments):
+    said = refused(*arguments)
+    assert f"{key}: {NOBODY}" in said
+    assert "'~nosuchuser' is no home folder here; write the whole path" in said
+
+
+def test_a_cache_folder_of_nobody_is_named(refused, monkeypatch):
+    monkeypatch.setenv("KDCOMPRESS_CACHE", NOBODY)
+    assert f"KDCOMPRESS_CACHE: {NO_HOME}" in refused(*FOLDER, "--set", "data.dataset=cifar10")
+
+
+MANY = ("wrn-10-" + "9" * 20, "wrn-" + "9" * 5000 + "-1", "wrn-1210-1", "wrn-10-65")
+
+
+@pytest.mark.parametrize("name", MANY, ids=range(len(MANY)))
+def test_a_network_of_too_many_layers_or_channels_is_refused(refused, name):
+    said = refused(*QUICKSTART, "--set", f"student.model=cifar/{name}")
+    assert "the depth must be 10, 16, 22, … (6n + 4, at most 1204) and the width 1 to 64" in said
+    assert len(said) < 1000
+
+
+def test_a_builder_of_too_many_channels_in_a_config_is_refused(refused, work):
+    shutil.copy(FINISHED / "student.safetensors", work)
+    config = json.loads((FINISHED / "config.json").read_text())
+    config["kdcompress"]["builder"] = "cifar/wrn-10-" + "9" * 20
+    (work / "config.json").write_text(json.dumps(config))
+    said = refused("evaluate", "student.safetensors", "--recipe", "quickstart")
+    assert "the width 1 to 64" in said
+
+
+def test_a_candidate_of_too_many_channels_is_refused(refused):
+    said = refused("suggest", "--budget", "5ms", "--students", "cifar/wrn-10-" + "9" * 20)
+    assert "the width 1 to 64" in said
+
+
+def test_a_network_that_is_too_large_in_all_is_refused(refused):
+    said = refused(*QUICKSTART, "--set", "student.model=cifar/wrn-1204-64")
+    assert "the depth times the width squared must be at most 40,000" in said

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import re
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -98,6 +101,25 @@ def test_a_counter_names_each_of_its_tasks_once(capsys):
             tell("bench: loading", done, 3)
             tell("bench: timing", done, 3)
     assert capsys.readouterr().err.splitlines() == ["bench: loading", "bench: timing"]
+
+
+@pytest.mark.parametrize("text", ["a\x1b]0;title\x07b", "a\u202eb", "a\x9bb", "[red]a[/] [link=x]"])
+def test_a_terminal_gets_no_control_characters_of_a_name_or_a_note(monkeypatch, text):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("COLUMNS", "200")
+    with Progress().bar(text, 2) as bar:
+        bar.advance(1, note=text)
+    with Progress().counter() as tell:
+        tell(text, 1, 2)
+    own = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.getvalue())  # colours and movements of the bars
+    assert not set("\x1b\x07\x9b\u202e") & set(own)
+    if text.startswith("["):
+        assert text in own
 
 
 def test_images_are_counted_once_they_are_processed():

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 from annotated_types import Len
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from kdcompress.bench.stats import MOST_ROUNDS
 from kdcompress.documents import MOST_LONG_BYTES, check_document, parse_json
 from kdcompress.errors import TargetUnreachable
 from kdcompress.plain_text import printable
-from kdcompress.schemas.bench import Bench, Environment
-from kdcompress.schemas.document import Count, Document, Milliseconds, Number
+from kdcompress.schemas.bench import Artefact, Bench, BenchProtocol, Environment
+from kdcompress.schemas.document import Count, Document, Milliseconds, Number, Text
 
 MOST_LINE_BYTES = MOST_LONG_BYTES
 """Of one message; the longest holds the duration of every timed call."""
 TOLD = r"^(checking|loading|comparing|warming|timing)( |$)"
 """First words of what a measurement tells of its progress; each is a bar on the terminal."""
+MOST_CELLS = 2000
+"""Of one benchmark; each is a process there."""
+MOST_CALLS = 10_000_000
+"""Of one benchmark; the duration of a call in nanoseconds takes seven bytes and more of a message."""
 _SHOWN = 60
 
 Line = Annotated[str, Field(max_length=20_000)]
@@ -105,14 +110,71 @@ class CellResult(Document):
 
     loaded: LoadedFile
     parity: Parity | None
-    blocks: Annotated[list[Calls], Len(1)]
+    blocks: Annotated[list[Calls], Len(1, MOST_ROUNDS)]
 
 
 class Raw(Document):
     """The measurements."""
 
-    cells: list[CellResult | None]
+    cells: Annotated[list[CellResult | None], Len(0, MOST_CELLS)]
     failures: list[Failure]
+
+    @model_validator(mode="after")
+    def _has_few_calls(self) -> Self:
+        calls = sum(len(block.samples_ns) for cell in self.cells if cell for block in cell.blocks)
+        if calls > MOST_CALLS:
+            raise ValueError(f"{calls:,} calls, and at most {MOST_CALLS:,} fit into a message")
+        return self
+
+
+class PackedArtefact(Artefact):
+    """A file that was packed."""
+
+    file: Text
+    precision: Text
+
+
+class PackedCell(Document):
+    """A cell of the plan that was packed."""
+
+    artefact: Text
+    runtime: Text
+    threads: Annotated[int, Field(ge=1, le=4096)] | Literal["all"]
+    batch: Annotated[int, Field(ge=1, lt=2**31)]
+    control: bool
+
+
+class PackedPlan(Document):
+    """The cells that were packed."""
+
+    cells: Annotated[list[PackedCell], Len(1, MOST_CELLS)]
+
+
+class Tool(Document):
+    """The program that packed."""
+
+    version: Text
+
+
+class Job(Document):
+    """A benchmark as it was packed."""
+
+    tool: Tool
+    artefacts: dict[str, PackedArtefact]
+    plan: PackedPlan
+    baseline: Text | None
+    protocol: BenchProtocol
+    warnings: list[Text]
+
+
+class PackedResult(Document):
+    """The measurements that a pack brings back, with the job."""
+
+    job: Job
+    raw: Raw
+    before: MachineFacts
+    after: MachineFacts
+    warnings: list[Text]
 
 
 class Result(Document):

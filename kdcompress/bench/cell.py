@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -100,7 +99,7 @@ class Block:
         peak_mb: Greatest resident memory of the worker so far.
     """
 
-    calls_ms: list[float]
+    calls_ms: NDArray[np.float64]
     wall_s: float
     cpu_s: float
     involuntary_switches: int
@@ -110,14 +109,15 @@ class Block:
     @classmethod
     def from_answer(cls, answer: dict[str, Any]) -> Self:
         """Reads a worker's answer to `block`."""
-        calls = [max(ns, 1) / 1e6 for ns in answer["samples_ns"]]  # a clock of coarse ticks may say 0
+        # A clock of coarse ticks may say 0.
+        calls = np.maximum(np.asarray(answer["samples_ns"], dtype=np.int64), 1) / 1e6
         rest = (answer[key] for key in ("wall_s", "cpu_s", "involuntary_switches", "steal_s", "peak_mb"))
         return cls(calls, *rest)
 
     @property
     def median_ms(self) -> float:
         """Median duration of its calls."""
-        return statistics.median(self.calls_ms)
+        return float(np.median(self.calls_ms))
 
     def is_disturbed(self, threads: int) -> bool:
         """Tells if other work used the cores during the block.

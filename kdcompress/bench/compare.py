@@ -35,7 +35,8 @@ def key_of(result: dict[str, Any]) -> Key:
 
 def label_of(result: dict[str, Any]) -> str:
     """Names a result or a failure in a sentence."""
-    return "{artefact} ({runtime} {precision}, threads {threads}, batch {batch})".format_map(result)
+    named = {"precision": "", "threads": 1, "batch": 1, **result}  # failures of earlier versions lack these
+    return "{artefact} ({runtime} {precision}, threads {threads}, batch {batch})".format_map(named)
 
 
 def read_document(path: Path) -> dict[str, Any]:

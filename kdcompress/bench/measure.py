@@ -28,6 +28,7 @@ from kdcompress.bench.cell import Artefact, Cell, Protocol
 from kdcompress.bench.device.machine import granted_threads
 from kdcompress.bench.plan import cells_of, plan
 from kdcompress.bench.results import document, with_measurements
+from kdcompress.bench.stats import MOST_ROUNDS
 from kdcompress.bench.target import Local, Progress, RawResult, RuntimeChecker, Target
 from kdcompress.deploy.files import parts_of
 from kdcompress.errors import UserError, suggest
@@ -148,7 +149,7 @@ def make_document(
     return document(
         target=target,
         artefacts=artefacts,
-        cells=with_measurements(cells, raw),
+        cells=with_measurements(cells, raw, protocol["rounds"]),
         failures=[_failure(cells[failure["cell"]], failure) for failure in raw["failures"]],
         baseline=baseline,
         env=before,
@@ -237,6 +238,8 @@ def check_artefacts(
                 f"{artefact.file}: a call would take {size} values, more than the {_MOST_VALUES:,} that are "
                 "timed at most; choose a smaller image (--input-size) or batch"
             )
+    if rounds > MOST_ROUNDS:
+        raise UserError(f"bench.rounds: expected at most {MOST_ROUNDS}, got {rounds}")
     return artefacts
 
 

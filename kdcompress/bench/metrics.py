@@ -27,7 +27,7 @@ class Metric:
 
 def _end(place: str, index: int) -> Callable[[dict[str, Any], dict[str, Any]], float | None]:
     def end(result: dict[str, Any], _: dict[str, Any]) -> float | None:
-        ends = (result[place] or {}).get("ci95")
+        ends = (result.get(place) or {}).get("ci95")
         return None if ends is None else float(ends[index])
 
     return end
@@ -38,14 +38,20 @@ def _ratio(result: dict[str, Any], _: dict[str, Any]) -> float | None:
 
 
 def _agreement(result: dict[str, Any], _: dict[str, Any]) -> float | None:
-    if result["parity"] is None or result.get("images") == "noise":
+    if result.get("parity") is None or result.get("images") == "noise":
         return None  # random noise has no right class
     return float(result["parity"]["top1_agreement"])
 
 
-def _top1(_: dict[str, Any], artefact: dict[str, Any]) -> float | None:
+def top1_of(artefact: dict[str, Any]) -> float | None:
+    """Reads the top-1 accuracy of an entry of `artefacts`; None if it is not known."""
     top1: float | None = (artefact.get("accuracy") or {}).get("top1")
     return top1
+
+
+def _megabytes(artefact: dict[str, Any]) -> float | None:
+    size: int | None = artefact.get("bytes")
+    return None if size is None else size / 1e6
 
 
 _FEW_ROUNDS = "an interval needs 6 rounds"
@@ -56,8 +62,8 @@ METRICS: dict[str, Metric] = {
     "p50_low": Metric("time", _end("latency_ms", 0), _FEW_ROUNDS),
     "p50_high": Metric("time", _end("latency_ms", 1), _FEW_ROUNDS),
     "p90": Metric("time", lambda r, a: r["latency_ms"]["p90"], "it needs 64 calls"),
-    "p99": Metric("time", lambda r, a: r["latency_ms"]["p99"], "it needs 662 calls"),
-    "min": Metric("time", lambda r, a: r["latency_ms"]["min"]),
+    "p99": Metric("time", lambda r, a: r["latency_ms"].get("p99"), "it needs 662 calls"),
+    "min": Metric("time", lambda r, a: r["latency_ms"].get("min")),
     "load": Metric("time", lambda r, a: r["load_ms"]),
     "first": Metric("time", lambda r, a: r["first_ms"]),
     "throughput": Metric("number", lambda r, a: r.get("throughput_img_s")),
@@ -65,9 +71,9 @@ METRICS: dict[str, Metric] = {
     "ratio_low": Metric("number", _end("vs_baseline", 0), NO_BASELINE),
     "ratio_high": Metric("number", _end("vs_baseline", 1), NO_BASELINE),
     "rss": Metric("memory", lambda r, a: r["rss_mb"]["peak"]),
-    "size": Metric("memory", lambda r, a: a["bytes"] / 1e6),
-    "params": Metric("number", lambda r, a: a["params"]),
-    "macs": Metric("number", lambda r, a: a["macs"]),
+    "size": Metric("memory", lambda r, a: _megabytes(a)),
+    "params": Metric("number", lambda r, a: a.get("params")),
+    "macs": Metric("number", lambda r, a: a.get("macs")),
     "agreement": Metric("number", _agreement, NO_PARITY),
-    "top1": Metric("number", _top1, "the data has no labels"),
+    "top1": Metric("number", lambda r, a: top1_of(a), "the data has no labels"),
 }

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kdcompress import __version__
 from kdcompress.atomic import sha256_of, write_bytes
 from kdcompress.bench import environment
+from kdcompress.bench.answers import PackedResult
 from kdcompress.bench.bundle import DRIVER_FILES, JOB, NEEDS, PREFLIGHT_FILES, bundle, needs_of, to_text
 from kdcompress.bench.cell import Artefact, Cell, CellRole, Protocol
 from kdcompress.bench.device import main as run
@@ -127,7 +128,7 @@ def pack(
         )
         texts = {NEEDS: to_text(needs), JOB: to_text(job), "README.txt": _README.format(version=__version__)}
         content = _zip({**PREFLIGHT_FILES, **DRIVER_FILES, **files.sources}, texts)
-    create_folder(target.file.parent)
+    create_folder(target.file.parent, "--target pack:DIR")
     write_bytes(target.file, content)
     return {
         "schema": SCHEMA,
@@ -200,6 +201,7 @@ def _body(path: Path) -> dict[str, Any]:
     body = document.get("body")
     if not isinstance(body, dict) or run.digest(body) != document.get("sha256"):
         raise UserError(f"--merge {path}: is damaged: its content is not what was written; copy it again")
+    check_document(body, f"--merge {path}", PackedResult, advice=what)
     return body
 
 

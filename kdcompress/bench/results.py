@@ -6,6 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdcompress import __version__
 from kdcompress.bench import stats
 from kdcompress.bench.cell import Block, Cell
@@ -20,16 +23,22 @@ LEAST_AGREEMENT = 0.9
 """Least share of images to which a file in fewer bits gives the same class as full precision."""
 
 
-def with_measurements(cells: Sequence[Cell], raw: dict[str, Any]) -> list[Cell]:
+def with_measurements(cells: Sequence[Cell], raw: dict[str, Any], rounds: int) -> list[Cell]:
     """Adds the measurements to the cells, and gives those that were measured over all rounds.
 
     Args:
         cells: The cells in the plan's order.
         raw: The result of `scheduler.run`.
+        rounds: Rounds of the plan.
+
+    Raises:
+        ValueError: A cell has the blocks of another number of rounds.
     """
     measured = []
     for cell, entry in zip(cells, raw["cells"], strict=True):
         if entry is not None:
+            if len(entry["blocks"]) != rounds:
+                raise ValueError(f"{len(entry['blocks'])} rounds of {cell.artefact.name}, and not {rounds}")
             cell.loaded, cell.parity = entry["loaded"], entry["parity"]
             cell.blocks = [Block.from_answer(answer) for answer in entry["blocks"]]
             measured.append(cell)
@@ -95,7 +104,7 @@ def document(
 def _result(
     cell: Cell, base: Cell | None, margins: dict[tuple[int, int], float], is_noisy: bool
 ) -> dict[str, Any]:
-    calls = [call for block in cell.blocks for call in block.calls_ms]
+    calls = np.sort(np.concatenate([block.calls_ms for block in cell.blocks]))
     interval = stats.interval(cell.medians_ms)
     noise = _noise(cell, calls)
     return {
@@ -116,7 +125,7 @@ def _result(
             "ci95": interval and [rounded(end) for end in interval],
             "p90": rounded(stats.percentile(calls, 90)),
             "p99": rounded(stats.percentile(calls, 99)),
-            "min": rounded(min(calls)),
+            "min": rounded(float(calls[0])),
             "n": len(calls),
         },
         "throughput_img_s": rounded(1e3 * cell.batch / statistics.median(cell.medians_ms)),
@@ -185,7 +194,7 @@ def _parity(cell: Cell) -> dict[str, Any] | None:
     return cell.parity and {key: cell.parity[key] for key in keys}
 
 
-def _noise(cell: Cell, calls: list[float]) -> dict[str, Any]:
+def _noise(cell: Cell, calls: NDArray[np.float64]) -> dict[str, Any]:
     blocks, medians = cell.blocks, cell.medians_ms
     marked = sum(block.is_disturbed(cell.threads) for block in blocks)
     return {

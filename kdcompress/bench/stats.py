@@ -7,7 +7,6 @@ too. Everything here is a pure function of numbers; results have the unit of the
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -16,11 +15,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+Values = Sequence[float] | NDArray[np.float64]
 Interval = tuple[float, float]
 Verdict = Literal["faster", "slower", "no difference"]
 
 MIN_ROUNDS = 6
 """With five values even (least, greatest) covers the centre with only 1 - 2/2**5 = 93.75 %."""
+
+MOST_ROUNDS = 1000
+"""The exact law of a signed-rank sum takes time with the cube of the rounds: a second for so many."""
 
 MIN_CALLS = {90: 64, 99: 662}
 """Calls that a percentile needs (MLPerf inference, early stopping at 99 % confidence)."""
@@ -57,7 +60,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval | No
     return (ordered[rank - 1], ordered[n - rank]) if rank else None
 
 
-def percentile(calls: Sequence[float], percent: int) -> float | None:
+def percentile(calls: Values, percent: int) -> float | None:
     """Computes the nearest-rank percentile; None if there are too few calls.
 
     Args:
@@ -66,7 +69,7 @@ def percentile(calls: Sequence[float], percent: int) -> float | None:
     """
     if len(calls) < MIN_CALLS[percent]:
         return None
-    return sorted(calls)[math.ceil(percent / 100 * len(calls)) - 1]
+    return float(np.sort(calls)[math.ceil(percent / 100 * len(calls)) - 1])
 
 
 def paired_ratio(baseline: Sequence[float], own: Sequence[float]) -> tuple[float, Interval | None]:
@@ -94,7 +97,7 @@ def signed_rank(values: Sequence[float], confidence: float = 0.95) -> tuple[floa
     reaches the confidence, where W is Wilcoxon's signed-rank sum.
 
     Args:
-        values: Independent draws from a symmetric law, in any order; at least one.
+        values: Independent draws from a symmetric law, in any order; at least one, at most `MOST_ROUNDS`.
         confidence: Coverage to reach, below 1.
 
     Returns:
@@ -103,24 +106,33 @@ def signed_rank(values: Sequence[float], confidence: float = 0.95) -> tuple[floa
     Source: J. L. Hodges and E. L. Lehmann, Estimates of location based on rank tests, Annals of Mathematical
     Statistics, 1963.
     """
-    means = sorted((a + b) / 2 for a, b in itertools.combinations_with_replacement(values, 2))
-    centre = statistics.median(means)
-    rank, below = 0, 0.0  # below = P(W < rank + 1)
-    for probability in _signed_rank_law(len(values)):
-        below += float(probability)
-        if 1 - 2 * below < confidence or 2 * rank + 2 > len(means):
-            break
-        rank += 1
-    return centre, (means[rank - 1], means[-rank]) if rank else None
+    if len(values) > MOST_ROUNDS:
+        raise ValueError(f"{len(values)} rounds, and at most {MOST_ROUNDS} can be evaluated")
+    given = np.asarray(values, dtype=np.float64)
+    means = np.concatenate([(given[i] + given[i:]) / 2 for i in range(len(given))])
+    rank = min(_ranks_left_out(len(given), confidence), len(means) // 2)
+    middle = (len(means) - 1) // 2, len(means) // 2
+    ends = (rank - 1, len(means) - rank) if rank else ()
+    means.partition([*middle, *ends])
+    centre = statistics.median(float(means[place]) for place in middle)
+    return centre, (float(means[ends[0]]), float(means[ends[1]])) if ends else None
 
 
 @functools.cache
+def _ranks_left_out(n: int, confidence: float) -> int:
+    """Computes the largest k for which 1 - 2 P(W < k) reaches the confidence; 0: there is none."""
+    below = np.cumsum(_signed_rank_law(n))  # at place k: P(W < k + 1)
+    return int(np.count_nonzero(1 - 2 * below >= confidence))
+
+
 def _signed_rank_law(n: int) -> NDArray[np.float64]:
     """P(W = w) for w = 0, 1, ...: each rank from 1 to n is in the sum with probability 1/2."""
-    law = np.ones(1)
+    law = np.zeros(n * (n + 1) // 2 + 1)
+    law[0] = 1
     for rank in range(1, n + 1):
-        without = np.pad(law, (0, rank))
-        law = (without + np.roll(without, rank)) / 2
+        greatest = rank * (rank + 1) // 2
+        law[rank : greatest + 1] += law[: greatest + 1 - rank].copy()
+        law[: greatest + 1] /= 2
     return law
 
 
@@ -157,7 +169,7 @@ def verdict(ratio: Interval | None, least: float = LEAST_DIFFERENCE) -> Verdict:
     return "no difference"
 
 
-def has_two_modes(values: Sequence[float]) -> bool:
+def has_two_modes(values: Values) -> bool:
     """Tells if the values fall into two groups, as when another program takes a core for some of the rounds.
 
     The sorted values are cut at their widest relative gap, leaving at least a tenth of them (and two) on each
@@ -167,17 +179,17 @@ def has_two_modes(values: Sequence[float]) -> bool:
     Args:
         values: Positive durations: of rounds, or of calls.
     """
-    ordered = sorted(values)
+    ordered = np.sort(values)
     least = max(2, math.ceil(len(ordered) / 10))
-    cuts = range(least, len(ordered) - least + 1)
-    if not cuts:
+    if len(ordered) < 2 * least:
         return False
-    cut = max(cuts, key=lambda i: ordered[i] / ordered[i - 1])
-    ratio = statistics.median(ordered[cut:]) / statistics.median(ordered[:cut])
-    return ratio > MODE_RATIO and ordered[cut] / ordered[cut - 1] > math.sqrt(ratio)
+    gaps = ordered[1:] / ordered[:-1]  # at place i: of the cut before the value i + 1
+    cut = least + int(np.argmax(gaps[least - 1 : len(ordered) - least]))
+    ratio = float(np.median(ordered[cut:]) / np.median(ordered[:cut]))
+    return ratio > MODE_RATIO and float(gaps[cut - 1]) > math.sqrt(ratio)
 
 
-def share_over_twice_the_median(calls: Sequence[float]) -> float:
+def share_over_twice_the_median(calls: Values) -> float:
     """Computes the share of calls longer than twice the median call: the tail that a median hides."""
-    twice = 2 * statistics.median(calls)
-    return sum(call > twice for call in calls) / len(calls)
+    twice = 2 * np.median(calls)
+    return int(np.count_nonzero(np.asarray(calls) > twice)) / len(calls)

@@ -61,7 +61,7 @@ units    us ms s, kB MB GB, %; none: ms and MB
 )
 @click.option(
     "--rounds",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1000),
     default=21,
     show_default=True,
     metavar="N",

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcompress.bench.compare import label_of
+from kdcompress.bench.metrics import top1_of
 
 _STYLES = {"faster": "green", "slower": "red", "no difference": ""}
 
@@ -34,7 +35,7 @@ def table(document: dict[str, Any]) -> RenderableType:
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     has_baseline = any(result["vs_baseline"] for result in results)
     has_parity = any(_shows_classes(result) for result in results)
-    has_top1 = any(artefact.get("accuracy") for artefact in artefacts.values())
+    has_top1 = any(top1_of(artefact) is not None for artefact in artefacts.values())
     for name in ("artefact", "runtime"):
         grid.add_column(name, overflow="fold")
     headings = ["thr", "batch", "p50 ms (95 %)", "p90", *(["vs baseline (95 %)"] if has_baseline else [])]
@@ -55,19 +56,19 @@ def table(document: dict[str, Any]) -> RenderableType:
         ]
         if has_baseline:
             cells.append(_against(result["vs_baseline"]))
-        macs = artefact["macs"]
+        size, macs = artefact.get("bytes"), artefact.get("macs")
         cells += [
             _short(result["load_ms"]),
             _short(result["first_ms"]),
             f"{result['rss_mb']['peak']:.0f}",
-            f"{artefact['bytes'] / 1e6:.3g}",
+            "" if size is None else f"{size / 1e6:.3g}",
             "" if macs is None else f"{macs / 1e9:.3g}",
         ]
         if has_parity:
             same = result["parity"]["top1_agreement"] if _shows_classes(result) else None
             cells.append(_percent(same))
         if has_top1:
-            cells.append("-" if not artefact.get("accuracy") else _percent(artefact["accuracy"]["top1"]))
+            cells.append(_percent(top1_of(artefact)))
         grid.add_row(*cells)
     parts: list[RenderableType] = [grid] if results else []
     if "compare" in document:
@@ -105,8 +106,8 @@ def footer(document: dict[str, Any]) -> list[str]:
     """
     env, aa = document["env"], document["aa"]
     versions = ", ".join(f"{name} {version}" for name, version in env["runtimes"].items())
-    target = document.get("target", {})
-    where = {"ssh": f"on {target.get('host')}: ", "pack": "elsewhere: "}.get(target.get("kind"), "")
+    target = document.get("target") or {}
+    where = {"ssh": f"on {target.get('host')}: ", "pack": "elsewhere: "}.get(target.get("kind", ""), "")
     lines = [f"{where}{env['cpu']}, {env['granted_cores']} of {env['logical_cores']} cores; {versions}"]
     if aa is not None:
         lines.append(
@@ -135,7 +136,7 @@ def footer(document: dict[str, Any]) -> list[str]:
 
 def _shows_classes(result: dict[str, Any]) -> bool:
     """Returns True if the outputs were compared on real images: random noise has no right class."""
-    return result["parity"] is not None and result.get("images") != "noise"
+    return result.get("parity") is not None and result.get("images") != "noise"
 
 
 def _against(comparison: dict[str, Any] | None) -> Text:

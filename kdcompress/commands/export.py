@@ -74,7 +74,7 @@ def _of_smaller(command: F) -> F:
         click.option("--fp16", is_flag=True, help="Also student.fp16.onnx, half the size."),
         click.option(
             "--rounds",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, 1000),
             metavar="N",
             help="Rounds of the timing; below 6 there is no verdict. [default: bench.rounds]",
         ),

@@ -68,7 +68,7 @@ def _one(ctx: click.Context, option: click.Parameter, text: str) -> int | Litera
 @click.option("--batch", metavar="N", default="1", show_default=True, callback=_one, help="Images per call.")
 @click.option(
     "--rounds",
-    type=click.IntRange(min=6),
+    type=click.IntRange(6, 500),
     default=21,
     show_default=True,
     metavar="N",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import platformdirs
 
+from kdcompress.user_paths import expand_home
+
 
 def cache_folder() -> Path:
     """Returns the folder of files that can be made or fetched again: data sets, weights, cached results.
@@ -17,5 +19,5 @@ def cache_folder() -> Path:
     """
     named = os.environ.get("KDCOMPRESS_CACHE")
     if named:
-        return Path(named).expanduser()
+        return expand_home(named, "KDCOMPRESS_CACHE")
     return Path(platformdirs.user_cache_dir("kdcompress"))

@@ -27,6 +27,7 @@ from kdcompress.data.source import MemorySource
 from kdcompress.documents import read_bytes
 from kdcompress.errors import DataError, DownloadError
 from kdcompress.recipe import write_notice
+from kdcompress.user_paths import expand_home
 
 SIDE = 32
 """Pixels of the images' height and width."""
@@ -186,7 +187,7 @@ def _place(which: CifarSet, root: str | None, progress: OnProgress | None) -> Pa
             if place.exists():
                 return place
         return _fetch(which, progress)
-    folder = Path(root).expanduser()
+    folder = expand_home(root, "data.root")
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "no such folder"
         raise DataError(f"data.root: {folder}: {kind}; {advice}")

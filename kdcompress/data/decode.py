@@ -59,8 +59,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _ORIENTATION_TAG = 0x0112
-_STRIP = 256
-"""Rows that are converted at once."""
+_TILE = 1024
+"""Height and width in pixels of the part that is converted at once: whole scans would take gigabytes."""
 
 
 @contextmanager
@@ -190,20 +190,36 @@ def _flattened(image: Image.Image, mode: str) -> Image.Image:
     elif image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save the image with 8 or 16 bits")
     if "transparency" in image.info or image.mode in {"RGBA", "LA", "PA", "RGBa", "La"}:
-        clear = image.convert("RGBA")
-        image = Image.new("RGBA", clear.size, (255, 255, 255, 255))
-        image.alpha_composite(clear)
-        image = image.convert("RGB")
+        return _on_white(image, mode)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _on_white(image: Image.Image, mode: str) -> Image.Image:
+    flat = Image.new(mode, image.size)
+    for box in _tiles(image.size):
+        clear = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
+        white.alpha_composite(clear)
+        opaque = white.convert("RGB")
+        flat.paste(opaque if mode == "RGB" else opaque.convert(mode), box)
+    return flat
+
+
+def _tiles(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Yields boxes (left, top, right, bottom) that cover an image of (width, height) pixels."""
+    width, height = size
+    for top in range(0, height, _TILE):
+        for left in range(0, width, _TILE):
+            yield left, top, min(left + _TILE, width), min(top + _TILE, height)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     # Pillow's own convert("L") clips 16-bit greys at 255, which turns nearly every pixel white. 65535 = 255 ·
     # 257.
     grey = np.empty((image.height, image.width), np.uint8)
-    for top in range(0, image.height, _STRIP):  # in strips: a large scan in 64 bits would take gigabytes
-        values = np.asarray(image.crop((0, top, image.width, min(top + _STRIP, image.height))))
+    for left, top, right, bottom in _tiles(image.size):
+        values = np.asarray(image.crop((left, top, right, bottom)))
         if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
             raise ValueError("32-bit pixels have no known range; save the image with 8 or 16 bits")
-        grey[top : top + _STRIP] = (values.astype(np.int64) + 128) // 257
+        grey[top:bottom, left:right] = (values.astype(np.int64) + 128) // 257
     return Image.fromarray(grey)

@@ -34,6 +34,7 @@ from kdcompress.data.raw import OnProgress
 from kdcompress.data.source import FolderSource, MemorySource
 from kdcompress.errors import DataError
 from kdcompress.recipe import DataSection
+from kdcompress.user_paths import expand_home
 
 KEY = "data.extra.root"
 ARRAYS = (("images", "labels"), ("x", "y"), ("arr_0", "arr_1"))
@@ -85,7 +86,7 @@ def open_extra(
         DataError: They cannot be used; the message says why and what to change.
     """
     assert section.extra is not None
-    path = Path(section.extra.root).expanduser()
+    path = expand_home(section.extra.root, "data.extra.root")
     broken, warnings = 0, list[str]()
     source: Part
     if path.is_dir():

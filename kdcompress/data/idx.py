@@ -27,6 +27,7 @@ from kdcompress.data.source import MemorySource
 from kdcompress.documents import read_bytes
 from kdcompress.errors import DataError, DownloadError
 from kdcompress.recipe import write_notice
+from kdcompress.user_paths import expand_home
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -147,7 +148,7 @@ def _int64(labels: NDArray[np.uint8]) -> Tensor:
 def _paths(which: IdxSet, root: str | None, progress: OnProgress | None) -> dict[str, Path]:
     names = ", ".join(FILES)
     if root is not None:
-        folder = Path(root).expanduser()
+        folder = expand_home(root, "data.root")
         if not folder.is_dir():
             kind = "is a file, not a folder" if folder.exists() else "no such folder"
             raise DataError(f"data.root: {folder}: {kind}; it should hold {names} (plain or .gz)")

@@ -26,6 +26,7 @@ from kdcompress.data.folder_tree import DATA_ROOT, is_image
 from kdcompress.data.image_files import quote_names
 from kdcompress.documents import parse_json
 from kdcompress.errors import DataError, suggest
+from kdcompress.user_paths import expand_home
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 """Ends of the names of tables; the last two are JSON lines."""
@@ -112,7 +113,7 @@ def table_at(root: str | None) -> Path | None:
     """
     if root is None:
         return None
-    path = Path(root).expanduser()
+    path = expand_home(root, "data.root")
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
         return path
     if not (path / IMAGES).is_dir():

@@ -33,7 +33,7 @@ from kdcompress.data.input_spec import Fit
 from kdcompress.data.pixel_store import SEGMENT, Picture, PixelStore, fill_segments
 from kdcompress.data.raw import OnProgress
 from kdcompress.data.source import FolderSource
-from kdcompress.errors import DataError, UnreadableImage
+from kdcompress.errors import UnreadableImage
 
 Kind = Literal["raw", "jpeg"]
 MARGIN = (8, 7)
@@ -84,7 +84,7 @@ class PictureFormat:
             file: As it was listed.
 
         Raises:
-            DataError: It cannot be read, or was changed since it was listed.
+            UnreadableImage: It cannot be read, or was changed since it was listed.
         """
         path = place_of(root, file)
         with open_image(path) as stored:
@@ -93,7 +93,7 @@ class PictureFormat:
             stored.draft(None, (math.ceil(stored.width * shrink), math.ceil(stored.height * shrink)))
             image = decode_image(stored, self.channels)
         if not is_unchanged(root, file):
-            raise DataError(f"{path}: was changed after the run had listed it; run again")
+            raise UnreadableImage(f"{path}: was changed after the run had listed it")
         length = self._measured(image.size)
         if length > self.side:
             width, height = (max(1, self.side * edge // length) for edge in image.size)

@@ -116,11 +116,25 @@ def _stored(file: Path, status: os.stat_result) -> ShardIndex | None:
     try:
         size, mtime_ns, images, labels = json.loads(content)
         members = [MemberImage(*image) for image in images]
-    except (ValueError, TypeError, RecursionError):
+        labels_are_text = all(isinstance(label, str) and label.isprintable() for label in labels.values())
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None  # its sum is right, and it is of another program
-    if (size, mtime_ns) != (status.st_size, status.st_mtime_ns) or not isinstance(labels, dict):
+    if (size, mtime_ns) != (status.st_size, status.st_mtime_ns) or not labels_are_text:
+        return None
+    if not all(_lies_within(member, status.st_size) for member in members):
         return None
     return ShardIndex(mtime_ns, members, labels)
+
+
+def _lies_within(member: MemberImage, shard_bytes: int) -> bool:
+    """Tells if a stored entry has values of the right types and its bytes are in the shard."""
+    # Pydantic's text has no lone surrogates, which names of members may have.
+    if type(member.name) is not str or type(member.problem) is not str:
+        return False
+    if type(member.offset) is not int or type(member.size) is not int or min(member[1:3]) < 0:
+        return False
+    # A link or a sparse file is not read, and its size need not be in the shard.
+    return bool(member.problem) or member.offset + member.size <= shard_bytes
 
 
 def _scanned(path: Path, status: os.stat_result) -> ShardIndex:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kdcompress.archives import UNPACKING_ERRORS, reason_of
 from kdcompress.errors import WeightsError
+from kdcompress.native_paths import utf8_path
 from kdcompress.networks.pickle_size import repeats_too_often
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar")
@@ -173,7 +174,8 @@ def _content(path: Path, unread: tuple[str, ...] = ()) -> Any:
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path, device="cpu")
+        with utf8_path(path) as place:
+            return load_file(place, device="cpu")
     except SafetensorError as error:
         raise WeightsError(f"{path}: is truncated or no safetensors file ({error})") from None
     except OSError as error:

@@ -21,6 +21,7 @@ from kdcompress.networks.read_checkpoint import PREFIXES, SUFFIXES, is_finite, r
 from kdcompress.recipe import RANDOM
 from kdcompress.schemas.config import WeightsConfig
 from kdcompress.schemas.run import Manifest
+from kdcompress.user_paths import expand_home
 
 _CONFIG_SCHEMA = "kdcompress.config/"
 _CONFIG_VERSION = 1
@@ -94,7 +95,7 @@ def resolve(
         WeightsError: No such file or name, or it holds no weights.
         DownloadError: Published weights cannot be fetched.
     """
-    path = Path(spec).expanduser()
+    path = expand_home(spec, "weights")
     if path.is_dir():
         return _from_run(path, spec)
     if path.is_file():
@@ -129,7 +130,7 @@ def identity(spec: str) -> str:
     Raises:
         UserError: The file cannot be read.
     """
-    path = Path(spec).expanduser()
+    path = expand_home(spec, "weights")
     file = path / "student.safetensors" if path.is_dir() else path
     return sha256_of(file) if file.is_file() else spec
 

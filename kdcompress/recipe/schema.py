@@ -290,7 +290,7 @@ class BenchSection(Section):
     """CPU threads, one measurement each."""
     batch: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
     """Images per call, one measurement each."""
-    rounds: int = Field(21, ge=1)
+    rounds: int = Field(21, ge=1, le=1000)
     """Interleaved rounds in shuffled order. Below 6 there is no 95 % interval; about 21 detect a difference
     of 5 %."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdcompress.atomic import write_bytes
 from kdcompress.errors import RunFolderError, UserError
+from kdcompress.native_paths import utf8_path
 
 NAME = "test_predictions.safetensors"
 """In the folder of checkpoints; runs are compared by it image by image."""
@@ -73,7 +74,7 @@ def read_predictions(checkpoints: Path) -> StoredPredictions | None:
     if not path.is_file():
         raise UserError(f"{path}: cannot be read: it is no regular file")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with utf8_path(path) as place, safetensors.safe_open(place, framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

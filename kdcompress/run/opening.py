@@ -56,6 +56,7 @@ from kdcompress.train.choice import check_ship
 from kdcompress.train.journal import require_tensorboard
 from kdcompress.train.processes import Processes, number_of
 from kdcompress.train.trainer import phase_ends
+from kdcompress.user_paths import expand_home
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +184,13 @@ def _complete_recipe(
     root = request.data or recipe.data.root
     extra = recipe.data.extra
     if extra is not None:
-        extra = extra.model_copy(update={"root": str(Path(extra.root).expanduser().absolute())})
+        extra = extra.model_copy(update={"root": str(expand_home(extra.root, "data.extra.root").absolute())})
     data = recipe.data.model_copy(
-        update={"root": str(Path(root).expanduser().absolute()) if root else None, "extra": extra}
+        update={"root": str(expand_home(root, "data.root").absolute()) if root else None, "extra": extra}
     )
     teacher = recipe.teacher
     if teacher is not None and isinstance(teacher.cache, CacheSection) and teacher.cache.folder is not None:
-        folder_of_cache = str(Path(teacher.cache.folder).expanduser().absolute())
+        folder_of_cache = str(expand_home(teacher.cache.folder, "teacher.cache.folder").absolute())
         cache = teacher.cache.model_copy(update={"folder": folder_of_cache})
         recipe = recipe.replace(teacher=teacher.model_copy(update={"cache": cache}))
     threads = request.threads or recipe.train.threads

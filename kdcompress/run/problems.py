@@ -9,6 +9,7 @@ from kdcompress.data.shard_files import is_pattern
 from kdcompress.errors import DataError, KdcompressError, UserError
 from kdcompress.recipe import Recipe
 from kdcompress.run_folder import RunFolder
+from kdcompress.user_paths import expand_home
 
 
 class _FarEnough(Exception):
@@ -30,8 +31,12 @@ def folder_problems(out: Path | None, data: str | None, resume: bool, overwrite:
             RunFolder(out).check(resume, overwrite)
         except UserError as error:
             problems.append(error)
-    if data is not None and not Path(data).expanduser().exists() and not is_pattern(Path(data)):
-        problems.append(DataError(f"data.root: {data}: no such folder"))
+    if data is not None:
+        try:
+            if not expand_home(data, "data.root").exists() and not is_pattern(Path(data)):
+                problems.append(DataError(f"data.root: {data}: no such folder"))
+        except UserError as error:
+            problems.append(error)
     return problems
 
 
@@ -49,8 +54,8 @@ def data_problems(recipe: Recipe, data: str | None) -> list[UserError]:
     def stop(task: str, done: int, total: int) -> None:
         raise _FarEnough
 
-    section = recipe.data.model_copy(update={"root": str(Path(root).expanduser().absolute())})
     try:
+        section = recipe.data.model_copy(update={"root": str(expand_home(root, "data.root").absolute())})
         open_data(section, progress=stop)
     except UserError as error:
         return [error]

@@ -11,11 +11,19 @@ from kdcompress.schemas.document import (
     Document,
     Interval,
     Milliseconds,
+    Number,
     Positive,
     Sha256,
     Text,
     Version,
 )
+
+
+class Target(Document):
+    """The place of the measured machine."""
+
+    kind: Text
+    host: Text | None = None
 
 
 class Environment(Document):
@@ -35,10 +43,19 @@ class BenchProtocol(Document):
     baseline: Text | None = None
 
 
+class Accuracy(Document):
+    """Figures of a timed file on labelled images."""
+
+    top1: Number | None = None
+
+
 class Artefact(Document):
     """A timed file."""
 
     sha256: Sha256
+    file: Text = ""
+    precision: Text = ""
+    accuracy: Accuracy | None = None
     bytes: Count | None = None
     params: Count | None = None
     macs: Count | None = None
@@ -50,12 +67,16 @@ class Latency(Document):
     p50: Positive
     ci95: Interval | None
     p90: Milliseconds | None
+    p99: Milliseconds | None = None
+    min: Milliseconds | None = None
 
 
 class Against(Document):
     """A result against that of the baseline."""
 
     name: Text
+    runtime: Text = ""
+    precision: Text = ""
     ratio: Positive
     ci95: Interval | None
     verdict: Literal["faster", "slower", "no difference"]
@@ -65,6 +86,12 @@ class Memory(Document):
     """Memory in MB."""
 
     peak: Milliseconds
+
+
+class Agreement(Document):
+    """Outputs of a result against those of the same network."""
+
+    top1_agreement: Number
 
 
 class BenchResult(Document):
@@ -77,6 +104,9 @@ class BenchResult(Document):
     batch: Count
     latency_ms: Latency
     vs_baseline: Against | None
+    parity: Agreement | None = None
+    images: Text | None = None
+    throughput_img_s: Number | None = None
     load_ms: Milliseconds
     first_ms: Milliseconds
     rss_mb: Memory
@@ -92,6 +122,7 @@ class BenchFailure(Document):
     precision: Text = ""
     threads: Count = 1
     batch: Count = 1
+    control: bool = False
     stage: Text
     type: Text
     message: Text
@@ -109,6 +140,7 @@ class Bench(Document):
     """`bench.json`, and what `bench --out` wrote."""
 
     schema_: Version = Field(alias="schema")
+    target: Target | None = None
     env: Environment
     protocol: BenchProtocol
     artefacts: dict[str, Artefact]
@@ -121,6 +153,8 @@ class Bench(Document):
     @model_validator(mode="after")
     def _names_its_artefacts(self) -> Self:
         for result in self.results:
+            if result.artefact not in self.artefacts:
+                raise ValueError(f"artefacts: lacks {result.artefact[:80]!r}, which has a result")
             if result.vs_baseline is not None and result.vs_baseline.name not in self.artefacts:
                 raise ValueError(f"artefacts: lacks the baseline {result.vs_baseline.name[:80]!r}")
         return self

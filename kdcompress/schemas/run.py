@@ -16,7 +16,27 @@ def _inside(name: str) -> str:
     return name
 
 
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
 FileName = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
+
+
+class TrainingPosition(Document):
+    """The counters of a training in its checkpoint."""
+
+    phase: Count
+    epoch: Count = 0
+    batch: Count = 0
+    step: Count = 0
+    phase_step: Count = 0
+    seconds: Seconds = 0.0
+    epoch_seconds: Seconds = 0.0
+
+
+class CheckpointFacts(Document):
+    """The plain values of a training's checkpoint; PyTorch checks its tensors."""
+
+    position: TrainingPosition
+    log_sizes: dict[Text, Count]
 
 
 class Licensed(Document):

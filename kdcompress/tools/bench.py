@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kdcompress import discovery
 from kdcompress.bench import runtimes
 from kdcompress.bench.measure import Artefact, Protocol, check_artefacts, measure
+from kdcompress.bench.metrics import top1_of
 from kdcompress.bench.pack import PACK, Pack, pack, read_result
 from kdcompress.bench.target import RuntimeChecker, Target
 from kdcompress.bench.targets import LOCAL, parse_target
@@ -171,8 +172,8 @@ def merge(path: Path, request: BenchRequest, progress: Progress) -> dict[str, An
     document = read_result(path)
     checks.check_conditions(
         list(document["artefacts"]),
-        has_baseline=document["protocol"]["baseline"] is not None,
-        has_top1=any(artefact.get("accuracy") for artefact in document["artefacts"].values()),
+        has_baseline=document["protocol"].get("baseline") is not None,
+        has_top1=any(top1_of(artefact) is not None for artefact in document["artefacts"].values()),
     )
     return checks.finish(document, progress)
 

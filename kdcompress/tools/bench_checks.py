@@ -86,9 +86,9 @@ class BenchChecks:
         return document
 
     def _not_met(self, document: dict[str, Any]) -> list[str]:
-        cells = len(document["results"]) + sum(not failure["control"] for failure in document["failures"])
+        cells = len(document["results"]) + sum(not failure.get("control") for failure in document["failures"])
         sentences = [
-            f"{label_of(failure)}{', the control,' if failure['control'] else ''} could not be measured: "
+            f"{label_of(failure)}{', the control,' if failure.get('control') else ''} could not be measured: "
             f"{failure['stage']}: {failure['type']}: {failure['message']}"
             for failure in document["failures"]
         ]

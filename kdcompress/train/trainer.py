@@ -21,6 +21,7 @@ from kdcompress.methods.base import Method, Phase
 from kdcompress.networks.compiled import graphed_batch
 from kdcompress.networks.load_state import load_state
 from kdcompress.progress import Bar, Progress
+from kdcompress.schemas.run import CheckpointFacts
 from kdcompress.train import checkpoint
 from kdcompress.train.average import Average
 from kdcompress.train.bn_statistics import StatisticsImages
@@ -130,7 +131,12 @@ class Trainer:
             if loaded.warning is not None and self.processes.first:
                 self.progress.warn(loaded.warning)
             with checkpoint.fitting(self.path):
-                state, resumed_phase = loaded.state, loaded.state["position"]["phase"]
+                state = loaded.state
+                facts = {"position": state["position"], "log_sizes": state["log_sizes"]}
+                CheckpointFacts.model_validate(facts)
+                resumed_phase = state["position"]["phase"]
+                if resumed_phase >= len(self.phases):
+                    raise IndexError(f"phase {resumed_phase} of {len(self.phases)}")
                 self._restore(state)
         # Started from one seed, but another machine may round a random number differently.
         self.processes.broadcast_buffers(self._modules().values(), parameters=True)

@@ -65,6 +65,8 @@ WRONG = {
     "no result": far_end.transcript([m for m in far_end.valid() if "result" not in m]),
     "too few cells": far_end.transcript(far_end.valid(cells=1)),
     "no rounds": far_end.transcript(far_end.valid(rounds=0)),
+    "more rounds than the plan has": far_end.transcript(far_end.valid(rounds=20_000)),
+    "one round too many": far_end.transcript(far_end.valid(rounds=2)),
     "samples are text": _with(
         4, lambda m: m["result"]["raw"]["cells"][0]["blocks"][0].update(samples_ns="x")
     ),

@@ -113,7 +113,7 @@ def test_what_is_damaged_or_foreign_or_newer_is_refused(result, tmp_path):
             "expected the result.json that run.py of a pack wrote",
         ),
         ("[" * 100_000, "is nested too deeply"),
-        (json.dumps(empty), "is no result of a packed benchmark"),
+        (json.dumps(empty), "is damaged: job: lacks the key 'tool'"),
         ("[]", "schema None"),
     ):
         path = tmp_path / "result.json"
@@ -177,6 +177,21 @@ def test_the_same_order_packs_to_the_same_bytes(tmp_path):
         assert told["schema"] == "kdcompress.bench-pack/1"
         packs.append(told["sha256"])
     assert packs[0] == packs[1]
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/deeper", "dead/deeper", "\0"])
+def test_where_no_folder_can_be_made_one_message_says_so(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "dead").symlink_to("dead")
+    model = mean_classifier(tmp_path / "a.onnx")
+    done = kdcompress(model, "--rounds", 1, "--target", f"pack:{place}")
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert done.stderr.count("Error: ") == 1
+    assert (place in done.stderr) != (place == "\0")
+    assert "--out" not in done.stderr
+    assert (tmp_path / "taken").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} <= {"taken", "dead", "a.onnx", "a.onnx.data"}
 
 
 @pytest.mark.parametrize(

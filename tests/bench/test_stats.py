@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
+import resource
 import statistics
+import time
 
 import pytest
 
@@ -37,6 +40,34 @@ def test_the_signed_rank_interval_leaves_out_as_many_means_of_pairs_as_the_table
     values = [2.0**i for i in range(n)]  # no two means of pairs are equal
     means = sorted((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
     assert stats.signed_rank(values)[1] == (means[critical], means[-1 - critical])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 9, 21, 40])
+def test_the_signed_rank_law_is_that_of_all_sums_of_ranks(n):
+    counts = [1]  # of the subsets of the ranks with this sum, in whole numbers
+    for rank in range(1, n + 1):
+        longer = counts + [0] * rank
+        counts = [own + (longer[w - rank] if w >= rank else 0) for w, own in enumerate(longer)]
+    assert stats._signed_rank_law(n) == pytest.approx([count / 2**n for count in counts], rel=1e-12)
+
+
+def test_the_most_rounds_take_seconds_and_no_gigabyte():
+    draw = random.Random(7)
+    values = [draw.gauss(0, 1) for _ in range(stats.MOST_ROUNDS)]
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    centre, (low, high) = stats.signed_rank(values)
+    assert time.process_time() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+    assert low < centre < high
+    # The normal law of the sum leaves out nearly as many.
+    n = len(values)
+    normal = n * (n + 1) / 4 - 1.96 * math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+    assert stats._ranks_left_out(n, 0.95) == pytest.approx(normal, rel=1e-3)
+
+
+def test_more_rounds_than_the_most_are_refused():
+    with pytest.raises(ValueError, match="1001 rounds"):
+        stats.signed_rank([1.0] * 1001)
 
 
 def test_below_six_values_there_is_a_centre_and_no_interval():

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from kdcompress.data import decode
 from kdcompress.data.decode import (
     FORMATS,
     SUFFIXES,
@@ -73,6 +75,73 @@ def test_what_is_transparent_is_white(tmp_path):
     assert (read(tmp_path / "faint.png") == 204).all()
     Image.new("LA", (2, 2), (0, 0)).save(tmp_path / "grey.png")
     assert (read(tmp_path / "grey.png", channels=1) == 255).all()
+
+
+def _in_one_piece(image, mode):
+    clear = image.convert("RGBA")
+    white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
+    white.alpha_composite(clear)
+    return np.asarray(white.convert("RGB").convert(mode))
+
+
+def _see_through(mode):
+    """A picture of 50 x 37 random pixels with transparency."""
+    draw = np.random.default_rng(0)
+    if mode == "P":
+        image = Image.fromarray(draw.integers(0, 256, (37, 50), np.uint8)).convert("P")
+        image.info["transparency"] = draw.integers(0, 256, 256, np.uint8).tobytes()
+        return image
+    if mode == "RGB":
+        image = Image.fromarray(draw.integers(0, 2, (37, 50, 3), np.uint8) * 255)
+        image.info["transparency"] = (255, 0, 0)
+        return image
+    return Image.fromarray(draw.integers(0, 256, (37, 50, len(mode)), np.uint8), mode)
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_laid_on_white_in_parts_gives_the_bits_of_the_whole(
+    tmp_path, monkeypatch, mode, channels
+):
+    _see_through(mode).save(tmp_path / "clear.png", **({} if mode in ("RGBA", "LA") else {
+        "transparency": _see_through(mode).info["transparency"]
+    }))  # fmt: skip
+    monkeypatch.setattr(decode, "_TILE", 16)
+    with open_image(tmp_path / "clear.png") as image:
+        image.load()
+        assert image.mode == mode
+        assert "A" in mode or "transparency" in image.info
+        expected = _in_one_piece(image, "RGB" if channels == 3 else "L")
+        assert np.array_equal(np.asarray(decode_image(image, channels)), expected)
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from kdcompress.data.decode import decode_image, open_image
+def decoded(name):
+    with open_image(Path(name)) as image:
+        return decode_image(image, 3).size
+decoded(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decoded(sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("size", [(4000, 4000), (10**7, 1)], ids=["square", "row"])
+def test_a_large_picture_with_transparency_takes_its_pixels_twice_and_no_more(tmp_path, mode, size):
+    for name, extent in (("small.png", (8, 8)), ("large.png", size)):
+        Image.new(mode, extent).save(tmp_path / name, compress_level=1)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "small.png", tmp_path / "large.png"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # Pillow keeps RGBA, LA and RGB in 4 bytes each; a tile takes some megabytes, 1 or 2 for each pixel here.
+    assert int(done.stdout) * 1024 / (size[0] * size[1]) < 11
 
 
 def test_a_palette_with_a_transparent_colour_is_read(tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -140,6 +142,41 @@ def test_keys_may_repeat_in_another_shard(tmp_path):
     assert sum(opened(tmp_path).counts.values()) == 48
 
 
+@pytest.mark.parametrize("name", ["train.tar", "train/0.tar"])
+def test_a_listed_shard_that_links_out_of_the_folder_is_refused(tmp_path, name):
+    elsewhere = pack(tmp_path / "elsewhere" / "x.tar", by_folders())
+    link = tmp_path / "data" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    with pytest.raises(DataError, match=rf"{name}: is a link to .*x\.tar, outside of the folder"):
+        opened(tmp_path / "data")
+    with pytest.raises(DataError, match="outside of the folder"):
+        opened(link.parent / "*.tar")
+
+
+def test_a_split_that_links_out_of_the_folder_is_refused(tmp_path):
+    pack(tmp_path / "elsewhere" / "x.tar", by_folders())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="outside of the folder"):
+        opened(tmp_path / "data")
+
+
+def test_links_that_the_user_names_or_that_stay_in_the_folder_are_followed(tmp_path):
+    shard = pack(tmp_path / "elsewhere" / "train-0.tar", by_folders())
+    (tmp_path / "folder").symlink_to(shard.parent)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "train-0.tar").symlink_to(shard)
+    expected = opened(shard.parent).counts
+    (shard.parent / ".deeper").mkdir()
+    assert opened(tmp_path / "folder").counts == expected
+    assert opened(tmp_path / "own" / "train-0.tar").counts == expected
+    assert opened(tmp_path / "own" / "train-{0..0}.tar").counts == expected
+    shard.rename(shard.parent / ".deeper" / "x.tar")
+    shard.symlink_to(shard.parent / ".deeper" / "x.tar")
+    assert opened(shard.parent).counts == expected
+
+
 def test_split_folders_hold_shards(tmp_path):
     for split, start in (("train", 0), ("validation", 40), ("test", 80)):
         pack(tmp_path / split / "0.tar", by_folders(start))
@@ -210,6 +247,34 @@ def test_a_damaged_index_is_made_again(tmp_path, damage):
     index = tar_index.index_shard(shard)
     stored = tar_index._stored_at(shard)
     stored.write_bytes(damage(stored.read_bytes()))
+    assert tar_index.index_shard(shard) == index
+
+
+ODD = [
+    lambda size, images, labels: (size, [[7, *images[0][1:]], *images[1:]], labels),
+    lambda size, images, labels: (size, [[images[0][0], "0", *images[0][2:]], *images[1:]], labels),
+    lambda size, images, labels: (size, [[images[0][0], -1, *images[0][2:]], *images[1:]], labels),
+    lambda size, images, labels: (size, [[*images[0][:2], 2**63, ""], *images[1:]], labels),
+    lambda size, images, labels: (size, [[*images[0][:2], size, ""], *images[1:]], labels),
+    lambda size, images, labels: (size, [[*images[0][:2], True, ""], *images[1:]], labels),
+    lambda size, images, labels: (size, [[*images[0][:3], None], *images[1:]], labels),
+    lambda size, images, labels: (size, images, labels | {"x": ["cat"]}),
+    lambda size, images, labels: (size, images, labels | {"x": "\x1b[2J"}),
+    lambda size, images, labels: (size, images, [labels]),
+    lambda size, images, labels: (size, {"a": 1}, labels),
+]
+
+
+@pytest.mark.parametrize("change", ODD)
+def test_an_index_with_values_of_another_kind_is_made_again(tmp_path, change):
+    shard = pack(tmp_path / "a.tar", by_folders())
+    index = tar_index.index_shard(shard)
+    stored = tar_index._stored_at(shard)
+    start = len(tar_index._MAGIC) + 32
+    size, mtime_ns, images, labels = json.loads(stored.read_bytes()[start:])
+    size, images, labels = change(size, images, labels)
+    content = json.dumps([size, mtime_ns, images, labels]).encode()
+    stored.write_bytes(tar_index._MAGIC + hashlib.sha256(content).digest() + content)
     assert tar_index.index_shard(shard) == index
 
 

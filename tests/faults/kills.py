@@ -27,7 +27,9 @@ FINISHED = Path(__file__).parent.parent / "fixtures" / "e33f4e2" / "finished"
 MEASURED = json.loads((FINISHED / "bench.json").read_text())
 LONGEST_S = 600
 """Of one attempt, on a machine that does other work."""
-COMPARED = {"student.safetensors", "student.onnx", "quantised.safetensors", "teacher.safetensors"}
+COMPARED = {"student.safetensors", "student.onnx", "quantised.safetensors", "teacher.safetensors"} | {
+    "test_predictions.safetensors"  # of a baseline
+}
 TEACHER = ("teacher.model=cifar/resnet8", "teacher.epochs=2", "teacher.min_top1=0")
 SHORT = (
     "train.epochs=6",
@@ -87,6 +89,7 @@ CASES = {
     "snapshot": Case("snapshot", teacher=False),
     "sssd": Case(recipe=CLUSTERS),
     "int8": Case(settings=("export.int8={qat_epochs: 2, max_drop: 100}",)),
+    "baseline": Case(options=("--baseline",)),
     "seeds": Case("none", teacher=False, options=("--seeds", "2")),
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 from PIL import Image
 
@@ -28,6 +30,38 @@ def image_folder(root):
         for number in range(10):
             pixels = noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / name / f"{number}.png")
+
+
+@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+def test_an_image_that_changes_under_a_pixel_cache_is_exit_code_5_with_resume(tmp_path, monkeypatch, kind):
+    root, recipe = tmp_path / "data", tmp_path / "mine.yaml"
+    image_folder(root)
+    recipe.write_text(RECIPE)
+    (tmp_path / "cache").write_text("no folder can be made here, so that pictures come from the files")
+    monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path / "cache"))
+    run_steps, paths = Trainer._run_steps, sorted(root.rglob("*.png"))
+    before = {path: path.stat().st_mtime_ns for path in paths}
+
+    def changes(self, *arguments):
+        if self.at.epoch == 1:
+            for path in paths:
+                os.utime(path, ns=(1, 1))
+        return run_steps(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_run_steps", changes)
+    options = ["--data", root, "--out", tmp_path / "run", "--set", f"data.pixel_cache={kind}", "-q"]
+    arguments = ["distill", "--recipe", str(recipe), *map(str, options)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 5, (done.exception, done.stderr)
+    assert done.stderr.splitlines()[-1].endswith(
+        "was changed after the run had listed it: the data has changed since the run began; put it back and "
+        "go on with --resume"
+    )
+    monkeypatch.setattr(Trainer, "_run_steps", run_steps)
+    for path, mtime_ns in before.items():
+        os.utime(path, ns=(mtime_ns, mtime_ns))
+    done = CliRunner().invoke(main, [*arguments, "--resume"])
+    assert done.exit_code == 0, done.stderr
 
 
 def test_a_data_set_that_disappears_in_mid_run_is_exit_code_5_with_resume(tmp_path, monkeypatch):

@@ -21,13 +21,11 @@ from hostile import damage, far_end, forked
 from hostile.array_sets import array_sets
 from hostile.cache_parts import cache_parts
 from hostile.openvino_files import openvino_files
-from kdcompress.bench import compare, ssh_connection
-from kdcompress.bench.compare import read_document
+from kdcompress.bench import ssh_connection
 from kdcompress.bench.device import main as packed
 from kdcompress.bench.measure import Protocol
-from kdcompress.bench.pack import read_result
+from kdcompress.bench.metrics import METRICS
 from kdcompress.cli import main
-from kdcompress.commands.bench_table import table
 from kdcompress.data.dataset import open_data
 from kdcompress.deploy.golden_file import read_golden
 from kdcompress.deploy.load import load
@@ -132,45 +130,43 @@ def read_run(action, run, rng):
 
 def benchmarks(rng, folder):
     """An earlier benchmark (--compare), or the result of a pack (--merge)."""
-    path = folder / "bench.json"
-    if rng.random() < 0.7:
-        source = rng.choice([FIXTURES / "bench.json", FINISHED / "bench.json"])
-        path.write_bytes(damage.of_json(rng, source.read_bytes()))
-        compare_benchmark(path, source)
-        return
-    body = packed_result()
-    document = packed.with_digest(damage.of_tree(rng, body) if rng.random() < 0.8 else body)
-    content = json.dumps(document).encode()
-    path.write_bytes(content if rng.random() < 0.7 else damage.of_json(rng, content))
-    merge_benchmark(path)
+    old, result = folder / "old.json", folder / "result.json"
+    is_old = rng.random() < 0.7
+    source = rng.choice([FIXTURES / "bench.json", FINISHED / "bench.json"])
+    old.write_bytes(damage.of_json(rng, source.read_bytes()) if is_old else source.read_bytes())
+    body = packed_body()
+    if not is_old and rng.random() < 0.8:
+        body = damage.of_tree(rng, body)
+    content = json.dumps(packed.with_digest(body)).encode()
+    is_cut = not is_old and rng.random() < 0.3
+    result.write_bytes(damage.of_json(rng, content) if is_cut else content)
+    words = []
+    if is_old or rng.random() < 0.3:
+        words += ["--compare", old]
+        words += ["--fail-if", f"{rng.choice(list(METRICS))} > {rng.choice(['1.5 * old', '2'])}"]
+    if rng.random() < 0.2:
+        words += ["--plot", folder / "run" / "plot.svg"]
+    merge_benchmark(folder, *words)
 
 
-def compare_benchmark(path, source):
-    """Compares a benchmark with an earlier one."""
-    forked.note_inputs()
-    new, old = json.loads(source.read_text()), read_document(path)
-    new["compare"] = compare.compare(new, old, "bench.json")
-    table(new)
+def merge_benchmark(folder, *words):
+    """Merges the result of a pack."""
+    (folder / "run").mkdir()
+    cli("bench", "--merge", folder / "result.json", "--out", folder / "run" / "out.json", *words)
 
 
-def merge_benchmark(path):
-    """Reads the result of a pack."""
-    forked.note_inputs()
-    table(read_result(path))
-
-
-def packed_result():
-    """Returns the result of a pack, without its digest."""
-    far = far_end.valid()
-    cell = {"artefact": "a", "runtime": "onnxruntime", "threads": 1, "batch": 1, "control": False}
+def packed_body(rounds=1):
+    """Returns the body of a result of a pack, of one file and its control."""
+    far = far_end.valid(rounds=rounds)
+    cell = {"artefact": "student", "runtime": "onnxruntime", "threads": 1, "batch": 1, "control": False}
     return {
         "job": {
             "tool": {"name": "kdcompress", "version": "1"},
-            "artefacts": {"a": {"file": "a.onnx", "sha256": "", "bytes": 1, "params": 1, "macs": 1} | {
+            "artefacts": {"student": {"file": "a.onnx", "sha256": "", "bytes": 1, "params": 1, "macs": 1} | {
                 "precision": "fp32"
             }},
             "plan": {"cells": [cell, {**cell, "control": True}]},
-            "baseline": None, "protocol": {"rounds": 1}, "warnings": [],
+            "baseline": None, "protocol": {"rounds": rounds}, "warnings": [],
         },
         "raw": far[4]["result"]["raw"], "before": far[1]["preflight"]["facts"],
         "after": far[4]["result"]["after"], "warnings": [],

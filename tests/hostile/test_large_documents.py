@@ -53,7 +53,7 @@ def _log_of_many_lines(_, filling, folder):
 
 
 def _merge(_, filling, folder):
-    body = {**cases.packed_result(), "x": "FILLING"}
+    body = {**cases.packed_body(), "x": "FILLING"}
     text = json.dumps(packed.with_digest(body)).replace(
         '"FILLING"', _filled(filling, MOST_LONG_BYTES - 10_000)
     )

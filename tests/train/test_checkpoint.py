@@ -167,6 +167,9 @@ def test_a_file_system_without_hard_links_gets_a_copy(tmp_path, monkeypatch):
     assert checkpoint.load(path).state["position"] == STATE["position"]
 
 
+AT = {"phase": 0, "epoch": 0, "batch": 3, "step": 3, "phase_step": 3, "seconds": 1.0, "epoch_seconds": 1.0}
+
+
 @pytest.mark.parametrize(
     ("other", "changed"),
     [
@@ -176,8 +179,16 @@ def test_a_file_system_without_hard_links_gets_a_copy(tmp_path, monkeypatch):
         ({}, {"random_states": [{}]}),
         ({}, {"optimisers": []}),
         ({}, {"log_sizes": {"log.jsonl": "many"}}),
+        ({}, {"log_sizes": {"log.jsonl": -1}}),
+        ({}, {"log_sizes": [1]}),
+        ({}, {"position": {**AT, "phase": 7}}),
+        ({}, {"position": {**AT, "phase": "last"}}),
+        ({}, {"position": {**AT, "batch": -1}}),
+        ({}, {"position": {**AT, "step": 1.5}}),
+        ({}, {"position": {**AT, "seconds": float("nan")}}),
+        ({}, {"position": [1]}),
     ],
-    ids=["network", "position", "choice", "random", "optimisers", "sizes"],
+    ids=["network", "position", "choice", "random", "optimisers", "sizes", *map(str, range(8))],
 )
 def test_a_checkpoint_of_something_else_in_its_place_is_one_sentence(tmp_path, other, changed):
     Small(tmp_path / "other", train={"max_steps": 3}, **other).run()

@@ -29,6 +29,7 @@ from kdcompress.data.label_table import SUFFIXES
 from kdcompress.data.raw import OnProgress, Raw
 from kdcompress.errors import DataError
 from kdcompress.recipe import DataSection
+from kdcompress.user_paths import expand_home
 
 SIZE = 224
 CHANNELS = 3
@@ -89,7 +90,7 @@ def _unlabelled(tree: FolderTree, section: DataSection, progress: OnProgress | N
 def _root(section: DataSection) -> Path:
     if section.root is None:
         raise DataError("data.root: an image folder needs its place; pass it with --data DIR")
-    root = Path(section.root).expanduser()
+    root = expand_home(section.root, "data.root")
     if root.is_file():
         raise DataError(
             f"data.root: {root}: is a file, not a folder; unpack it if it is an archive. "

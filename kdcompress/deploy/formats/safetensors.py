@@ -17,6 +17,7 @@ from kdcompress.deploy.config import NAME, DeployedConfig, read_config
 from kdcompress.deploy.normalised import Deployed
 from kdcompress.deploy.strip import plain_student
 from kdcompress.errors import UserError, WeightsError
+from kdcompress.native_paths import utf8_path
 from kdcompress.networks.read_checkpoint import check_plain
 from kdcompress.tasks import CLASSIFICATION, Task, task_of
 
@@ -109,7 +110,8 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: cannot be read: it is no regular file")
     try:
-        tensors = safetensors.torch.load_file(path)
+        with utf8_path(path) as place:
+            tensors = safetensors.torch.load_file(place)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:

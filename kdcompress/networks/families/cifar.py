@@ -53,6 +53,10 @@ NAMES = {
 }
 PATTERN = r"wrn-\d+-\d+"
 """Names beyond `NAMES` that are understood: wrn-DEPTH-WIDTH, DEPTH = 6n + 4."""
+MOST_DEPTH, MOST_WIDTH = 1204, 64
+"""The deepest published residual network for CIFAR has 1202 layers; 1204 is the next depth here."""
+MOST_DEPTH_TIMES_SQUARE = 40_000
+"""A Wide ResNet has about 0.0152 M parameters for each; the largest published, 106-16, has 27,136."""
 
 _Block = type[resnet_imagenet_style.BasicBlock] | type[resnet_imagenet_style.Bottleneck]
 _IMAGENET_STYLE: dict[str, tuple[_Block, tuple[int, int, int, int]]] = {
@@ -68,10 +72,16 @@ def build(name: str, *, num_classes: int, channels: int, image_size: tuple[int, 
         classifier = build(name, num_classes=1, channels=channels, image_size=image_size)
         return without_classifier(classifier, f"cifar/{name}")
     if re.fullmatch(PATTERN, name):
-        depth, width = map(int, name.split("-")[1:])
-        if depth < 10 or (depth - 4) % 6 or width < 1:
+        depth, width = (int(number[:9]) for number in name.split("-")[1:])
+        if not 10 <= depth <= MOST_DEPTH or (depth - 4) % 6 or not 1 <= width <= MOST_WIDTH:
             raise NetworkError(
-                f"cifar/{name}: the depth must be 10, 16, 22, … (6n + 4) and the width at least 1"
+                f"cifar/{name:.60}: the depth must be 10, 16, 22, … (6n + 4, at most {MOST_DEPTH}) and the "
+                f"width 1 to {MOST_WIDTH}"
+            )
+        if depth * width**2 > MOST_DEPTH_TIMES_SQUARE:
+            raise NetworkError(
+                f"cifar/{name}: the depth times the width squared must be at most {MOST_DEPTH_TIMES_SQUARE:,}"
+                ", which gives 600 M parameters; choose a smaller depth or width"
             )
         return wrn.WideResNet(depth, width, num_classes, channels)
     if name not in NAMES:
