@@ -24,7 +24,7 @@ KINDS = (
     "recipes", "runs", "benchmarks", "far_ends", "graphs", "checkpoints", "images", "goldens", "tables",
     "shards", "cache_parts", "array_sets", "openvino_files",
 )  # fmt: skip
-CASES = ("kd", "crd", "ab", "hsakd", "dml", "lmcl", "mixskd", "snapshot", "sssd", "int8", "seeds")
+CASES = ("kd", "crd", "ab", "hsakd", "dml", "lmcl", "mixskd", "snapshot", "sssd", "int8", "seeds", "baseline")
 # pytest writes the name of the test's file before what the test writes.
 INPUTS = re.compile(r"(\w+): (\d+) inputs, exit codes (\{.*?\})")
 KILLS = re.compile(r"(\w+): (\d+) kills, (\d+) runs, (\d+) files of the same bits")

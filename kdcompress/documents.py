@@ -24,10 +24,8 @@ from kdcompress.errors import KdcompressError, UserError
 from kdcompress.plain_text import one_line, shortened
 from kdcompress.schemas.document import VERSION_ERROR
 
-MOST_BYTES = 8 << 20
-"""Of one document; the largest ones have a few figures for each of thousands of classes."""
-MOST_LONG_BYTES = 32 << 20
-"""Of a document with the duration of every timed call, which asks for this much."""
+MOST_BYTES = 32 << 20
+"""Largest size of a document: figures for each of 400,000 classes, or the duration of every timed call."""
 MOST_CONTAINERS = 1 << 20
 """Lists and objects of one document: an empty one takes thirty times the memory of its two characters."""
 MOST_DEPTH = 64

@@ -8,13 +8,13 @@ from annotated_types import Len
 from pydantic import Field, model_validator
 
 from kdcompress.bench.stats import MOST_ROUNDS
-from kdcompress.documents import MOST_LONG_BYTES, check_document, parse_json
+from kdcompress.documents import MOST_BYTES, check_document, parse_json
 from kdcompress.errors import TargetUnreachable
 from kdcompress.plain_text import printable
 from kdcompress.schemas.bench import Artefact, Bench, BenchProtocol, Environment
 from kdcompress.schemas.document import Count, Document, Milliseconds, Number, Text
 
-MOST_LINE_BYTES = MOST_LONG_BYTES
+MOST_LINE_BYTES = MOST_BYTES
 """Of one message; the longest holds the duration of every timed call."""
 TOLD = r"^(checking|loading|comparing|warming|timing)( |$)"
 """First words of what a measurement tells of its progress; each is a bar on the terminal."""

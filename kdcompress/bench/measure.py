@@ -37,7 +37,7 @@ __all__ = ["Artefact", "Progress", "Protocol", "check_artefacts", "measure"]
 
 _DEFAULTS = Protocol()
 _MOST_VALUES = 1 << 27
-"""Of the images of one call; a file that says so is asked for no more."""
+"""Largest number of values of one image that is timed."""
 _THIS_MACHINE = Local()
 
 
@@ -232,11 +232,11 @@ def check_artefacts(
         if not isinstance(number, int) or number < 1:
             raise UserError(f"bench.{key}: expected a whole number of at least 1, got {number!r}")
     for artefact in artefacts:
-        if artefact.shape is not None and max(batch) * math.prod(artefact.shape) > _MOST_VALUES:
-            size = "×".join(map(str, (max(batch), *artefact.shape)))
+        if artefact.shape is not None and math.prod(artefact.shape) > _MOST_VALUES:
+            size = "×".join(map(str, artefact.shape))
             raise UserError(
-                f"{artefact.file}: a call would take {size} values, more than the {_MOST_VALUES:,} that are "
-                "timed at most; choose a smaller image (--input-size) or batch"
+                f"{artefact.file}: an image would have {size} values, and at most {_MOST_VALUES:,} are "
+                "timed; choose a smaller one (--input-size)"
             )
     if rounds > MOST_ROUNDS:
         raise UserError(f"bench.rounds: expected at most {MOST_ROUNDS}, got {rounds}")

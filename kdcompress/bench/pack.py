@@ -28,7 +28,7 @@ from kdcompress.bench.measure import check_artefacts, describe_artefacts, make_d
 from kdcompress.bench.plan import cells_of, plan
 from kdcompress.bench.runtimes import check_remote_runtime
 from kdcompress.bench.target import RawResult
-from kdcompress.documents import MOST_LONG_BYTES, check_document, parse_json, read_text
+from kdcompress.documents import MOST_BYTES, check_document, parse_json, read_text
 from kdcompress.errors import UserError
 from kdcompress.run_folder import create_folder
 from kdcompress.schemas.bench import Bench
@@ -192,7 +192,7 @@ def _document(body: dict[str, Any]) -> dict[str, Any]:
 
 def _body(path: Path) -> dict[str, Any]:
     what = "expected the result.json that run.py of a pack wrote"
-    document = parse_json(read_text(path, MOST_LONG_BYTES), f"--merge {path}", advice=what)
+    document = parse_json(read_text(path, MOST_BYTES), f"--merge {path}", advice=what)
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != run.SCHEMA:
         is_other_version = re.fullmatch(r"kdcompress\.bench-result/\d+", str(schema))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import stat
 import struct
@@ -42,9 +43,10 @@ SUFFIXES = frozenset(
     ]
 )
 """File names that are taken for images, in lower case; other files are passed over."""
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "TGA")
-"""Formats of these files. Pillow would try all it knows, whatever the name, and starts Ghostscript for EPS.
-TGA has no mark at its start, so it is tried last."""
+_AVIF = () if importlib.util.find_spec("PIL.AvifImagePlugin") is None else ("AVIF",)  # from Pillow 11.3 on
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", *_AVIF, "TGA")
+"""Formats of these files, and AVIF, which many a .jpg of the web holds. Pillow would try all that it knows,
+and starts Ghostscript for EPS. TGA has no mark at its start, so it is tried last."""
 
 # What Pillow's readers raise on damaged files; they have no common base.
 _UNREADABLE = (

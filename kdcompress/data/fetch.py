@@ -130,7 +130,7 @@ def _writable(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return path  # the download says that the disk is full
         write_notice(
             f"{path.parent}: the cache cannot be written ({error.strerror}); {path.name} is downloaded for "

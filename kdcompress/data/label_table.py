@@ -56,7 +56,9 @@ _MOST_LINE = 1 << 20
 _MOST_PROBLEMS = 1000
 """A table with more wrong rows is not read to its end."""
 _MOST_REPEATS = 100_000
-"""Empty lines, and rows that repeat another; with more of either a table is damaged."""
+"""Empty lines one after the other, and rows that repeat another: with more of either a table is damaged."""
+_MOST_REPEATS_PER_FILE = 50
+"""Rows that repeat another, where there are many files: a table may have a row per object in a picture."""
 _MOST_MISSING = 100_000
 """Files at the beginning of a table of which not one is there."""
 _DELIMITERS = (",", ";", "\t")
@@ -194,7 +196,7 @@ class _Problems:
         """Raises one error about all problems, if there are any."""
         if not self._count:
             return
-        lines = [f"line {line}: {problem}" for line, problem in self._first]
+        lines = [f"line {line}: {problem}" for line, problem in sorted(self._first)]
         if self._count == 1:
             raise DataError(f"{self.where}: {lines[0]}")
         number = f"{self._count} problems"
@@ -238,9 +240,9 @@ class _Rows:
         self._count += 1
         if len(self._doubled) < _LISTED:
             self._doubled.append(f"{row.file} (lines {before.line} and {row.line})")
-        if self._count > _MOST_REPEATS:
+        if self._count > max(_MOST_REPEATS, _MOST_REPEATS_PER_FILE * len(self.first)):
             raise DataError(
-                f"{self._problems.where}: more than {_MOST_REPEATS:,} rows repeat a file, such as "
+                f"{self._problems.where}: {self._count:,} rows repeat a file, such as "
                 f"{self._doubled[0]}; keep one row for each file"
             )
 
@@ -305,9 +307,12 @@ def _lines(file: io.TextIOWrapper, where: str) -> Iterator[str]:
         number += 1
         if len(line) == _MOST_LINE and not line.endswith(("\n", "\r")):
             raise DataError(f"{where}: line {number}: is longer than {_MOST_LINE:,} characters")
-        empty += line.isspace()
+        # Ends of \r\r\n, as Python writes on Windows without newline="", have an empty line after each row.
+        empty = empty + 1 if line.isspace() else 0
         if empty > _MOST_REPEATS:
-            raise DataError(f"{where}: more than {_MOST_REPEATS:,} of its lines are empty; remove them")
+            raise DataError(
+                f"{where}: line {number}: more than {_MOST_REPEATS:,} lines before it are empty; remove them"
+            )
         yield line
 
 

@@ -40,12 +40,9 @@ def shards_at(root: str | None) -> tuple[Path, list[Shard]] | None:
     Args:
         root: A folder of `.tar` files and no folders or images; a folder with `train/` (and `val/`, `test/`)
             of them; a `.tar` file; or a pattern of file names with `*`, `?`, `[...]` and `{0000..0009}`.
-            The folder, the file and each number of a range are the user's own words and may be links; what a
-            folder or a wildcard lists must lie in the folder.
 
     Raises:
-        DataError: Some splits are shards and others are not, the pattern fits no shard, or a shard that was
-            listed is a link out of the folder.
+        DataError: Some splits are shards and others are not, or the pattern fits no shard.
     """
     if root is None:
         return None
@@ -72,10 +69,8 @@ def _in_folder(root: Path) -> tuple[Path, list[Shard]] | None:
                 "does not hold shards alone; pack all splits or none"
             )
         shards = [Shard(os.path.join(name, file), name) for name in splits for file in splits[name]]
-        _refuse_links_out(root, [shard.name for shard in shards])
         return root, shards
     files = _tar_files(root)
-    _refuse_links_out(root, files)
     return (root, [_named(file) for file in files]) if files else None
 
 
@@ -94,22 +89,6 @@ def _tar_files(folder: Path) -> list[str]:
     except OSError:
         return []  # whoever lists it as an image folder says why
     return sorted(files)
-
-
-def _refuse_links_out(root: Path, names: list[str]) -> None:
-    """Refuses listed shards that lie outside of the folder: its maker, not the user, chose what is read.
-
-    Raises:
-        DataError: There is one.
-    """
-    folder = os.path.realpath(root)
-    for name in names:
-        place = os.path.realpath(root / name)
-        if os.path.commonpath([folder, place]) != folder:
-            raise DataError(
-                f"{DATA_ROOT}: {root / name}: is a link to {place}, outside of the folder; move the shard "
-                "into it, or name the shards yourself: a .tar file, or a range such as train-{0000..0009}.tar"
-            )
 
 
 def _fitting(pattern: Path) -> list[Shard]:
@@ -131,8 +110,6 @@ def _fitting(pattern: Path) -> list[Shard]:
     for name in names:
         fitting = [file for file in glob.glob(name, root_dir=pattern.parent) if file.lower().endswith(SUFFIX)]
         files += fitting
-        if glob.has_magic(name):
-            _refuse_links_out(pattern.parent, fitting)
         if not fitting:
             missing.append(name)
     if missing:

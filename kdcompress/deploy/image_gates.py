@@ -23,6 +23,7 @@ from kdcompress.deploy.graph_gates import graph_gates
 from kdcompress.deploy.probabilities import probabilities_gate, temperature_in
 from kdcompress.deploy.verify import INVARIANCE_LIMIT, ROUNDING
 from kdcompress.errors import UserError
+from kdcompress.schemas.config import MOST_NUMBERS
 
 PIXEL_LIMIT = 1.0
 """255ths: two roundings of the same sum, in another order. Without antialias it is 29."""
@@ -89,9 +90,11 @@ def make(
 
 
 def typical(images: Sequence[ReferenceImage]) -> tuple[int, int]:
-    """Returns (H, W): the medians of the images' own."""
+    """Returns (H, W): the medians of the images' own, made smaller where that is more than a file may say."""
     heights, widths = (sorted(checked.image.shape[axis] for checked in images) for axis in (0, 1))
-    return heights[len(heights) // 2], widths[len(widths) // 2]
+    height, width = heights[len(heights) // 2], widths[len(widths) // 2]
+    scale = min(1.0, math.sqrt(MOST_NUMBERS / (3 * height * width)))
+    return max(1, int(scale * height)), max(1, int(scale * width))
 
 
 def _pixels(model: ModelProto, images: Sequence[ReferenceImage], threads: int, on: str) -> list[Gate]:

@@ -14,7 +14,7 @@ from kdcompress.errors import UserError
 MOST_LEVELS = 64
 """Functions that call each other; onnx itself takes 100."""
 MOST_NODES = 10_000
-"""Nodes in place of one call. ONNX Runtime replaces calls in a time that grows with the square: 2^13 nodes
+"""Nodes in place of all calls. ONNX Runtime replaces calls in a time that grows with the square: 2^13 nodes
 take 2 seconds and 2^15 take 17. Networks for images have a few thousand."""
 
 _Function = tuple[str, str, str]

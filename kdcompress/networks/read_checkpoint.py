@@ -192,6 +192,8 @@ def _pickle(path: Path, unread: tuple[str, ...]) -> Any:
         )
     try:
         repeats = repeats_too_often(path)
+    except PermissionError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
     except UNPACKING_ERRORS as error:
         raise WeightsError(f"{path}: is truncated or no checkpoint of PyTorch ({reason_of(error)})") from None
     if repeats:

@@ -91,6 +91,9 @@ class Teacher(Protocol):
     def assert_unchanged(self) -> None:
         """Raises an AssertionError if anything changed since it was made."""
 
+    def on_epoch_end(self) -> None:
+        """Finishes what other processes may read in the next epoch."""
+
 
 def teacher_network(teacher: Teacher, purpose: str) -> Tapped:
     """Returns the network of a teacher that has one, such as for heads that are copies of its stages.
@@ -234,6 +237,9 @@ class FrozenTeacher:
                 teacher that resizes.
         """
         return self.tapped.shapes(self.size or image_size)
+
+    def on_epoch_end(self) -> None:
+        """Does nothing: every pass is done when it returns."""
 
     def assert_unchanged(self) -> None:
         """Checks that original network and frozen copy are bit for bit what they were at construction.

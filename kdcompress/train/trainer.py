@@ -266,6 +266,8 @@ class Trainer:
         began = time.perf_counter()
         minimise.check()
         self.method.on_epoch_end()
+        if self.method.networks.teacher is not None:
+            self.method.networks.teacher.on_epoch_end()
         self.processes.average_statistics(self._modules().values())
         for average in (self.average, self.average_exits):
             if average is not None:

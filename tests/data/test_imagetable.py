@@ -6,6 +6,7 @@ import os
 import pytest
 from PIL import Image
 
+from kdcompress.data import label_table
 from kdcompress.data.dataset import open_data
 from kdcompress.data.label_table import LABELS, PATHS, SPLITS
 from kdcompress.errors import DataError
@@ -287,3 +288,11 @@ def test_no_such_table_and_another_file_are_told_apart(folder):
 def test_a_class_whose_files_are_all_missing_is_an_error(folder):
     lines = ["path,label", *(f"{file},{label}" for file, label in rows()), "gone.png,bird"]
     assert "no image of 'bird' can be read" in refused(table(folder, lines))
+
+
+def test_a_table_with_doubled_line_ends_is_read_and_one_of_empty_lines_is_not(folder, monkeypatch):
+    monkeypatch.setattr(label_table, "_MOST_REPEATS", 3)
+    data = opened(comma_table(folder, end="\r\r\n"))
+    assert sum(data.counts.values()) == COUNT
+    lines = comma_table(folder).read_text().splitlines()
+    assert "more than 3 lines before it are empty" in refused(table(folder, [*lines, *[""] * 4, lines[-1]]))

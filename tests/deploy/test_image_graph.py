@@ -26,6 +26,7 @@ from kdcompress.errors import GateFailed, UserError
 from kdcompress.export import image_file as image_input
 from kdcompress.export.derived import derived_request
 from kdcompress.progress import Progress
+from kdcompress.schemas.config import GraphImages
 
 RESIZE, SIDE = 18, 16
 
@@ -248,3 +249,10 @@ def test_it_is_timed_with_its_preprocessing_and_says_so(made):
     assert document["artefacts"]["image"]["input"]["dtype"] == "uint8"
     said = "image: resizing and normalising an image of 50×70 pixels is timed with the network"
     assert said in document["warnings"]
+
+
+def test_photographs_of_any_size_make_a_file_that_can_be_read_again():
+    photograph = np.broadcast_to(np.zeros(3, np.uint8), (12_000, 16_000, 3))
+    height, width = image_gates.typical([image_gates.ReferenceImage(photograph, torch.zeros(3, 8, 8))] * 3)
+    assert GraphImages(typical=[height, width]).typical == [height, width]
+    assert width / height == pytest.approx(4 / 3, rel=1e-3)

@@ -13,7 +13,7 @@ from kdcompress.bench.device import main as packed
 from kdcompress.bench.pack import read_result
 from kdcompress.data.label_table import read_table
 from kdcompress.deploy.ir_size import ir_facts
-from kdcompress.documents import MOST_BYTES, MOST_LONG_BYTES
+from kdcompress.documents import MOST_BYTES
 from kdcompress.report.record import MOST_LOG_BYTES, read_run
 
 FILLINGS = {
@@ -54,9 +54,7 @@ def _log_of_many_lines(_, filling, folder):
 
 def _merge(_, filling, folder):
     body = {**cases.packed_body(), "x": "FILLING"}
-    text = json.dumps(packed.with_digest(body)).replace(
-        '"FILLING"', _filled(filling, MOST_LONG_BYTES - 10_000)
-    )
+    text = json.dumps(packed.with_digest(body)).replace('"FILLING"', _filled(filling, MOST_BYTES - 10_000))
     (folder / "result.json").write_text(text)
     forked.note_inputs()
     read_result(folder / "result.json")
@@ -64,7 +62,7 @@ def _merge(_, filling, folder):
 
 def _far_end(_, filling, folder):
     messages = [json.dumps(message) for message in cases.far_end.valid()]
-    messages[4] = f'{messages[4][:-1]}, "x": {_filled(filling, MOST_LONG_BYTES - 10_000)}}}'
+    messages[4] = f'{messages[4][:-1]}, "x": {_filled(filling, MOST_BYTES - 10_000)}}}'
     cases.measure_there(folder, "\n".join([*messages, ""]).encode())
 
 

@@ -36,7 +36,7 @@ import numpy as np
 REFERENCE = "the reference"
 """Name of given outputs in a parity."""
 NOISE = 8
-"""Least number of noise images of a worker."""
+"""Number of noise images whose outputs are compared; a worker repeats them where they are large."""
 
 WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
 

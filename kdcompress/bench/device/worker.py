@@ -50,7 +50,7 @@ import numpy as np  # noqa: E402
 INPUTS = 8
 """Number of different batches that a block uses in turn; they are prepared before it."""
 MOST_VALUES = 1 << 27
-"""Of all these batches, unless a single one has more."""
+"""Largest number of values of all these batches, unless a single one has more."""
 
 
 class OnnxRuntime:
@@ -311,14 +311,17 @@ class Worker:
             # says so.
             self.images = images if list(images.shape[1:]) == list(shape) else None
         is_real = self.images is not None
+        largest = max(1, MOST_VALUES // max(1, int(np.prod(shape))))
         if not is_real:
             drawn = np.random.RandomState(command["seed"])
-            # Call by call, and fewer of them where images are large: the memory is not all noise.
-            inputs = max(1, min(INPUTS, MOST_VALUES // max(1, self.batch * int(np.prod(shape)))))
-            calls = (drawn.random_sample([self.batch, *shape]).astype(np.float32) for _ in range(inputs))
-            self.images = np.concatenate(list(calls))
+            # Image by image, and fewer of them where they are large: the memory is not all noise.
+            count = max(self.batch, min(INPUTS * self.batch, largest))
+            self.images = np.stack([drawn.random_sample(shape).astype(np.float32) for _ in range(count)])
+        # The same images for every batch size, whose outputs are compared.
+        self.distinct = len(self.images) if is_real else min(INPUTS, largest)
         prepare = getattr(self.runtime, "prepare", lambda images: images)
-        rows = np.arange(INPUTS * self.batch).reshape(INPUTS, self.batch) % len(self.images)
+        inputs = max(1, min(INPUTS, largest // self.batch))
+        rows = np.arange(inputs * self.batch).reshape(inputs, self.batch) % len(self.images)
         self.prepare, self.inputs = prepare, [prepare(self.images[row]) for row in rows]
         start = self.clock_ns()
         logits = self.runtime.run(self.inputs[0])
@@ -368,7 +371,7 @@ class Worker:
 
     def logits(self, command: Dict[str, Any]) -> Dict[str, Any]:
         """Computes the logits of the first images, for the parity check."""
-        rows = np.arange(-(-command["count"] // self.batch) * self.batch) % len(self.images)
+        rows = np.arange(-(-command["count"] // self.batch) * self.batch) % self.distinct
         batches = [
             np.asarray(self.runtime.run(self.prepare(self.images[part])), dtype=np.float64)
             for part in rows.reshape(-1, self.batch)

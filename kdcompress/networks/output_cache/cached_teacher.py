@@ -139,6 +139,10 @@ class CachedTeacher(WithFacts):
         """Returns the readings of a batch of two as tensors without data."""
         return self.teacher.shapes(image_size)
 
+    def on_epoch_end(self) -> None:
+        """Writes what the device has computed, so that other processes find it in the next epoch."""
+        self._write(wait=True)
+
     def assert_unchanged(self) -> None:
         """Raises an AssertionError if anything of the teacher changed since it was made."""
         self.teacher.assert_unchanged()

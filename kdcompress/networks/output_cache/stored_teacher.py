@@ -86,6 +86,9 @@ class StoredTeacher(WithFacts):
         pooled = None if self._features is None else torch.empty(2, self._features, device="meta")
         return Activations(logits=logits, pooled=pooled)
 
+    def on_epoch_end(self) -> None:
+        """Does nothing: every pass is done when it returns."""
+
     def assert_unchanged(self) -> None:
         """Raises an AssertionError if anything of the teacher changed since it was built."""
         if self._built is not None:
