@@ -91,8 +91,8 @@ def _endless(batches):
 # ---- the process that asks and compares
 
 
-class Asked:
-    """An arm in a process of its own.
+class Arm:
+    """A training in a process of its own.
 
     Args:
         script: The benchmark; it is started with `--train ARM --work WORK --threads N`.
@@ -108,10 +108,10 @@ class Asked:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "KDCOMPRESS_CACHE": str(work / "cache")},
         )  # fmt: skip
-        self.answered()
+        self.read_answer()
         self.start_s = time.perf_counter() - began
 
-    def answered(self):
+    def read_answer(self):
         line = self.process.stdout.readline()
         if not line:
             sys.exit(f"{self.arm} ended with exit code {self.process.wait()}")
@@ -120,7 +120,7 @@ class Asked:
     def seconds(self):
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return self.answered()
+        return self.read_answer()
 
 
 def take_turns(script, arms, work, threads, rounds):
@@ -129,20 +129,20 @@ def take_turns(script, arms, work, threads, rounds):
     Returns:
         Seconds of each round by arm, and a sentence about compiling.
     """
-    asked = [Asked(script, arm, work, threads) for arm in arms]
+    processes = [Arm(script, arm, work, threads) for arm in arms]
     times = {arm: [] for arm in arms}
     for number in range(rounds):
-        for each in random.sample(asked, len(asked)):
+        for each in random.sample(processes, len(processes)):
             times[each.arm].append(each.seconds())
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
-    for each in asked:
+    for each in processes:
         each.process.stdin.close()
         each.process.wait()
-    return times, compiling(asked)
+    return times, compiling(processes)
 
 
 def setting(threads, rounds, steps):
-    """Names the processor, torch, the threads, and what was asked."""
+    """Names the processor, torch, the threads, and the number of steps."""
     return f"{processor()}, torch {torch.__version__}, {threads} threads, {rounds} rounds of {steps} steps"
 
 
@@ -183,9 +183,9 @@ def table(times, floors, images):
     return "\n".join(lines)
 
 
-def compiling(asked):
+def compiling(arms):
     """Tells how many seconds compiling took, of each arm that was also run without."""
-    starts = {each.arm: each.start_s for each in asked}
+    starts = {each.arm: each.start_s for each in arms}
     found = [
         f"{arm} {starts[f'{arm} compiled'] - starts[arm]:.0f} s"
         for arm in starts

@@ -43,7 +43,8 @@ def main() -> int:
     known: dict[str, Any] = json.loads(file.read_text()) if file.exists() and not options.again else {}
     failures = 0
     for kind in options.kinds.split(",") if options.inputs else ():
-        if known.get(kind, {}).get("inputs", 0) >= options.inputs:
+        done = known.get(kind, {})
+        if done.get("inputs", 0) >= options.inputs and done.get("first", 0) == options.first:
             continue
         seeds = ["--hostile", str(options.inputs), "--hostile-from", str(options.first)]
         output, minutes, code = _pytest("hostile/test_hostile.py", f"[{kind}]", seeds)
@@ -51,7 +52,10 @@ def main() -> int:
         failures += code != 0
         if match is not None:
             codes = {key: int(count) for key, count in re.findall(r"(-?\d+): (\d+)", match[3])}
-            known[kind] = {"inputs": int(match[2]), "codes": codes, "minutes": minutes, "passed": code == 0}
+            known[kind] = {
+                "inputs": int(match[2]), "first": options.first, "codes": codes, "minutes": minutes,
+                "passed": code == 0,
+            }  # fmt: skip
         _write(file, known)
     for case in CASES if options.kills else ():
         if known.get(f"kills {case}", {}).get("kills", 0) >= options.kills:

@@ -19,9 +19,9 @@ MOST_LINE_BYTES = MOST_BYTES
 TOLD = r"^(checking|loading|comparing|warming|timing)( |$)"
 """First words of what a measurement tells of its progress; each is a bar on the terminal."""
 MOST_CELLS = 2000
-"""Of one benchmark; each is a process there."""
+"""Largest number of cells of a benchmark; each is a process there."""
 MOST_CALLS = 10_000_000
-"""Of one benchmark; the duration of a call in nanoseconds takes seven bytes and more of a message."""
+"""Largest number of timed calls of a benchmark; each takes seven bytes and more of a message."""
 _SHOWN = 60
 
 Line = Annotated[str, Field(max_length=20_000)]

@@ -32,7 +32,7 @@ OFFLINE = "KDCOMPRESS_OFFLINE"
 """Environment variable; 1: nothing is downloaded, and what is in the cache is used."""
 _CHUNK_BYTES = 1 << 18
 _MOST_BYTES = 8 << 30
-"""Of a file in the cache whose checksum is compared; a larger one is none that is published."""
+"""Largest file in the cache whose checksum is compared; no published one is larger."""
 
 
 def fetch(

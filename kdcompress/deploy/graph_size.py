@@ -28,7 +28,7 @@ _PRODUCTS |= {"FusedConv": 1, "QLinearConv": 3, "QLinearMatMul": 3, "ConvInteger
 _PASSING = frozenset({"DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape"})
 """Through these a weight reaches its operator with as many elements as it has."""
 _MOST_AXES = 64
-"""Of a tensor; numpy takes as many."""
+"""Largest number of axes of a tensor; numpy takes as many."""
 IMAGE_SHAPE = "preprocess/shape"
 """Of a graph that cuts the images out itself: the constant [0, C, S, S] that says what it has cut."""
 

@@ -12,7 +12,7 @@ from kdcompress.documents import read_bytes
 from kdcompress.errors import UserError
 
 MOST_BYTES = 16 << 20
-"""Of a graph; its weights are in a file of their own, and a ResNet-152 has 1 MiB."""
+"""Largest graph; its weights are in a file of their own, and a ResNet-152 has 1 MiB."""
 _MOST_AXES = 64
 _PRODUCTS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}

@@ -42,7 +42,7 @@ from kdcompress.tasks import task_of
 
 EXPORT_SCHEMA = "kdcompress.export/1"
 _MOST_IMAGES, _MOST_NUMBERS = 256, 1 << 27
-"""Of a batch: of 724 x 724 pixels in colour the first 85 images take 512 MiB in float32."""
+"""Largest batch, in images and in numbers: 85 images of 724 x 724 pixels in colour, 512 MiB in float32."""
 
 
 def export(

@@ -15,7 +15,7 @@ _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_
 """Parts of keys that torch.compile and similar wrappers insert at any depth; ignored in places."""
 _MAX_DEPTH = 8
 _MOST_PLACES = 8
-"""Of one container; training codes save a network under two or three names."""
+"""Largest number of places of one container; training codes save a network under two or three names."""
 
 Dictionaries = Mapping[tuple[str, ...], dict[str, Tensor]]
 """The tensors that each container of a checkpoint itself holds, by its path."""

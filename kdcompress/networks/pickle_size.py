@@ -19,7 +19,7 @@ MOST_STEPS = 100_000_000
 """Elements of all containers that are fetched from the memo, those of tuples in tuples counted anew each
 time. A checkpoint of a thousand layers has about a million."""
 _PICKLES = 5
-"""Of a file as PyTorch before 1.6 wrote it: magic number, version, system, content, names of storages."""
+"""Pickles of a file of PyTorch before 1.6: magic number, version, system, content, names of storages."""
 _TO_MARK = frozenset({"APPENDS", "SETITEMS", "TUPLE"})
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _ADDED = {"APPEND": 1, "SETITEM": 2}

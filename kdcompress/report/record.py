@@ -28,7 +28,7 @@ from kdcompress.strict_yaml import read_yaml
 from kdcompress.tasks import Task, task_of
 
 MOST_LOG_BYTES = 16 << 20
-"""Of `log.jsonl`: three hundred bytes for each of fifty thousand epochs."""
+"""Largest `log.jsonl`: three hundred bytes for each of fifty thousand epochs."""
 
 
 @dataclass(frozen=True, slots=True)

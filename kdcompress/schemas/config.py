@@ -11,8 +11,8 @@ from kdcompress.schemas.document import MOST_CLASSES, Count, Document, Positive,
 
 MOST_CHANNELS = 1024
 MOST_NUMBERS = 3 * 4096**2
-"""Of one image, channels × height × width: as many as of the largest images that a recipe allows, 200 MB in
-float32."""
+"""Largest number of values of an image, channels × height × width: that of the largest images that a recipe
+allows, 200 MB in float32."""
 _MOST_PIXELS = 16384
 
 

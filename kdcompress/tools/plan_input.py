@@ -60,8 +60,8 @@ class InputTimes:
 def measure_input(run: Run, loader: TrainingLoader, preset: str, batches: int) -> InputTimes:
     """Measures the batches of a training, and pictures in other settings of `data`.
 
-    Nothing is written: the pictures of a pixel cache are held in memory. What was read once comes from the
-    operating system's memory, so a slow disk is not in the times.
+    Nothing is added to a cache: the pictures of a pixel cache are held in memory. What was read once comes
+    from the operating system's memory, so a slow disk is not in the times.
 
     Args:
         run: The run, without its pixel cache.

@@ -156,8 +156,9 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_run(downloads, monkeyp
     monkeypatch.setenv("KDCOMPRESS_CACHE", str(tmp_path / "file"))
     with publisher(monkeypatch):
         resolved, (notice,) = resolve(recipe())
-    assert student(resolved) == ("random", None)
-    assert notice.startswith("student.weights: auto: IMAGENET1K_V1 could not be loaded (")
+    assert student(resolved)[0] == "IMAGENET1K_V1"
+    assert "IMAGENET1K_V1" in notice
+    assert "could not be loaded" not in notice
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from kdcompress.networks.teacher import Teacher
 
 _ROWS_AT_ONCE = 4096
 """Rows that `has` reads at a time."""
-_UNWRITTEN_BATCHES = 8
+_PENDING_BATCHES = 8
 """Batches whose rows may be on their way from the device; each holds some pinned memory."""
 
 
@@ -68,7 +68,7 @@ class CachedTeacher(WithFacts):
         self._stamps = dict(zip(self._sets, stamps, strict=False))
         self._writes = fill
         self._known: dict[str, np.ndarray] = {}
-        self._unwritten: deque[_Unwritten] = deque()
+        self._pending: deque[_PendingRows] = deque()
 
     @property
     def tapped(self) -> Tapped | None:
@@ -111,7 +111,7 @@ class CachedTeacher(WithFacts):
         views = rows_of(images)
         if views is None or not want <= self.codec.gives:
             return self.teacher(images, want)
-        if any(each.holds(views) for each in self._unwritten):
+        if any(each.holds(views) for each in self._pending):
             self._write(wait=True)
         found = [self._find(name, ids) for name, ids in views]
         rows, present = (
@@ -126,7 +126,7 @@ class CachedTeacher(WithFacts):
             known = moved(torch.from_numpy(present), self.device)
             complete = torch.where(known[:, None], moved(torch.from_numpy(rows), self.device), computed)
             if self._writes:
-                self._unwritten.append(_Unwritten(views, present, HostCopy(complete)))
+                self._pending.append(_PendingRows(views, present, HostCopy(complete)))
                 self._write()
             return self.codec.decode(complete, want)
         return self.codec.decode(moved(torch.from_numpy(rows), self.device), want)
@@ -203,10 +203,10 @@ class CachedTeacher(WithFacts):
 
     def _write(self, *, wait: bool = False) -> None:
         """Writes the rows that have come from the device; with `wait` it waits for all of them."""
-        while self._unwritten and (
-            wait or len(self._unwritten) > _UNWRITTEN_BATCHES or self._unwritten[0].rows.ready()
+        while self._pending and (
+            wait or len(self._pending) > _PENDING_BATCHES or self._pending[0].rows.ready()
         ):
-            batch = self._unwritten.popleft()
+            batch = self._pending.popleft()
             self._keep(batch.views, batch.rows.array(), batch.present)
 
     def _keep(self, views: list[tuple[str, Tensor]], rows: np.ndarray, present: np.ndarray) -> None:
@@ -237,7 +237,7 @@ class CachedTeacher(WithFacts):
 
 
 @dataclass(frozen=True, slots=True)
-class _Unwritten:
+class _PendingRows:
     """A batch whose rows `[B, width]` are on their way from the device; those not `present` are new."""
 
     views: list[tuple[str, Tensor]]
