@@ -189,6 +189,6 @@ def compiling(arms):
     found = [
         f"{arm} {starts[f'{arm} compiled'] - starts[arm]:.0f} s"
         for arm in starts
-        if f"{arm} compiled" in starts
+        if f"{arm} compiled" in starts and arm != "cached"
     ]
     return f"Compiling: {', '.join(found)}.\n" if found else ""

@@ -14,7 +14,8 @@ at 32x32 pixels in three channels, batches of 64, crop and mirror:
 The first three are the product's own command up to the end of the training. Each arm is a process that trains
 ten steps when it is asked to. In every round each arm is asked once, in shuffled order and never two at once;
 ratios are taken per round. The first epoch, and compiling, are not timed; what compiling takes is told beside
-the table: how much later the compiled arm had trained its first epoch.
+the table: how much later the compiled arm had trained its first epoch (not of `cached`, whose first arm
+fills the cache).
 """
 
 from __future__ import annotations
