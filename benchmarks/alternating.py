@@ -6,6 +6,7 @@ a machine that is slower for a minute changes no ratio.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -121,6 +122,32 @@ class Arm:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self.read_answer()
+
+
+def parsed(description, arms):
+    """Parses the command line, and sets the number of threads.
+
+    Args:
+        description: The benchmark's docstring.
+        arms: Names of all trainings.
+    """
+    parser = argparse.ArgumentParser(description=description.split("\n", 1)[0])
+    parser.add_argument("--arms", nargs="+", default=list(arms), choices=arms)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--train", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    return options
+
+
+def publish(text, out):
+    """Prints a page, and writes it into a file if there is one."""
+    print(text, end="")
+    if out:
+        out.write_text(text)
 
 
 def take_turns(script, arms, work, threads, rounds):

@@ -17,12 +17,11 @@ this size from the disk.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
-from alternating import OnCall, setting, table, take_turns, train_plainly
+from alternating import OnCall, parsed, publish, setting, table, take_turns, train_plainly
 from input import crops
 from safetensors.torch import save_file
 
@@ -106,15 +105,7 @@ def prepare(work):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--train", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(__doc__, ARMS)
     if options.train:
         if options.train in PRODUCT:
             product(options.train, options.work, options.threads)
@@ -127,9 +118,7 @@ def main():
         times, _ = take_turns(__file__, options.arms, work, options.threads, options.rounds)
     said = f"{setting(options.threads, options.rounds, STEPS)}\n\n"
     said += f"{table(times, FLOORS, STEPS * BATCH)}\n"
-    print(said, end="")
-    if options.out:
-        options.out.write_text(said)
+    publish(said, options.out)
 
 
 if __name__ == "__main__":

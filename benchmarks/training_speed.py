@@ -20,7 +20,6 @@ fills the cache).
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import struct
 import tempfile
@@ -29,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from alternating import OnCall, answer, setting, table, take_turns, train_plainly
+from alternating import OnCall, answer, parsed, publish, setting, table, take_turns, train_plainly
 
 from kdcompress.networks.build import build
 
@@ -191,15 +190,7 @@ def _read(name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--train", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(__doc__, ARMS)
     if options.train:
         if options.train in PRODUCT:
             product(options.train, options.work, options.threads)
@@ -213,9 +204,7 @@ def main():
         times, compiled = take_turns(__file__, arms, work, options.threads, options.rounds)
     said = f"{setting(options.threads, options.rounds, STEPS)}\n\n"
     said += f"{table(times, FLOORS, STEPS * BATCH)}\n\n{compiled}"
-    print(said, end="")
-    if options.out:
-        options.out.write_text(said)
+    publish(said, options.out)
 
 
 if __name__ == "__main__":

@@ -132,11 +132,12 @@ def _forecast(run: Run, steps: int) -> dict[str, Any]:
     )
     if batch.now != batch.measured:
         times = times.with_batch(accumulate * batch.now)
-    cache, found = _cache(run, teacher, data)
+    cache, cache_plan = _cache(run, teacher, data)
     cached = times
-    if found is not None:
-        rows = needs.views * accumulate * _row_seconds(found.codec, recipe.batch_size, run.device)
-        computed = min(1.0, found.replay.views / (epochs * needs.views)) if found.share_computed else 0.0
+    if cache_plan is not None:
+        rows = needs.views * accumulate * _row_seconds(cache_plan.codec, recipe.batch_size, run.device)
+        passes = epochs * needs.views
+        computed = min(1.0, cache_plan.replay.views / passes) if cache_plan.share_computed else 0.0
         cached = times.with_teacher(computed * teacher_seconds + rows, accumulate * batch.now)
     if cache is not None and cache["on"]:
         times = cached

@@ -22,7 +22,7 @@ class StepTimes:
         student: Passes of the student, and its update.
         data: Time that a step waits for its batch.
         rest: Losses, heads and peers of the method, optimiser, log.
-        overlap: Time for which the next batch is made beside the step: it waits only for what takes longer.
+        overlap: True: the next batch is made beside the step, which waits only for what takes longer.
     """
 
     teacher: float
