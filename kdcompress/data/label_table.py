@@ -7,24 +7,30 @@ the comma, the semicolon and the tab; the text is UTF-8, with or without a byte-
 
 from __future__ import annotations
 
-import codecs
-import contextlib
 import csv
-import errno
-import io
-import itertools
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcompress.data.decode import open_regular
 from kdcompress.data.file_list import ImageFile
 from kdcompress.data.folder_tree import DATA_ROOT, is_image
 from kdcompress.data.image_files import quote_names
-from kdcompress.documents import parse_json
+from kdcompress.data.table_records import (
+    LABELS,
+    LISTED,
+    MOST_REPEATS,
+    PATHS,
+    SPLITS,
+    Problems,
+    column_name,
+    csv_records,
+    json_records,
+    lines_of,
+    open_table,
+)
 from kdcompress.errors import DataError, suggest
 from kdcompress.user_paths import expand_home
 
@@ -34,36 +40,15 @@ NAMES = tuple(f"labels{suffix}" for suffix in SUFFIXES)
 """Names of a table beside a folder `images`."""
 IMAGES = "images"
 
-PATHS = (
-    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "image_path",
-    "img_path", "image_file", "image_name", "image_filename", "relative_path",
-)  # fmt: skip
-LABELS = (
-    "label", "class", "category", "target", "labels", "class_name", "classname", "class_label", "label_name",
-    "category_name", "ground_truth",
-)  # fmt: skip
-SPLITS = ("split", "subset", "set", "partition")
-
-_KNOWN = frozenset([*PATHS, *LABELS, *SPLITS])
 _SPLIT_VALUES = {
     "train": "train", "training": "train", "val": "val", "valid": "valid", "validation": "validation",
     "dev": "val", "test": "test", "testing": "test",
 }  # fmt: skip
-_MOST_BYTES = 1 << 31
-"""A hundred bytes for each of twenty million images."""
-_MOST_LINE = 1 << 20
-"""Characters of a line."""
-_MOST_PROBLEMS = 1000
-"""A table with more wrong rows is not read to its end."""
-_MOST_REPEATS = 100_000
-"""Empty lines one after the other, and rows that repeat another: with more of either a table is damaged."""
 _MOST_REPEATS_PER_FILE = 50
 """Rows that repeat another, where there are many files: a table may have a row per object in a picture."""
 _MOST_MISSING = 100_000
 """Files at the beginning of a table of which not one is there."""
-_DELIMITERS = (",", ";", "\t")
 _ODD_PARTS = frozenset(["", ".", ".."])  # of a path that is not in its shortest form
-_LISTED = 5  # problems listed in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +125,12 @@ def read_table(path: Path, *, labels: bool) -> LabelTable:
             the table's folder or no image, has no label or no known split, or contradicts another row.
     """
     where = f"{DATA_ROOT}: {path}"
-    problems = _Problems(where)
-    with _open(path, where) as file:
-        lines = _lines(file, where)
+    problems = Problems(where)
+    with open_table(path, where) as file:
+        lines = lines_of(file, where)
         json_lines = path.suffix.lower() in SUFFIXES[2:]
         columns, records = (
-            _json_records(lines, problems) if json_lines else _csv_records(lines, where, problems)
+            json_records(lines, problems) if json_lines else csv_records(lines, where, problems)
         )
         of_file, of_label, of_split = _roles(columns, where, labels=labels)
         root = Path(os.path.abspath(path.parent))
@@ -170,42 +155,6 @@ def read_table(path: Path, *, labels: bool) -> LabelTable:
     return _place_files(path, root, rows)
 
 
-class _Problems:
-    """The wrong rows of a table, of which the first ones are kept.
-
-    Args:
-        where: Name of the table, for the message.
-    """
-
-    def __init__(self, where: str) -> None:
-        self.where, self._first, self._count = where, list[tuple[int, str]](), 0
-
-    def add(self, line: int, problem: str) -> None:
-        """Adds a problem.
-
-        Raises:
-            DataError: There are `_MOST_PROBLEMS`.
-        """
-        self._count += 1
-        if len(self._first) < _LISTED:
-            self._first.append((line, problem))
-        if self._count >= _MOST_PROBLEMS:
-            self.refuse()
-
-    def refuse(self) -> None:
-        """Raises one error about all problems, if there are any."""
-        if not self._count:
-            return
-        lines = [f"line {line}: {problem}" for line, problem in sorted(self._first)]
-        if self._count == 1:
-            raise DataError(f"{self.where}: {lines[0]}")
-        number = f"{self._count} problems"
-        if self._count >= _MOST_PROBLEMS:
-            number = f"the first {number}; what comes after them was not read"
-        more = [f"and {self._count - _LISTED} more"] if self._count > _LISTED else []
-        raise DataError("\n  ".join([f"{self.where}: {number}", *lines, *more]))
-
-
 class _Rows:
     """The rows of a table, each file once.
 
@@ -217,7 +166,7 @@ class _Rows:
         first: Name of a file -> its first row.
     """
 
-    def __init__(self, path: Path, problems: _Problems) -> None:
+    def __init__(self, path: Path, problems: Problems) -> None:
         self.path, self.first, self._problems = path, dict[str, Row](), problems
         self._doubled, self._count = list[str](), 0
 
@@ -238,9 +187,9 @@ class _Rows:
                 self._problems.add(row.line, f"{row.file!r} is {now}, and {then}")
                 return
         self._count += 1
-        if len(self._doubled) < _LISTED:
+        if len(self._doubled) < LISTED:
             self._doubled.append(f"{row.file} (lines {before.line} and {row.line})")
-        if self._count > max(_MOST_REPEATS, _MOST_REPEATS_PER_FILE * len(self.first)):
+        if self._count > max(MOST_REPEATS, _MOST_REPEATS_PER_FILE * len(self.first)):
             raise DataError(
                 f"{self._problems.where}: {self._count:,} rows repeat a file, such as "
                 f"{self._doubled[0]}; keep one row for each file"
@@ -261,133 +210,8 @@ class _Rows:
         if not self._count:
             return []
         count = "1 row repeats" if self._count == 1 else f"{self._count} rows repeat"
-        more = f" and {self._count - _LISTED} more" if self._count > _LISTED else ""
+        more = f" and {self._count - LISTED} more" if self._count > LISTED else ""
         return [f"{self.path}: {count} a file, counted once: {', '.join(self._doubled)}{more}"]
-
-
-@contextlib.contextmanager
-def _open(path: Path, where: str) -> Iterator[io.TextIOWrapper]:
-    """Opens a table of bounded size as text."""
-    if not path.exists():
-        raise DataError(f"{where}: no such file")
-    try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size > _MOST_BYTES:
-                raise DataError(
-                    f"{where}: is larger than {_MOST_BYTES >> 20} MiB, so it is no table of labels"
-                )
-            try:
-                yield io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            except UnicodeDecodeError:
-                line = _line_of_other_text(path)
-                raise DataError(f"{where}: line {line}: is not UTF-8; save the table as UTF-8") from None
-    except OSError as error:
-        reason = "it is no regular file" if error.errno == errno.EINVAL else error.strerror
-        raise DataError(f"{where}: cannot be read: {reason}") from None
-
-
-def _line_of_other_text(path: Path) -> int:
-    """Returns the number of the first line that is not UTF-8."""
-    decoder, number = codecs.getincrementaldecoder("utf-8")(), 1
-    with open_regular(path) as file:
-        while content := file.read(_MOST_LINE):
-            try:
-                decoder.decode(content)
-            except UnicodeDecodeError as error:
-                # What it has of the block before is less than a character, so it has no line in it.
-                return number + error.object.count(b"\n", 0, error.start)
-            number += content.count(b"\n")
-    return number
-
-
-def _lines(file: io.TextIOWrapper, where: str) -> Iterator[str]:
-    """Yields the lines of a table with their ends; none is long, and not too many are empty."""
-    number = empty = 0
-    while line := file.readline(_MOST_LINE):
-        number += 1
-        if len(line) == _MOST_LINE and not line.endswith(("\n", "\r")):
-            raise DataError(f"{where}: line {number}: is longer than {_MOST_LINE:,} characters")
-        # Ends of \r\r\n, as Python writes on Windows without newline="", have an empty line after each row.
-        empty = empty + 1 if line.isspace() else 0
-        if empty > _MOST_REPEATS:
-            raise DataError(
-                f"{where}: line {number}: more than {_MOST_REPEATS:,} lines before it are empty; remove them"
-            )
-        yield line
-
-
-_Records = Iterator[tuple[int, dict[str, Any]]]
-"""(line, values by column)."""
-
-
-def _csv_records(lines: Iterator[str], where: str, problems: _Problems) -> tuple[list[str], _Records]:
-    best: tuple[tuple[int, int], str, list[str]] | None = None
-    start: list[str] = []
-
-    def kept_lines() -> Iterator[str]:
-        for line in lines:
-            start.append(line)
-            yield line
-
-    for delimiter in _DELIMITERS:
-        try:
-            header = next(csv.reader(itertools.chain(list(start), kept_lines()), delimiter=delimiter), [])
-        except csv.Error as error:
-            raise DataError(f"{where}: line 1: {error}") from None
-        header = [name.strip() for name in header]
-        fit = (sum(_known(name) in {*PATHS, *LABELS, *SPLITS} for name in header), len(header))
-        if best is None or fit > best[0]:
-            best = fit, delimiter, header
-    assert best is not None
-    _, delimiter, columns = best
-    return columns, _csv_rows(itertools.chain(start, lines), delimiter, columns, problems)
-
-
-def _csv_rows(lines: Iterable[str], delimiter: str, columns: list[str], problems: _Problems) -> _Records:
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        next(reader, None)
-        for fields in reader:
-            if not any(field.strip() for field in fields):
-                continue
-            if len(fields) != len(columns):
-                problems.add(reader.line_num, f"{len(fields)} fields, and {len(columns)} columns")
-            else:
-                yield reader.line_num, dict(zip(columns, fields, strict=True))
-    except csv.Error as error:
-        raise csv.Error(f"line {reader.line_num}: {error}") from None
-
-
-def _json_records(lines: Iterator[str], problems: _Problems) -> tuple[list[str], _Records]:
-    """Reads all lines, since any of them may name a column; of each the values of known columns stay."""
-    records: list[tuple[int, dict[str, Any]]] = []
-    columns: dict[str, None] = {}
-    without_file = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line.rstrip("\r\n"), "", failure=DataError)
-        except DataError as error:
-            why = str(error).removeprefix(": is damaged: ").removeprefix("is not valid JSON (")
-            problems.add(number, f"is no JSON: {why.removesuffix(', line 1)')}")
-            continue
-        if not isinstance(record, dict):
-            problems.add(number, 'is no JSON object; each line is one, such as {"path": ..., "label": ...}')
-            continue
-        columns |= dict.fromkeys(record)
-        known = {name: value for name, value in record.items() if _known(name) in _KNOWN}
-        records.append((number, known))
-        without_file += not any(_known(name) in PATHS for name in known)
-        if without_file >= _MOST_PROBLEMS:
-            break  # each of them is a wrong row, or there is no column of files at all
-    if not columns:
-        problems.refuse()
-    return list(columns), iter(records)
-
-
-def _known(column: str) -> str:
-    return column.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def _roles(columns: Sequence[str], where: str, *, labels: bool) -> tuple[str, str | None, str | None]:
@@ -398,7 +222,7 @@ def _roles(columns: Sequence[str], where: str, *, labels: bool) -> tuple[str, st
         raise DataError(f"{where}: two columns of the same name; {listed}")
 
     def column(names: Sequence[str], what: str, *, required: bool) -> str | None:
-        fitting = [name for name in columns if _known(name) in names]
+        fitting = [name for name in columns if column_name(name) in names]
         if len(fitting) > 1:
             raise DataError(f"{where}: {quote_names(fitting)} are both columns of {what}; keep one; {listed}")
         if not fitting and required:

@@ -6,9 +6,9 @@ import os
 import pytest
 from PIL import Image
 
-from kdcompress.data import label_table
+from kdcompress.data import table_records
 from kdcompress.data.dataset import open_data
-from kdcompress.data.label_table import LABELS, PATHS, SPLITS
+from kdcompress.data.table_records import LABELS, PATHS, SPLITS
 from kdcompress.errors import DataError
 from kdcompress.recipe import DataSection
 
@@ -291,7 +291,7 @@ def test_a_class_whose_files_are_all_missing_is_an_error(folder):
 
 
 def test_a_table_with_doubled_line_ends_is_read_and_one_of_empty_lines_is_not(folder, monkeypatch):
-    monkeypatch.setattr(label_table, "_MOST_REPEATS", 3)
+    monkeypatch.setattr(table_records, "MOST_REPEATS", 3)
     data = opened(comma_table(folder, end="\r\r\n"))
     assert sum(data.counts.values()) == COUNT
     lines = comma_table(folder).read_text().splitlines()
